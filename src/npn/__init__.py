@@ -1,0 +1,27 @@
+"""Plasticity for PyTorch models: units that do not pay for themselves go, new ones come where they help."""
+
+from npn import functional
+from npn.attach import attach
+from npn.count import count_macs, count_params
+from npn.errors import PlasticityError
+from npn.growth import Growth
+from npn.penalty import Budget, Penalty
+from npn.plasticity import Plasticity
+from npn.resizing import ResizeReport
+from npn.schedule import Plateau, Schedule, Stage
+
+__all__ = [
+    "Budget",
+    "Growth",
+    "Penalty",
+    "Plasticity",
+    "PlasticityError",
+    "Plateau",
+    "ResizeReport",
+    "Schedule",
+    "Stage",
+    "attach",
+    "count_macs",
+    "count_params",
+    "functional",
+]

@@ -1,0 +1,92 @@
+"""`attach` gives a model plasticity."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from npn import step
+from npn.call import MaskedCall
+from npn.errors import ConfigurationError, TraceError
+from npn.functional import GateFunction, gate_function
+from npn.penalty import Budget, Penalty
+from npn.plasticity import Plasticity
+from npn.tracing import Frozen, Structure, trace
+
+
+def attach(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    estimator: str = "reinmax",
+    function: str | GateFunction = "sigmoid",
+    penalty: Penalty | Budget | None = None,
+    only: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
+    masks: str = "batch",
+) -> Plasticity:
+    """Give a model gates on every unit that can be resized.
+
+    The model keeps its class, its forward and its state_dict keys. It starts at k = inf with every gate open, so
+    training goes on as before until `plastic.k` (or a `Schedule`) says otherwise.
+
+    Args:
+        model: any module whose forward pass can be traced.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; one small batch.
+        estimator: of the gates' gradient: "reinmax", "straight_through", "double_cv", "disarm", "arm" or "rloo".
+        function: gate function g, "sigmoid", "hard_sigmoid" or "shifted_sigmoid".
+        penalty: what size costs; `Penalty(cost="params", weight=1e-6)` if not given.
+        only, skip: patterns of group names that get gates, or do not.
+        masks: "batch" draws one mask per step, "example" one per example.
+
+    Returns:
+        The handle: groups, frozen dimensions, `backward`, `compact`, `grow`, `export`.
+
+    Raises:
+        TraceError: the model cannot be followed, or nothing in it can be resized.
+        ConfigurationError: an unknown option.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> attach(model, torch.zeros(1, 4)).groups
+        [UnitGroup('0', size=8, open=8)]
+
+    References:
+        Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
+    """
+    if estimator not in step.ESTIMATORS:
+        raise ConfigurationError(f"estimator must be one of {', '.join(step.ESTIMATORS)}, got {estimator!r}")
+    if masks not in ("batch", "example"):
+        raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
+    if any(isinstance(getattr(hook, "__self__", None), MaskedCall) for hook in model._forward_pre_hooks.values()):
+        raise ConfigurationError("the model has plasticity already; call detach() on its handle before attaching anew")
+    structure = select(trace(model, example_inputs), only, skip)
+    if not structure.groups:
+        reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
+        raise TraceError(f"nothing in the model can be resized: {reasons}")
+    return Plasticity(model, example_inputs, structure, estimator, gate_function(function), penalty, masks)
+
+
+def select(structure: Structure, only: str | Iterable[str] | None, skip: str | Iterable[str] | None) -> Structure:
+    """Leave out the groups that the patterns exclude; they count as frozen."""
+    chosen, left = _patterns(only), _patterns(skip)
+    names = [group.name for group in structure.groups]
+    for pattern in (*(chosen or ()), *(left or ())):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigurationError(f"pattern {pattern!r} matches no group; the model has: {', '.join(names)}")
+    kept, frozen = [], list(structure.frozen)
+    for group in structure.groups:
+        wanted = chosen is None or any(fnmatchcase(group.name, p) for p in chosen)
+        if wanted and not any(fnmatchcase(group.name, p) for p in left or ()):
+            kept.append(group)
+        else:
+            keys = tuple(slot.key for slot in group.slots)
+            frozen.append(Frozen(group.name, "left out by only= or skip=", keys, group.size))
+    return replace(structure, groups=tuple(kept), frozen=tuple(frozen))
+
+
+def _patterns(given: str | Iterable[str] | None) -> list[str] | None:
+    return None if given is None else [given] if isinstance(given, str) else list(given)

@@ -1,0 +1,99 @@
+"""The model's own call while it has gates: closed units are absent from `model(x)`, too."""
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from npn.errors import PlasticityError
+
+if TYPE_CHECKING:
+    from npn.plasticity import Plasticity
+
+
+class MaskedCall:
+    """Forward hooks of an attached model: the deterministic mask outside `Plasticity.backward`.
+
+    Attributes:
+        active: `backward` holds the masks; stand aside.
+    """
+
+    def __init__(self, plastic: "Plasticity") -> None:
+        self.plastic = plastic
+        self.active = False
+        self.entered = False
+        self._key: tuple[Any, ...] | None = None
+        self._mask: Tensor | None = None
+        self._saved: Any = None
+        self._ids: tuple[int, int] = (0, 0)
+
+    def register(self, model: nn.Module) -> None:
+        """Hook into a model."""
+        before = model.register_forward_pre_hook(self.before)
+        after = model.register_forward_hook(self.after, always_call=True)
+        self._ids = (before.id, after.id)
+
+    def unregister(self, model: nn.Module) -> None:
+        """Take the hooks off a model, or off a deep copy of it."""
+        before, after = self._ids
+        for name, key in (("_forward_pre_hooks", before), ("_forward_hooks", after)):
+            getattr(model, name).pop(key, None)
+        model._forward_hooks_always_called.pop(after, None)
+        model._forward_pre_hooks_with_kwargs.pop(before, None)
+        model._forward_hooks_with_kwargs.pop(after, None)
+
+    def reset(self) -> None:
+        """The units have changed."""
+        self._key = None
+
+    def closed_mask(self) -> Tensor | None:
+        """The deterministic mask over all units, None where all are open; read from the device only after changes."""
+        gates = [group.gate for group in self.plastic.groups]
+        key = (self.plastic.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
+        if key != self._key:
+            mask = torch.cat([gate.mask | (gate.grace > 0) for gate in gates])
+            self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
+            self._key = key
+        return self._mask
+
+    def before(self, module: nn.Module, args: Any) -> None:
+        """Forward pre-hook."""
+        if not self.active and not self.entered:
+            self._enter()
+
+    def after(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook, also after an error."""
+        if self.entered:
+            self._leave()
+
+    @torch.compiler.disable
+    def _enter(self) -> None:
+        mask = self.closed_mask()
+        readers = self.plastic.readers
+        readers.forget_outside()
+        if mask is not None:
+            with torch.inference_mode(False), torch.no_grad():
+                factors = readers.expand(mask)
+            self._saved = readers.enter_outside(factors)
+            self.entered = True
+
+    @torch.compiler.disable
+    def _leave(self) -> None:
+        self.entered = False
+        self.plastic.readers.leave_outside(self._saved)
+        self._saved = None
+
+    def __reduce__(self) -> Any:
+        raise PlasticityError(
+            "a model with gates cannot be pickled; use plastic.export() for a plain copy, model.state_dict() for its "
+            "weights, or npn.save(path, plastic) for a checkpoint"
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedCall":
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        vars(new).update(vars(self))
+        new._key, new._mask, new._saved = None, None, None
+        new.plastic = copy.deepcopy(self.plastic, memo)
+        return new

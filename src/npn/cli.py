@@ -1,0 +1,185 @@
+"""The `npn` command: `npn run` trains an experiment, `npn bench` makes the committed results."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+EXTRAS = ("typer", "rich", "matplotlib", "sklearn", "pooch")  # what the `cli` extra installs
+_missing = [name for name in EXTRAS if find_spec(name) is None]
+if _missing:
+    sys.exit(
+        f"the npn command needs {', '.join(_missing)}, not installed here; install it with: pip install 'npn[cli]'"
+    )
+
+import typer  # noqa: E402 - only once it is known to be there
+from rich.console import Console  # noqa: E402
+from typer.core import TyperGroup  # noqa: E402
+
+if TYPE_CHECKING:
+    from npn.experiments.options import Options
+    from npn.experiments.runner import Experiment, Outcome
+
+INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
+
+
+class FriendlyGroup(TyperGroup):
+    """The command group, with npn's own errors as one line instead of a traceback."""
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        """Run the command."""
+        from npn.errors import PlasticityError
+
+        try:
+            return super().invoke(ctx)
+        except PlasticityError as error:
+            typer.secho(f"error: {error}", err=True, fg="red")
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="npn",
+    cls=FriendlyGroup,
+    help="Networks that shrink and grow while they train.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+run_app = typer.Typer(help="Train one experiment; pictures and results go to a folder.", no_args_is_help=True)
+bench_app = typer.Typer(help="Run an experiment over several seeds and write its table.", no_args_is_help=True)
+app.add_typer(run_app, name="run")
+app.add_typer(bench_app, name="bench")
+console = Console()
+
+Seed = Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. [default: 0]")]
+Mode = Annotated[
+    str | None, typer.Option(help="sparsify (start full, remove) or expand (start tiny, add). [default: sparsify]")
+]
+Sharpness = Annotated[float | None, typer.Option("--k", min=0.0, help="Sharpness k of the plastic stage. [default: 7]")]
+Estimator = Annotated[
+    str | None, typer.Option(help="arm, disarm, rloo, double_cv, straight_through or reinmax. [default: reinmax]")
+]
+Function = Annotated[str | None, typer.Option(help="sigmoid, hard_sigmoid or shifted_sigmoid. [default: sigmoid]")]
+Penalty = Annotated[float | None, typer.Option(min=0.0, help="Price of a parameter in loss units.")]
+Budget = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Parameters to end with, instead of a penalty; up to 1: a share of the full net."),
+]
+Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "60,340,100".')]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cpu]")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from npn import __version__
+
+        console.print(f"npn {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """Networks that shrink and grow while they train."""
+
+
+@run_app.command("moons")
+def run_moons(
+    mode: Mode = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/moons-MODE-SEED]")] = None,
+    k: Sharpness = None,
+    estimator: Estimator = None,
+    function: Function = None,
+    penalty: Penalty = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an unfinished run in --out.")] = False,
+) -> None:
+    """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
+    from npn.experiments.moons import EXPERIMENT
+    from npn.experiments.options import Options
+
+    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
+    out = out or Path("runs") / f"moons-{mode or 'sparsify'}-{seed or 0}"
+    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite)
+
+
+@bench_app.command("moons")
+def bench_moons(
+    seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-4",
+    out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/moons"),
+    runs: Annotated[Path, typer.Option(help="Folder for the single runs.")] = Path("runs/bench-moons"),
+    k: Sharpness = None,
+    estimator: Estimator = None,
+    function: Function = None,
+    penalty: Penalty = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    device: Device = None,
+) -> None:
+    """Both modes of the two moons over several seeds, beside the paper's numbers."""
+    from npn.experiments import bench, moons
+    from npn.experiments.options import Options
+    from npn.experiments.report import parse_seeds
+
+    outcomes: dict[str, list[Outcome]] = {}
+    for mode in moons.STAGES:
+        for seed in parse_seeds(seeds):
+            options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
+            outcome = _train(moons.EXPERIMENT, options, runs / f"{mode}-{seed}")
+            outcomes.setdefault(mode, []).append(outcome)
+    files = bench.moons(out, outcomes)
+    console.print(files[1].read_text(), highlight=False, markup=False)
+    _list_files(files)
+
+
+def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: bool, overwrite: bool) -> None:
+    """One `npn run`: start or resume, then say what came out and where it is."""
+    from npn.errors import ConfigurationError
+    from npn.experiments.rundir import RunDirectory
+
+    directory = RunDirectory(out)
+    if resume and directory.finished:
+        console.print(f"The run in {out} is finished already.", highlight=False)
+    else:
+        if resume and not directory.unfinished:
+            console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False)
+            resume = False
+        elif directory.unfinished and not (resume or overwrite):
+            raise ConfigurationError(
+                f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another folder"
+            )
+        _train(experiment, options, out, resume=resume)
+    result = directory.result()
+    console.print(
+        f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
+        f"({result['architecture']}; {result['params_with_biases']:,} with biases, {result['macs']:,} MACs)",
+        highlight=False,
+    )
+    _list_files(sorted(out.iterdir()))
+
+
+def _train(experiment: "Experiment", options: "Options", out: Path, *, resume: bool = False) -> "Outcome":
+    """Run an experiment with a progress display."""
+    from npn.experiments import runner
+    from npn.experiments.console import ProgressDisplay
+    from npn.experiments.rundir import RunDirectory
+
+    name = f"{experiment.name} {out.name}"
+    try:
+        with ProgressDisplay(console, name) as display:
+            return runner.run(experiment, options, RunDirectory(out), display, resume=resume)
+    except runner.Interrupted:
+        console.print(f"Stopped. Go on with: npn run {experiment.name} --resume --out {out}", highlight=False)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def _list_files(files: list[Path]) -> None:
+    for file in files:
+        console.print(f"  {file}", highlight=False, soft_wrap=True)

@@ -1,0 +1,45 @@
+"""Count a model's parameters and multiply-adds."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
+
+from npn.tracing.capture import model_tensors, preserved, split_inputs
+
+
+def count_params(model: nn.Module, biases: bool = True) -> int:
+    """Number of parameters, tied ones once.
+
+    Args:
+        biases: count one-dimensional parameters too (biases, normalisation); papers often do not.
+
+    Example:
+        >>> count_params(nn.Linear(10, 5)), count_params(nn.Linear(10, 5), biases=False)
+        (55, 50)
+    """
+    return sum(p.numel() for p in model.parameters() if biases or p.dim() > 1)
+
+
+def count_macs(model: nn.Module, example_inputs: Any) -> int:
+    """Multiply-adds of one forward pass over the whole of `example_inputs`; FLOPs are twice as many.
+
+    Convolutions and matrix products count, attention's included; elementwise work does not. Nothing is computed: the
+    model runs on fake tensors, in its present mode. Pass a batch of one for the customary "MACs of a model".
+
+    Example:
+        >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
+        50
+    """
+    args, kwargs = split_inputs(example_inputs)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    state = {name: mode.from_tensor(tensor.detach()) for name, tensor in model_tensors(model).items()}
+    args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
+    counter = FlopCounterMode(display=False)
+    with preserved(model), mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        torch.func.functional_call(model, state, args, kwargs)
+    return counter.get_total_flops() // 2

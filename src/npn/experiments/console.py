@@ -1,0 +1,70 @@
+"""Shows a run while it goes: a progress line on a terminal, and one lasting line per stage anywhere."""
+
+import math
+from types import TracebackType
+from typing import Any, Self, final
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from npn.experiments.report import percent
+
+
+@final
+class ProgressDisplay:
+    """An observer of `runner.run` that draws with rich; a context manager, so that the terminal is left clean.
+
+    Args:
+        console: where to draw.
+        title: what is running.
+    """
+
+    def __init__(self, console: Console, title: str) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(title, total=None, status="")
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+
+    def epoch(self, row: dict[str, Any], epochs: int) -> None:
+        """Move the bar."""
+        self._progress.update(self._task, total=epochs, completed=row["epoch"] + 1, status=status(row))
+
+    def stage(self, entry: dict[str, Any]) -> None:
+        """Leave a line that stays."""
+        self.console.print(
+            f"[bold]{entry['stage']:<9}[/bold] {entry['epochs']:>4} epochs  {sharpness(entry['k']):<7} "
+            f"accuracy {percent(entry['accuracy'])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
+            f"{entry['seconds']:.1f} s",
+            highlight=False,
+        )
+
+
+def sharpness(k: float | str) -> str:
+    """A sharpness as people write it.
+
+    Example:
+        >>> sharpness(7.0), sharpness("inf")
+        ('k = 7', 'k = ∞')
+    """
+    return f"k = {float(k):.3g}" if math.isfinite(float(k)) else "k = ∞"
+
+
+def status(row: dict[str, Any]) -> str:
+    """One epoch in a few words."""
+    return f"{row['stage']}  {sharpness(row['k'])}  accuracy {percent(row['accuracy'])}  {row['architecture']}"

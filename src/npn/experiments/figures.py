@@ -1,0 +1,150 @@
+"""Pictures that any run can have: gate functions, learning curves, keep probabilities."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from npn.functional import keep_probability
+
+Rows = Sequence[Mapping[str, Any]]
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "lines.linewidth": 1.5,
+}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # Okabe & Ito: colour-blind safe
+STAGE_SHADES = ("#eef2f7", "#fff4d9", "#e9f5ea")
+FUNCTION_NAMES = {"sigmoid": "sigmoid", "hard_sigmoid": "centred hard sigmoid", "shifted_sigmoid": "shifted sigmoid"}
+
+
+def canvas(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray[Any, Any]]:
+    """A figure outside pyplot's global state and its (rows, columns) axes; sizes in inches."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False, **options)
+    return figure, axes
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a PNG in which the same figure always gives the same bytes."""
+    with mpl.rc_context(STYLE):
+        figure.savefig(path, dpi=140, metadata={"Software": None})
+    return path
+
+
+def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, math.inf)) -> Path:
+    """The keep probability g(k phi) over phi for several k, one panel per gate function (the paper's Fig. 1)."""
+    figure, axes = canvas(1, len(FUNCTION_NAMES), 10.0, 3.2, sharey=True)
+    logits = torch.linspace(-2.0, 2.0, 801, dtype=torch.float64)
+    for axis, (function, name) in zip(axes[0], FUNCTION_NAMES.items(), strict=True):
+        for index, k in enumerate(ks):
+            shade = mpl.colormaps["viridis"](0.92 * (1.0 - index / max(1, len(ks) - 1)))
+            label = f"k = {k:g}" if math.isfinite(k) else "k = ∞"
+            axis.plot(logits, keep_probability(logits, k, function), color=shade, label=label)
+        axis.set(title=name, xlabel="logit φ", ylim=(-0.03, 1.03))
+    axes[0, 0].set_ylabel("keep probability g(kφ)")
+    axes[0, -1].legend(loc="lower right")
+    return save(figure, path)
+
+
+def learning_curves(path: Path, rows: Rows, title: str) -> Path:
+    """Accuracy, open units per group and parameters over epochs, with the stages shaded."""
+    figure, axes = canvas(3, 1, 8.0, 6.6, sharex=True)
+    epochs = [row["epoch"] + 1 for row in rows]
+    accuracy, units, params = axes[:, 0]
+    for key, label, colour in (("accuracy", "test", COLOURS[0]), ("validation_accuracy", "validation", "0.6")):
+        accuracy.plot(epochs, [100 * row[key] for row in rows], label=label, color=colour, lw=1.2)
+    worst = min(row["accuracy"] for row in rows[len(rows) // 10 :])
+    accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3), title=title)
+    for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
+        units.step(epochs, [row["units"][name] for row in rows], where="mid", label=name, color=colour)
+    units.set(ylabel="open units", yscale="log")
+    params.step(epochs, [row["params"] for row in rows], where="mid", color="0.25")
+    params.set(ylabel="parameters", yscale="log", xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
+    for axis in (units, params):
+        axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    for axis in axes[:, 0]:
+        shade_stages(axis, rows, label=axis is accuracy)
+    accuracy.legend(loc="lower right", ncols=2)
+    if len(rows[0]["units"]) <= len(COLOURS):
+        units.legend(loc="upper right", ncols=2)
+    return save(figure, path)
+
+
+def stages_of(rows: Rows) -> list[tuple[str, int, int]]:
+    """`(name, first row, row after the last)` of each stage."""
+    spans: list[tuple[str, int, int]] = []
+    for index, row in enumerate(rows):
+        if spans and spans[-1][0] == row["stage"]:
+            spans[-1] = (row["stage"], spans[-1][1], index + 1)
+        else:
+            spans.append((row["stage"], index, index + 1))
+    return spans
+
+
+def shade_stages(axis: Axes, rows: Rows, *, label: bool) -> None:
+    """Put each stage on a ground of its own, with its name where asked."""
+    for index, (name, start, stop) in enumerate(stages_of(rows)):
+        axis.axvspan(start + 0.5, stop + 0.5, color=STAGE_SHADES[index % len(STAGE_SHADES)], zorder=0, lw=0)
+        if label:
+            where = {"xy": ((start + stop + 1) / 2, 0.04), "xycoords": ("data", "axes fraction")}
+            axis.annotate(name, **where, ha="center", va="bottom", color="0.4", fontsize=8.5)  # type: ignore[arg-type]
+
+
+def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> Path | None:
+    """Histograms of the keep probabilities at some moments of the plastic stages, one row per group.
+
+    Units that are physically gone since the run's largest size are counted apart, at the left of 0.
+
+    Returns:
+        The path, or None if the run has no epoch of finite k.
+    """
+    plastic = [row for row in rows if math.isfinite(float(row["k"]))]
+    if not plastic:
+        return None
+    # early moments are the busy ones: spread them evenly over the logarithm of the epoch
+    chosen = sorted({round(index) for index in np.geomspace(1, len(plastic), moments)})
+    groups = list(plastic[0]["keep"])
+    figure, axes = canvas(
+        len(groups), len(chosen), 2.4 * len(chosen) + 0.6, 1.9 * len(groups) + 0.5, sharex=True, sharey="row"
+    )
+    for line, group in zip(axes, groups, strict=True):
+        largest = max(sum(row["keep"][group]) for row in plastic)
+        for axis, moment in zip(line, chosen, strict=True):
+            row = plastic[moment - 1]
+            counts = np.asarray(row["keep"][group])
+            edges = np.linspace(0.0, 1.0, len(counts) + 1)
+            axis.bar(edges[:-1], counts, width=edges[1], align="edge", color=COLOURS[0])
+            absent = largest - counts.sum()
+            axis.bar(-0.1, absent, width=0.08, color="0.75", hatch="////", edgecolor="white", lw=0)
+            axis.set_xlim(-0.17, 1.03)
+            if line is axes[0]:
+                axis.set_title(f"epoch {row['epoch'] + 1}")
+            if line is axes[-1]:
+                axis.set_xticks([-0.1, 0.0, 0.5, 1.0], ["gone", "0", "½", "1"])
+                axis.set_xlabel("keep probability")
+        line[0].set_ylabel(f"{group}\nunits")
+    figure.suptitle(title, fontsize=10)
+    return save(figure, path)
+
+
+def _colours(count: int) -> list[Any]:
+    """That many colours: distinct ones while there are enough, else a gradient from first to last."""
+    if count <= len(COLOURS):
+        return list(COLOURS[:count])
+    return [mpl.colormaps["viridis"](index / (count - 1)) for index in range(count)]

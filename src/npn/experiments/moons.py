@@ -1,0 +1,186 @@
+"""The paper's first experiment (VI-A): two moons, a network of 100 features and 80 hidden units, shrunk or grown."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from torch import Tensor, nn
+
+import npn
+from npn.errors import ConfigurationError
+from npn.experiments import figures
+from npn.experiments.data import Split, moons
+from npn.experiments.options import Options, stage_lengths
+from npn.experiments.report import percent
+from npn.experiments.runner import Experiment, Outcome, Recipe
+
+FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
+SMALL = (3, 3)  # what expand starts with
+STAGES = {"sparsify": (60, 340, 100), "expand": (60, 340, 100)}  # pre-train, plastic, fine-tune: epochs
+BATCH_SIZE = 100
+LEARNING_RATE = 1e-2
+GATE_LEARNING_RATE = 1e-2
+GATE_BETAS = (0.9, 0.99)
+COMPACT_BELOW = 1e-2
+GRID = 161  # points per side of the picture of the decision boundary
+EXTENT = (-1.6, 2.6, -1.15, 1.65)  # the part of the plane in it: left, right, bottom, top
+
+
+class MoonsNet(nn.Module):
+    """A fixed random projection of the plane to `features`, then Linear-ReLU-Linear.
+
+    The projection is data preparation in the paper: it is not trained, and its weights are not counted.
+    """
+
+    def __init__(self, features: int = FULL[0], hidden: int = FULL[1]) -> None:
+        super().__init__()
+        self.projection = nn.Linear(2, features, bias=False).requires_grad_(False)
+        self.hidden = nn.Linear(features, hidden)
+        self.output = nn.Linear(hidden, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, 2) of points (B, 2)."""
+        logits: Tensor = self.output(torch.relu(self.hidden(self.projection(x))))
+        return logits
+
+
+def defaults(options: Options) -> Options:
+    """The settings of the committed results."""
+    return Options(
+        mode="sparsify",
+        seed=0,
+        k=7.0,
+        estimator="reinmax",
+        function="sigmoid",
+        penalty=3e-4 if options.budget is None else None,
+        device="cpu",
+    )
+
+
+def build(options: Options) -> Recipe:
+    """Data, model, gates, optimizers and schedule of one run."""
+    if options.mode not in STAGES:
+        raise ConfigurationError(f"mode must be one of {', '.join(map(repr, STAGES))}, got {options.mode!r}")
+    if options.penalty is not None and options.budget is not None:
+        raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
+    assert options.seed is not None and options.k is not None  # defaults() has filled them in
+    expand = options.mode == "expand"
+    device = torch.device(options.device or "cpu")
+    data = moons(options.seed).to(device)
+    model = MoonsNet(*(SMALL if expand else FULL)).to(device)
+    plastic = npn.attach(
+        model,
+        data.train.x[:2],
+        estimator=options.estimator,
+        function=options.function,
+        penalty=_penalty(options),
+    )
+    weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
+    gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
+    plastic.track(weights, gates)
+    pretrain, middle, finetune = stage_lengths(options.epochs, STAGES[options.mode])
+    schedule = npn.Schedule(
+        npn.Stage("pretrain", pretrain), npn.Stage("plastic", middle, k=options.k), npn.Stage("finetune", finetune)
+    )
+
+    def begin(stage: npn.Stage, position: int) -> None:
+        """Fine-tuning ends on small steps: half a cosine."""
+        done = position / stage.epochs if stage.name == "finetune" else 0.0
+        for group in weights.param_groups:
+            group["lr"] = LEARNING_RATE * 0.5 * (1.0 + float(np.cos(np.pi * done)))
+
+    return Recipe(
+        plastic=plastic,
+        schedule=schedule,
+        weights=weights,
+        gates=gates,
+        data=data,
+        batch_size=BATCH_SIZE,
+        measure=measure,
+        growth=npn.Growth(limit={"projection*": FULL[0], "hidden*": FULL[1]}) if expand else None,
+        compact_below=COMPACT_BELOW,
+        begin=begin,
+        snapshot=lambda model: {"confidence": confidence(model, device)},
+    )
+
+
+def _penalty(options: Options) -> npn.Penalty | npn.Budget:
+    if options.budget is None:
+        return npn.Penalty(cost="params", weight=options.penalty or 0.0)
+    return npn.Budget(cost="params", target=options.budget if options.budget <= 1 else int(options.budget))
+
+
+def measure(plastic: npn.Plasticity) -> dict[str, Any]:
+    """Size by open units; `params` are the weights of the two trained layers without biases, as the paper counts."""
+    features, hidden = (
+        next(size for name, size in plastic.sizes().items() if name.startswith(part))
+        for part in ("projection", "hidden")
+    )
+    weights = features * hidden + hidden * 2
+    return {"params": weights, "params_with_biases": weights + hidden + 2, "architecture": f"{features}-{hidden}-2"}
+
+
+def confidence(model: nn.Module, device: torch.device) -> Tensor:
+    """(GRID, GRID) probability of class 1 on a grid over EXTENT, rows from bottom to top."""
+    left, right, bottom, top = EXTENT
+    x, y = torch.linspace(left, right, GRID), torch.linspace(bottom, top, GRID)
+    points = torch.cartesian_prod(y, x).flip(1).to(device)
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        probability = model(points).softmax(1)[:, 1]
+    model.train(training)
+    return probability.reshape(GRID, GRID).cpu()
+
+
+def draw(path: Path, outcome: Outcome) -> list[Path]:
+    """All pictures of one run."""
+    result, rows = outcome.result, outcome.rows
+    title = f"two moons, {result['mode']}, seed {result['seed']}"
+    drawn = [
+        boundaries(path / "boundary.png", [outcome]),
+        figures.learning_curves(path / "curves.png", rows, title),
+        figures.keep_probabilities(path / "keep_probability.png", rows, f"{title}: keep probabilities, plastic stage"),
+        figures.gate_functions(path / "gates.png"),
+    ]
+    return [file for file in drawn if file is not None]
+
+
+def boundaries(path: Path, outcomes: Sequence[Outcome]) -> Path:
+    """Decision boundary and contours of confidence at the end of each stage, one row per run (the paper's Fig. 2)."""
+    columns = len(outcomes[0].snapshots)
+    figure, axes = figures.canvas(
+        len(outcomes), columns, 3.3 * columns, 2.55 * len(outcomes) + 0.5, sharex=True, sharey=True
+    )
+    picture = None
+    for line, outcome in zip(axes, outcomes, strict=True):
+        test = moons(outcome.result["seed"]).test
+        for axis, entry in zip(line, outcome.result["stages"], strict=True):
+            picture = _boundary(axis, outcome.snapshots[entry["stage"]]["confidence"], test)
+            axis.set_title(
+                f"{entry['stage']}: {entry['architecture']}, {entry['params']:,} parameters, {percent(entry['accuracy'], 1)}",
+                fontsize=8.5,
+            )
+        line[0].set_ylabel(outcome.result["mode"], fontsize=10)
+    figure.colorbar(picture, ax=axes, shrink=0.85, pad=0.01, label="probability of class 1", ticks=np.linspace(0, 1, 6))
+    return figures.save(figure, path)
+
+
+def _boundary(axis: Axes, probability: Tensor, test: Split) -> Any:
+    left, right, bottom, top = EXTENT
+    x, y = np.linspace(left, right, GRID), np.linspace(bottom, top, GRID)
+    levels = np.linspace(0.0, 1.0, 11)
+    filled = axis.contourf(x, y, probability, levels=levels, cmap="RdBu_r", alpha=0.75)
+    axis.contour(x, y, probability, levels=levels[1:-1], colors="0.35", linewidths=0.35)
+    axis.contour(x, y, probability, levels=[0.5], colors="black", linewidths=1.6)
+    for label, colour in ((0, "#08306b"), (1, "#67000d")):
+        points = test.x[test.y == label]
+        axis.scatter(points[:, 0], points[:, 1], s=3.5, color=colour, linewidths=0)
+    axis.set(xlim=(left, right), ylim=(bottom, top), xticks=[], yticks=[], aspect="equal")
+    return filled
+
+
+EXPERIMENT = Experiment("moons", defaults, build, draw, checkpoint_every=20)

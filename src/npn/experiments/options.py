@@ -1,0 +1,103 @@
+"""What a user may set for a run, and how a run's settings survive until it is resumed."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any
+
+from npn.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Settings of one run; `None` leaves the choice to the experiment.
+
+    Attributes:
+        mode: "sparsify" starts at full size and removes, "expand" starts tiny and adds.
+        seed: draws the data, the initial weights, the order of the examples and the masks.
+        k: sharpness of the plastic stage.
+        estimator: name of the gradient estimator, as `npn.attach` takes it.
+        function: name of the gate function, as `npn.attach` takes it.
+        penalty: lambda in loss units per parameter.
+        budget: parameters to end with, in place of a penalty; at most 1 for a share of the full network.
+        epochs: epochs in all, divided among the stages as by default, or one number per stage: "20,180,20".
+        device: "cpu", "cuda", "cuda:1", ...
+    """
+
+    mode: str | None = None
+    seed: int | None = None
+    k: float | None = None
+    estimator: str | None = None
+    function: str | None = None
+    penalty: float | None = None
+    budget: float | None = None
+    epochs: str | None = None
+    device: str | None = None
+
+    def over(self, defaults: "Options") -> "Options":
+        """These settings, with `defaults` where they leave the choice open.
+
+        Example:
+            >>> Options(k=5.0).over(Options(k=7.0, seed=0)) == Options(k=5.0, seed=0)
+            True
+        """
+        return replace(defaults, **{name: value for name, value in asdict(self).items() if value is not None})
+
+    def resumed(self, saved: "Options") -> "Options":
+        """The settings of a run to resume, after checking that none given now contradicts them.
+
+        Raises:
+            ConfigurationError: a setting differs from the saved run's.
+        """
+        for field in fields(self):
+            now, then = getattr(self, field.name), getattr(saved, field.name)
+            if now is not None and now != then:
+                raise ConfigurationError(
+                    f"the run to resume has {field.name}={then!r}, got {field.name}={now!r}; "
+                    "leave the option out, or start another run with --out"
+                )
+        return saved
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON and checkpoints."""
+        return asdict(self)
+
+
+def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
+    """Epochs of each stage.
+
+    Args:
+        epochs: epochs in all, divided in the proportions of `default`, or one number per stage separated by commas, or
+            None for the default.
+        default: epochs of each stage when nothing is asked for.
+
+    Returns:
+        As many whole numbers of at least 1 as `default` has.
+
+    Raises:
+        ConfigurationError: not numbers, the wrong number of them, or too few epochs for every stage to have one.
+
+    Example:
+        >>> stage_lengths("50", default=[20, 60, 20]), stage_lengths("1,2,3", default=[20, 60, 20])
+        ([10, 30, 10], [1, 2, 3])
+    """
+    if epochs is None:
+        return list(default)
+    try:
+        numbers = [int(part) for part in epochs.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == len(default) and all(number >= 1 for number in numbers):
+        return numbers
+    if len(numbers) != 1 or numbers[0] < len(default):
+        raise ConfigurationError(
+            f"epochs must be one number of at least {len(default)} or {len(default)} numbers of at least 1, one per "
+            f"stage and separated by commas, got {epochs!r}"
+        )
+    # whole shares of what is left, stage by stage: the sum is exact and no stage goes empty
+    left, weight, lengths = numbers[0], sum(default), []
+    for index, share in enumerate(default):
+        rest = len(default) - index - 1
+        length = min(max(1, round(left * share / weight)), left - rest)
+        lengths.append(length)
+        left, weight = left - length, weight - share
+    return lengths

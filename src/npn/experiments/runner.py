@@ -1,0 +1,333 @@
+"""Trains a recipe stage by stage, keeps its metrics, and stops and resumes without changing the result."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+import npn
+from npn.experiments.data import Data, Split
+from npn.experiments.options import Options
+from npn.experiments.report import command_line, machine, versions
+from npn.experiments.rundir import RunDirectory
+
+Row = dict[str, Any]
+HISTOGRAM_BINS = 20
+
+
+@dataclass
+class Recipe:
+    """What an experiment hands to the runner: everything that a training needs, built and tracked.
+
+    Attributes:
+        plastic: the attached model.
+        schedule: its stages.
+        weights: optimizer of `plastic.weights()`.
+        gates: optimizer of `plastic.logits()`.
+        data: on the model's device.
+        batch_size: examples per step.
+        measure: the size as the experiment reports it, at least `params` and `architecture`.
+        growth: the policy that adds units during stages of finite k, if any.
+        compact_below: units whose keep probability has fallen below this are removed after each epoch.
+        begin: called with the stage and the epoch's position in it, before the epoch; sets learning rates and the like.
+        snapshot: called at the end of each stage; its tensors are kept for the pictures.
+    """
+
+    plastic: npn.Plasticity
+    schedule: npn.Schedule
+    weights: Optimizer
+    gates: Optimizer
+    data: Data
+    batch_size: int
+    measure: Callable[[npn.Plasticity], dict[str, Any]]
+    growth: npn.Growth | None = None
+    compact_below: float = 1e-3
+    begin: Callable[[npn.Stage, int], None] = lambda stage, position: None
+    snapshot: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}
+
+
+@dataclass
+class Progress:
+    """What a run has come to beyond the recipe's own state: kept in checkpoints."""
+
+    rows: int = 0
+    seconds: float = 0.0
+    stages: list[Row] = field(default_factory=list)
+    snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+class Observer(Protocol):
+    """Follows a run, to show it."""
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        """An epoch is over; the run takes at most `epochs`."""
+
+    def stage(self, entry: Row) -> None:
+        """A stage is over."""
+
+
+class Interrupted(Exception):
+    """The user stopped the run; it can be resumed."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One entry of `npn run`.
+
+    Attributes:
+        name: as on the command line.
+        defaults: the settings that a user leaves open, given those that are set.
+        build: makes the recipe from complete settings; everything random in it follows from the global seed.
+        draw: makes the pictures in the run's folder.
+        checkpoint_every: epochs between checkpoints.
+    """
+
+    name: str
+    defaults: Callable[[Options], Options]
+    build: Callable[[Options], Recipe]
+    draw: Callable[[Path, "Outcome"], list[Path]]
+    checkpoint_every: int = 1
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run: its result, one row per epoch, and each stage's snapshot."""
+
+    result: Row
+    rows: list[Row]
+    snapshots: dict[str, dict[str, Tensor]]
+
+
+def run(
+    experiment: Experiment, options: Options, directory: RunDirectory, observer: Observer, *, resume: bool = False
+) -> Outcome:
+    """Train from the start, or from the directory's checkpoint, to the end; write result, model and pictures.
+
+    Args:
+        experiment: what to run.
+        options: the user's settings; for a run to resume, none may contradict those it began with.
+        directory: where the run lives. Without `resume`, what an earlier run left there is deleted.
+        observer: is told of every epoch and stage.
+        resume: go on from the checkpoint.
+
+    Returns:
+        What is in the directory afterwards.
+
+    Raises:
+        Interrupted: on SIGINT or SIGTERM, once the epoch under way is finished and in a checkpoint.
+        ConfigurationError: a setting cannot be, or differs from that of the run to resume.
+        CheckpointError: there is nothing to resume from, or it is damaged.
+    """
+    options = options.resumed(directory.options()) if resume else options.over(experiment.defaults(options))
+    torch.manual_seed(options.seed or 0)
+    recipe = experiment.build(options)
+    if resume:
+        progress = _resume(recipe, directory)
+    else:
+        directory.start(options)
+        progress = Progress()
+    _train(recipe, options.seed or 0, directory, progress, observer, experiment.checkpoint_every)
+    return _conclude(experiment, recipe, options, directory, progress)
+
+
+def _train(
+    recipe: Recipe, seed: int, directory: RunDirectory, progress: Progress, observer: Observer, checkpoint_every: int
+) -> None:
+    """Every epoch that is left."""
+    schedule, began = recipe.schedule, time.perf_counter() - progress.seconds
+    with _stop_signal() as stop:
+        for epoch in schedule:
+            stage = schedule.enter(epoch, recipe.plastic)
+            start = _span(schedule, stage)[1]
+            recipe.begin(stage, epoch - start)
+            row = _epoch(recipe, epoch, stage, seed)
+            directory.append(row)
+            progress.rows += 1
+            progress.seconds = time.perf_counter() - began
+            observer.epoch(row, schedule.epochs)
+            if epoch + 1 == _span(schedule, stage)[2]:  # asked again: a plateau may just have ended the stage
+                progress.stages.append(_stage_entry(row, epoch + 1 - start, progress))
+                progress.snapshots[stage.name] = recipe.snapshot(recipe.plastic.model)
+                observer.stage(progress.stages[-1])
+            if stop.is_set() or schedule.done or progress.rows % checkpoint_every == 0:
+                _checkpoint(recipe, directory, progress)
+            if stop.is_set() and not schedule.done:
+                raise Interrupted
+
+
+def _conclude(
+    experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress
+) -> Outcome:
+    """Export the model, measure what was exported, and write everything down, the result last."""
+    small = recipe.plastic.export()
+    _, accuracy = evaluate(small, recipe.data.test)
+    last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
+    result = {
+        "experiment": experiment.name,
+        "mode": options.mode,
+        "seed": options.seed,
+        "accuracy": accuracy,
+        **last,
+        "macs": npn.count_macs(small, recipe.data.test.x[:1]),
+        "stages": progress.stages,
+        "seconds": round(progress.seconds, 3),
+        "command": command_line(),
+        "options": options.as_dict(),
+        "versions": versions(),
+        "machine": machine(options.device or "cpu"),
+    }
+    npn.save(directory.model_file, small)
+    outcome = Outcome(result, directory.metrics(), progress.snapshots)
+    experiment.draw(directory.path, outcome)
+    directory.finish(result)
+    return outcome
+
+
+def evaluate(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in eval mode; the model's own mode is as before afterwards.
+
+    Args:
+        model: maps a batch of inputs to logits (B, classes).
+        split: the examples.
+        batch_size: examples per forward pass.
+
+    Returns:
+        Loss in nats per example, and the share of examples classified correctly.
+    """
+    training = model.training
+    model.eval()
+    loss, correct = 0.0, 0
+    with torch.no_grad():
+        for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
+            logits = model(x)
+            loss += float(F.cross_entropy(logits, y, reduction="sum"))
+            correct += int((logits.argmax(1) == y).sum())
+    model.train(training)
+    return loss / len(split), correct / len(split)
+
+
+def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The training data in batches. The order follows from seed and epoch alone, so a resumed run sees the same one."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order = torch.randperm(len(data.train), generator=generator).to(data.train.x.device)
+    for chosen in order.split(batch_size):
+        yield data.train.x[chosen], data.train.y[chosen]
+
+
+def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, seed: int) -> Row:
+    """Train for one epoch, remove what has closed, add what growth asks for, and measure."""
+    plastic, model = recipe.plastic, recipe.plastic.model
+    total, examples = 0.0, 0
+    model.train()
+    for x, y in shuffled(recipe.data, recipe.batch_size, seed, epoch):
+        recipe.weights.zero_grad()
+        recipe.gates.zero_grad()
+        loss = plastic.backward(lambda x=x, y=y: F.cross_entropy(model(x), y))  # type: ignore[misc]
+        recipe.weights.step()
+        recipe.gates.step()
+        total += float(loss) * len(y)
+        examples += len(y)
+    plastic.compact(below=recipe.compact_below)
+    validation_loss, validation_accuracy = evaluate(model, recipe.data.validation)
+    _, accuracy = evaluate(model, recipe.data.test)
+    row = {
+        "epoch": epoch,
+        "stage": stage.name,
+        "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
+        "loss": total / examples,
+        "validation_loss": validation_loss,
+        "validation_accuracy": validation_accuracy,
+        "accuracy": accuracy,
+        **recipe.measure(plastic),
+        "units": dict(plastic.sizes()),
+        "keep": _keep_histograms(plastic),
+    }
+    recipe.schedule.observe(validation_loss)
+    if recipe.growth is not None and math.isfinite(plastic.k):
+        recipe.growth.step(validation_loss, plastic)
+    return row
+
+
+def _keep_histograms(plastic: npn.Plasticity) -> dict[str, list[int]]:
+    """How many units of each group have a keep probability in each of equal bins from 0 to 1."""
+    return {
+        group.name: torch.histc(group.gate.keep_probability().detach().float().cpu(), HISTOGRAM_BINS, 0.0, 1.0)
+        .int()
+        .tolist()
+        for group in plastic.groups
+    }
+
+
+def _span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[str, int, int]:
+    return next(span for span in schedule.spans() if span[0] == stage.name)
+
+
+def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
+    before = sum(entry["seconds"] for entry in progress.stages)
+    drop = {"epoch", "stage", "loss", "keep"}
+    return {
+        "stage": row["stage"],
+        "epochs": epochs,
+        **{key: value for key, value in row.items() if key not in drop},
+        "seconds": round(progress.seconds - before, 3),
+    }
+
+
+def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> None:
+    extra = {
+        "progress": vars(progress),
+        "schedule": recipe.schedule.state_dict(),
+        "growth": recipe.growth.state_dict() if recipe.growth is not None else None,
+        "weights": recipe.weights.state_dict(),
+        "gates": recipe.gates.state_dict(),
+        "rng": torch.get_rng_state(),
+        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+    npn.save(directory.checkpoint_file, recipe.plastic, extra=extra)
+
+
+def _resume(recipe: Recipe, directory: RunDirectory) -> Progress:
+    extra = npn.load(directory.checkpoint_file, recipe.plastic)
+    progress = Progress(**extra["progress"])
+    directory.truncate(progress.rows)
+    recipe.schedule.load_state_dict(extra["schedule"])
+    if recipe.growth is not None:
+        recipe.growth.load_state_dict(extra["growth"])
+    recipe.weights.load_state_dict(extra["weights"])
+    recipe.gates.load_state_dict(extra["gates"])
+    torch.set_rng_state(extra["rng"])
+    if extra["cuda_rng"]:
+        torch.cuda.set_rng_state_all(extra["cuda_rng"])
+    return progress
+
+
+@contextmanager
+def _stop_signal() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into a flag, read between epochs; a second SIGINT stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,78 @@
+"""Expected cost (parameters, multiply-adds) of a network whose units are kept independently of each other."""
+
+from functools import reduce
+
+import torch
+from torch import Tensor
+
+from npn.errors import ConfigurationError
+
+
+def product_cost(group_sums: Tensor, weight: Tensor, constant: Tensor, counts: Tensor) -> Tensor:
+    """Expected cost of tensors whose every axis is as long as the units that are kept.
+
+    ``sum_t weight_t prod_a (constant_ta + sum_g counts_tag P_g)``, where ``P_g`` is the expected number of kept units
+    of group g. A weight matrix is one term with two axes, its rows and its columns, so what a pruned neighbour takes
+    away is not paid for twice; a bias is a term whose second axis has ``constant`` 1 and no counts.
+
+    It is the expectation where no unit sits on two axes of one term; for those add ``shared_unit_correction``.
+
+    Args:
+        group_sums: P, (G,), units: sum of the keep probabilities of each group.
+        weight: (T,), cost of one element of the term: kernel size, or kernel size times output positions for MACs.
+        constant: (T, A), ungated elements along each axis.
+        counts: (T, A, G), elements along the axis that each unit of the group owns.
+
+    Returns:
+        Scalar, differentiable in ``group_sums``, in the wider of the dtypes.
+
+    Raises:
+        ConfigurationError: if the shapes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> # 3 fixed inputs -> hidden group of 80 units, kept with 0.5 -> 2 fixed outputs, no biases
+        >>> sums = torch.tensor([80 * 0.5])
+        >>> counts = torch.tensor([[[1.0], [0.0]], [[0.0], [1.0]]])  # rows of the first, columns of the second
+        >>> product_cost(sums, torch.ones(2), torch.tensor([[0.0, 3.0], [2.0, 0.0]]), counts)
+        tensor(200.)
+
+    References:
+        Li and Ji, "L0-ARM", ECML 2019, and "Neural Plasticity Networks", IJCNN 2021, charge each gate on its own,
+        E[||z||_0] = sum_j pi_j; that is one axis and no constant.
+    """
+    terms, axes = constant.shape if constant.ndim == 2 else (-1, -1)
+    if weight.shape != (terms,) or counts.shape != (terms, axes, *group_sums.shape) or group_sums.ndim != 1:
+        raise ConfigurationError(
+            "expected group_sums (G,), weight (T,), constant (T, A) and counts (T, A, G), got "
+            f"{tuple(group_sums.shape)}, {tuple(weight.shape)}, {tuple(constant.shape)} and {tuple(counts.shape)}; "
+            "give every term the same number of axes, with constant 1 and counts 0 where one has fewer"
+        )
+    dtype = torch.promote_types(group_sums.dtype, torch.promote_types(weight.dtype, counts.dtype))
+    lengths = constant.to(dtype) + counts.to(dtype) @ group_sums.to(dtype)
+    # Axis by axis, not `prod`: its backward looks for zeros on the host.
+    return reduce(torch.mul, lengths.unbind(-1), weight.to(dtype)).sum()
+
+
+def shared_unit_correction(probability: Tensor, weight: Tensor) -> Tensor:
+    """What ``product_cost`` lacks where one unit sits on two axes of a tensor, ``sum_j weight_j (pi_j - pi_j^2)``.
+
+    A gate is 0 or 1, so ``E[z_j^2] = pi_j``, whereas the product of two sums pays ``pi_j^2``: the diagonal of a
+    square matrix between the units of one group (a recurrent weight, a tied residual stream) comes out too cheap.
+
+    Args:
+        probability: pi, (n,).
+        weight: (n,) or (), cost of the elements on which unit j meets itself: the term's weight times the unit's
+            count on the one axis times its count on the other.
+
+    Returns:
+        Scalar, >= 0 for weights >= 0, differentiable in ``probability``. Add it to ``product_cost``.
+
+    Example:
+        >>> import torch
+        >>> pi = torch.tensor([0.5, 1.0])
+        >>> square = product_cost(pi.sum()[None], torch.ones(1), torch.zeros(1, 2), torch.ones(1, 2, 1))
+        >>> square + shared_unit_correction(pi, torch.ones(2))  # half the time 1 element, half the time 4
+        tensor(2.5000)
+    """
+    return (weight * (probability - probability * probability)).sum()

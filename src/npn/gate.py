@@ -1,0 +1,95 @@
+"""Gates: one logit per unit, and the group of units that they open and close."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from npn.functional import GateFunction, Sigmoid, keep_probability, logits_for
+from npn.tracing import Group, Slot
+
+OPEN, CLOSED = 0.95, 0.05  # where gates start (Li & Ji, IJCNN 2021)
+
+
+@dataclass
+class Sharpness:
+    """The sharpness k and gate function that all gates of one model share.
+
+    Attributes:
+        k: >= 0, `math.inf` is the deterministic mode.
+        scale: the last k with 0 < k < inf, in whose units the logits are; 1 before there was any.
+        function: g.
+    """
+
+    k: float = math.inf
+    scale: float = 1.0
+    function: GateFunction = field(default_factory=Sigmoid)
+
+    def logit(self, probability: float) -> float:
+        """phi with g(scale phi) = probability."""
+        return float(logits_for(torch.tensor(probability, dtype=torch.float64), self.scale, self.function))
+
+
+class Gate:
+    """Stochastic gates of one group: z_j ~ Bernoulli(pi_j), pi_j = g(k phi_j).
+
+    Attributes:
+        logits: phi, a parameter of shape (size,).
+        grace: int64 (size,), training steps for which a new unit is still held open and costs nothing.
+        shut: bool (size,), closed by hand and not reopened since.
+
+    References:
+        Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
+    """
+
+    def __init__(self, size: int, sharpness: Sharpness, device: torch.device | None = None) -> None:
+        self.logits = nn.Parameter(torch.full((size,), sharpness.logit(OPEN), device=device))
+        self.grace = torch.zeros(size, dtype=torch.long, device=device)
+        self.shut = torch.zeros(size, dtype=torch.bool, device=device)
+        self.sharpness = sharpness
+
+    def keep_probability(self) -> Tensor:
+        """pi = g(k phi), shape (size,), differentiable in the logits; 1[phi > 0] at k = inf."""
+        return keep_probability(self.logits, self.sharpness.k, self.sharpness.function)
+
+    @property
+    def mask(self) -> Tensor:
+        """The deterministic mask 1[pi > 1/2], bool (size,); at k = 0 its limit 1[phi > 0]."""
+        with torch.no_grad():
+            if isinstance(self.sharpness.function, Sigmoid) or self.sharpness.k in (0.0, math.inf):
+                return self.logits > 0
+            return self.keep_probability() > 0.5
+
+    @property
+    def removable(self) -> Tensor:
+        """bool (size,): closed by hand and still closed."""
+        return self.shut & ~self.mask
+
+
+@dataclass(eq=False)
+class UnitGroup:
+    """Units that come and go together with all that belongs to them.
+
+    Attributes:
+        name: module that produces the units.
+        gate: their gates.
+        traced: where the units live.
+    """
+
+    name: str
+    gate: Gate
+    traced: Group
+
+    @property
+    def size(self) -> int:
+        """Number of units that physically exist."""
+        return self.traced.size
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Every (tensor, axis) on which the units lie, producers first."""
+        return self.traced.slots
+
+    def __repr__(self) -> str:
+        return f"UnitGroup({self.name!r}, size={self.size}, open={int(self.gate.mask.sum())})"

@@ -1,0 +1,293 @@
+"""Algorithm 1 of the paper: a layer that uses all it has, in a network that still gets better, gets another unit."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
+from npn.penalty import match_patterns
+
+Report = TypeVar("Report", covariant=True)
+
+
+class _Gate(Protocol):
+    @property
+    def mask(self) -> Tensor: ...
+    @property
+    def grace(self) -> Tensor: ...
+    def keep_probability(self) -> Tensor: ...
+
+
+class _Group(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def gate(self) -> _Gate: ...
+
+
+class Growable(Protocol[Report]):
+    """What growth asks of `npn.Plasticity`."""
+
+    @property
+    def groups(self) -> Sequence[_Group]: ...
+    def weights(self) -> Any: ...
+    def grow(self, added: dict[str, int], /, *, grace: int) -> Report: ...
+    def open(self, group: str, units: list[int], /) -> Any: ...
+
+
+@final
+@dataclass(frozen=True)
+class GrowthEvent:
+    """One growth: at which step and validation loss, and units added and closed units reused, per group."""
+
+    step: int
+    loss: float
+    added: dict[str, int]
+    reopened: dict[str, int]
+
+
+def units_to_open(
+    size: int, closed: int, waited: int, *, units: int | float, limit: float, revive: float
+) -> tuple[int, int]:
+    """How many units one group gets, once the loss has earned it some.
+
+    A group with every unit open gets new ones, up to its limit. A group with closed units does not use all it has and
+    gets nothing at first: either they open again or `compact` removes them. Where they have done neither for `revive`
+    steps, they are dead slots, reused before any unit is added.
+
+    Args:
+        size: units that the group has, open and closed.
+        closed: how many of them are closed.
+        waited: for how many steps in a row the group has had closed units.
+        units: how many to open: a number of units, or a float fraction of `size`, rounded down but at least 1.
+        limit: the most units the group may have, and may have open.
+        revive: steps after which closed units are reused.
+
+    Returns:
+        How many closed units to reopen, and how many units to add.
+
+    Example:
+        >>> units_to_open(10, closed=0, waited=0, units=0.25, limit=80, revive=10)
+        (0, 2)
+        >>> units_to_open(10, closed=1, waited=3, units=2, limit=80, revive=10)
+        (0, 0)
+        >>> units_to_open(10, closed=1, waited=10, units=2, limit=80, revive=10)
+        (1, 1)
+    """
+    if closed and waited < revive:
+        return 0, 0
+    wanted = max(1, int(units * size)) if isinstance(units, float) else units
+    reopened = max(0, int(min(wanted, closed, limit - (size - closed))))
+    return reopened, max(0, int(min(wanted - reopened, limit - size)))
+
+
+@final
+class Growth:
+    """The paper's Algorithm 1 as a policy: call `step` after each validation, usually once per epoch.
+
+    A group gets a unit when
+
+    1. the validation loss has fallen below its value at the last growth, by more than `min_delta`, and
+    2. every unit the group has is open, units in their grace period included.
+
+    Both are asked of each group by itself, so that a closed unit in one layer holds up no other. Nor does it hold up
+    its own for ever: after `revive` steps in a row with closed units a group reuses those, the one with the lowest
+    keep probability first, before it gets new rows. Growth is over for good
+
+    a. when the validation loss has not improved for `patience` steps (nor anything grown), or
+    b. when no group can have another unit: each is at its `limit` with every unit open, or the model has `max_params`.
+
+    Units are added physically. A new or reused unit is held open and unpenalised for `grace` training steps: with no
+    weight reading it yet, the data says nothing for it while the penalty would close it.
+
+    Args:
+        units: how many units a group gets at a time: an int, or a float fraction of its present size (at least 1 unit).
+        limit: the most units a group may have: one int for all, or a dict from name pattern to int, first match first;
+            groups that match no pattern have no limit.
+        max_params: growth is over once the model has so many parameters (`plastic.weights()`, biases included); the
+            last growth may pass it.
+        patience: steps of `step` without improvement that end growth. A step means a validation here.
+        min_delta: by how much the loss must fall to count, in loss units.
+        grace: training steps (calls of `plastic.backward`) for which a new unit is held open.
+        revive: steps of `step` after which closed units are reused; `None` leaves them to `plastic.compact`.
+        only: name pattern, or several, of the groups that may grow.
+
+    Raises:
+        ConfigurationError: an argument is outside its range.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> gate = SimpleNamespace(mask=torch.tensor([True]), grace=torch.tensor([0]))
+        >>> plastic = SimpleNamespace(  # stands for the result of npn.attach: one group with one unit, and it is open
+        ...     groups=[SimpleNamespace(name="fc1", size=1, gate=gate)], grow=lambda added, grace: added)
+        >>> growth = Growth(limit=80, grace=50)
+        >>> growth.step(0.7, plastic)
+        {'fc1': 1}
+        >>> growth.step(0.7, plastic) is None  # no better than at the last growth
+        True
+
+    References:
+        Li & Ji, Neural Plasticity Networks, arXiv:1908.08118, Algorithm 1.
+    """
+
+    def __init__(
+        self,
+        units: int | float = 1,
+        *,
+        limit: int | Mapping[str, int] | None = None,
+        max_params: int | None = None,
+        patience: int = 20,
+        min_delta: float = 0.0,
+        grace: int = 100,
+        revive: int | None = 10,
+        only: str | Sequence[str] = "*",
+    ) -> None:
+        if isinstance(units, bool) or not (0.0 < units < math.inf and (units >= 1 or isinstance(units, float))):
+            raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {units!r}")
+        limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
+        for name, value in (("max_params", max_params), ("revive", revive), *(("limit", v) for v in limits.values())):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
+        if patience < 1:
+            raise ConfigurationError(f"patience must be at least 1, got {patience!r}")
+        if not 0.0 <= min_delta < math.inf:
+            raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
+        if grace < 0:
+            raise ConfigurationError(f"grace must be at least 0, got {grace!r}")
+        self.units, self.limits, self.max_params = units, limits, max_params
+        self.patience, self.min_delta, self.grace = patience, min_delta, grace
+        self.revive = math.inf if revive is None else revive
+        self.only = (only,) if isinstance(only, str) else tuple(only)
+        if not self.only:
+            raise ConfigurationError("only must name at least one group, got none")
+        self.history: list[GrowthEvent] = []
+        self._steps = 0
+        self._stale = 0
+        self._best = math.inf  # the lowest loss so far
+        self._bar = math.inf  # the loss at the last growth
+        self._waited: dict[str, int] = {}  # group -> steps in a row with closed units
+        self._over = False
+
+    @property
+    def done(self) -> bool:
+        """Whether growth is over; `step` does nothing any more."""
+        return self._over
+
+    def step(self, validation_loss: float | Tensor, plastic: Growable[Report]) -> Report | None:
+        """Grow the groups that have earned it.
+
+        Args:
+            validation_loss: mean data loss, without the penalty, on a split of the training set that is not trained on;
+                never on test data.
+            plastic: the result of `npn.attach`.
+
+        Returns:
+            The `ResizeReport` of what was added; `None` if no row was. Closed units reused are in `history`.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+            ConfigurationError: a pattern of `only` or `limit` matches no group.
+            ResizeError: the model refused to grow. In each case nothing has changed.
+        """
+        if self._over:
+            return None
+        loss = float(validation_loss)
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"growth needs a finite validation loss, got {loss} at step {self._steps + 1}; nothing was grown. "
+                "Look at the training loss: a lower learning rate or gradient clipping may help"
+            )
+        groups = self._groups(plastic)
+        limits = match_patterns(self.limits, [group.name for group in plastic.groups], "limit") if self.limits else {}
+        closed = {group.name: len(closed_units(group)) for group in groups}
+        waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
+
+        stale = 0 if loss < self._best - self.min_delta else self._stale + 1
+        exhausted = stale >= self.patience or self._is_full(plastic, limits)
+        plan: dict[str, tuple[int, int]] = {}
+        if not exhausted and loss < self._bar - self.min_delta:
+            for group in groups:
+                plan[group.name] = units_to_open(
+                    group.size,
+                    closed[group.name],
+                    waited[group.name],
+                    units=self.units,
+                    limit=limits.get(group.name, math.inf),
+                    revive=self.revive,
+                )
+        added = {name: new for name, (_, new) in plan.items() if new}
+        reopened = {name: old for name, (old, _) in plan.items() if old}
+
+        # Only this can fail, and it changes nothing if it does; so it comes before every change.
+        report = plastic.grow(added, grace=self.grace) if added else None
+        for group in plastic.groups:
+            if group.name in reopened:  # looked up anew: growing may have moved the units
+                units = closed_units(group)[: reopened[group.name]]
+                plastic.open(group.name, units)
+                group.gate.grace[units] = self.grace
+
+        self._steps += 1
+        self._stale = stale
+        if stale == 0:
+            self._best = loss
+        self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
+        if added or reopened:
+            self._bar, self._stale = loss, 0
+            self.history.append(GrowthEvent(self._steps, loss, added, reopened))
+        self._over = exhausted or self._is_full(plastic, limits)
+        return report
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where growth is, in plain values; the options are not part of it."""
+        return {
+            "steps": self._steps,
+            "stale": self._stale,
+            "best": self._best,
+            "bar": self._bar,
+            "waited": dict(self._waited),
+            "over": self._over,
+            "history": [asdict(event) for event in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            CheckpointError: the state is not that of a Growth; nothing was loaded.
+        """
+        missing = set(self.state_dict()) - set(state)
+        if missing:
+            raise CheckpointError(f"not the state of a Growth: it lacks {', '.join(sorted(missing))}")
+        history = [GrowthEvent(**event) for event in state["history"]]
+        self._steps, self._stale = int(state["steps"]), int(state["stale"])
+        self._best, self._bar = float(state["best"]), float(state["bar"])
+        self._waited, self._over = dict(state["waited"]), bool(state["over"])
+        self.history = history
+
+    def _groups(self, plastic: Growable[Any]) -> list[_Group]:
+        names = [group.name for group in plastic.groups]
+        chosen = match_patterns(dict.fromkeys(self.only, True), names, "only")
+        return [group for group in plastic.groups if group.name in chosen]
+
+    def _is_full(self, plastic: Growable[Any], limits: Mapping[str, int]) -> bool:
+        """Stopping rule (b)."""
+        if self.max_params is not None and sum(weight.numel() for weight in plastic.weights()) >= self.max_params:
+            return True
+        groups = self._groups(plastic)
+        return all(group.size - len(closed_units(group)) >= limits.get(group.name, math.inf) for group in groups)
+
+
+def closed_units(group: _Group) -> list[int]:
+    """Indices of the units of a group that are closed and in no grace period, lowest keep probability first."""
+    gate = group.gate
+    closed = ~gate.mask & (gate.grace <= 0)
+    if not bool(closed.any()):
+        return []
+    order = torch.argsort(gate.keep_probability().detach(), stable=True)
+    return [int(unit) for unit in order[closed[order]].tolist()]

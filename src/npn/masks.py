@@ -1,0 +1,184 @@
+"""Consumer-side masks: a closed gate zeroes the weights that read its unit, for the length of a call.
+
+A closed unit is then exactly an absent one, whatever lies between it and its readers, and the price is one product per
+weight instead of one per activation. Masks are applied by (parameter, axis), not by module: fused kernels, tied weights
+and recurrent layers read the same parameter.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from npn.tracing import Group
+from npn.tracing.capture import model_tensors
+
+
+class Readers:
+    """The weights that read gated units.
+
+    Args:
+        model: the model.
+        groups: its gated groups; unit numbers run through them in this order.
+    """
+
+    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+        tensors = model_tensors(model)
+        self.units = sum(group.size for group in groups)
+        columns: dict[str, dict[int, Tensor]] = {}
+        start = 0
+        for group in groups:
+            for slot in group.slots:
+                if slot.reads:
+                    size = tensors[slot.tensor].shape[slot.axis]
+                    owner = columns.setdefault(slot.tensor, {}).setdefault(slot.axis, torch.full((size,), self.units))
+                    owner[slot.index] = torch.arange(start, start + group.size)[:, None]
+            start += group.size
+        self.names = list(columns)
+        self.parameters: list[Tensor] = [tensors[name] for name in columns]
+        self.axes = [list(axes) for axes in columns.values()]
+        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        pieces = [owner for axes in columns.values() for owner in axes.values()]
+        self.sizes = [len(piece) for piece in pieces]
+        self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
+        self._masks: list[list[Tensor]] | None = None
+        self._values: list[Tensor] = []
+        self._collected: list[Tensor | None] | None = None
+        self._outside: list[list[Tensor]] | None = None
+        self._handles: list[RemovableHandle] = []
+        for i, parameter in enumerate(self.parameters):
+            if parameter.requires_grad:
+                self._handles.append(parameter.register_hook(self._hook(i)))
+
+    def remove(self) -> None:
+        """Take the gradient hooks off the parameters."""
+        for handle in self._handles:
+            handle.remove()
+
+    def expand(self, mask: Tensor) -> list[list[Tensor]]:
+        """From a mask over all units (units,) to one factor per reading axis, shaped to broadcast on the weight."""
+        padded = torch.cat([mask, mask.new_ones(1)])
+        pieces = iter(padded[self.index].split(self.sizes))
+        factors = []
+        for parameter, axes in zip(self.parameters, self.axes, strict=True):
+            shape = [1] * parameter.dim()
+            factors.append(
+                [next(pieces).view([*shape[:a], -1, *shape[a + 1 :]]).to(parameter.dtype) for a in axes]
+            )
+        return factors
+
+    @contextlib.contextmanager
+    def applied(self, mask: Tensor, collect: bool = False) -> Iterator[None]:
+        """Weights read through `mask` inside; gradients of the weights are masked as they arrive.
+
+        Args:
+            mask: (units,), zero where closed.
+            collect: also gather dL/dz, see `mask_gradient`.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            masks = self.expand(mask)
+            self._swap_in(masks)
+        self._masks = masks
+        self._collected = [None] * len(self.parameters) if collect else None
+        lent = [p for p in self.parameters if collect and not p.requires_grad]
+        handles = [self._lend(p) for p in lent]
+        try:
+            yield
+        finally:
+            self._masks = None
+            self._swap_out()
+            for parameter, handle in zip(lent, handles, strict=True):
+                handle.remove()
+                parameter.requires_grad_(False)
+                parameter.grad = None
+
+    def mask_gradient(self) -> Tensor:
+        """dL/dz (units,) of the last `applied(collect=True)`: sum over its readers of weight times gradient."""
+        assert self._collected is not None
+        pieces: list[Tensor] = []
+        for i, sums in enumerate(self._collected):
+            start = len(pieces)
+            if sums is None:
+                pieces += [torch.zeros(self.sizes[start + j], device=self.device) for j in range(len(self.axes[i]))]
+            else:
+                pieces += sums
+        self._collected = None
+        total = torch.zeros(self.units + 1, device=self.device)
+        if pieces:
+            total.index_add_(0, self.index, torch.cat(pieces))
+        return total[:-1]
+
+    def enter_outside(self, masks: list[list[Tensor]]) -> Any:
+        """Swap deterministic masks in for a call outside `Plasticity.backward`; returns what `leave_outside` takes.
+
+        The call may be differentiated later, after the weights are back: what autograd saves is the masked copy.
+        """
+        with torch.inference_mode(False), torch.no_grad():
+            self._swap_in(masks)
+        self._masks = masks
+        if not torch.is_grad_enabled():
+            return None
+        saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
+        saved.__enter__()
+        return saved
+
+    def leave_outside(self, saved: Any) -> None:
+        """Undo `enter_outside`; gradients that arrive later are still masked."""
+        if saved is not None:
+            saved.__exit__(None, None, None)
+            self._outside = self._masks
+        self._masks = None
+        self._swap_out()
+
+    def forget_outside(self) -> None:
+        """Gradients are no longer those of a call outside `backward`."""
+        self._outside = None
+
+    def _swap_in(self, masks: list[list[Tensor]]) -> None:
+        self._values = [parameter.data for parameter in self.parameters]
+        for parameter, value, factors in zip(self.parameters, self._values, masks, strict=True):
+            for factor in factors:
+                value = value * factor
+            parameter.data = value
+        torch.clear_autocast_cache()  # it may hold casts of these weights under another mask
+
+    def _swap_out(self) -> None:
+        for parameter, value in zip(self.parameters, self._values, strict=True):
+            parameter.data = value
+        self._values = []
+        torch.clear_autocast_cache()
+
+    def _lend(self, parameter: Tensor) -> RemovableHandle:
+        parameter.requires_grad_(True)
+        index = next(i for i, p in enumerate(self.parameters) if p is parameter)
+        return parameter.register_hook(self._hook(index))
+
+    def _hook(self, i: int) -> Any:
+        def mask_gradient(gradient: Tensor) -> Tensor | None:
+            masks = self._masks if self._masks is not None else self._outside
+            if masks is None:
+                return None
+            factors = masks[i]
+            if self._collected is not None:
+                self._collected[i] = _mask_sums(self._values[i], gradient, factors, self.axes[i])
+            for factor in factors:
+                gradient = gradient * factor
+            return gradient
+
+        return mask_gradient
+
+
+def _mask_sums(weight: Tensor, gradient: Tensor, factors: list[Tensor], axes: list[int]) -> list[Tensor]:
+    """d loss / d factor of `weight * prod(factors)`, one (size,) tensor per factor, in float32."""
+    product = weight * gradient
+    sums = []
+    for j, axis in enumerate(axes):
+        term = product
+        for other, factor in enumerate(factors):
+            if other != j:
+                term = term * factor
+        sums.append(term.sum([a for a in range(term.dim()) if a != axis], dtype=torch.float32))
+    return sums

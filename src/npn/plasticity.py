@@ -1,0 +1,383 @@
+"""`Plasticity`: a model's gates, and all that is done through them."""
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from npn import step
+from npn.call import MaskedCall
+from npn.costing import CostModel
+from npn.count import count_params
+from npn.errors import ConfigurationError, ResizeError
+from npn.functional import GateFunction, keep_probability
+from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup
+from npn.masks import Readers
+from npn.penalty import Budget, Penalty
+from npn.resizing import ResizeReport, report
+from npn.surgery import Extra, Plan, apply_plan, plan_growth, plan_removal
+from npn.tracing import Frozen, Structure, grown
+from npn.tracking import check_optimizers
+
+
+class Plasticity:
+    """A model's gates, and all that is done through them. Made by `attach`."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        structure: Structure,
+        estimator: str,
+        function: GateFunction,
+        penalty: Penalty | Budget | None,
+        masks: str,
+    ) -> None:
+        self.model = model
+        self.example_inputs = example_inputs
+        self.structure = structure
+        self.estimator = estimator
+        self.masks = masks
+        self.sharpness = Sharpness(function=function)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.groups]
+        self.penalty: Penalty | Budget = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
+        self.optimizers: list[Optimizer] = []
+        self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
+        self._readers: Readers | None = None
+        self._cost: CostModel | None = None
+        self._of_group: Tensor | None = None
+        self._grace_left = 0
+        self._full = self.costs.at  # of the structure at attach
+        self._hook = MaskedCall(self)
+        self._hook.register(model)
+        self.penalty.bind(self)
+
+    # -- what the gates are
+
+    @property
+    def k(self) -> float:
+        """Sharpness: `math.inf` trains a plain network, 0 < k < inf makes it plastic, 0 is dropout."""
+        return self.sharpness.k
+
+    @k.setter
+    def k(self, value: float) -> None:
+        if not value >= 0:
+            raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
+        old, self.sharpness.k = self.sharpness, float(value)
+        if 0 < value < math.inf:
+            if self._resting:  # after a stage without k, keep probabilities are what they were
+                with torch.no_grad():
+                    for group in self.groups:
+                        group.gate.logits.mul_(old.scale / value)
+            self.sharpness.scale = float(value)
+        self._resting = not 0 < value < math.inf
+
+    _resting = True
+
+    @property
+    def function(self) -> GateFunction:
+        """The gate function g."""
+        return self.sharpness.function
+
+    @property
+    def frozen(self) -> list[Frozen]:
+        """Dimensions that keep their size, with reasons."""
+        return list(self.structure.frozen)
+
+    def group(self, name: "str | UnitGroup") -> UnitGroup:
+        """The group of that name."""
+        for group in self.groups:
+            if group is name or group.name == name:
+                return group
+        raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
+
+    def sizes(self) -> dict[str, int]:
+        """Open units of each group, by the deterministic mask."""
+        return {group.name: int(group.gate.mask.sum()) for group in self.groups}
+
+    def weights(self) -> list[nn.Parameter]:
+        """Every parameter of the model; no gate among them."""
+        return list(self.model.parameters())
+
+    def logits(self) -> list[nn.Parameter]:
+        """The gates' parameters, one tensor per group."""
+        return [group.gate.logits for group in self.groups]
+
+    def close(self, group: "str | UnitGroup", units: Sequence[int] | Tensor) -> None:
+        """Close units: pi = 0.05 while k is finite, absent at k = inf. `compact` removes them unless they reopen."""
+        self._set(group, units, CLOSED)
+
+    def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor) -> None:
+        """Open units: pi = 0.95 while k is finite."""
+        self._set(group, units, OPEN)
+
+    def _set(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float) -> None:
+        gate = self.group(group).gate
+        index = torch.as_tensor(units, dtype=torch.long, device=gate.logits.device).reshape(-1)
+        if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(gate.logits)):
+            raise ConfigurationError(
+                f"group {self.group(group).name!r} has units 0 to {len(gate.logits) - 1}, got {index.tolist()}"
+            )
+        with torch.no_grad():
+            gate.logits[index] = self.sharpness.logit(probability)
+            gate.shut[index] = probability < 0.5
+
+    # -- training
+
+    def track(self, *optimizers: Optimizer) -> None:
+        """Optimizers whose state follows every resize.
+
+        Raises:
+            OptimizerError: a parameter is in two of them, or gates are subject to weight decay.
+        """
+        known = [*self.optimizers, *(o for o in optimizers if not any(o is other for other in self.optimizers))]
+        check_optimizers(known, self)
+        self.optimizers = known
+
+    def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
+        """Set every gradient of E_z[loss] + penalty, for weights and gates.
+
+        The closure is called once or twice, as the estimator wants, under masks drawn from the gates; gradients are
+        added to what is in `.grad` (zero them first, or accumulate). At k = inf it is `closure().backward()`.
+
+        Args:
+            closure: returns the scalar loss of the model; no `.backward()` inside.
+            scale: factor on loss and penalty: `1 / n` when accumulating n steps, or a `torch.amp.GradScaler`.
+
+        Returns:
+            The detached loss, unscaled, without the penalty.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite (checked on the CPU only, where it is free).
+            ConfigurationError: the closure does not return a scalar.
+
+        References:
+            Li and Ji, "Neural Plasticity Networks", IJCNN 2021, eq. 12 and Algorithm 1.
+        """
+        factor = scale.scale(torch.ones((), device=self.readers.device)) if hasattr(scale, "scale") else scale
+        return step.backward(self, closure, factor)
+
+    @property
+    def readers(self) -> Readers:
+        """The weights that read gated units."""
+        if self._readers is None:
+            self._readers = Readers(self.model, [group.traced for group in self.groups])
+        return self._readers
+
+    def calling(self) -> Any:
+        """Context in which the model's call hook stands aside."""
+        return step.no_hooks(self._hook)
+
+    def draw(self) -> Tensor:
+        """u ~ U(0, 1), one per unit, from the gates' own generator."""
+        first = self.groups[0].gate.logits
+        return torch.rand(self.readers.units, generator=self.generator, device=first.device, dtype=first.dtype)
+
+    def flat_logits(self) -> Tensor:
+        """All logits in one tensor."""
+        return torch.cat(self.logits())
+
+    def flat_probability(self) -> Tensor:
+        """All keep probabilities in one tensor, differentiable."""
+        return keep_probability(self.flat_logits(), self.k, self.function)
+
+    def held(self) -> Tensor:
+        """bool (units,): held open during a grace period."""
+        return torch.cat([group.gate.grace for group in self.groups]) > 0
+
+    def age(self) -> None:
+        """One step of every grace period."""
+        if self._grace_left > 0:
+            self._grace_left -= 1
+            for group in self.groups:
+                group.gate.grace.sub_(1).clamp_(min=0)
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Add to the logits' gradients, group by group."""
+        for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
+            logits = group.gate.logits
+            logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+
+    def closed_masks(self) -> Tensor | None:
+        """The deterministic mask over all units, or None where all are open. Cached between changes of the gates."""
+        return self._hook.closed_mask()
+
+    # -- size
+
+    @property
+    def costs(self) -> CostModel:
+        """The cost of the present structure."""
+        if self._cost is None:
+            names = [group.name for group in self.groups]
+            device = self.groups[0].gate.logits.device
+            self._cost = CostModel(self.model, self.structure, names, device)
+            sizes = torch.tensor([group.size for group in self.groups])
+            self._of_group = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
+        return self._cost
+
+    def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
+        """E[cost(z)] of the network under its gates, differentiable; units in grace cost nothing more or less."""
+        probability = self.flat_probability()
+        if self._grace_left:
+            probability = torch.where(self.held(), torch.ones_like(probability), probability)
+        costs = self.costs
+        assert self._of_group is not None
+        sums = probability.new_zeros(len(self.groups)).index_add(0, self._of_group, probability)
+        return costs.expected(kind, probability, sums, self._of_group, weights)
+
+    def full_cost(self, kind: str, /) -> float:
+        """Cost of the model at attach, every gate open."""
+        return self._full(kind, {})
+
+    def minimum_cost(self, kind: str, /) -> float:
+        """Cost with one unit left in every group."""
+        return self.costs.at(kind, {group.name: 1.0 for group in self.groups})
+
+    def compact(self, below: float = 1e-3) -> ResizeReport:
+        """Physically remove units that have stayed closed.
+
+        A unit goes when its keep probability is under `below` (at k = inf: when it is closed), or when `close` shut it
+        and it has not reopened. Every group keeps at least one unit: its likeliest.
+
+        Raises:
+            ResizeError, OptimizerError: nothing has changed.
+        """
+        removed = {}
+        with torch.no_grad():
+            for group in self.groups:
+                gate = group.gate
+                pi = gate.keep_probability()
+                gone = ((pi < below) & ~gate.mask | gate.removable) & (gate.grace == 0)
+                if bool(gone.all()):
+                    gone[gate.logits.argmax()] = False
+                if bool(gone.any()):
+                    removed[group.name] = gone.nonzero().reshape(-1).tolist()
+        return self._resize(plan_removal(self.structure, removed))
+
+    def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
+        """Add units: fan-in initialised, zero fan-out, so the function is as before.
+
+        Args:
+            more: group name -> units to add.
+            grace: calls of `backward` for which the new units are held open and unpenalised.
+
+        Raises:
+            ResizeError, OptimizerError, ConfigurationError: nothing has changed.
+        """
+        wanted = {self.group(name).name: number for name, number in more.items()}
+        for name, number in wanted.items():
+            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
+                raise ConfigurationError(f"{name!r} can grow by a whole number >= 0 of units, got {number!r}")
+        wanted = {name: number for name, number in wanted.items() if number}
+        if not wanted:
+            return self._resize(plan_removal(self.structure, {}))
+        larger = grown(self.model, self.example_inputs, self.structure, wanted)
+        report = self._resize(plan_growth(self.structure, larger))
+        for name, units in report.added.items():
+            self.group(name).gate.grace[list(units)] = grace
+        self._grace_left = max(self._grace_left, grace)
+        return report
+
+    def _resize(self, plan: Plan) -> ResizeReport:
+        before = count_params(self.model)
+        if not plan.units:
+            return report(plan, before, before)
+        if torch.is_inference_mode_enabled():
+            raise ResizeError("a resize inside torch.inference_mode() would make parameters that cannot be trained; "
+                              "call it outside")  # fmt: skip
+        check_optimizers(self.optimizers, self)
+        open_ = self.sharpness.logit(OPEN)
+        extras = [Extra(g.gate.logits, g.name, open_) for g in self.groups]
+        extras += [Extra(g.gate.grace, g.name, 0) for g in self.groups]
+        extras += [Extra(g.gate.shut, g.name, 0) for g in self.groups]
+        self.readers.remove()
+        try:
+            apply_plan(self.model, plan, self.optimizers, extras)
+            self._adopt(plan.after)
+        finally:
+            self._readers = None
+        return report(plan, before, count_params(self.model))
+
+    def _adopt(self, structure: Structure) -> None:
+        self.structure = structure
+        for group, traced in zip(self.groups, structure.groups, strict=True):
+            group.traced = traced
+        self._cost = None
+        self._hook.reset()
+
+    # -- leaving
+
+    def export(self) -> nn.Module:
+        """A plain copy of the model without its closed units and without a trace of npn."""
+        clone = self._bare_copy()
+        closed = {g.name: (~g.gate.mask).nonzero().reshape(-1).tolist() for g in self.groups}
+        for group in self.groups:
+            if len(closed[group.name]) == group.size:
+                closed[group.name].remove(int(group.gate.logits.argmax()))
+        apply_plan(clone, plan_removal(self.structure, closed))
+        return clone
+
+    def _bare_copy(self) -> nn.Module:
+        clone = copy.deepcopy(self.model, {id(self): None})
+        self._hook.unregister(clone)
+        return clone
+
+    def detach(self) -> nn.Module:
+        """Take the gates off; the model is as it was, closed units still there."""
+        self.readers.remove()
+        self._hook.unregister(self.model)
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gates, sharpness, penalty and generator; the weights are in `model.state_dict()`."""
+        return {
+            "k": self.k,
+            "scale": self.sharpness.scale,
+            "resting": self._resting,
+            "gates": {
+                g.name: {"logits": g.gate.logits.detach().clone(), "grace": g.gate.grace.clone(), "shut": g.gate.shut.clone()}
+                for g in self.groups
+            },
+            "penalty": self.penalty.state_dict(),
+            "generator": self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken; the groups must have the same names and sizes.
+
+        Raises:
+            ConfigurationError: they have not; nothing was loaded.
+        """
+        sizes = {g.name: g.size for g in self.groups}
+        theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
+        if sizes != theirs:
+            raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
+        self.penalty.load_state_dict(state["penalty"])
+        self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
+        self._resting = state["resting"]
+        with torch.no_grad():
+            for group in self.groups:
+                saved = state["gates"][group.name]
+                for name in ("logits", "grace", "shut"):
+                    getattr(group.gate, name).copy_(saved[name])
+        self._grace_left = max(int(g.gate.grace.max()) for g in self.groups)
+        self.generator.set_state(state["generator"].cpu())
+        self._hook.reset()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
+        """A copy with its own model; optimizers stay with the original."""
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        skip = {"optimizers", "_readers", "generator", "_full"}
+        for name, value in vars(self).items():
+            if name not in skip:
+                setattr(new, name, copy.deepcopy(value, memo))
+        new.optimizers, new._readers, new._full = [], None, self._full
+        new.generator = torch.Generator(self.generator.device)
+        new.generator.set_state(self.generator.get_state())
+        return new

@@ -1,0 +1,204 @@
+"""One training step: draw masks, run the closure once or twice, leave every gradient in place."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from npn import functional
+from npn.errors import ConfigurationError, NonFiniteLossError
+
+if TYPE_CHECKING:
+    from npn.plasticity import Plasticity
+
+Closure = Callable[[], Tensor]
+ESTIMATORS = ("arm", "disarm", "rloo", "double_cv", "straight_through", "reinmax")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One evaluation of the closure.
+
+    Attributes:
+        loss: detached.
+        gradient: dL/dz, where it was asked for.
+    """
+
+    loss: Tensor
+    gradient: Tensor | None = None
+
+
+def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
+    """Gradients of E[loss] + penalty for weights and gates, see `Plasticity.backward`."""
+    plastic.readers.forget_outside()
+    if plastic.k == math.inf:
+        closed = plastic.closed_masks()
+        context = contextlib.nullcontext() if closed is None else plastic.readers.applied(closed)
+        with plastic.calling(), context:
+            return _run(closure, scale).loss
+    logits, probability = plastic.flat_logits(), plastic.flat_probability()
+    with torch.no_grad():
+        held = plastic.held()
+        pi = torch.where(held, torch.ones_like(probability), probability)
+        with plastic.calling():
+            loss, gradient = _ESTIMATE[plastic.estimator](plastic, closure, pi, scale)
+        if gradient is not None and plastic.k > 0:
+            factor = functional.chain_factor(logits, plastic.k, plastic.function)
+            plastic.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
+    if plastic.k > 0:
+        _penalise(plastic, scale)
+    plastic.age()
+    return loss
+
+
+def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
+    if plastic.penalty is None:
+        return
+    with torch.enable_grad():
+        cost = plastic.penalty.loss(plastic) * scale
+        if cost.requires_grad:
+            cost.backward()  # type: ignore[no-untyped-call]
+    plastic.penalty.update(plastic)
+
+
+def _run(closure: Closure, scale: float | Tensor, gradient: bool = True) -> Pass:
+    """Evaluate the closure, and differentiate it unless only its value is wanted."""
+    with torch.enable_grad() if gradient else torch.no_grad():
+        loss = closure()
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigurationError(
+                f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
+                'masks="example" for one mask and one loss per example'
+            )
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
+            raise NonFiniteLossError(
+                f"the loss is {loss.item()}; no gradient of it was added. Lower the learning rate, check the data, or "
+                "go back to the last checkpoint"
+            )
+        if gradient:
+            (loss * scale).backward()  # type: ignore[no-untyped-call]
+    return Pass(loss.detach())
+
+
+def _masked(plastic: "Plasticity", closure: Closure, mask: Tensor, scale: float | Tensor, collect: bool) -> Pass:
+    with plastic.readers.applied(mask, collect=collect):
+        done = _run(closure, scale)
+    return Pass(done.loss, plastic.readers.mask_gradient()) if collect else done
+
+
+def _second(plastic: "Plasticity", closure: Closure, mask: Tensor, before: "Randomness") -> Tensor:
+    """The loss under another mask, all else equal: same dropout, batch statistics, buffers as they were."""
+    buffers = before.changed_buffers()
+    after = Randomness.now(plastic.model)
+    before.restore()
+    with plastic.readers.applied(mask):
+        loss = _run(closure, 1.0, gradient=False).loss
+    after.restore()
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    return loss
+
+
+Estimate = Callable[["Plasticity", Closure, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]
+
+
+def _one_pass(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    mask = (plastic.draw() < pi).to(pi.dtype)
+    done = _masked(plastic, closure, mask, scale, collect=plastic.k > 0)
+    if done.gradient is None:
+        return done.loss, None
+    if plastic.estimator == "reinmax":
+        return done.loss, functional.reinmax(done.gradient, mask, pi)
+    return done.loss, functional.straight_through(done.gradient, pi)
+
+
+def _two_losses(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    u = plastic.draw()
+    if plastic.estimator == "rloo":
+        first, second = (u < pi).to(pi.dtype), (plastic.draw() < pi).to(pi.dtype)
+    else:
+        first, second = functional.antithetic_masks(pi, u)
+    before = Randomness.now(plastic.model)
+    loss = _masked(plastic, closure, first, scale, collect=False).loss
+    if plastic.k == 0:
+        return loss, None
+    other = _second(plastic, closure, second, before)
+    if plastic.estimator == "rloo":
+        return loss, functional.rloo(loss, other, first, second) * scale
+    if plastic.estimator == "arm":
+        return loss, functional.arm(loss, other, u) * scale
+    return loss, functional.disarm(loss, other, first, second, pi) * scale
+
+
+def _two_passes(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+    if plastic.k == 0:
+        return _one_pass(plastic, closure, pi, scale)
+    first, second = ((plastic.draw() < pi).to(pi.dtype) for _ in range(2))
+    before = Randomness.now(plastic.model)
+    a = _masked(plastic, closure, first, 0.5 * scale, collect=True)
+    after, buffers = Randomness.now(plastic.model), before.changed_buffers()
+    before.restore()
+    b = _masked(plastic, closure, second, 0.5 * scale, collect=True)
+    after.restore()
+    for buffer, value in buffers:
+        buffer.copy_(value)
+    assert a.gradient is not None and b.gradient is not None
+    # dL/dz came with half the scale, the losses come without any
+    estimate = functional.double_cv(a.loss * scale, b.loss * scale, first, second, 2 * a.gradient, 2 * b.gradient, pi)
+    return (a.loss + b.loss) / 2, estimate
+
+
+_ESTIMATE: dict[str, Estimate] = {
+    "straight_through": _one_pass,
+    "reinmax": _one_pass,
+    "arm": _two_losses,
+    "disarm": _two_losses,
+    "rloo": _two_losses,
+    "double_cv": _two_passes,
+}
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """The state of torch's generators and the versions of a model's buffers."""
+
+    cpu: Tensor
+    device: Tensor | None
+    buffers: Sequence[Tensor]
+    versions: Sequence[int]
+
+    @classmethod
+    def now(cls, model: nn.Module) -> "Randomness":
+        """Take them down."""
+        buffers = list(model.buffers())
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        return cls(torch.get_rng_state(), cuda, buffers, [b._version for b in buffers])
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        torch.set_rng_state(self.cpu)
+        if self.device is not None:
+            torch.cuda.set_rng_state(self.device)
+
+    def changed_buffers(self) -> list[tuple[Tensor, Tensor]]:
+        """Buffers written to since, with a copy of their present value."""
+        return [
+            (buffer, buffer.detach().clone())
+            for buffer, version in zip(self.buffers, self.versions, strict=True)
+            if buffer._version != version
+        ]
+
+
+@contextlib.contextmanager
+def no_hooks(flag: Any) -> Iterator[None]:
+    """Masks are in our hands: the model's own call hook stands aside."""
+    flag.active = True
+    try:
+        yield
+    finally:
+        flag.active = False

@@ -1,0 +1,188 @@
+"""Carry out a plan: every new tensor is made first, then all are put in place, and a failure puts all back."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from npn.surgery.fill import fresh
+from npn.surgery.optimizer import gather, moved_state
+from npn.surgery.plan import NEW, Plan
+from npn.surgery.verify import check_shapes
+from npn.tracing.capture import model_tensors
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A tensor outside the model that follows one group: a gate's logits.
+
+    Attributes:
+        tensor: 1-D, one entry per unit.
+        group: name of the group.
+        new: value of new entries.
+    """
+
+    tensor: Tensor
+    group: str
+    new: float
+
+
+def apply_plan(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer] = (), extras: Sequence[Extra] = ()) -> None:
+    """Resize a model in place, and what its optimizers know with it.
+
+    Parameters and buffers keep their identity (`.data` is replaced), so optimizers and other references stay valid.
+
+    Raises:
+        ResizeError, OptimizerError: nothing has changed.
+    """
+    with torch.no_grad(), torch.inference_mode(False):
+        edits = _edits(model, plan, optimizers) + _extra_edits(plan, optimizers, extras)
+        changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
+        changed += described_sizes(model, plan)
+    done: list[Callable[[], None]] = []
+    try:
+        for edit in edits:
+            done.append(edit())
+        for module, name, delta in changed:
+            before = getattr(module, name)
+            object.__setattr__(module, name, before + delta)
+            done.append(lambda m=module, n=name, b=before: object.__setattr__(m, n, b))
+        check_shapes(model, plan.after)
+    except BaseException:
+        for undo in reversed(done):
+            undo()
+        raise
+
+
+Edit = Callable[[], Callable[[], None]]
+
+
+def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:
+    tensors = model_tensors(model)
+    edits: list[Edit] = []
+    for name, sources in plan.sources.items():
+        tensor = tensors[name]
+        value = resized(model, name, tensor.data, sources, plan.zeroed.get(name, {}))
+        edits.append(_replace(tensor, value))
+        edits += _state_edits(tensor, sources, optimizers, name)
+    return edits
+
+
+def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[Extra]) -> list[Edit]:
+    edits: list[Edit] = []
+    for extra in extras:
+        source = plan.units.get(extra.group)
+        if source is None:
+            continue
+        value = gather(extra.tensor.data, {0: source})
+        value[source.to(value.device) == NEW] = extra.new
+        edits.append(_replace(extra.tensor, value))
+        edits += _state_edits(extra.tensor, {0: source}, optimizers, f"the gates of {extra.group}")
+    return edits
+
+
+def _state_edits(tensor: Tensor, sources: Mapping[int, Tensor], optimizers: Sequence[Optimizer], name: str) -> list[Edit]:
+    edits: list[Edit] = []
+    for state, key, value in moved_state(optimizers, tensor, sources, name):
+        edits.append(_set_item(state, key, value))
+    if tensor.grad is not None:
+        edits.append(_set_grad(tensor, gather(tensor.grad, sources)))
+    return edits
+
+
+def resized(
+    model: nn.Module, name: str, old: Tensor, sources: Mapping[int, Tensor], zeroed: Mapping[int, Tensor]
+) -> Tensor:
+    """New value of one tensor: kept entries moved, new ones filled, columns that read new units zero."""
+    value = old
+    for axis, source in sources.items():
+        new = (source == NEW).nonzero().reshape(-1).to(old.device)
+        value = gather(value, {axis: source})
+        if len(new):
+            shape = tuple(len(new) if a == axis else s for a, s in enumerate(value.shape))
+            value.index_copy_(axis, new, fresh(model, name, old, axis, shape).to(value.dtype))
+    for axis, positions in zeroed.items():
+        value.index_fill_(axis, positions.to(value.device), 0)
+    if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
+        value = value.contiguous(memory_format=torch.channels_last)
+    return value
+
+
+def _replace(tensor: Tensor, value: Tensor) -> Edit:
+    def edit() -> Callable[[], None]:
+        before = tensor.data
+        grad, tensor.grad = tensor.grad, None
+        _set_data(tensor, value)
+
+        def undo() -> None:
+            _set_data(tensor, before)
+            tensor.grad = grad
+
+        return undo
+
+    return edit
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> None:
+    """Replace `.data`, and with it autograd's cached accumulator, which remembers the old shape.
+
+    Only a change of dtype makes PyTorch drop that accumulator, so the data goes through another dtype.
+    """
+    other = torch.float64 if value.dtype != torch.float64 else torch.float32
+    tensor.data = torch.empty(0, dtype=other, device=value.device)
+    tensor.data = value
+
+
+def _set_item(state: dict[str, object], key: str, value: Tensor) -> Edit:
+    def edit() -> Callable[[], None]:
+        before = state[key]
+        state[key] = value
+        return lambda: state.__setitem__(key, before)
+
+    return edit
+
+
+def _set_grad(tensor: Tensor, value: Tensor) -> Edit:
+    def edit() -> Callable[[], None]:
+        tensor.grad = value
+        return lambda: setattr(tensor, "grad", None)
+
+    return edit
+
+
+# what PyTorch's layers say of themselves: (parameter, axis) -> attribute
+_DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
+    (nn.Linear, {("weight", 0): "out_features", ("weight", 1): "in_features"}),
+    (nn.modules.conv._ConvTransposeNd, {("weight", 0): "in_channels", ("weight", 1): "out_channels"}),
+    (nn.modules.conv._ConvNd, {("weight", 0): "out_channels", ("weight", 1): "in_channels"}),
+    (nn.modules.batchnorm._NormBase, {("weight", 0): "num_features", ("running_mean", 0): "num_features"}),
+    (nn.GroupNorm, {("weight", 0): "num_channels"}),
+    (nn.Embedding, {("weight", 1): "embedding_dim"}),
+    (nn.PReLU, {("weight", 0): "num_parameters"}),
+)
+
+
+def described_sizes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, int]]:
+    """Changes of `out_features`, `in_channels`, `num_features`, ... that follow from the plan."""
+    semantic = {(path, name) for path, name, _ in plan.attributes}
+    changes: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
+    for tensor, sources in plan.sources.items():
+        path, _, leaf = tensor.rpartition(".")
+        if ".parametrizations." in f".{path}.":
+            head, _, leaf = path.rpartition("parametrizations.")
+            path = head.rstrip(".")
+        module = model.get_submodule(path)
+        table = next((t for kind, t in _DESCRIBED if isinstance(module, kind)), {})
+        for axis, source in sources.items():
+            attribute = table.get((leaf, axis))
+            if attribute is None or (path, attribute) in semantic:
+                continue
+            delta = len(source) - plan.before.shapes[tensor][axis]
+            groups = getattr(module, "groups", 1)
+            per_group = isinstance(module, nn.modules.conv._ConvNd) and axis == 1
+            changes[path, attribute] = (module, attribute, delta * (groups if per_group else 1))
+            if isinstance(module, nn.modules.conv._ConvNd) and (path, "groups") in semantic and attribute == "out_channels":
+                changes[path, "in_channels"] = (module, "in_channels", delta)  # depthwise: both follow
+    return list(changes.values())

@@ -1,0 +1,68 @@
+"""Optimizer state follows a resize: kept entries keep theirs, new ones start without momentum."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from npn.errors import OptimizerError
+from npn.surgery.plan import NEW
+
+# second moments: zero would make the first updates of a new entry several times too large
+_SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp_inf", "acc_delta")
+
+
+def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False) -> Tensor:
+    """Entries of `value` at their new positions.
+
+    Args:
+        sources: axis -> old position behind each new one, `NEW` where there is none. Axes of size 1 are left alone.
+        mean: new entries get the mean of the kept ones along the axis instead of zero.
+    """
+    for axis, source in sources.items():
+        if value.shape[axis] == 1 and int(source.max()) > 0:
+            continue  # a factored moment has no entries along this axis
+        source = source.to(value.device)
+        new = source == NEW
+        kept = value.index_select(axis, source.clamp(min=0))
+        if bool(new.any()):
+            rest = value.index_select(axis, source[~new]).mean(axis, keepdim=True) if mean else kept.new_zeros(())
+            shape = [-1 if a == axis else 1 for a in range(value.dim())]
+            kept = torch.where(new.view(shape), rest.to(kept.dtype), kept)
+        value = kept
+    return value
+
+
+def moved_state(
+    optimizers: Sequence[Optimizer], parameter: Tensor, sources: Mapping[int, Tensor], name: str
+) -> list[tuple[dict[str, object], str, Tensor]]:
+    """New state tensors of one parameter in every optimizer that holds it: (state, key, tensor).
+
+    Raises:
+        OptimizerError: a state tensor is not laid out like the parameter.
+    """
+    moved = []
+    for optimizer in optimizers:
+        state = optimizer.state.get(parameter, {})
+        for key, value in state.items():
+            if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+                raise OptimizerError(_strange(optimizer, key, name, parameter, "a list of tensors"))
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                continue
+            fits = value.dim() == parameter.dim() and all(
+                v in (p, 1) for v, p in zip(value.shape, parameter.shape, strict=True)
+            )
+            if not fits:
+                raise OptimizerError(_strange(optimizer, key, name, parameter, f"shape {tuple(value.shape)}"))
+            mean = any(word in key for word in _SECOND_MOMENTS)
+            moved.append((state, key, gather(value, sources, mean)))
+    return moved
+
+
+def _strange(optimizer: Optimizer, key: str, name: str, parameter: Tensor, came: str) -> str:
+    return (
+        f"{type(optimizer).__name__} keeps {key!r} of {name} as {came}; expected the layout of the parameter "
+        f"{tuple(parameter.shape)}, which a resize can carry along. Use an optimizer with elementwise state, "
+        "or clear its state before resizing"
+    )

@@ -1,0 +1,198 @@
+"""Capture a model's ATen graph on fake tensors, at its own or at other parameter shapes, without touching the model."""
+
+import contextlib
+import random
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import GraphModule, Node
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_flatten, tree_map
+
+from npn.errors import TraceError
+
+_TORCH = str(Path(torch.__file__).parent)
+_CACHES = ("past_key_values",)  # decoding caches are returned for reuse, they are not the model's answer
+
+
+@dataclass(frozen=True)
+class Capture:
+    """One traced forward pass.
+
+    Attributes:
+        module: the functional ATen graph; its first placeholders are the model's tensors.
+        names: parameter and buffer names in placeholder order.
+        outputs: shapes of the tensors that the model returned.
+    """
+
+    module: GraphModule
+    names: tuple[str, ...]
+    outputs: tuple[tuple[int, ...], ...]
+
+
+def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of one call, from a tensor, a tuple or list, or a dict of keywords."""
+    if example_inputs is None:
+        raise TraceError(
+            "example_inputs is missing: expected a tensor, a tuple of positional arguments or a dict of keyword "
+            "arguments, as the model's forward takes them; pass one small batch, e.g. torch.zeros(2, 3, 32, 32)"
+        )
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def capture(
+    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Capture:
+    """Trace one forward pass with `make_fx` over `functional_call`, on fake tensors.
+
+    Args:
+        model: any module; its mode, attributes, buffers and the RNG are as before afterwards.
+        example_inputs: what `forward` takes, see `split_inputs`.
+        shapes: other shapes for some parameters or buffers, by name (nothing is allocated).
+
+    Raises:
+        TraceError: the forward pass depends on values, which a traced graph cannot follow.
+    """
+    args, kwargs = split_inputs(example_inputs)
+    tensors = model_tensors(model)
+    names = tuple(tensors)
+    outputs: list[tuple[int, ...]] = []
+
+    def call(values: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+        state = dict(zip(names, values, strict=True))
+        result = output_tensors(torch.func.functional_call(model, state, args, kwargs))
+        outputs[:] = [tuple(t.shape) for t in result]
+        return result
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
+    fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
+    with preserved(model), _plain_kernels(), torch.enable_grad():
+        traced = make_fx(
+            torch.func.functionalize(call),
+            tracing_mode="fake",
+            _allow_non_fake_inputs=True,
+            record_stack_traces=True,
+        )(fakes, fake_args, fake_kwargs)
+    return Capture(traced, names, tuple(outputs))
+
+
+def _fake(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    return torch.empty(
+        tensor.shape if shape is None else shape,
+        dtype=tensor.dtype,
+        device=tensor.device,
+        requires_grad=tensor.requires_grad and tensor.is_floating_point(),
+    )
+
+
+def output_tensors(result: Any) -> list[Tensor]:
+    """All tensors in a model's answer, whatever holds them."""
+    if isinstance(result, Mapping):
+        result = {key: value for key, value in result.items() if key not in _CACHES}
+    found = []
+    for leaf in tree_flatten(result)[0]:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+            found += output_tensors({key: value for key, value in vars(leaf).items() if not key.startswith("__")})
+    return found
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Kernels that decompose into elementary ops: no fused attention, recurrent layer or encoder layer."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with (
+            sdpa_kernel(SDPBackend.MATH),
+            torch.backends.mkldnn.flags(enabled=False),
+            torch.backends.cudnn.flags(enabled=False),
+        ):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put back module attributes, what hooks collected in closures, and every RNG."""
+    modules = [(module, _snapshot(vars(module))) for module in model.modules()]
+    closures = [(box, _contents(box)) for box in _hook_boxes(model)]
+    states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    try:
+        yield
+    finally:
+        for module, snapshot in modules:
+            vars(module).clear()
+            for key, (value, inner) in snapshot.items():
+                _refill(value, inner)
+                vars(module)[key] = value
+        for box, inner in closures:
+            _refill(box, inner)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    return {key: (value, _contents(value)) for key, value in attributes.items()}
+
+
+def _contents(value: Any) -> Any:
+    return type(value)(value) if type(value) in (list, set) else dict(value) if isinstance(value, dict) else None
+
+
+def _refill(value: Any, contents: Any) -> None:
+    if contents is None or value == contents is True:
+        return
+    value.clear()
+    (value.extend if isinstance(value, list) else value.update)(contents)
+
+
+def _hook_boxes(model: nn.Module) -> list[Any]:
+    """Lists, sets and dicts that forward hooks can write to through their closure."""
+    boxes = []
+    for module in model.modules():
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+            for cell in getattr(hook, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # an empty cell
+                    if isinstance(cell.cell_contents, (list, set, dict)):
+                        boxes.append(cell.cell_contents)
+    return boxes
+
+
+def source_line(node: Node) -> str:
+    """`file:line` of the user's code that made this node, torch's own frames left out."""
+    frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
+    own = [frame for frame in frames if _TORCH not in frame] or frames
+    if not own:
+        return "unknown line"
+    file, line, *_ = own[-1].split(",")
+    return f"{Path(file.removeprefix('File ').strip(chr(34))).name}:{line.split()[-1]}"
+
+
+def raising_line(error: BaseException) -> str:
+    """`file:line` of the user's code in which an error was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if _TORCH not in f.filename and f.filename != __file__] or list(frames)
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "unknown line"

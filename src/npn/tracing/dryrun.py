@@ -1,0 +1,204 @@
+"""Trace, then rehearse every resize on fake tensors: what the code hard-codes is frozen, with the line that does."""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from npn.errors import TraceError
+from npn.tracing.groups import Frozen, Group, Structure
+from npn.tracing.resize import Attribute, difference, match, resized_shapes, retrace, without
+from npn.tracing.trace import trace_once
+
+# integers that torch's own layers compute with; their others only describe the parameters
+_SEMANTIC = ("groups", "num_groups", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
+_TRIALS = 32  # attribute combinations tried before a group is given up
+
+
+def trace(model: nn.Module, example_inputs: Any) -> Structure:
+    """Units of a model that can be resized, each one rehearsed.
+
+    Every group is shrunk and grown on fake tensors, all at once; only on failure by kinds of repeated layers, and only
+    in a failing kind singly. Where a failure goes away when an integer attribute of a module follows the size
+    (`num_heads`, `groups`, `hidden_size`), that attribute is part of the group; else the group is frozen.
+
+    Raises:
+        TraceError: the forward pass cannot be followed.
+    """
+    structure = trace_once(model, example_inputs)
+    with _quiet():
+        return _separate(_mended(model, example_inputs, structure))
+
+
+def _mended(model: nn.Module, inputs: Any, structure: Structure) -> Structure:
+    if _rehearse(model, inputs, structure, [g.name for g in structure.groups]) is None:
+        return structure
+    kinds: dict[tuple[str, ...], list[Group]] = {}
+    for group in structure.groups:
+        kinds.setdefault(_pattern(group), []).append(group)
+    for kind in kinds.values():
+        if _rehearse(model, inputs, structure, [g.name for g in kind]) is not None:
+            structure = _mend(model, inputs, structure, kind)
+    while failing := _isolate(model, inputs, structure, [g.name for g in structure.groups]):
+        structure = _freeze(structure, *failing)
+    return structure
+
+
+def _mend(model: nn.Module, inputs: Any, structure: Structure, kind: Sequence[Group]) -> Structure:
+    """Give all groups of a failing kind the attributes that must follow; freeze those that still fail."""
+    found = _search(model, inputs, structure, kind[0]) or ()
+    if found:
+        for group in kind:
+            structure = _with(structure, group.name, _transfer(kind[0], group, found))
+    names = [g.name for g in kind]
+    while failing := _isolate(model, inputs, structure, names):
+        structure = _freeze(structure, *failing)
+        names.remove(failing[0])
+    return structure
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Failures are expected in a rehearsal; torch would log each one."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> str | None:
+    """Shrink, then grow the named groups by different amounts; the reason why that fails, or None."""
+    index = {g.name: i for i, g in enumerate(structure.groups)}
+    sizes = {g.name: g.size for g in structure.groups}
+    fewer = {n: 1 + (index[n] % 2 if sizes[n] > 3 else 0) for n in names if sizes[n] > 2}
+    more = {n: 1 + index[n] % 3 for n in names}
+    try:
+        removed = {n: [(sizes[n] // 2 + i) % sizes[n] for i in range(c)] for n, c in fewer.items()}
+        smaller = match(structure, retrace(model, inputs, structure, {n: -c for n, c in fewer.items()}))
+        if smaller is None:
+            return "the units are other ones when the size changes"
+        problem = difference(without(structure, removed), smaller)
+        if problem:
+            return problem
+        larger = match(structure, retrace(model, inputs, structure, more))
+        if larger is None or dict(larger.shapes) != resized_shapes(structure, more):
+            return "the units are other ones when the size changes"
+        if any(g.size != sizes[g.name] + more.get(g.name, 0) for g in larger.groups):
+            return "the number of units does not follow the size"
+        back = without(larger, {n: range(sizes[n], sizes[n] + c) for n, c in more.items()})
+        return difference(structure, back)
+    except TraceError as error:
+        return f"the code fixes this size: {error.__cause__ or error}"
+
+
+def _isolate(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> tuple[str, str] | None:
+    """The first group that cannot be resized, by bisection, with the reason."""
+    if not names:
+        return None
+    reason = _rehearse(model, inputs, structure, names)
+    if reason is None:
+        return None
+    if len(names) == 1:
+        return names[0], reason
+    half = len(names) // 2
+    for part in (names[:half], names[half:]):
+        found = _isolate(model, inputs, structure, part)
+        if found is not None:
+            return found
+    return names[-1], f"it can only change together with others: {reason}"
+
+
+def _search(model: nn.Module, inputs: Any, structure: Structure, group: Group) -> tuple[Attribute, ...] | None:
+    """The smallest set of integer attributes with which the group can be resized."""
+    candidates = _candidates(model, structure, group)
+    trials: list[tuple[Attribute, ...]] = [tuple(candidates)] if candidates else []
+    trials += [(one,) for one in candidates]
+    trials += [(a, b) for i, a in enumerate(candidates) for b in candidates[i + 1 :]]
+
+    def works(trial: tuple[Attribute, ...]) -> bool:
+        return _rehearse(model, inputs, _with(structure, group.name, trial), [group.name]) is None
+
+    for trial in trials[:_TRIALS]:
+        if works(trial):
+            for one in trial:
+                smaller = tuple(a for a in trial if a != one)
+                if smaller and works(smaller):
+                    trial = smaller
+            return trial
+    return None
+
+
+def _candidates(model: nn.Module, structure: Structure, group: Group) -> list[Attribute]:
+    """Integer attributes equal to a size of the group, in the modules that own its tensors and those around them."""
+    taken = {(path, name) for g in structure.groups for path, name, _ in g.attributes}
+    sizes = {group.size: 1}
+    for slot in group.slots:
+        each = slot.index.shape[1]
+        sizes.setdefault(group.size * each, each)
+    paths: dict[str, None] = {}
+    for slot in group.slots:
+        path = slot.tensor
+        while path:
+            path = path.rpartition(".")[0]
+            paths.setdefault(path)
+    found = []
+    for path in paths:
+        module = model.get_submodule(path)
+        for name, value in vars(module).items():
+            own = type(module).__module__.startswith("torch.nn.modules")
+            if own and name not in _SEMANTIC:
+                continue
+            if type(value) is int and value in sizes and value > 1 and (path, name) not in taken:
+                found.append((path, name, sizes[value]))
+    return found
+
+
+def _with(structure: Structure, name: str, attributes: Sequence[Attribute]) -> Structure:
+    groups = [replace(g, attributes=tuple(attributes)) if g.name == name else g for g in structure.groups]
+    return replace(structure, groups=tuple(groups))
+
+
+def _freeze(structure: Structure, name: str, reason: str) -> Structure:
+    group = next(g for g in structure.groups if g.name == name)
+    keys = tuple(slot.key for slot in group.slots)
+    entry = Frozen(f"{keys[0][0]}[{keys[0][1]}]", reason, keys, group.size)
+    rest = tuple(g for g in structure.groups if g.name != name)
+    return replace(structure, groups=rest, frozen=(*structure.frozen, entry))
+
+
+def _separate(structure: Structure) -> Structure:
+    """Freeze groups that share an attribute: they could only change together."""
+    owners: dict[tuple[str, str], list[str]] = {}
+    for group in structure.groups:
+        for path, name, _ in group.attributes:
+            owners.setdefault((path, name), []).append(group.name)
+    for (path, name), groups in owners.items():
+        for group_name in groups if len(groups) > 1 else ():
+            if any(g.name == group_name for g in structure.groups):
+                reason = f"it shares the attribute {name} of {path or 'the model'} with {len(groups) - 1} other group(s)"
+                structure = _freeze(structure, group_name, reason)
+    return structure
+
+
+def _pattern(group: Group) -> tuple[str, ...]:
+    """Slots with the numbers in their names blanked: repeated layers look alike."""
+    return tuple(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]x{slot.index.shape[1]}" for slot in group.slots)
+
+
+def _transfer(source: Group, target: Group, attributes: Sequence[Attribute]) -> tuple[Attribute, ...]:
+    """The same attributes in the corresponding modules of a repeated layer."""
+    renamed: Mapping[str, str] = {}
+    pairs = {}
+    for a, b in zip(source.slots, target.slots, strict=True):
+        x, y = a.tensor.split("."), b.tensor.split(".")
+        for i in range(1, len(x)):
+            pairs[".".join(x[:i])] = ".".join(y[:i])
+    renamed = pairs
+    return tuple((renamed.get(path, path), name, each) for path, name, each in attributes)

@@ -1,0 +1,178 @@
+"""From resolved labels to groups: units that occupy the same (tensor, axis) slots in the same way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from npn.tracing.labels import KERNEL
+from npn.tracing.walk import Walked
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where the units of one group lie along one axis of one parameter or buffer.
+
+    Attributes:
+        tensor: name of the parameter or buffer.
+        axis: the axis.
+        index: int64 (units, entries per unit), positions along the axis.
+        reads: whether the tensor reads the units (a closed gate zeroes these entries).
+    """
+
+    tensor: str
+    axis: int
+    index: Tensor
+    reads: bool
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Tensor and axis."""
+        return (self.tensor, self.axis)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units that can be removed and added one by one.
+
+    Attributes:
+        name: module that produces the units, from the parameter's name.
+        size: number of units.
+        slots: every place where they live, producers first.
+        attributes: (module path, attribute, entries per unit) of integers that follow the size.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    attributes: tuple[tuple[str, str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """A dimension that keeps its size, and why.
+
+    Attributes:
+        name: `tensor[axis]` of the first place it occupies.
+        reason: cause, op and source line.
+        slots: all places it occupies.
+        size: number of entries along the first.
+    """
+
+    name: str
+    reason: str
+    slots: tuple[tuple[str, int], ...] = ()
+    size: int = 0
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All that tracing finds out about a model.
+
+    Attributes:
+        groups: what can be resized.
+        frozen: what cannot, with reasons.
+        shapes: shape of every parameter and buffer.
+        positions: times that each element of a weight is used in one forward pass, by tensor name.
+        fingerprint: ops and float constants of the graph.
+        outputs: shapes of the model's outputs.
+    """
+
+    groups: tuple[Group, ...]
+    frozen: tuple[Frozen, ...]
+    shapes: Mapping[str, tuple[int, ...]] = field(repr=False)
+    positions: Mapping[str, float] = field(repr=False)
+    fingerprint: tuple[str, ...] = field(repr=False)
+    outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+
+
+def group_units(walked: Walked, shapes: Mapping[str, tuple[int, ...]], outputs: tuple[tuple[int, ...], ...]) -> Structure:
+    """Resolve the ledger of one walk into groups and frozen dimensions."""
+    ledger = walked.ledger
+    unit, reasons = ledger.resolve()
+    slots, starts = ledger.slots, ledger.starts
+    order = sorted(range(len(slots)), key=lambda i: (slots[i] not in ledger.produces, slots[i] in ledger.reads, i))
+    members = {i: unit[starts[i] : starts[i + 1]] for i in order}
+    kinds = _kinds(members, order)
+    frozen_units = np.array(sorted(reasons), dtype=np.int64)
+    groups: list[Group] = []
+    frozen: list[Frozen] = []
+    taken: dict[str, int] = {}
+    for units, where in kinds:
+        keys = tuple(slots[i] for i in where)
+        blocked = np.isin(units, frozen_units)
+        for reason in dict.fromkeys(reasons[int(u)] for u in units[blocked]):
+            if reason == KERNEL:
+                continue
+            frozen.append(_frozen(keys, reason, starts, where))
+        rest = units[~blocked]
+        reason = _unusable(rest, keys, walked)
+        if len(rest) and reason:
+            frozen.append(_frozen(keys, reason, starts, where))
+        elif len(rest):
+            placed = tuple(
+                Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where
+            )
+            groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed))
+    return Structure(
+        tuple(groups), tuple(frozen), dict(shapes), walked.positions, walked.fingerprint, outputs
+    )
+
+
+def _kinds(members: Mapping[int, np.ndarray], order: list[int]) -> list[tuple[np.ndarray, list[int]]]:
+    """Classes of units with the same number of entries in the same slots, each in order of first appearance."""
+    rng = np.random.default_rng(0)
+    total = 1 + max((int(m.max()) for m in members.values() if len(m)), default=0)
+    mark = np.zeros(total, dtype=np.uint64)
+    for i in order:
+        code = rng.integers(1, 2**63, dtype=np.uint64)
+        found, counts = np.unique(members[i], return_counts=True)
+        mark[found] += code * counts.astype(np.uint64)  # wraps: a hash of which slots, how often
+    classes: dict[int, tuple[list[np.ndarray], list[int]]] = {}
+    seen = np.zeros(total, dtype=bool)
+    for i in order:
+        found, first = np.unique(members[i], return_index=True)
+        found = found[np.argsort(first)]
+        for code in dict.fromkeys(mark[found].tolist()):
+            of_kind = found[mark[found] == np.uint64(code)]
+            entry = classes.setdefault(code, ([], []))
+            entry[1].append(i)
+            entry[0].append(of_kind[~seen[of_kind]])
+        seen[found] = True
+    return [(np.concatenate(units), where) for units, where in classes.values()]
+
+
+def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
+    """Positions (units, entries) at which each unit stands, in order."""
+    rank = np.full(int(max(member.max(), units.max())) + 1, -1, dtype=np.int64)
+    rank[units] = np.arange(len(units))
+    where = np.flatnonzero(rank[member] >= 0)
+    where = where[np.argsort(rank[member[where]], kind="stable")]
+    return torch.from_numpy(where.reshape(len(units), -1))
+
+
+def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked) -> str | None:
+    ledger = walked.ledger
+    if not any(key in ledger.produces for key in keys):
+        return "no layer of the model produces it"
+    if not any(key in ledger.reads for key in keys):
+        return "no weight reads it, so a gate would have nothing to close"
+    if len(units) < 2:
+        return "it has one unit only"
+    return None
+
+
+def _frozen(keys: tuple[tuple[str, int], ...], reason: str, starts: list[int], where: list[int]) -> Frozen:
+    size = starts[where[0] + 1] - starts[where[0]]
+    return Frozen(f"{keys[0][0]}[{keys[0][1]}]", reason, keys, size)
+
+
+def _module(tensor: str) -> str:
+    return tensor.rpartition(".")[0] or tensor
+
+
+def _unique(name: str, taken: dict[str, int]) -> str:
+    taken[name] = taken.get(name, 0) + 1
+    return name if taken[name] == 1 else f"{name}#{taken[name]}"

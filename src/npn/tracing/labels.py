@@ -1,0 +1,162 @@
+"""Label tensors: which unit each element of a value belongs to, and which units are one.
+
+A label is a positive integer; 0 is "no unit". A label tensor has the shape of the value it describes, with stride 0
+along every axis on which it does not vary, so batch and space cost nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+KERNEL = "the window of a kernel"  # frozen, but nothing that anyone would list
+
+
+@dataclass(frozen=True)
+class Part:
+    """One label tensor of a value; a value has one for each way in which its elements belong to units.
+
+    Attributes:
+        labels: int64, the value's shape, stride 0 where constant.
+        weight: the value is made of parameters alone (a contraction with it *reads* units).
+        opaque: zeroing the parameters does not zero the weight made of them.
+    """
+
+    labels: Tensor
+    weight: bool = False
+    opaque: bool = False
+
+    @property
+    def axes(self) -> frozenset[int]:
+        """Axes along which the labels vary."""
+        return varying(self.labels)
+
+
+def varying(labels: Tensor) -> frozenset[int]:
+    """Axes on which a canonical label tensor varies."""
+    return frozenset(a for a in range(labels.dim()) if labels.stride(a) != 0 and labels.shape[a] > 1)
+
+
+def canonical(labels: Tensor) -> Tensor:
+    """The same labels with stride 0 along every axis on which they do not vary."""
+    for axis in sorted(varying(labels), reverse=True):
+        first = labels.narrow(axis, 0, 1)
+        if bool((labels == first).all()):
+            labels = first.expand(labels.shape)
+    return labels
+
+
+def squeeze_constant(labels: Tensor, keep: Iterable[int] = ()) -> Tensor:
+    """Size 1 along every axis on which the labels do not vary, except those in `keep`."""
+    axes, kept = varying(labels), set(keep)
+    for axis in range(labels.dim()):
+        if axis not in axes and axis not in kept and labels.shape[axis] > 1:
+            labels = labels.narrow(axis, 0, 1)
+    return labels
+
+
+@dataclass
+class Ledger:
+    """All labels of a trace: who owns them, which are one, which are frozen and why.
+
+    Edges are only recorded; `resolve` joins them in one connected-components pass.
+    """
+
+    slots: list[tuple[str, int]] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [1])
+    reads: set[tuple[str, int]] = field(default_factory=set)
+    produces: set[tuple[str, int]] = field(default_factory=set)
+    _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
+    _mixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+    def fresh(self, name: str, axis: int, size: int) -> Tensor:
+        """The labels (size,) of one axis of a parameter or buffer; the same ones at every use."""
+        key = (name, axis)
+        if key not in self._known:
+            start = self.starts[-1]
+            self._known[key] = torch.arange(start, start + size)
+            self.slots.append(key)
+            self.starts.append(start + size)
+        return self._known[key]
+
+    def unite(self, a: Tensor, b: Tensor) -> None:
+        """Element by element, the units of two label tensors are one unit (0 unites with nothing)."""
+        a, b = torch.broadcast_tensors(a, b)
+        for axis in range(a.dim()):
+            if a.stride(axis) == 0 and b.stride(axis) == 0:
+                a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
+        self._edges.append((a.reshape(-1), b.reshape(-1)))
+
+    def unite_along(self, labels: Tensor, axes: Sequence[int]) -> Tensor:
+        """Labels that differ only along `axes` become one unit; returns the labels at index 0 of these axes."""
+        first = labels
+        for axis in axes:
+            first = first.narrow(axis, 0, 1)
+        self.unite(labels, first)
+        return first
+
+    def mix(self, labels: Tensor, axes: Sequence[int]) -> None:
+        """Weights are summed along `axes`: that makes one unit of what these weights produce, not of what they read."""
+        first = labels
+        for axis in axes:
+            first = first.narrow(axis, 0, 1)
+        a, b = torch.broadcast_tensors(squeeze_constant(labels), squeeze_constant(first))
+        self._mixed.append((a.reshape(-1), b.reshape(-1)))
+
+    def freeze(self, labels: Tensor, reason: str) -> None:
+        """The units of these labels keep their size, for this reason."""
+        self._frozen.append((squeeze_constant(labels).reshape(-1), reason))
+
+    def mark(self, labels: Tensor, roles: set[tuple[str, int]]) -> None:
+        """Give the parameter axes that own these labels a role (`reads` or `produces`)."""
+        own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
+        owners = np.unique(np.searchsorted(np.array(self.starts), own[own > 0], side="right") - 1)
+        roles.update(self.slots[i] for i in owners)
+
+    def resolve(self) -> tuple[np.ndarray, dict[int, str]]:
+        """Connected components: the unit of every label, and the reason of every frozen unit."""
+        total = self.starts[-1]
+        producing = np.zeros(total, dtype=bool)
+        for i, slot in enumerate(self.slots):
+            producing[self.starts[i] : self.starts[i + 1]] = slot in self.produces
+        edges = list(self._edges)
+        for a, b in self._mixed:
+            keep = torch.from_numpy(producing[a.numpy()] | producing[b.numpy()])
+            edges.append((a[keep], b[keep]))
+        unit = components(total, edges)
+        reasons: dict[int, str] = {}
+        for labels, reason in self._frozen:
+            for u in np.unique(unit[np.unique(labels.numpy())]):
+                if u > 0:
+                    reasons.setdefault(int(u), reason)
+        return unit, reasons
+
+
+def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Smallest label of each connected component; label 0 joins nothing.
+
+    Repeated minimum over edges with pointer jumping: O(edges log labels), no Python loop over labels.
+    """
+    unit = np.arange(total)
+    if not edges:
+        return unit
+    pairs = np.stack([np.concatenate([e[i].numpy() for e in edges]) for i in (0, 1)], axis=1)
+    pairs = np.unique(pairs[(pairs[:, 0] > 0) & (pairs[:, 1] > 0) & (pairs[:, 0] != pairs[:, 1])], axis=0)
+    a, b = pairs[:, 0], pairs[:, 1]
+    while True:
+        low = np.minimum(unit[a], unit[b])
+        before = unit.copy()
+        np.minimum.at(unit, unit[a], low)
+        np.minimum.at(unit, unit[b], low)
+        while True:  # pointer jumping: every label points at its root
+            jumped = unit[unit]
+            if np.array_equal(jumped, unit):
+                break
+            unit = jumped
+        if np.array_equal(before, unit):
+            return unit

@@ -1,0 +1,146 @@
+"""A structure at other sizes: what its shapes, attributes and units become, and whether a re-trace agrees."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from npn.errors import ResizeError, TraceError
+from npn.tracing.groups import Group, Slot, Structure
+from npn.tracing.trace import trace_once
+
+Attribute = tuple[str, str, int]
+
+
+def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors after each named group changed by so many units."""
+    shapes = {name: list(shape) for name, shape in structure.shapes.items()}
+    for group in structure.groups:
+        for slot in group.slots:
+            shapes[slot.tensor][slot.axis] += change.get(group.name, 0) * slot.index.shape[1]
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+@contextlib.contextmanager
+def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[None]:
+    """Integer attributes that follow a group's size, changed for a while."""
+    before = []
+    for group in structure.groups:
+        for path, name, each in group.attributes:
+            module = model.get_submodule(path)
+            before.append((module, name, getattr(module, name)))
+            object.__setattr__(module, name, getattr(module, name) + each * change.get(group.name, 0))
+    try:
+        yield
+    finally:
+        for module, name, value in reversed(before):
+            object.__setattr__(module, name, value)
+
+
+def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
+    """The structure after units were removed: what is left moves up, along every axis."""
+    gone: dict[tuple[str, int], list[Tensor]] = {}
+    for group in structure.groups:
+        for slot in group.slots:
+            gone.setdefault(slot.key, []).append(slot.index[list(removed.get(group.name, ()))].reshape(-1))
+    new_position = {}
+    shapes = {name: list(shape) for name, shape in structure.shapes.items()}
+    for key, pieces in gone.items():
+        keep = torch.ones(structure.shapes[key[0]][key[1]], dtype=torch.bool)
+        keep[torch.cat(pieces)] = False
+        new_position[key] = keep.cumsum(0) - 1
+        shapes[key[0]][key[1]] = int(keep.sum())
+    groups = []
+    for group in structure.groups:
+        stay = [u for u in range(group.size) if u not in set(removed.get(group.name, ()))]
+        slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
+        groups.append(replace(group, size=len(stay), slots=slots))
+    return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})
+
+
+def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
+    """Trace the model as it would be after a change of sizes; nothing is allocated, the model is as before."""
+    with attributes_changed(model, structure, change):
+        return trace_once(model, example_inputs, resized_shapes(structure, change))
+
+
+def difference(expected: Structure, found: Structure) -> str | None:
+    """Why two structures are not the same computation on the same units, or None."""
+    if expected.outputs != found.outputs:
+        return f"the output's shape changes from {list(expected.outputs)} to {list(found.outputs)}"
+    if expected.fingerprint != found.fingerprint:
+        for a, b in zip(expected.fingerprint, found.fingerprint, strict=False):
+            if a != b:
+                return f"the computation depends on the size: {a} becomes {b}"
+        return "the computation depends on the size: the number of operations changes"
+    if dict(expected.shapes) != dict(found.shapes):
+        return "the shapes differ"
+    ours, theirs = _placement(expected), _placement(found)
+    if len(np.unique(np.stack([ours, theirs]), axis=1).T) != len(np.unique(ours)) or not np.array_equal(
+        ours < 0, theirs < 0
+    ):
+        return "units move to other places when the size changes"
+    if len(np.unique(ours)) != len(np.unique(theirs)):
+        return "units join when the size changes"
+    return None
+
+
+def _placement(structure: Structure) -> np.ndarray:
+    """Unit number at every position of every axis of every tensor, -1 where none."""
+    offset, pieces = 0, {}
+    for name, shape in sorted(structure.shapes.items()):
+        for axis, size in enumerate(shape):
+            pieces[name, axis] = np.full(size, -1, dtype=np.int64)
+    for group in structure.groups:
+        for slot in group.slots:
+            numbers = np.arange(offset, offset + group.size)[:, None]
+            pieces[slot.key][slot.index.numpy()] = np.broadcast_to(numbers, slot.index.shape)
+        offset += group.size
+    return np.concatenate([*pieces.values(), np.zeros(0, dtype=np.int64)])
+
+
+def grown(model: nn.Module, example_inputs: object, structure: Structure, more: Mapping[str, int]) -> Structure:
+    """The structure after groups gained units, with positions from a re-trace.
+
+    In every group the old units come first, then the new ones. Groups with a single unit are traced at two, since a
+    single unit leaves no variation to see; the spare one is deleted from the answer.
+
+    Raises:
+        ResizeError: the re-trace does not contain the old structure.
+    """
+    spare = {g.name: 1 for g in structure.groups if g.size + more.get(g.name, 0) < 2}
+    change = {g.name: more.get(g.name, 0) + spare.get(g.name, 0) for g in structure.groups}
+    try:
+        found = retrace(model, example_inputs, structure, change)
+    except TraceError as error:
+        raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
+    named = match(structure, found)
+    if named is None or any(g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)):
+        raise ResizeError(f"cannot grow {dict(more)}: at the new sizes the model has other units than before")
+    larger = without(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
+    back = without(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
+    problem = difference(replace(structure, fingerprint=back.fingerprint), replace(back, outputs=structure.outputs))
+    if problem:
+        raise ResizeError(f"cannot grow {dict(more)}: {problem}")
+    return larger
+
+
+def match(structure: Structure, found: Structure) -> Structure | None:
+    """`found` with the groups, names and attributes of `structure`, by the slots that they occupy."""
+    by_slots = {frozenset(_signature(group)): group for group in found.groups}
+    groups: list[Group] = []
+    for group in structure.groups:
+        other = by_slots.get(frozenset(_signature(group)))
+        if other is None:
+            return None
+        slots = {slot.key: slot for slot in other.slots}
+        ordered: tuple[Slot, ...] = tuple(slots[slot.key] for slot in group.slots)
+        groups.append(replace(group, size=other.size, slots=ordered))
+    return replace(found, groups=tuple(groups), frozen=structure.frozen)
+
+
+def _signature(group: Group) -> list[tuple[str, int, int]]:
+    return [(slot.tensor, slot.axis, slot.index.shape[1]) for slot in group.slots]

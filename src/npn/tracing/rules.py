@@ -1,0 +1,279 @@
+"""What each ATen op does to units. Data movement runs the very op on the labels; the rest is merge, mix or contract.
+
+Keys are ATen names without overload. Ops tagged pointwise need no rule; an op with neither freezes what it touches.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
+from npn.tracing.values import Value, contract, merge, reduce, restrict
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op call: its graph node, its arguments with nodes replaced by `Value`s, and where the user wrote it."""
+
+    ledger: Ledger
+    node: Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    where: str
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shapes of the results."""
+        out = self.node.meta["val"]
+        return [tuple(t.shape) for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """An argument by position or keyword."""
+        return self.args[position] if len(self.args) > position else self.kwargs.get(name, default)
+
+    @property
+    def mixes(self) -> str:
+        """The reason when this op makes one unit of an axis."""
+        return f"{self.name} mixes every unit of the axis at {self.where}"
+
+
+Rule = Callable[[Call], Any]
+RULES: dict[str, Rule] = {}
+
+# zero in, zero out: a weight made by these is masked by masking its parameters
+ZERO_PRESERVING = frozenset(
+    "mul neg abs relu tanh sin sinh asin atan erf sign sqrt clone _to_copy detach alias lift_fresh_copy where".split()
+)
+LINEAR_REDUCTIONS = frozenset(["sum", "linalg_vector_norm", "norm"])
+
+
+def rule(*names: str) -> Callable[[Rule], Rule]:
+    """Register a rule under ATen names."""
+
+    def register(function: Rule) -> Rule:
+        RULES.update(dict.fromkeys(names, function))
+        return function
+
+    return register
+
+
+def pointwise(call: Call) -> Any:
+    """Elementwise op: unite what meets. In a quotient only the numerator may be a masked weight."""
+    values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
+    opaque = call.name not in ZERO_PRESERVING
+    if call.name == "div":
+        opaque = bool(values[1:]) and _same_columns(values[0], values[1])
+    results = [merge(call.ledger, values, shape, call.where, opaque) for shape in call.shapes]
+    return results[0] if len(results) == 1 else results
+
+
+def _same_columns(a: Value, b: Value) -> bool:
+    rank = max(len(a.shape), len(b.shape))
+    axes = [frozenset[int]().union(*(p.axes for p in v.aligned(rank).parts)) for v in (a, b)]
+    return axes[0] <= axes[1]
+
+
+@rule(
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze", "squeeze", "select",
+    "slice", "narrow", "expand", "flip", "roll", "repeat", "split", "split_with_sizes", "chunk", "unbind", "unfold",
+    "pixel_shuffle", "pixel_unshuffle", "diagonal", "movedim", "as_strided", "im2col", "reflection_pad1d",
+    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "channel_shuffle", "rot90", "view_copy", "unsafe_split", "unsafe_chunk", "tril", "triu",
+)  # fmt: skip
+def movement(call: Call) -> Any:
+    """Data movement: run the op itself on the labels, exactly."""
+    value, rest = call.args[0], call.args[1:]
+    moved = [_run(call, part.labels, rest) for part in value.parts]
+    many = isinstance(call.node.meta["val"], (tuple, list))
+    results = []
+    for i, shape in enumerate(call.shapes):
+        parts = tuple(
+            replace(part, labels=canonical(out[i] if many else out))
+            for part, out in zip(value.parts, moved, strict=True)
+        )
+        results.append(Value(shape, tuple(p for p in parts if bool((p.labels > 0).any())), free=value.neutral))
+    return results if many else results[0]
+
+
+def _run(call: Call, labels: Tensor, rest: Sequence[Any]) -> Any:
+    if call.name in ("transpose", "t", "squeeze", "unsqueeze"):
+        return getattr(labels, call.name)(*rest)
+    if call.name in ("view", "_unsafe_view", "view_copy", "_reshape_alias"):
+        return labels.reshape(tuple(rest[0]))
+    if call.name == "as_strided":
+        return labels.contiguous().as_strided(*rest)
+    if "_pad" in call.name or call.name == "im2col":  # not implemented for integers
+        return call.node.target(labels.double(), *rest, **call.kwargs).long()  # type: ignore[operator]
+    return call.node.target(labels, *rest, **call.kwargs)  # type: ignore[operator]
+
+
+@rule("constant_pad_nd")
+def constant_pad(call: Call) -> Value:
+    """Padding has no unit."""
+    value, pad = call.args[0], call.args[1]
+    parts = tuple(replace(p, labels=canonical(torch.constant_pad_nd(p.labels, pad, 0))) for p in value.parts)
+    return Value(call.shapes[0], parts, free=value.neutral)
+
+
+@rule("cat", "stack")
+def concatenate(call: Call) -> Value:
+    """Units along the axis stand side by side; units across it meet, as in a sum."""
+    values: list[Value] = [v for v in call.args[0] if v.shape != (0,)]
+    shape, dim = call.shapes[0], call.arg(1, "dim", 0) % len(call.shapes[0])
+    if call.name == "stack":
+        values = [v.viewed((*v.shape[:dim], 1, *v.shape[dim:])) for v in values]
+    weight = all(v.weight or v.neutral for v in values)
+    along: list[list[Part]] = []
+    across: list[Value] = []
+    for value in values:
+        side = [p for p in value.parts if dim in p.axes or (not p.axes and value.shape[dim] == 1)]
+        along.append(side)
+        one = [1 if a == dim else s for a, s in enumerate(value.shape)]
+        parts = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in value.parts if p not in side and p.axes)
+        across.append(Value(tuple(one), parts, value.neutral and not value.parts))
+        for part in value.parts:
+            if not part.axes and part not in side:
+                call.ledger.freeze(part.labels, f"one unit stands beside others at {call.where}")
+    flat = [1 if a == dim else s for a, s in enumerate(shape)]
+    crossing = merge(call.ledger, across, flat, call.where, opaque=False)
+    parts = [Part(p.labels.expand(shape), weight, p.opaque) for p in crossing.parts]
+    for i in range(max(len(side) for side in along)):
+        pieces = []
+        opaque = False
+        for value, side in zip(values, along, strict=True):
+            labels = side[i].labels if i < len(side) else torch.zeros(1, dtype=torch.long).expand(value.shape)
+            opaque |= i < len(side) and side[i].opaque
+            pieces.append(labels)
+        keep = {a for p in pieces for a in range(len(shape)) if p.stride(a) != 0 and p.shape[a] > 1} | {dim}
+        pieces = [squeeze_constant(p, keep) for p in pieces]
+        labels = canonical(torch.cat([p.contiguous() for p in pieces], dim).expand(shape))
+        parts.append(Part(labels, weight, opaque))
+    return Value(shape, tuple(parts), free=all(v.neutral for v in values))
+
+
+@rule("mm", "bmm", "mv", "dot", "vdot")
+def product(call: Call) -> Value:
+    """Matrix product of two values."""
+    return _product(call, call.args[0], call.args[1])
+
+
+@rule("addmm", "baddbmm", "addmv", "addbmm")
+def add_product(call: Call) -> Value:
+    """Bias plus matrix product."""
+    out = _product(call, call.args[1], call.args[2])
+    return merge(call.ledger, [out, call.args[0]], call.shapes[0], call.where)
+
+
+def _product(call: Call, a: Value, b: Value) -> Value:
+    rank_a, rank_b = len(a.shape), len(b.shape)
+    if rank_a == rank_b == 1:
+        return contract(call.ledger, a, b, [0], call.where)
+    if rank_b == 1:
+        return contract(call.ledger, a, b.viewed((1, *b.shape)), [1], call.where)
+    wide = a.viewed((*a.shape, 1))
+    other = b.viewed((*b.shape[:-2], 1, *b.shape[-2:]))
+    return contract(call.ledger, wide, other, [rank_a - 1], call.where)
+
+
+@rule("convolution")
+def convolution(call: Call) -> Value:
+    """Convolution of any rank, transposed or not, with groups."""
+    x, w, bias, _, _, _, transposed, _, groups = call.args[:9]
+    rank = len(x.shape) - 2
+    space = list(range(2, 2 + rank))
+    x = reduce(call.ledger, x, space, True, call.mixes)  # kernels mix positions: units must not live there
+    n, channels = x.shape[:2]
+    i_axis, o_axis = (0, 1) if transposed else (1, 0)
+    if groups == 1:
+        # product space: (batch, out, in, *kernel)
+        data = x.viewed((n, 1, channels, *[1] * rank))
+        weight = Value(w.shape, tuple(_swap(p) if transposed else p for p in w.parts))
+        weight = replace(weight, shape=tuple(w.shape[i] for i in (o_axis, i_axis)) + w.shape[2:])
+        weight = _drop_kernel(call, weight).viewed((1, *weight.shape[:2], *[1] * rank))
+        out = contract(call.ledger, data, weight, [2, *range(3, 3 + rank)], call.where)
+    else:
+        out = _grouped(call, x, w, int(groups), bool(transposed))
+    shape = call.shapes[0]
+    out = out.viewed((*out.shape, *[1] * rank))
+    bias = bias.viewed((1, *bias.shape, *[1] * rank)) if isinstance(bias, Value) else None
+    return merge(call.ledger, [out] if bias is None else [out, bias], shape, call.where)
+
+
+def _swap(part: Part) -> Part:
+    return replace(part, labels=part.labels.transpose(0, 1))
+
+
+def _drop_kernel(call: Call, weight: Value) -> Value:
+    """Only rows and columns of a kernel are units; its window is fixed."""
+    kernel = list(range(2, len(weight.shape)))
+    parts = []
+    for part in weight.parts:
+        if part.axes <= set(kernel):
+            call.ledger.freeze(part.labels, KERNEL)
+            continue
+        labels = restrict(call.ledger, part, kernel, KERNEL).labels
+        for axis in kernel:
+            labels = labels.narrow(axis, 0, 1)
+        parts.append(replace(part, labels=labels))
+    return Value((*weight.shape[:2], *[1] * len(kernel)), tuple(parts))
+
+
+def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> Value:
+    """Grouped convolution: a unit is one offset within every group; depthwise, it is the group."""
+    ledger, (n, channels) = call.ledger, x.shape[:2]
+    inner = channels // groups
+    weight = _drop_kernel(call, w).viewed(w.shape[:2])
+    if transposed:  # (in, out / groups) -> rows are (group, out), columns (group, in)
+        outer = w.shape[1]
+        row = [p.labels[0].reshape(1, outer).expand(groups, outer) for p in weight.parts if 1 in p.axes]
+        column = [p.labels[:, 0].reshape(groups, inner) for p in weight.parts if 0 in p.axes]
+    else:
+        outer = w.shape[0] // groups
+        row = [p.labels[:, 0].reshape(groups, outer) for p in weight.parts if 0 in p.axes]
+        column = [p.labels[0].reshape(1, inner).expand(groups, inner) for p in weight.parts if 1 in p.axes]
+    feed = [p.labels.reshape(n, channels)[0].reshape(groups, inner) for p in x.parts if 1 in p.axes]
+    if inner == 1:  # depthwise: the kernel is data that lies along the channels
+        lines = (row if not transposed else column) or [torch.zeros(groups, 1, dtype=torch.long)]
+        if transposed and row:
+            ledger.freeze(row[0], f"several maps of one channel at {call.where}")
+        for labels in feed:
+            ledger.unite(labels, lines[0])
+        if not feed:
+            ledger.freeze(lines[0], f"reads an input of fixed size at {call.where}")
+        labels = torch.where(lines[0] > 0, lines[0], feed[0] if feed else 0).expand(groups, outer)
+    else:
+        for labels in column:
+            ledger.unite(labels, labels[:1])
+            if feed:
+                ledger.unite(feed[0], labels)
+                ledger.mark(labels, ledger.reads)
+            else:
+                ledger.freeze(labels, f"reads an input of fixed size at {call.where}")
+        if feed and not column:
+            ledger.freeze(feed[0], f"read along a fixed axis at {call.where}")
+        if not row:
+            return Value((n, groups * outer))
+        labels = row[0]
+        ledger.unite(labels, labels[:1])
+        ledger.mark(labels, ledger.produces)
+    out = canonical(labels.reshape(1, groups * outer).expand(n, groups * outer))
+    return Value((n, groups * outer), (Part(out),))
+
+
+@rule("embedding")
+def embedding(call: Call) -> Value:
+    """A table: its rows are fixed, its columns are produced."""
+    table, index = call.args[:2]
+    parts = []
+    for part in table.parts:
+        part = restrict(call.ledger, part, [0], f"rows of the embedding at {call.where}")
+        if 1 in part.axes:
+            call.ledger.mark(part.labels, call.ledger.produces)
+            labels = part.labels[0].reshape(*[1] * len(index.shape), -1)
+            parts.append(Part(labels.expand(call.shapes[0])))
+    return Value(call.shapes[0], tuple(parts))

@@ -1,0 +1,198 @@
+"""Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, gathering."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npn.tracing.labels import Part, canonical
+from npn.tracing.rules import LINEAR_REDUCTIONS, Call, merge, movement, rule
+from npn.tracing.values import Value, reduce, restrict
+
+
+@rule(
+    "sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "linalg_vector_norm",
+    "norm", "logsumexp", "any", "all", "argmax", "argmin", "median", "aminmax", "count_nonzero", "mode", "nanmean",
+)  # fmt: skip
+def reduction(call: Call) -> Any:
+    """Reduce over the axes that the call names, or over all."""
+    value: Value = call.args[0]
+    dims = call.arg(2 if call.name in ("linalg_vector_norm", "norm") else 1, "dim")
+    rank = len(value.shape)
+    if isinstance(dims, (bool, float)) or dims is None or dims == []:
+        dims = list(range(rank))
+    axes = sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)) if rank else []
+    if isinstance(value, Value) and call.name in ("max", "min") and len(call.args) > 1 and isinstance(call.args[1], Value):
+        return merge(call.ledger, list(call.args[:2]), call.shapes[0], call.where)
+    shape = call.shapes[0]
+    keepdim = len(shape) == rank and rank > 0
+    out = reduce(call.ledger, value, axes, keepdim, call.mixes, call.name in LINEAR_REDUCTIONS)
+    return out if len(call.shapes) == 1 else [out] * len(call.shapes)
+
+
+@rule(
+    "_softmax", "_log_softmax", "_safe_softmax", "softmax", "log_softmax", "cumsum", "cumprod", "logcumsumexp", "sort",
+    "argsort", "topk", "cummax", "cummin", "glu",
+)  # fmt: skip
+def mixed_axis(call: Call) -> Any:
+    """The result keeps the axis, but every element of it depends on all others."""
+    value: Value = call.args[0]
+    position = 2 if call.name == "topk" else 1
+    dim = call.arg(position, "dim", -1) % len(value.shape)
+    if call.name == "glu":
+        return _glu(call, value, dim)
+    return _along(call, value, [dim])
+
+
+def _glu(call: Call, value: Value, dim: int) -> Value:
+    half = value.shape[dim] // 2
+    halves = [
+        Value(
+            call.shapes[0],
+            tuple(replace(p, labels=canonical(p.labels.narrow(dim, s, half))) for p in value.parts),
+        )
+        for s in (0, half)
+    ]
+    return merge(call.ledger, halves, call.shapes[0], call.where)
+
+
+def _along(call: Call, value: Value, axes: list[int]) -> Any:
+    parts = [restrict(call.ledger, part, axes, call.mixes) for part in value.parts]
+    results = []
+    for shape in call.shapes:
+        fit = []
+        for part in parts:
+            labels = part.labels
+            for axis in range(len(shape)):
+                if labels.shape[axis] != shape[axis]:
+                    labels = labels.narrow(axis, 0, 1)
+            fit.append(replace(part, labels=labels.expand(shape), opaque=True))
+        results.append(Value(shape, tuple(fit), free=value.neutral))
+    return results[0] if len(results) == 1 else results
+
+
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional", "cudnn_batch_norm",
+    "_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_with_update_functional",
+    "_batch_norm_no_update", "miopen_batch_norm",
+)  # fmt: skip
+def batch_norm(call: Call) -> list[Value]:
+    """Affine parameters and running statistics lie along the channels; nothing else is mixed."""
+    x: Value = call.args[0]
+    rank = len(x.shape)
+    own = [v for v in call.args[1:5] if isinstance(v, Value)]
+    x = replace(x, parts=tuple(restrict(call.ledger, p, _others(rank), call.mixes) for p in x.parts))
+    out = merge(call.ledger, [x, *(v.viewed((1, *v.shape, *[1] * (rank - 2))) for v in own)], x.shape, call.where)
+    rest = [replace(own[0], parts=()) if own else Value(s) for s in call.shapes[1:]]
+    return [out, *rest]
+
+
+def _others(rank: int) -> list[int]:
+    return [a for a in range(rank) if a != 1]
+
+
+@rule("native_layer_norm", "_fused_rms_norm", "rms_norm")
+def layer_norm(call: Call) -> Any:
+    """Normalises over the last axes: their units become one."""
+    x, normalized = call.args[0], call.args[1]
+    rank = len(x.shape)
+    axes = list(range(rank - len(normalized), rank))
+    x = replace(x, parts=tuple(restrict(call.ledger, part, axes, call.mixes) for part in x.parts))
+    own = [v for v in call.args[2:4] if isinstance(v, Value)]
+    out = merge(call.ledger, [x, *own], x.shape, call.where)
+    return out if len(call.shapes) == 1 else [out, *(Value(s) for s in call.shapes[1:])]
+
+
+@rule("native_group_norm")
+def group_norm(call: Call) -> list[Value]:
+    """Normalises over each group of channels: the group is the unit."""
+    x, w, b, _, channels, _, groups, _ = call.args
+    parts = []
+    for part in x.parts:
+        shape = (x.shape[0], groups, channels // groups, *x.shape[2:])
+        split = replace(part, labels=canonical(part.labels.reshape(shape)))
+        kept = restrict(call.ledger, split, range(2, len(shape)), call.mixes)
+        parts.append(replace(part, labels=canonical(kept.labels.reshape(x.shape))))
+    space = [1] * (len(x.shape) - 2)
+    own = [v.viewed((1, *v.shape, *space)) for v in (w, b) if isinstance(v, Value)]
+    out = merge(call.ledger, [replace(x, parts=tuple(parts)), *own], x.shape, call.where)
+    return [out, *(Value(s) for s in call.shapes[1:])]
+
+
+@rule("_weight_norm_interface")
+def weight_norm(call: Call) -> list[Value]:
+    """g v / |v|, the norm over every axis but `dim`."""
+    v, g, dim = call.args[0], call.args[1], call.arg(2, "dim", 0)
+    for part in v.parts:
+        if dim not in part.axes:
+            call.ledger.mix(part.labels, sorted(part.axes))
+    return [merge(call.ledger, [v, g], v.shape, call.where, opaque=False), Value(call.shapes[1])]
+
+
+@rule(
+    "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices",
+    "max_pool3d_with_indices", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_max_pool2d", "adaptive_max_pool3d", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d",
+    "_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "upsample_bilinear2d",
+    "upsample_linear1d", "upsample_trilinear3d", "upsample_bicubic2d", "_upsample_bilinear2d_aa",
+)  # fmt: skip
+def pool(call: Call) -> Any:
+    """Pooling and resampling mix positions, never channels."""
+    value: Value = call.args[0]
+    space = next(int(c) for c in call.name if c.isdigit())
+    return _along(call, value, list(range(len(value.shape) - space, len(value.shape))))
+
+
+@rule("index", "index_select", "gather", "take_along_dim")
+def index(call: Call) -> Value:
+    """Constant indices move data; indices that depend on the input pick along fixed axes only."""
+    value, indices = call.args[0], call.arg(1 if call.name == "index" else 2, "index")
+    wanted = indices if isinstance(indices, (list, tuple)) else [indices]
+    tensors = [i for i in wanted if isinstance(i, Value)]
+    constant = all(i.const is not None for i in tensors)
+    if constant:
+        rest = [[i.const if isinstance(i, Value) else i for i in wanted]] if call.name == "index" else None
+        concrete: tuple[Any, ...] = tuple(rest) if rest else (call.args[1], tensors[0].const)
+        return movement(replace(call, args=(value, *concrete)))
+    axes = [a for a, i in enumerate(wanted) if i is not None] if call.name == "index" else [call.args[1]]
+    axes = [a % len(value.shape) for a in axes]
+    reason = f"picked by the input at {call.where}"
+    value = replace(value, parts=tuple(restrict(call.ledger, part, axes, reason) for part in value.parts))
+    if call.name != "index":
+        return Value(call.shapes[0], tuple(_refit(p, call.shapes[0]) for p in value.parts))
+    zero = [None if i is None else (i.const if i.const is not None else _zeros(i.shape)) for i in wanted]
+    return movement(replace(call, args=(value, zero)))
+
+
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    return torch.zeros(shape, dtype=torch.long)
+
+
+def _refit(part: Part, shape: tuple[int, ...]) -> Part:
+    labels = part.labels
+    for axis, size in enumerate(shape):
+        if labels.shape[axis] != size:
+            labels = labels.narrow(axis, 0, 1)
+    return replace(part, labels=labels.expand(shape))
+
+
+@rule("slice_scatter", "select_scatter", "diagonal_scatter")
+def scatter(call: Call) -> Value:
+    """Writing one value into a slice of another: labels are written the same way; across the axis they meet."""
+    base, source = call.args[:2]
+    dim = call.arg(2, "dim", 0) % len(base.shape)
+    if call.name == "select_scatter":
+        source = source.viewed((*source.shape[:dim], 1, *source.shape[dim:]))
+    if any(dim in p.axes for v in (base, source) for p in v.parts):
+        for part in (*base.parts, *source.parts):
+            call.ledger.freeze(part.labels, f"written into in place at {call.where}")
+        return Value(call.shapes[0])
+    one = [1 if a == dim else s for a, s in enumerate(base.shape)]
+    flat = [
+        Value(tuple(one), tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in v.parts), v.neutral)
+        for v in (base, source)
+    ]
+    out = merge(call.ledger, flat, one, call.where)
+    parts = tuple(replace(p, labels=p.labels.expand(base.shape)) for p in out.parts)
+    return Value(base.shape, parts)

@@ -1,0 +1,48 @@
+"""Trace a model once, at its own or at other shapes: capture, walk, group."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from npn.errors import TraceError
+from npn.tracing.capture import capture, model_tensors, raising_line
+from npn.tracing.groups import Structure, group_units
+from npn.tracing.walk import walk
+
+
+def trace_once(
+    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> Structure:
+    """Units of a model, before the dry run.
+
+    Args:
+        model: any module; untouched.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
+        shapes: other shapes for some tensors, by name.
+
+    Raises:
+        TraceError: the forward pass cannot be followed; names the line.
+    """
+    try:
+        captured = capture(model, example_inputs, shapes)
+    except TraceError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(error)) from error
+    tensors = model_tensors(model)
+    sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
+    with torch.no_grad():
+        return group_units(walk(captured, tensors), sizes, captured.outputs)
+
+
+def _explain(error: Exception) -> str:
+    name, line = type(error).__name__, raising_line(error)
+    if "DataDependent" in name or "GuardOnDataDependent" in name:
+        return (
+            f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; "
+            "expected a computation that is the same for every input: use torch.where instead of if, "
+            "or attach the parts of the model before and after this line separately"
+        )
+    return f"the forward pass failed on example_inputs at {line}: {name}: {error}"

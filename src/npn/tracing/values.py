@@ -1,0 +1,186 @@
+"""What is known of one value in the graph, and the three things that can happen to units: merge, mix, contract."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from npn.tracing.labels import Ledger, Part, canonical, squeeze_constant
+
+
+@dataclass(frozen=True)
+class Value:
+    """Shape and units of one value.
+
+    Attributes:
+        shape: of the value.
+        parts: its label tensors; an axis on which none varies has a fixed size.
+        free: uniform or random, so it takes whatever size the code asks for.
+        const: its elements, where they depend on no input and no parameter.
+    """
+
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...] = ()
+    free: bool = False
+    const: Tensor | None = None
+
+    @property
+    def weight(self) -> bool:
+        """Made of parameters alone."""
+        return bool(self.parts) and all(part.weight for part in self.parts)
+
+    @property
+    def neutral(self) -> bool:
+        """Depends on no input and no parameter."""
+        return self.free or self.const is not None
+
+    def fixed(self, axis: int) -> bool:
+        """Whether the size along this axis is given, not a number of units."""
+        if self.free or self.shape[axis] <= 1:
+            return False
+        if self.const is not None:
+            return not bool((self.const == self.const.narrow(axis, 0, 1)).all())
+        return not any(axis in part.axes for part in self.parts)
+
+    def viewed(self, shape: Sequence[int]) -> "Value":
+        """The same elements with size-1 axes added or removed."""
+        parts = tuple(replace(part, labels=part.labels.reshape(tuple(shape))) for part in self.parts)
+        const = None if self.const is None else self.const.reshape(tuple(shape))
+        return Value(tuple(shape), parts, self.free, const)
+
+    def aligned(self, rank: int) -> "Value":
+        """Size-1 axes in front, as broadcasting adds them."""
+        return self.viewed((1,) * (rank - len(self.shape)) + self.shape) if rank > len(self.shape) else self
+
+
+def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Part:
+    """Units cannot come and go along `axes`: join them there, or freeze them if nothing else tells them apart."""
+    hit = sorted(part.axes & set(axes))
+    if not hit:
+        return part
+    if part.axes <= set(hit):
+        ledger.freeze(part.labels, reason)
+        return part
+    first = ledger.unite_along(part.labels, hit)
+    return replace(part, labels=first.expand(part.labels.shape))
+
+
+def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, opaque: bool = True) -> Value:
+    """Elementwise op with broadcasting: what meets in one element is one unit.
+
+    Args:
+        opaque: zero in is not zero out, so a weight made like this cannot be masked through its parameters.
+    """
+    rank = len(shape)
+    operands = [value.aligned(rank) for value in values]
+    weight = any(v.parts for v in operands) and all(v.weight or v.neutral for v in operands)
+    merged: list[tuple[int, Part]] = []
+    for source, value in enumerate(operands):
+        for part in value.parts:
+            labels = part.labels.expand(tuple(shape))
+            part = Part(labels, weight, part.opaque or (opaque and weight))
+            if not part.axes:
+                same = [i for i, (_, other) in enumerate(merged) if not other.axes]
+                if any(v.parts and any(p.axes for p in v.parts) for v in operands) or value.shape != tuple(shape):
+                    ledger.freeze(labels, f"one unit is broadcast over others at {where}")
+                elif same:
+                    ledger.unite(merged[same[0]][1].labels, labels)
+                else:
+                    merged.append((source, part))
+                continue
+            partners = [i for i, (_, other) in enumerate(merged) if other.axes & part.axes]
+            for i in partners:
+                other = merged[i][1]
+                ledger.unite(other.labels, labels)
+                _pad(ledger, other.labels, labels, where)
+                joined = canonical(torch.where(other.labels > 0, other.labels, labels))
+                merged[i] = (merged[i][0], Part(joined, weight, other.opaque or part.opaque))
+            if not partners:
+                merged.append((source, part))
+    result = []
+    for source, part in merged:
+        stuck = {a for i, v in enumerate(operands) if i != source for a in part.axes if v.fixed(a)}
+        result.append(restrict(ledger, part, stuck, f"combined with a value of fixed size at {where}"))
+    return Value(tuple(shape), tuple(result), free=all(v.neutral for v in operands))
+
+
+def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
+    """Units that meet zero padding stay: how much is padded is a number in the code."""
+    for labels, other in ((a, b), (b, a)):
+        if not bool(other.all()):
+            labels, other = torch.broadcast_tensors(squeeze_constant(labels), squeeze_constant(other))
+            ledger.freeze(labels[other == 0], f"added to zero padding at {where}")
+
+
+def reduce(ledger: Ledger, value: Value, axes: Sequence[int], keepdim: bool, reason: str, linear: bool = False) -> Value:
+    """Sum, mean, norm, ... over `axes`: units that vary there become one.
+
+    Args:
+        linear: zeroed columns of a weight do not count in the result (sum, norm).
+    """
+    parts = []
+    for part in value.parts:
+        gone = part.axes & set(axes)
+        if part.weight and linear and gone:
+            ledger.mix(part.labels, sorted(gone))
+        else:
+            part = restrict(ledger, part, axes, reason)
+        if gone and not part.axes - gone:
+            continue
+        labels = part.labels
+        for axis in axes:
+            labels = labels.narrow(axis, 0, 1)
+        if not keepdim:
+            labels = labels.reshape([s for a, s in enumerate(labels.shape) if a not in axes])
+        parts.append(replace(part, labels=labels))
+    sizes = [1 if a in axes else s for a, s in enumerate(value.shape)]
+    shape = sizes if keepdim else [s for a, s in enumerate(value.shape) if a not in axes]
+    return Value(tuple(shape), tuple(parts), free=value.neutral)
+
+
+def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str) -> Value:
+    """Sum over `axes` of a product: a weight reads the units of the data and produces its own.
+
+    Args:
+        a, b: values viewed in the space of the product (size 1 where one of them does not vary).
+        axes: the contracted axes, removed from the result.
+    """
+    shape = torch.broadcast_shapes(a.shape, b.shape)
+    if a.weight != b.weight:
+        data, weight = (b, a) if a.weight else (a, b)
+        data, weight = _read(ledger, data, weight, set(axes), where)
+        a, b = data, weight
+    both = a.weight and b.weight
+    product = merge(ledger, [a, b], shape, where, opaque=False)
+    return reduce(ledger, product, axes, False, f"the product at {where} mixes every unit", linear=both)
+
+
+def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str) -> tuple[Value, Value]:
+    """Unite the units of the data with the columns that read them; what is left are rows and passed-on units."""
+    columns = [part for part in weight.parts if part.axes & axes]
+    read = [part for part in data.parts if part.axes & axes]
+    rows: list[Part] = []
+    for part in weight.parts:
+        if part.axes & axes:
+            continue
+        if any(part.axes & row.axes for row in rows):
+            ledger.freeze(part.labels, f"two axes of one weight make one axis at {where}")
+            continue
+        rows.append(replace(part, weight=False))
+        ledger.mark(part.labels, ledger.produces)
+    for i, part in enumerate(columns):
+        if i >= len(read) and data.neutral and not any(data.fixed(a) for a in axes):
+            continue  # zeros, as in the first state of a recurrent layer, follow the width
+        if i >= len(read) or part.opaque:
+            reason = "the weight is a function that zero does not pass" if part.opaque else "it reads an input of fixed size"
+            ledger.freeze(part.labels, f"{reason} at {where}")
+            if i < len(read):
+                ledger.freeze(read[i].labels, f"{reason} at {where}")
+            continue
+        ledger.unite(read[i].labels, part.labels)
+        ledger.mark(part.labels, ledger.reads)
+    for part in read[len(columns) :]:
+        ledger.freeze(part.labels, f"read along a fixed axis at {where}")
+    rest = tuple(part for part in data.parts if not part.axes & axes)
+    return replace(data, parts=rest), Value(weight.shape, tuple(rows))
