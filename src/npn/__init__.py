@@ -2,6 +2,7 @@
 
 from npn import functional
 from npn.attach import attach
+from npn.checkpoint import load, read_extra, save
 from npn.count import count_macs, count_params
 from npn.errors import PlasticityError
 from npn.growth import Growth
@@ -24,4 +25,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "functional",
+    "load",
+    "read_extra",
+    "save",
 ]

@@ -11,7 +11,7 @@ from npn import step
 from npn.call import MaskedCall
 from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
-from npn.penalty import Budget, Penalty
+from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.tracing import Frozen, Structure, trace
 
@@ -22,7 +22,7 @@ def attach(
     *,
     estimator: str = "reinmax",
     function: str | GateFunction = "sigmoid",
-    penalty: Penalty | Budget | None = None,
+    penalty: CostTerm | None = None,
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
     masks: str = "batch",

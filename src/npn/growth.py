@@ -38,7 +38,7 @@ class Growable(Protocol[Report]):
     def groups(self) -> Sequence[_Group]: ...
     def weights(self) -> Any: ...
     def grow(self, added: dict[str, int], /, *, grace: int) -> Report: ...
-    def open(self, group: str, units: list[int], /) -> Any: ...
+    def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
 
 
 @final
@@ -229,8 +229,7 @@ class Growth:
         for group in plastic.groups:
             if group.name in reopened:  # looked up anew: growing may have moved the units
                 units = closed_units(group)[: reopened[group.name]]
-                plastic.open(group.name, units)
-                group.gate.grace[units] = self.grace
+                plastic.open(group.name, units, grace=self.grace)
 
         self._steps += 1
         self._stale = stale

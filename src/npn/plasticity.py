@@ -17,9 +17,9 @@ from npn.errors import ConfigurationError, ResizeError
 from npn.functional import GateFunction, keep_probability
 from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup
 from npn.masks import Readers
-from npn.penalty import Budget, Penalty
+from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, report
-from npn.surgery import Extra, Plan, apply_plan, plan_growth, plan_removal
+from npn.surgery import Extra, Plan, apply_plan, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
 from npn.tracking import check_optimizers
 
@@ -34,7 +34,7 @@ class Plasticity:
         structure: Structure,
         estimator: str,
         function: GateFunction,
-        penalty: Penalty | Budget | None,
+        penalty: CostTerm | None,
         masks: str,
     ) -> None:
         self.model = model
@@ -45,7 +45,7 @@ class Plasticity:
         self.sharpness = Sharpness(function=function)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.groups]
-        self.penalty: Penalty | Budget = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
+        self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
         self.optimizers: list[Optimizer] = []
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self._readers: Readers | None = None
@@ -112,11 +112,13 @@ class Plasticity:
         """Close units: pi = 0.05 while k is finite, absent at k = inf. `compact` removes them unless they reopen."""
         self._set(group, units, CLOSED)
 
-    def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor) -> None:
-        """Open units: pi = 0.95 while k is finite."""
-        self._set(group, units, OPEN)
+    def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
+        """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
+        index = self._set(group, units, OPEN)
+        self.group(group).gate.grace[index] = grace
+        self._grace_left = max(self._grace_left, grace)
 
-    def _set(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float) -> None:
+    def _set(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float) -> Tensor:
         gate = self.group(group).gate
         index = torch.as_tensor(units, dtype=torch.long, device=gate.logits.device).reshape(-1)
         if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(gate.logits)):
@@ -126,6 +128,7 @@ class Plasticity:
         with torch.no_grad():
             gate.logits[index] = self.sharpness.logit(probability)
             gate.shut[index] = probability < 0.5
+        return index
 
     # -- training
 
@@ -173,10 +176,10 @@ class Plasticity:
         """Context in which the model's call hook stands aside."""
         return step.no_hooks(self._hook)
 
-    def draw(self) -> Tensor:
-        """u ~ U(0, 1), one per unit, from the gates' own generator."""
+    def draw(self, *batch: int) -> Tensor:
+        """u ~ U(0, 1), shape (*batch, units), from the gates' own generator."""
         first = self.groups[0].gate.logits
-        return torch.rand(self.readers.units, generator=self.generator, device=first.device, dtype=first.dtype)
+        return torch.rand(*batch, self.readers.units, generator=self.generator, device=first.device, dtype=first.dtype)
 
     def flat_logits(self) -> Tensor:
         """All logits in one tensor."""
@@ -276,7 +279,8 @@ class Plasticity:
         wanted = {name: number for name, number in wanted.items() if number}
         if not wanted:
             return self._resize(plan_removal(self.structure, {}))
-        larger = grown(self.model, self.example_inputs, self.structure, wanted)
+        with self.calling():
+            larger = grown(self.model, self.example_inputs, self.structure, wanted)
         report = self._resize(plan_growth(self.structure, larger))
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
@@ -302,6 +306,17 @@ class Plasticity:
         finally:
             self._readers = None
         return report(plan, before, count_params(self.model))
+
+    def adopt(self, structure: Structure, sizes: Mapping[str, int]) -> None:
+        """Take over the structure of a checkpoint, with new gates of these sizes, before their state is loaded."""
+        if self._readers is not None:
+            self._readers.remove()
+            self._readers = None
+        for group in self.groups:
+            gate = group.gate
+            for tensor in (gate.logits, gate.grace, gate.shut):
+                set_data(tensor, tensor.new_zeros(sizes[group.name]))
+        self._adopt(structure)
 
     def _adopt(self, structure: Structure) -> None:
         self.structure = structure

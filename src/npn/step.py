@@ -2,15 +2,16 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from npn import functional
+from npn import example, functional
 from npn.errors import ConfigurationError, NonFiniteLossError
+from npn.randomness import Randomness
 
 if TYPE_CHECKING:
     from npn.plasticity import Plasticity
@@ -45,7 +46,8 @@ def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.
         held = plastic.held()
         pi = torch.where(held, torch.ones_like(probability), probability)
         with plastic.calling():
-            loss, gradient = _ESTIMATE[plastic.estimator](plastic, closure, pi, scale)
+            estimate = example.estimate if plastic.masks == "example" else _ESTIMATE[plastic.estimator]
+            loss, gradient = estimate(plastic, closure, pi, scale)
         if gradient is not None and plastic.k > 0:
             factor = functional.chain_factor(logits, plastic.k, plastic.function)
             plastic.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
@@ -91,17 +93,10 @@ def _masked(plastic: "Plasticity", closure: Closure, mask: Tensor, scale: float 
     return Pass(done.loss, plastic.readers.mask_gradient()) if collect else done
 
 
-def _second(plastic: "Plasticity", closure: Closure, mask: Tensor, before: "Randomness") -> Tensor:
-    """The loss under another mask, all else equal: same dropout, batch statistics, buffers as they were."""
-    buffers = before.changed_buffers()
-    after = Randomness.now(plastic.model)
-    before.restore()
-    with plastic.readers.applied(mask):
-        loss = _run(closure, 1.0, gradient=False).loss
-    after.restore()
-    for buffer, value in buffers:
-        buffer.copy_(value)
-    return loss
+def _second(plastic: "Plasticity", closure: Closure, mask: Tensor, before: Randomness) -> Tensor:
+    """The loss under another mask, all else equal (in train mode, too: in eval mode the difference is noise)."""
+    with before.repeated(plastic.model), plastic.readers.applied(mask):
+        return _run(closure, 1.0, gradient=False).loss
 
 
 Estimate = Callable[["Plasticity", Closure, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]
@@ -141,12 +136,8 @@ def _two_passes(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: floa
     first, second = ((plastic.draw() < pi).to(pi.dtype) for _ in range(2))
     before = Randomness.now(plastic.model)
     a = _masked(plastic, closure, first, 0.5 * scale, collect=True)
-    after, buffers = Randomness.now(plastic.model), before.changed_buffers()
-    before.restore()
-    b = _masked(plastic, closure, second, 0.5 * scale, collect=True)
-    after.restore()
-    for buffer, value in buffers:
-        buffer.copy_(value)
+    with before.repeated(plastic.model):
+        b = _masked(plastic, closure, second, 0.5 * scale, collect=True)
     assert a.gradient is not None and b.gradient is not None
     # dL/dz came with half the scale, the losses come without any
     estimate = functional.double_cv(a.loss * scale, b.loss * scale, first, second, 2 * a.gradient, 2 * b.gradient, pi)
@@ -163,42 +154,11 @@ _ESTIMATE: dict[str, Estimate] = {
 }
 
 
-@dataclass(frozen=True)
-class Randomness:
-    """The state of torch's generators and the versions of a model's buffers."""
-
-    cpu: Tensor
-    device: Tensor | None
-    buffers: Sequence[Tensor]
-    versions: Sequence[int]
-
-    @classmethod
-    def now(cls, model: nn.Module) -> "Randomness":
-        """Take them down."""
-        buffers = list(model.buffers())
-        cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-        return cls(torch.get_rng_state(), cuda, buffers, [b._version for b in buffers])
-
-    def restore(self) -> None:
-        """Put the generators back."""
-        torch.set_rng_state(self.cpu)
-        if self.device is not None:
-            torch.cuda.set_rng_state(self.device)
-
-    def changed_buffers(self) -> list[tuple[Tensor, Tensor]]:
-        """Buffers written to since, with a copy of their present value."""
-        return [
-            (buffer, buffer.detach().clone())
-            for buffer, version in zip(self.buffers, self.versions, strict=True)
-            if buffer._version != version
-        ]
-
-
 @contextlib.contextmanager
 def no_hooks(flag: Any) -> Iterator[None]:
     """Masks are in our hands: the model's own call hook stands aside."""
-    flag.active = True
+    before, flag.active = flag.active, True
     try:
         yield
     finally:
-        flag.active = False
+        flag.active = before

@@ -114,10 +114,10 @@ def _replace(tensor: Tensor, value: Tensor) -> Edit:
     def edit() -> Callable[[], None]:
         before = tensor.data
         grad, tensor.grad = tensor.grad, None
-        _set_data(tensor, value)
+        set_data(tensor, value)
 
         def undo() -> None:
-            _set_data(tensor, before)
+            set_data(tensor, before)
             tensor.grad = grad
 
         return undo
@@ -125,7 +125,7 @@ def _replace(tensor: Tensor, value: Tensor) -> Edit:
     return edit
 
 
-def _set_data(tensor: Tensor, value: Tensor) -> None:
+def set_data(tensor: Tensor, value: Tensor) -> None:
     """Replace `.data`, and with it autograd's cached accumulator, which remembers the old shape.
 
     Only a change of dtype makes PyTorch drop that accumulator, so the data goes through another dtype.

@@ -1,0 +1,55 @@
+# `make demo` and `make test` set up all that they need: the first call makes .venv from requirements.lock.
+
+VENV   ?= .venv
+OUT    ?= runs/demo
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: demo test lint format lock clean help
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    train one network that shrinks and one that grows, and draw both (under 2 minutes)"
+	@echo "make test    ruff, mypy and the tests"
+	@echo "make format  let ruff rewrite what it can"
+	@echo "make lock    resolve every dependency afresh into requirements.lock"
+	@echo "make clean   remove .venv and the caches"
+
+demo: $(STAMP)
+	$(BIN)/npn run moons --mode sparsify --out $(OUT)/sparsify
+	$(BIN)/npn run moons --mode expand --out $(OUT)/expand
+	@echo
+	@echo "Pictures:"
+	@ls $(OUT)/sparsify/*.png $(OUT)/expand/*.png
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# Rebuilt when the lock or the package's metadata changed; the editable install follows the sources by itself.
+$(STAMP): requirements.lock pyproject.toml
+	@python=; \
+	for candidate in $(PYTHON) python3 python3.13 python3.12 python3.11; do \
+	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	    echo "npn needs Python 3.11 or newer; none of python3, python3.13, python3.12, python3.11 is." >&2; \
+	    echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; \
+	fi; \
+	echo "Making $(VENV) with $$($$python --version)"; "$$python" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+# torch comes first and alone, so that what follows takes the torch that is there and brings no second one.
+lock:
+	@sh tools/lock.sh
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,250 @@
+"""Checkpoints: weights, structure, gates, optimizers and randomness in one file, written whole or not at all."""
+
+import os
+import random
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from npn.errors import CheckpointError
+from npn.plasticity import Plasticity
+from npn.surgery.apply import set_data
+from npn.tracing import Structure
+
+FORMAT, VERSION = "npn", 1
+Target = TypeVar("Target", nn.Module, Plasticity)
+
+
+class Stateful(Protocol):
+    """Anything with a state: a `Schedule`, a `Growth`, a learning rate scheduler, a `GradScaler`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def save(
+    path: str | os.PathLike[str],
+    target: nn.Module | Plasticity,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    **stateful: Stateful,
+) -> None:
+    """Write a checkpoint that `torch.load(weights_only=True)` can read.
+
+    The file appears whole or not at all: it is written beside its place and moved there.
+
+    Args:
+        path: of the file.
+        target: a model, or a `Plasticity` with its gates, tracked optimizers and the state of every RNG.
+        extra: plain values and tensors to keep with it, see `read_extra`.
+        stateful: objects whose `state_dict` goes along, by a name that `load` is given again.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> save(folder.name + "/model.npn", nn.Linear(4, 3), extra={"epoch": 7})
+        >>> load(folder.name + "/model.npn", nn.Linear(4, 8))
+        Linear(in_features=4, out_features=3, bias=True)
+        >>> read_extra(folder.name + "/model.npn")
+        {'epoch': 7}
+        >>> folder.cleanup()
+    """
+    model = target.model if isinstance(target, Plasticity) else target
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": dict(model.state_dict()),
+        "attributes": _integers(model),
+        "extra": dict(extra or {}),
+        "stateful": {name: thing.state_dict() for name, thing in stateful.items()},
+    }
+    if isinstance(target, Plasticity):
+        content["plastic"] = target.state_dict()
+        content["groups"] = _pack(target.structure)
+        content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
+        content["rng"] = _rng_state()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> Target:
+    """Load a checkpoint into a freshly built model or the `Plasticity` of one, resized to the saved shapes.
+
+    Everything is checked before anything is changed.
+
+    Args:
+        path: of the file.
+        target: a model of the same class at any width; or its `Plasticity`, with as many optimizers tracked as saved.
+        stateful: the objects that `save` was given.
+
+    Returns:
+        The target.
+
+    Raises:
+        CheckpointError: the file is damaged, foreign or of another model; the target is as it was.
+    """
+    content = _read(path)
+    model = target.model if isinstance(target, Plasticity) else target
+    tensors = _matching(path, model, content["model"])
+    missing = set(stateful) ^ set(content["stateful"])
+    if missing and isinstance(target, Plasticity):
+        raise CheckpointError(
+            f"{path} keeps the state of {sorted(content['stateful'])}, load was given {sorted(stateful)}; "
+            "pass the same names to npn.save and npn.load"
+        )
+    if isinstance(target, Plasticity):
+        structure = _structure(path, target, content)
+        with torch.no_grad():
+            _put(model, tensors, content["attributes"])
+            target.adopt(structure, {name: len(g["logits"]) for name, g in content["plastic"]["gates"].items()})
+        target.load_state_dict(content["plastic"])
+        for optimizer, (_, state) in zip(target.optimizers, content["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        _set_rng_state(content["rng"])
+    else:
+        with torch.no_grad():
+            _put(model, tensors, content["attributes"])
+    for name, thing in stateful.items():
+        thing.load_state_dict(content["stateful"][name])
+    return target
+
+
+def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What `save` was given as `extra`.
+
+    Raises:
+        CheckpointError: the file is damaged or foreign.
+    """
+    return dict(_read(path)["extra"])
+
+
+def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is damaged, incomplete or was not "
+            "written by npn.save. Nothing was loaded; go back to an older file"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise CheckpointError(f"{path} was not written by npn.save; nothing was loaded")
+    if content["version"] != VERSION:
+        raise CheckpointError(
+            f"{path} has format version {content['version']}, this npn reads version {VERSION}; use the npn that wrote it"
+        )
+    return content
+
+
+def _matching(path: Any, model: nn.Module, saved: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of present and saved tensors; ranks and names must agree."""
+    present = dict(model.state_dict(keep_vars=True))
+    if set(present) != set(saved):
+        odd = sorted(set(present) ^ set(saved))[:5]
+        raise CheckpointError(f"{path} is of another model: {', '.join(odd)} are in one of them only; nothing was loaded")
+    pairs = {}
+    for name, tensor in present.items():
+        value = saved[name]
+        if not isinstance(value, Tensor) or not isinstance(tensor, Tensor):
+            continue
+        if value.dim() != tensor.dim() or value.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{path} has {name} as {tuple(value.shape)} {value.dtype}, the model as {tuple(tensor.shape)} "
+                f"{tensor.dtype}; nothing was loaded"
+            )
+        pairs[name] = (tensor, value)
+    return pairs
+
+
+def _put(model: nn.Module, tensors: Mapping[str, tuple[Tensor, Tensor]], attributes: Mapping[str, Any]) -> None:
+    for tensor, value in tensors.values():
+        if tensor.shape == value.shape:
+            tensor.data.copy_(value)
+        else:
+            tensor.grad = None
+            set_data(tensor, value.to(tensor.device))
+    for path, values in attributes.items():
+        module = model.get_submodule(path)
+        for name, value in values.items():
+            if type(vars(module).get(name)) is int:
+                object.__setattr__(module, name, value)
+
+
+def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Integer attributes of every module: out_features, groups, num_heads, ..."""
+    found = {path: {k: v for k, v in vars(m).items() if type(v) is int} for path, m in model.named_modules()}
+    return {path: values for path, values in found.items() if values}
+
+
+def _pack(structure: Structure) -> list[dict[str, Any]]:
+    return [
+        {"name": g.name, "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index} for s in g.slots]}
+        for g in structure.groups
+    ]
+
+
+def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> Structure:
+    """The present structure at the saved sizes."""
+    if "plastic" not in content:
+        raise CheckpointError(f"{path} holds a plain model without gates; load it into the model before npn.attach")
+    kinds = [type(o).__name__ for o in plastic.optimizers]
+    saved_kinds = [kind for kind, _ in content["optimizers"]]
+    if kinds != saved_kinds:
+        raise CheckpointError(f"{path} holds optimizers {saved_kinds}, plastic.track was given {kinds}; track the same")
+    names = [g.name for g in plastic.structure.groups]
+    if names != [g["name"] for g in content["groups"]]:
+        raise CheckpointError(
+            f"{path} has groups {[g['name'] for g in content['groups']]}, the model has {names}; attach it with the same "
+            "options. Nothing was loaded"
+        )
+    groups = []
+    for group, saved in zip(plastic.structure.groups, content["groups"], strict=True):
+        if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:
+            raise CheckpointError(f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded")
+        slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
+        groups.append(replace(group, size=len(slots[0].index), slots=slots))
+    saved_shapes = {name: tuple(t.shape) for name, t in content["model"].items() if isinstance(t, Tensor)}
+    shapes = {name: saved_shapes.get(name, shape) for name, shape in plastic.structure.shapes.items()}
+    return replace(plastic.structure, groups=tuple(groups), shapes=shapes)
+
+
+def _rng_state() -> dict[str, Any]:
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+__all__ = ["load", "read_extra", "save"]

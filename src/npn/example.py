@@ -1,0 +1,159 @@
+"""One mask per example: the inputs of each reading layer are multiplied, instead of its weights.
+
+This is what dropout does at k = 0, and it lowers the variance of the two-loss estimators by the batch size, at the price
+of one product per activation. Layers are met through `torch.nn.functional`: linear and convolutions.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from npn import functional
+from npn.errors import ConfigurationError
+from npn.randomness import Randomness
+
+if TYPE_CHECKING:
+    from npn.plasticity import Plasticity
+
+_LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+_TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
+
+
+class ExampleMasks(TorchFunctionMode):
+    """Multiplies the input of every layer that reads gated units by a mask of its own for each example.
+
+    Args:
+        plastic: whose gates.
+        mask: from the batch size to masks (batch, units), called once.
+    """
+
+    def __init__(self, plastic: "Plasticity", mask: Callable[[int], Tensor]) -> None:
+        super().__init__()
+        readers = plastic.readers
+        pieces = iter(readers.index.split(readers.sizes))
+        self.columns = {
+            id(p): {a: next(pieces) for a in axes} for p, axes in zip(readers.parameters, readers.axes, strict=True)
+        }
+        self.names = dict(zip(map(id, readers.parameters), readers.names, strict=True))
+        self.make = mask
+        self.mask: Tensor | None = None
+        self.met: set[int] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _LAYERS or func in _TRANSPOSED:
+            weight = args[1] if len(args) > 1 else kwargs.get("weight")
+            columns = self.columns.get(id(weight))
+            axis = 0 if func in _TRANSPOSED else 1
+            if columns is not None and axis in columns:
+                self.met.add(id(weight))
+                args = (args[0] * self._factor(func, args[0], columns[axis]), *args[1:])
+        return func(*args, **kwargs)
+
+    def _factor(self, func: Any, x: Tensor, columns: Tensor) -> Tensor:
+        if self.mask is None:
+            self.mask = self.make(x.shape[0])
+        if len(self.mask) != x.shape[0]:
+            raise ConfigurationError(
+                f"masks are drawn for {len(self.mask)} examples, but a layer got a batch of {x.shape[0]}; "
+                'masks="example" needs one batch size throughout'
+            )
+        padded = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        factor = padded.index_select(1, columns).to(x.dtype)
+        if func is F.linear:
+            return factor.view(len(factor), *[1] * (x.dim() - 2), -1)
+        factor = factor.repeat(1, x.shape[1] // factor.shape[1])  # grouped: the same offset of every group
+        return factor.view(*factor.shape, *[1] * (x.dim() - 2))
+
+    def check(self) -> None:
+        """Every reading weight went through a layer that was met.
+
+        Raises:
+            ConfigurationError: naming the first that did not.
+        """
+        for key, name in self.names.items():
+            if key not in self.met:
+                raise ConfigurationError(
+                    f'masks="example" multiplies the inputs of linear and convolution layers, but {name} is read in '
+                    'another way; use masks="batch", or leave its group out with skip='
+                )
+
+
+def estimate(
+    plastic: "Plasticity", closure: Callable[[], Tensor], pi: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Mean loss and gradient (units,) with respect to the log-odds of the gates, from one mask per example."""
+    kind, uniform = plastic.estimator, _Draws(plastic)
+    before = Randomness.now(plastic.model)
+    plain = plastic.k == 0
+    if plain or kind in ("reinmax", "straight_through"):
+        z, losses = _run(plastic, closure, lambda n: (uniform(0, n) < pi).to(pi.dtype), scale, gradient=not plain)
+        if plain:
+            return losses.mean(), None
+        assert z.grad is not None
+        mask = z.detach()
+        if kind == "reinmax":
+            return losses.mean(), functional.reinmax(z.grad, mask, pi).sum(0)
+        return losses.mean(), functional.straight_through(z.grad, pi).sum(0)
+    if kind == "double_cv":
+        raise ConfigurationError('double_cv has no per-example form here; use "reinmax", "disarm", "arm" or "rloo"')
+    z, losses = _run(plastic, closure, lambda n: (uniform(0, n) < pi).to(pi.dtype), scale, gradient=False)
+    if kind == "rloo":
+        other = (uniform(1, len(z)) < pi).to(pi.dtype)
+    else:
+        other = (uniform(0, len(z)) > 1 - pi).to(pi.dtype)
+    with before.repeated(plastic.model), torch.no_grad():
+        mode = ExampleMasks(plastic, lambda n: other)
+        with mode:
+            seconds = _losses(closure, len(z))
+    first = z.detach()
+    if kind == "rloo":
+        each = functional.rloo(losses, seconds, first, other)
+    elif kind == "arm":
+        each = functional.arm(losses, seconds, uniform(0, len(z)))
+    else:
+        each = functional.disarm(losses, seconds, first, other, pi)
+    return losses.mean(), each.mean(0) * scale
+
+
+class _Draws:
+    """Uniform draws (batch, units), made once each."""
+
+    def __init__(self, plastic: "Plasticity") -> None:
+        self.plastic = plastic
+        self.made: dict[int, Tensor] = {}
+
+    def __call__(self, which: int, batch: int) -> Tensor:
+        if which not in self.made:
+            self.made[which] = self.plastic.draw(batch)
+        return self.made[which]
+
+
+def _run(
+    plastic: "Plasticity", closure: Callable[[], Tensor], mask: Callable[[int], Tensor], scale: float | Tensor, gradient: bool
+) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        mode = ExampleMasks(plastic, lambda n: mask(n).requires_grad_(gradient))
+        with mode:
+            losses = _losses(closure, None)
+        mode.check()
+        assert mode.mask is not None
+        if len(mode.mask) != len(losses):
+            raise ConfigurationError(f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples")
+        (losses.mean() * scale).backward()  # type: ignore[no-untyped-call]
+    return mode.mask, losses.detach()
+
+
+def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
+    losses = closure()
+    if not isinstance(losses, Tensor) or losses.dim() != 1 or (expected is not None and len(losses) != expected):
+        came = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
+        raise ConfigurationError(
+            f'with masks="example" the closure must return one loss per example, shape (batch,), got {came}; '
+            'use reduction="none"'
+        )
+    return losses
