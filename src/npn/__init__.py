@@ -11,6 +11,8 @@ from npn.plasticity import Plasticity
 from npn.resizing import ResizeReport
 from npn.schedule import Plateau, Schedule, Stage
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Budget",
     "Growth",

@@ -1,6 +1,9 @@
 """The model's own call while it has gates: closed units are absent from `model(x)`, too."""
 
+import contextlib
 import copy
+import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +26,7 @@ class MaskedCall:
         self.plastic = plastic
         self.active = False
         self.entered = False
+        self._inner = 0  # calls of the model within its own call
         self._key: tuple[Any, ...] | None = None
         self._mask: Tensor | None = None
         self._saved: Any = None
@@ -43,15 +47,28 @@ class MaskedCall:
         model._forward_pre_hooks_with_kwargs.pop(before, None)
         model._forward_hooks_with_kwargs.pop(after, None)
 
+    @contextlib.contextmanager
+    def aside(self) -> Iterator[None]:
+        """Someone else holds the masks inside; the hooks stand aside."""
+        before, self.active = self.active, True
+        try:
+            yield
+        finally:
+            self.active = before
+
     def reset(self) -> None:
         """The units have changed."""
         self._key = None
 
     def closed_mask(self) -> Tensor | None:
-        """The deterministic mask over all units, None where all are open; read from the device only after changes."""
+        """The deterministic mask over all units, None where all are open.
+
+        At k = inf, where gates rest, it is read from the device only after changes. While they move it is read anew:
+        fused optimizers write without counting versions.
+        """
         gates = [group.gate for group in self.plastic.groups]
         key = (self.plastic.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
-        if key != self._key:
+        if key != self._key or self.plastic.k != math.inf:
             mask = torch.cat([gate.mask | (gate.grace > 0) for gate in gates])
             self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
             self._key = key
@@ -59,12 +76,18 @@ class MaskedCall:
 
     def before(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook."""
-        if not self.active and not self.entered:
+        if self.active:
+            return
+        if self.entered:
+            self._inner += 1
+        else:
             self._enter()
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
         """Forward hook, also after an error."""
-        if self.entered:
+        if self._inner:
+            self._inner -= 1
+        elif self.entered:
             self._leave()
 
     @torch.compiler.disable

@@ -1,5 +1,6 @@
 """Checkpoints: weights, structure, gates, optimizers and randomness in one file, written whole or not at all."""
 
+import copy
 import os
 import random
 import tempfile
@@ -78,6 +79,8 @@ def save(
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        if isinstance(target, Plasticity):
+            target.last_checkpoint = str(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -102,8 +105,8 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     content = _read(path)
     model = target.model if isinstance(target, Plasticity) else target
     tensors = _matching(path, model, content["model"])
-    missing = set(stateful) ^ set(content["stateful"])
-    if missing and isinstance(target, Plasticity):
+    kept = set(content["stateful"])
+    if set(stateful) - kept or (isinstance(target, Plasticity) and set(stateful) != kept):
         raise CheckpointError(
             f"{path} keeps the state of {sorted(content['stateful'])}, load was given {sorted(stateful)}; "
             "pass the same names to npn.save and npn.load"
@@ -214,6 +217,14 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
             f"{path} has groups {[g['name'] for g in content['groups']]}, the model has {names}; attach it with the same "
             "options. Nothing was loaded"
         )
+    for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
+        ours, theirs = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+        if ours != theirs:
+            raise CheckpointError(
+                f"{path} holds {kind} with {theirs} parameters in its groups, the tracked one has {ours}; build it the "
+                "same way. Nothing was loaded"
+            )
+    copy.deepcopy(plastic.penalty).load_state_dict(content["plastic"]["penalty"])  # raises if it is another kind
     groups = []
     for group, saved in zip(plastic.structure.groups, content["groups"], strict=True):
         if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:

@@ -52,7 +52,9 @@ class CostModel:
         macs = torch.tensor([structure.positions.get(name, 0.0) for name in names], dtype=torch.float64)
         self.weight = {"params": torch.ones(len(names), dtype=torch.float64), "macs": macs}
         self.shared = {kind: self._shared(weight) for kind, weight in self.weight.items()}
+        self._has_shared = {kind: bool(worth.any()) for kind, worth in self.shared.items()}
         self._device_copy = self._on(device)
+        self._prices: tuple[dict[str, float], Tensor] | None = None
 
     def _shared(self, weight: Tensor) -> Tensor:
         """Per group: what pi - pi^2 of one unit is worth, where it sits on two axes of the same weight."""
@@ -90,14 +92,21 @@ class CostModel:
         if kind == "layerwise":
             price = on["fan_out"]
             if weights is not None:
-                price = price * torch.tensor([weights.get(n, 0.0) for n in self.gated], device=price.device)
+                price = price * self._factors(weights, price.device)
             return (sums * price).sum()
         if kind not in self.weight:
             raise ConfigurationError(f"cost must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-        cost = product_cost(sums, on[f"weight.{kind}"], on["constant"], on["counts"])
-        if bool(self.shared[kind].any()):
+        with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
+            cost = product_cost(sums, on[f"weight.{kind}"], on["constant"], on["counts"])
+        if self._has_shared[kind]:
             cost = cost + shared_unit_correction(probability, on[f"shared.{kind}"][of_group])
         return cost
+
+    def _factors(self, weights: Mapping[str, float], device: torch.device) -> Tensor:
+        """(groups,) factors on the device; the same ones are asked for at every step."""
+        if self._prices is None or self._prices[0] != weights:
+            self._prices = (dict(weights), torch.tensor([weights.get(n, 0.0) for n in self.gated], device=device))
+        return self._prices[1]
 
     def at(self, kind: str, sizes: Mapping[str, float]) -> float:
         """Cost with so many units open in each group, the others unchanged."""

@@ -1,15 +1,16 @@
 """Count a model's parameters and multiply-adds."""
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from npn.tracing.capture import model_tensors, preserved, split_inputs
+from npn.call import MaskedCall
+from npn.tracing.capture import _plain_kernels, model_tensors, preserved, split_inputs
 
 
 def count_params(model: nn.Module, biases: bool = True) -> int:
@@ -37,9 +38,17 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """
     args, kwargs = split_inputs(example_inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    state = {name: mode.from_tensor(tensor.detach()) for name, tensor in model_tensors(model).items()}
+    state: dict[str, Tensor] = {
+        name: mode.from_tensor(tensor.detach()) for name, tensor in model_tensors(model).items()
+    }
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
     counter = FlopCounterMode(display=False)
-    with preserved(model), mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+    with contextlib.ExitStack() as stack:
+        for module in model.modules():  # closed units count while they exist
+            for hook in module._forward_pre_hooks.values():
+                if isinstance(owner := getattr(hook, "__self__", None), MaskedCall):
+                    stack.enter_context(owner.aside())
+        for context in (preserved(model), mode, torch.no_grad(), _plain_kernels(), counter):
+            stack.enter_context(context)
         torch.func.functional_call(model, state, args, kwargs)
     return counter.get_total_flops() // 2

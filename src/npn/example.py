@@ -4,6 +4,7 @@ This is what dropout does at k = 0, and it lowers the variance of the two-loss e
 of one product per activation. Layers are met through `torch.nn.functional`: linear and convolutions.
 """
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from npn import functional
-from npn.errors import ConfigurationError
+from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class ExampleMasks(TorchFunctionMode):
         self.names = dict(zip(map(id, readers.parameters), readers.names, strict=True))
         self.make = mask
         self.mask: Tensor | None = None
-        self.met: set[int] = set()
+        self.met: set[tuple[int, int]] = set()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -50,7 +51,7 @@ class ExampleMasks(TorchFunctionMode):
             columns = self.columns.get(id(weight))
             axis = 0 if func in _TRANSPOSED else 1
             if columns is not None and axis in columns:
-                self.met.add(id(weight))
+                self.met.add((id(weight), axis))
                 args = (args[0] * self._factor(func, args[0], columns[axis]), *args[1:])
         return func(*args, **kwargs)
 
@@ -76,7 +77,7 @@ class ExampleMasks(TorchFunctionMode):
             ConfigurationError: naming the first that did not.
         """
         for key, name in self.names.items():
-            if key not in self.met:
+            if any((key, axis) not in self.met for axis in self.columns[key]):
                 raise ConfigurationError(
                     f'masks="example" multiplies the inputs of linear and convolution layers, but {name} is read in '
                     'another way; use masks="batch", or leave its group out with skip='
@@ -88,7 +89,7 @@ def estimate(
 ) -> tuple[Tensor, Tensor | None]:
     """Mean loss and gradient (units,) with respect to the log-odds of the gates, from one mask per example."""
     kind, uniform = plastic.estimator, _Draws(plastic)
-    before = Randomness.now(plastic.model)
+    before = Randomness.now()
     plain = plastic.k == 0
     if plain or kind in ("reinmax", "straight_through"):
         z, losses = _run(plastic, closure, lambda n: (uniform(0, n) < pi).to(pi.dtype), scale, gradient=not plain)
@@ -105,7 +106,7 @@ def estimate(
     if kind == "rloo":
         other = (uniform(1, len(z)) < pi).to(pi.dtype)
     else:
-        other = (uniform(0, len(z)) > 1 - pi).to(pi.dtype)
+        other = functional.antithetic_masks(pi, uniform(0, len(z)))[1]
     with before.repeated(plastic.model), torch.no_grad():
         mode = ExampleMasks(plastic, lambda n: other)
         with mode:
@@ -156,4 +157,18 @@ def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
             f'with masks="example" the closure must return one loss per example, shape (batch,), got {came}; '
             'use reduction="none"'
         )
+    check_finite(losses)
     return losses
+
+
+def check_finite(loss: Tensor) -> None:
+    """Stop before a NaN or infinite loss reaches any gradient; looked at on the CPU only, where it is free.
+
+    Raises:
+        NonFiniteLossError: it is not finite.
+    """
+    if loss.device.type == "cpu" and not math.isfinite(value := loss.detach().sum().item()):
+        raise NonFiniteLossError(
+            f"the loss is {value}; no gradient of it was added. Lower the learning rate, check the data, or "
+            "go back to the last checkpoint"
+        )

@@ -55,11 +55,16 @@ class Gate:
 
     @property
     def mask(self) -> Tensor:
-        """The deterministic mask 1[pi > 1/2], bool (size,); at k = 0 its limit 1[phi > 0]."""
+        """The deterministic mask 1[pi > 1/2], bool (size,); at k = 0 its limit 1[phi > 0].
+
+        The likeliest unit counts as open even where its gate is closed: a layer is never empty.
+        """
         with torch.no_grad():
             if isinstance(self.sharpness.function, Sigmoid) or self.sharpness.k in (0.0, math.inf):
-                return self.logits > 0
-            return self.keep_probability() > 0.5
+                mask = self.logits > 0
+            else:
+                mask = self.keep_probability() > 0.5
+            return mask.index_fill(0, self.logits.argmax(), True)
 
     @property
     def removable(self) -> Tensor:

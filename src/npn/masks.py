@@ -6,6 +6,7 @@ and recurrent layers read the same parameter.
 """
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -46,17 +47,22 @@ class Readers:
         self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
         self._masks: list[list[Tensor]] | None = None
         self._values: list[Tensor] = []
-        self._collected: list[Tensor | None] | None = None
+        self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
-        self._handles: list[RemovableHandle] = []
-        for i, parameter in enumerate(self.parameters):
-            if parameter.requires_grad:
-                self._handles.append(parameter.register_hook(self._hook(i)))
+        self._handles: dict[int, RemovableHandle] = {}
+        self._watch()
 
     def remove(self) -> None:
         """Take the gradient hooks off the parameters."""
-        for handle in self._handles:
+        for handle in self._handles.values():
             handle.remove()
+        self._handles.clear()
+
+    def _watch(self) -> None:
+        """Hook every parameter that has a gradient, those thawed since the last call included."""
+        for i, parameter in enumerate(self.parameters):
+            if parameter.requires_grad and i not in self._handles:
+                self._handles[i] = parameter.register_hook(self._hook(i))  # type: ignore[no-untyped-call]
 
     def expand(self, mask: Tensor) -> list[list[Tensor]]:
         """From a mask over all units (units,) to one factor per reading axis, shaped to broadcast on the weight."""
@@ -83,17 +89,19 @@ class Readers:
             self._swap_in(masks)
         self._masks = masks
         self._collected = [None] * len(self.parameters) if collect else None
-        lent = [p for p in self.parameters if collect and not p.requires_grad]
-        handles = [self._lend(p) for p in lent]
+        lent = [(p, p.grad) for p in self.parameters if collect and not p.requires_grad]
+        for parameter, _ in lent:  # frozen, but dL/dz comes with its gradient
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        self._watch()
         try:
             yield
         finally:
             self._masks = None
             self._swap_out()
-            for parameter, handle in zip(lent, handles, strict=True):
-                handle.remove()
+            for parameter, grad in lent:
                 parameter.requires_grad_(False)
-                parameter.grad = None
+                parameter.grad = grad
 
     def mask_gradient(self) -> Tensor:
         """dL/dz (units,) of the last `applied(collect=True)`: sum over its readers of weight times gradient."""
@@ -119,6 +127,7 @@ class Readers:
         with torch.inference_mode(False), torch.no_grad():
             self._swap_in(masks)
         self._masks = masks
+        self._watch()
         if not torch.is_grad_enabled():
             return None
         saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
@@ -138,10 +147,10 @@ class Readers:
         self._outside = None
 
     def _swap_in(self, masks: list[list[Tensor]]) -> None:
-        self._values = [parameter.data for parameter in self.parameters]
-        for parameter, value, factors in zip(self.parameters, self._values, masks, strict=True):
-            for factor in factors:
-                value = value * factor
+        values = [parameter.data for parameter in self.parameters]
+        masked = [functools.reduce(torch.mul, factors, v) for v, factors in zip(values, masks, strict=True)]
+        self._values = values
+        for parameter, value in zip(self.parameters, masked, strict=True):
             parameter.data = value
         torch.clear_autocast_cache()  # it may hold casts of these weights under another mask
 
@@ -151,11 +160,6 @@ class Readers:
         self._values = []
         torch.clear_autocast_cache()
 
-    def _lend(self, parameter: Tensor) -> RemovableHandle:
-        parameter.requires_grad_(True)
-        index = next(i for i, p in enumerate(self.parameters) if p is parameter)
-        return parameter.register_hook(self._hook(index))
-
     def _hook(self, i: int) -> Any:
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
@@ -163,7 +167,9 @@ class Readers:
                 return None
             factors = masks[i]
             if self._collected is not None:
-                self._collected[i] = _mask_sums(self._values[i], gradient, factors, self.axes[i])
+                before, sums = self._collected[i], _mask_sums(self._values[i], gradient, factors, self.axes[i])
+                # a reentrant checkpoint delivers the gradient of a weight in several parts
+                self._collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
             for factor in factors:
                 gradient = gradient * factor
             return gradient

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, report
 from npn.surgery import Extra, Plan, apply_plan, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
-from npn.tracking import check_optimizers
+from npn.tracking import check_optimizers, check_strangers, watch
 
 
 class Plasticity:
@@ -47,15 +48,18 @@ class Plasticity:
         self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.groups]
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
         self.optimizers: list[Optimizer] = []
+        self.last_checkpoint: str | None = None
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self._readers: Readers | None = None
         self._cost: CostModel | None = None
         self._of_group: Tensor | None = None
         self._grace_left = 0
+        self.shared_probability: Tensor | None = None
         self._full = self.costs.at  # of the structure at attach
         self._hook = MaskedCall(self)
         self._hook.register(model)
         self.penalty.bind(self)
+        watch(self)
 
     # -- what the gates are
 
@@ -109,8 +113,18 @@ class Plasticity:
         return [group.gate.logits for group in self.groups]
 
     def close(self, group: "str | UnitGroup", units: Sequence[int] | Tensor) -> None:
-        """Close units: pi = 0.05 while k is finite, absent at k = inf. `compact` removes them unless they reopen."""
+        """Close units: pi = 0.05 while k is finite, absent at k = inf. `compact` removes them unless they reopen.
+
+        The last unit of a group stays open, with a warning.
+        """
         self._set(group, units, CLOSED)
+        gate = self.group(group).gate
+        if not bool((gate.logits > 0).any()):
+            warnings.warn(
+                f"every unit of {self.group(group).name!r} is closed; unit {int(gate.logits.argmax())} stays open, since "
+                "a layer without units would cut the network in two",
+                stacklevel=2,
+            )
 
     def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
         """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
@@ -128,6 +142,7 @@ class Plasticity:
         with torch.no_grad():
             gate.logits[index] = self.sharpness.logit(probability)
             gate.shut[index] = probability < 0.5
+            gate.grace[index] = 0
         return index
 
     # -- training
@@ -174,7 +189,7 @@ class Plasticity:
 
     def calling(self) -> Any:
         """Context in which the model's call hook stands aside."""
-        return step.no_hooks(self._hook)
+        return self._hook.aside()
 
     def draw(self, *batch: int) -> Tensor:
         """u ~ U(0, 1), shape (*batch, units), from the gates' own generator."""
@@ -186,7 +201,9 @@ class Plasticity:
         return torch.cat(self.logits())
 
     def flat_probability(self) -> Tensor:
-        """All keep probabilities in one tensor, differentiable."""
+        """All keep probabilities in one tensor, differentiable; during a step they are computed once."""
+        if self.shared_probability is not None:
+            return self.shared_probability
         return keep_probability(self.flat_logits(), self.k, self.function)
 
     def held(self) -> Tensor:
@@ -256,8 +273,6 @@ class Plasticity:
                 gate = group.gate
                 pi = gate.keep_probability()
                 gone = ((pi < below) & ~gate.mask | gate.removable) & (gate.grace == 0)
-                if bool(gone.all()):
-                    gone[gate.logits.argmax()] = False
                 if bool(gone.any()):
                     removed[group.name] = gone.nonzero().reshape(-1).tolist()
         return self._resize(plan_removal(self.structure, removed))
@@ -295,6 +310,7 @@ class Plasticity:
             raise ResizeError("a resize inside torch.inference_mode() would make parameters that cannot be trained; "
                               "call it outside")  # fmt: skip
         check_optimizers(self.optimizers, self)
+        check_strangers(self)
         open_ = self.sharpness.logit(OPEN)
         extras = [Extra(g.gate.logits, g.name, open_) for g in self.groups]
         extras += [Extra(g.gate.grace, g.name, 0) for g in self.groups]
@@ -331,9 +347,6 @@ class Plasticity:
         """A plain copy of the model without its closed units and without a trace of npn."""
         clone = self._bare_copy()
         closed = {g.name: (~g.gate.mask).nonzero().reshape(-1).tolist() for g in self.groups}
-        for group in self.groups:
-            if len(closed[group.name]) == group.size:
-                closed[group.name].remove(int(group.gate.logits.argmax()))
         apply_plan(clone, plan_removal(self.structure, closed))
         return clone
 
@@ -388,11 +401,11 @@ class Plasticity:
         """A copy with its own model; optimizers stay with the original."""
         new = object.__new__(type(self))
         memo[id(self)] = new
-        skip = {"optimizers", "_readers", "generator", "_full"}
+        skip = {"optimizers", "_readers", "generator", "_full", "shared_probability"}
         for name, value in vars(self).items():
             if name not in skip:
                 setattr(new, name, copy.deepcopy(value, memo))
-        new.optimizers, new._readers, new._full = [], None, self._full
+        new.optimizers, new._readers, new._full, new.shared_probability = [], None, self._full, None
         new.generator = torch.Generator(self.generator.device)
         new.generator.set_state(self.generator.get_state())
         return new

@@ -2,15 +2,15 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from npn import example, functional
-from npn.errors import ConfigurationError, NonFiniteLossError
+from npn.errors import ConfigurationError
 from npn.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -52,7 +52,11 @@ def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.
             factor = functional.chain_factor(logits, plastic.k, plastic.function)
             plastic.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
     if plastic.k > 0:
-        _penalise(plastic, scale)
+        plastic.shared_probability = probability
+        try:
+            _penalise(plastic, scale)
+        finally:
+            plastic.shared_probability = None
     plastic.age()
     return loss
 
@@ -61,7 +65,8 @@ def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
     if plastic.penalty is None:
         return
     with torch.enable_grad():
-        cost = plastic.penalty.loss(plastic) * scale
+        cost = plastic.penalty.loss(plastic)
+        cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
         if cost.requires_grad:
             cost.backward()  # type: ignore[no-untyped-call]
     plastic.penalty.update(plastic)
@@ -77,13 +82,9 @@ def _run(closure: Closure, scale: float | Tensor, gradient: bool = True) -> Pass
                 f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
                 'masks="example" for one mask and one loss per example'
             )
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()):
-            raise NonFiniteLossError(
-                f"the loss is {loss.item()}; no gradient of it was added. Lower the learning rate, check the data, or "
-                "go back to the last checkpoint"
-            )
+        example.check_finite(loss)
         if gradient:
-            (loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss if isinstance(scale, float) and scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
     return Pass(loss.detach())
 
 
@@ -118,7 +119,7 @@ def _two_losses(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: floa
         first, second = (u < pi).to(pi.dtype), (plastic.draw() < pi).to(pi.dtype)
     else:
         first, second = functional.antithetic_masks(pi, u)
-    before = Randomness.now(plastic.model)
+    before = Randomness.now()
     loss = _masked(plastic, closure, first, scale, collect=False).loss
     if plastic.k == 0:
         return loss, None
@@ -134,7 +135,7 @@ def _two_passes(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: floa
     if plastic.k == 0:
         return _one_pass(plastic, closure, pi, scale)
     first, second = ((plastic.draw() < pi).to(pi.dtype) for _ in range(2))
-    before = Randomness.now(plastic.model)
+    before = Randomness.now()
     a = _masked(plastic, closure, first, 0.5 * scale, collect=True)
     with before.repeated(plastic.model):
         b = _masked(plastic, closure, second, 0.5 * scale, collect=True)
@@ -152,13 +153,3 @@ _ESTIMATE: dict[str, Estimate] = {
     "rloo": _two_losses,
     "double_cv": _two_passes,
 }
-
-
-@contextlib.contextmanager
-def no_hooks(flag: Any) -> Iterator[None]:
-    """Masks are in our hands: the model's own call hook stands aside."""
-    before, flag.active = flag.active, True
-    try:
-        yield
-    finally:
-        flag.active = before

@@ -1,9 +1,11 @@
 """What optimizers may hold, checked when they are tracked and before every resize."""
 
+import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npn.errors import OptimizerError
 
@@ -31,3 +33,41 @@ def check_optimizers(optimizers: Sequence[Optimizer], plastic: "Plasticity") -> 
                         f"{names[id(p)]} are under weight_decay={group['weight_decay']}, which pulls every gate to "
                         "pi = 1/2; give plastic.logits() their own param group with weight_decay=0"
                     )
+
+
+_ATTACHED: "weakref.WeakSet[Plasticity]" = weakref.WeakSet()
+_STEPPED: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
+_watching = False
+
+
+def watch(plastic: "Plasticity") -> None:
+    """From now on notice every optimizer that steps, so that a resize can tell whether one was forgotten."""
+    global _watching
+    _ATTACHED.add(plastic)
+    if not _watching:
+        register_optimizer_step_post_hook(_stepped)
+        _watching = True
+
+
+def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _ATTACHED and optimizer not in _STEPPED:
+        _STEPPED.add(optimizer)
+
+
+def check_strangers(plastic: "Plasticity") -> None:
+    """No optimizer outside `plastic.track` keeps state of the model's parameters.
+
+    Raises:
+        OptimizerError: one does; its state would keep the old shapes.
+    """
+    names = {id(p): name for name, p in plastic.model.named_parameters()}
+    names |= {id(g.gate.logits): f"the gates of {g.name}" for g in plastic.groups}
+    for optimizer in list(_STEPPED):
+        if any(optimizer is tracked for tracked in plastic.optimizers):
+            continue
+        held = [names[id(p)] for p, state in optimizer.state.items() if state and id(p) in names]
+        if held:
+            raise OptimizerError(
+                f"{type(optimizer).__name__} keeps state of {held[0]} and {len(held) - 1} more, but was never tracked: a "
+                "resize would leave that state behind. Call plastic.track with every optimizer first"
+            )

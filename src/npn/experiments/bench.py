@@ -78,6 +78,7 @@ def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@figures.styled
 def sizes(path: Path, outcomes: Outcomes) -> Path:
     """Size against accuracy beside the paper's points, and every run's parameters over its epochs."""
     figure, axes = figures.canvas(1, 2, 9.6, 3.4)

@@ -30,22 +30,24 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # 
 STAGE_SHADES = ("#eef2f7", "#fff4d9", "#e9f5ea")
 FUNCTION_NAMES = {"sigmoid": "sigmoid", "hard_sigmoid": "centred hard sigmoid", "shifted_sigmoid": "shifted sigmoid"}
 
+GONE = -0.22  # where histograms of keep probabilities count the units that no longer exist
+
+styled = mpl.rc_context(STYLE)  # decorates every function that draws
+
 
 def canvas(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray[Any, Any]]:
     """A figure outside pyplot's global state and its (rows, columns) axes; sizes in inches."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False, **options)
-    return figure, axes
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG in which the same figure always gives the same bytes."""
-    with mpl.rc_context(STYLE):
-        figure.savefig(path, dpi=140, metadata={"Software": None})
+    figure.savefig(path, dpi=140, metadata={"Software": None})
     return path
 
 
+@styled
 def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, math.inf)) -> Path:
     """The keep probability g(k phi) over phi for several k, one panel per gate function (the paper's Fig. 1)."""
     figure, axes = canvas(1, len(FUNCTION_NAMES), 10.0, 3.2, sharey=True)
@@ -61,6 +63,7 @@ def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, 
     return save(figure, path)
 
 
+@styled
 def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     """Accuracy, open units per group and parameters over epochs, with the stages shaded."""
     figure, axes = canvas(3, 1, 8.0, 6.6, sharex=True)
@@ -69,7 +72,7 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     for key, label, colour in (("accuracy", "test", COLOURS[0]), ("validation_accuracy", "validation", "0.6")):
         accuracy.plot(epochs, [100 * row[key] for row in rows], label=label, color=colour, lw=1.2)
     worst = min(row["accuracy"] for row in rows[len(rows) // 10 :])
-    accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3), title=title)
+    accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3))
     for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
         units.step(epochs, [row["units"][name] for row in rows], where="mid", label=name, color=colour)
     units.set(ylabel="open units", yscale="log")
@@ -81,6 +84,7 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     for axis in axes[:, 0]:
         shade_stages(axis, rows, label=axis is accuracy)
     accuracy.legend(loc="lower right", ncols=2)
+    figure.suptitle(title, fontsize=10)
     if len(rows[0]["units"]) <= len(COLOURS):
         units.legend(loc="upper right", ncols=2)
     return save(figure, path)
@@ -102,10 +106,12 @@ def shade_stages(axis: Axes, rows: Rows, *, label: bool) -> None:
     for index, (name, start, stop) in enumerate(stages_of(rows)):
         axis.axvspan(start + 0.5, stop + 0.5, color=STAGE_SHADES[index % len(STAGE_SHADES)], zorder=0, lw=0)
         if label:
-            where = {"xy": ((start + stop + 1) / 2, 0.04), "xycoords": ("data", "axes fraction")}
-            axis.annotate(name, **where, ha="center", va="bottom", color="0.4", fontsize=8.5)  # type: ignore[arg-type]
+            # just above the axis, where no curve and no legend is
+            where = axis.get_xaxis_transform()
+            axis.text((start + stop + 1) / 2, 1.01, name, transform=where, ha="center", va="bottom", color="0.35")
 
 
+@styled
 def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> Path | None:
     """Histograms of the keep probabilities at some moments of the plastic stages, one row per group.
 
@@ -123,7 +129,7 @@ def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> 
     figure, axes = canvas(
         len(groups), len(chosen), 2.4 * len(chosen) + 0.6, 1.9 * len(groups) + 0.5, sharex=True, sharey="row"
     )
-    for line, group in zip(axes, groups, strict=True):
+    for position, (line, group) in enumerate(zip(axes, groups, strict=True)):
         largest = max(sum(row["keep"][group]) for row in plastic)
         for axis, moment in zip(line, chosen, strict=True):
             row = plastic[moment - 1]
@@ -131,12 +137,12 @@ def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> 
             edges = np.linspace(0.0, 1.0, len(counts) + 1)
             axis.bar(edges[:-1], counts, width=edges[1], align="edge", color=COLOURS[0])
             absent = largest - counts.sum()
-            axis.bar(-0.1, absent, width=0.08, color="0.75", hatch="////", edgecolor="white", lw=0)
-            axis.set_xlim(-0.17, 1.03)
-            if line is axes[0]:
+            axis.bar(GONE, absent, width=0.12, color="0.75", hatch="////", edgecolor="white", lw=0)
+            axis.set_xlim(GONE - 0.1, 1.03)
+            if position == 0:
                 axis.set_title(f"epoch {row['epoch'] + 1}")
-            if line is axes[-1]:
-                axis.set_xticks([-0.1, 0.0, 0.5, 1.0], ["gone", "0", "½", "1"])
+            if position == len(groups) - 1:
+                axis.set_xticks([GONE, 0.0, 0.5, 1.0], ["gone", "0", "½", "1"])
                 axis.set_xlabel("keep probability")
         line[0].set_ylabel(f"{group}\nunits")
     figure.suptitle(title, fontsize=10)

@@ -19,7 +19,7 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
 SMALL = (3, 3)  # what expand starts with
-STAGES = {"sparsify": (60, 340, 100), "expand": (60, 340, 100)}  # pre-train, plastic, fine-tune: epochs
+STAGES = {"sparsify": (100, 1000, 300), "expand": (100, 1000, 300)}  # pre-train, plastic, fine-tune: epochs
 BATCH_SIZE = 100
 LEARNING_RATE = 1e-2
 GATE_LEARNING_RATE = 1e-2
@@ -55,7 +55,7 @@ def defaults(options: Options) -> Options:
         k=7.0,
         estimator="reinmax",
         function="sigmoid",
-        penalty=3e-4 if options.budget is None else None,
+        penalty=1e-3 if options.budget is None else None,
         device="cpu",
     )
 
@@ -86,7 +86,7 @@ def build(options: Options) -> Recipe:
         npn.Stage("pretrain", pretrain), npn.Stage("plastic", middle, k=options.k), npn.Stage("finetune", finetune)
     )
 
-    def begin(stage: npn.Stage, position: int) -> None:
+    def step(stage: npn.Stage, position: int, batch: int) -> None:
         """Fine-tuning ends on small steps: half a cosine."""
         done = position / stage.epochs if stage.name == "finetune" else 0.0
         for group in weights.param_groups:
@@ -100,9 +100,9 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=npn.Growth(limit={"projection*": FULL[0], "hidden*": FULL[1]}) if expand else None,
+        growth=npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]}) if expand else None,
         compact_below=COMPACT_BELOW,
-        begin=begin,
+        step=step,
         snapshot=lambda model: {"confidence": confidence(model, device)},
     )
 
@@ -114,13 +114,17 @@ def _penalty(options: Options) -> npn.Penalty | npn.Budget:
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:
-    """Size by open units; `params` are the weights of the two trained layers without biases, as the paper counts."""
+    """Size by open units.
+
+    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of the
+    network's, projection and biases included, as penalty and budget count.
+    """
     features, hidden = (
         next(size for name, size in plastic.sizes().items() if name.startswith(part))
         for part in ("projection", "hidden")
     )
     weights = features * hidden + hidden * 2
-    return {"params": weights, "params_with_biases": weights + hidden + 2, "architecture": f"{features}-{hidden}-2"}
+    return {"params": weights, "params_with_biases": weights + hidden + 2, "params_total": weights + hidden + 2 + 2 * features, "architecture": f"{features}-{hidden}-2"}
 
 
 def confidence(model: nn.Module, device: torch.device) -> Tensor:
@@ -149,11 +153,12 @@ def draw(path: Path, outcome: Outcome) -> list[Path]:
     return [file for file in drawn if file is not None]
 
 
+@figures.styled
 def boundaries(path: Path, outcomes: Sequence[Outcome]) -> Path:
     """Decision boundary and contours of confidence at the end of each stage, one row per run (the paper's Fig. 2)."""
     columns = len(outcomes[0].snapshots)
     figure, axes = figures.canvas(
-        len(outcomes), columns, 3.3 * columns, 2.55 * len(outcomes) + 0.5, sharex=True, sharey=True
+        len(outcomes), columns, 3.3 * columns, 2.2 * len(outcomes) + 0.35, sharex=True, sharey=True
     )
     picture = None
     for line, outcome in zip(axes, outcomes, strict=True):

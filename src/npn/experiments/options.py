@@ -21,6 +21,7 @@ class Options:
         budget: parameters to end with, in place of a penalty; at most 1 for a share of the full network.
         epochs: epochs in all, divided among the stages as by default, or one number per stage: "20,180,20".
         device: "cpu", "cuda", "cuda:1", ...
+        data: folder of the data set, for experiments that read one from disk.
     """
 
     mode: str | None = None
@@ -32,6 +33,7 @@ class Options:
     budget: float | None = None
     epochs: str | None = None
     device: str | None = None
+    data: str | None = None
 
     def over(self, defaults: "Options") -> "Options":
         """These settings, with `defaults` where they leave the choice open.

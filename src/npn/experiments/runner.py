@@ -40,7 +40,9 @@ class Recipe:
         measure: the size as the experiment reports it, at least `params` and `architecture`.
         growth: the policy that adds units during stages of finite k, if any.
         compact_below: units whose keep probability has fallen below this are removed after each epoch.
-        begin: called with the stage and the epoch's position in it, before the epoch; sets learning rates and the like.
+        settle: epochs at the end of a stage in which nothing grows any more, so that what is new has time to prove itself.
+        step: called before each training step with the stage, the epoch's position in it and the batch's position in the
+            epoch; sets learning rates and the like.
         snapshot: called at the end of each stage; its tensors are kept for the pictures.
     """
 
@@ -53,7 +55,8 @@ class Recipe:
     measure: Callable[[npn.Plasticity], dict[str, Any]]
     growth: npn.Growth | None = None
     compact_below: float = 1e-3
-    begin: Callable[[npn.Stage, int], None] = lambda stage, position: None
+    settle: int = 1
+    step: Callable[[npn.Stage, int, int], None] = lambda stage, position, batch: None
     snapshot: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}
 
 
@@ -150,8 +153,7 @@ def _train(
         for epoch in schedule:
             stage = schedule.enter(epoch, recipe.plastic)
             start = _span(schedule, stage)[1]
-            recipe.begin(stage, epoch - start)
-            row = _epoch(recipe, epoch, stage, seed)
+            row = _epoch(recipe, epoch, stage, epoch - start, seed)
             directory.append(row)
             progress.rows += 1
             progress.seconds = time.perf_counter() - began
@@ -225,12 +227,13 @@ def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tup
         yield data.train.x[chosen], data.train.y[chosen]
 
 
-def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, seed: int) -> Row:
+def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, position: int, seed: int) -> Row:
     """Train for one epoch, remove what has closed, add what growth asks for, and measure."""
     plastic, model = recipe.plastic, recipe.plastic.model
     total, examples = 0.0, 0
     model.train()
-    for x, y in shuffled(recipe.data, recipe.batch_size, seed, epoch):
+    for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
+        recipe.step(stage, position, batch)
         recipe.weights.zero_grad()
         recipe.gates.zero_grad()
         loss = plastic.backward(lambda x=x, y=y: F.cross_entropy(model(x), y))  # type: ignore[misc]
@@ -254,7 +257,7 @@ def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, seed: int) -> Row:
         "keep": _keep_histograms(plastic),
     }
     recipe.schedule.observe(validation_loss)
-    if recipe.growth is not None and math.isfinite(plastic.k):
+    if recipe.growth is not None and math.isfinite(plastic.k) and position < stage.epochs - recipe.settle:
         recipe.growth.step(validation_loss, plastic)
     return row
 
@@ -284,31 +287,19 @@ def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
     }
 
 
+def _stateful(recipe: Recipe) -> dict[str, Any]:
+    """What a checkpoint keeps besides the model, its gates, the tracked optimizers and the random states."""
+    return {"schedule": recipe.schedule, **({"growth": recipe.growth} if recipe.growth is not None else {})}
+
+
 def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> None:
-    extra = {
-        "progress": vars(progress),
-        "schedule": recipe.schedule.state_dict(),
-        "growth": recipe.growth.state_dict() if recipe.growth is not None else None,
-        "weights": recipe.weights.state_dict(),
-        "gates": recipe.gates.state_dict(),
-        "rng": torch.get_rng_state(),
-        "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-    npn.save(directory.checkpoint_file, recipe.plastic, extra=extra)
+    npn.save(directory.checkpoint_file, recipe.plastic, extra=vars(progress), **_stateful(recipe))
 
 
 def _resume(recipe: Recipe, directory: RunDirectory) -> Progress:
-    extra = npn.load(directory.checkpoint_file, recipe.plastic)
-    progress = Progress(**extra["progress"])
+    progress = Progress(**npn.read_extra(directory.checkpoint_file))
     directory.truncate(progress.rows)
-    recipe.schedule.load_state_dict(extra["schedule"])
-    if recipe.growth is not None:
-        recipe.growth.load_state_dict(extra["growth"])
-    recipe.weights.load_state_dict(extra["weights"])
-    recipe.gates.load_state_dict(extra["gates"])
-    torch.set_rng_state(extra["rng"])
-    if extra["cuda_rng"]:
-        torch.cuda.set_rng_state_all(extra["cuda_rng"])
+    npn.load(directory.checkpoint_file, recipe.plastic, **_stateful(recipe))
     return progress
 
 

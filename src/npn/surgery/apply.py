@@ -112,14 +112,18 @@ def resized(
 
 def _replace(tensor: Tensor, value: Tensor) -> Edit:
     def edit() -> Callable[[], None]:
-        before = tensor.data
-        grad, tensor.grad = tensor.grad, None
-        set_data(tensor, value)
+        before, grad = tensor.data, tensor.grad
 
         def undo() -> None:
             set_data(tensor, before)
             tensor.grad = grad
 
+        try:
+            tensor.grad = None
+            set_data(tensor, value)
+        except BaseException:
+            undo()
+            raise
         return undo
 
     return edit

@@ -10,7 +10,7 @@ from npn.errors import OptimizerError
 from npn.surgery.plan import NEW
 
 # second moments: zero would make the first updates of a new entry several times too large
-_SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp_inf", "acc_delta")
+_SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp_inf", "acc_delta", "step_size")
 
 
 def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False) -> Tensor:
@@ -44,6 +44,9 @@ def moved_state(
     """
     moved = []
     for optimizer in optimizers:
+        if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state and _holds(optimizer, parameter):
+            # one flat vector over all parameters, kept with the first of them
+            raise OptimizerError(_strange(optimizer, "old_dirs", name, parameter, "a list of flat tensors"))
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
             if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
@@ -58,6 +61,10 @@ def moved_state(
             mean = any(word in key for word in _SECOND_MOMENTS)
             moved.append((state, key, gather(value, sources, mean)))
     return moved
+
+
+def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
+    return any(p is parameter for group in optimizer.param_groups for p in group["params"])
 
 
 def _strange(optimizer: Optimizer, key: str, name: str, parameter: Tensor, came: str) -> str:

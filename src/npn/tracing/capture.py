@@ -1,6 +1,7 @@
 """Capture a model's ATen graph on fake tensors, at its own or at other parameter shapes, without touching the model."""
 
 import contextlib
+import os
 import random
 import traceback
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from npn.errors import TraceError
 
 _TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
 _CACHES = ("past_key_values",)  # decoding caches are returned for reuse, they are not the model's answer
 
 
@@ -85,7 +87,7 @@ def capture(
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), torch.enable_grad():
+    with preserved(model), _plain_kernels(), _announced(), torch.enable_grad():
         traced = make_fx(
             torch.func.functionalize(call),
             tracing_mode="fake",
@@ -131,6 +133,20 @@ def _plain_kernels() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextlib.contextmanager
+def _announced() -> Iterator[None]:
+    """`torch.compiler.is_exporting()` holds inside: code that asks takes no decision by the values of a tensor."""
+    flags = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
+    before = {name: getattr(torch.compiler, name) for name in flags}
+    try:
+        for name in flags:
+            setattr(torch.compiler, name, True)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(torch.compiler, name, value)
 
 
 @contextlib.contextmanager
@@ -194,5 +210,11 @@ def source_line(node: Node) -> str:
 def raising_line(error: BaseException) -> str:
     """`file:line` of the user's code in which an error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if _TORCH not in f.filename and f.filename != __file__] or list(frames)
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "unknown line"
+    rest = [f for f in frames if not f.filename.startswith(_OWN)]
+    own = [f for f in rest if _TORCH not in f.filename]
+    layers = [f for f in rest if f.filename.startswith(os.path.join(_TORCH, "nn"))]
+    if own or not layers:
+        own = own or list(frames)
+        return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "unknown line"
+    public = [f for f in layers if not f.name.startswith("_")] or layers
+    return f"{Path(public[-1].filename).name}:{public[-1].lineno} ({public[-1].name})"

@@ -10,12 +10,13 @@ from typing import Any
 from torch import nn
 
 from npn.errors import TraceError
+from npn.tracing.capture import raising_line
 from npn.tracing.groups import Frozen, Group, Structure
 from npn.tracing.resize import Attribute, difference, match, resized_shapes, retrace, without
 from npn.tracing.trace import trace_once
 
 # integers that torch's own layers compute with; their others only describe the parameters
-_SEMANTIC = ("groups", "num_groups", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
+_SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
 _TRIALS = 32  # attribute combinations tried before a group is given up
 
 
@@ -77,16 +78,18 @@ def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequen
     """Shrink, then grow the named groups by different amounts; the reason why that fails, or None."""
     index = {g.name: i for i, g in enumerate(structure.groups)}
     sizes = {g.name: g.size for g in structure.groups}
+    # other amounts for neighbours, and odd for even: what looks at parity or takes one size for another is found
     fewer = {n: 1 + (index[n] % 2 if sizes[n] > 3 else 0) for n in names if sizes[n] > 2}
-    more = {n: 1 + index[n] % 3 for n in names}
+    more = {n: 3 - fewer.get(n, 1) + 2 * (index[n] // 2 % 2) for n in names}
     try:
-        removed = {n: [(sizes[n] // 2 + i) % sizes[n] for i in range(c)] for n, c in fewer.items()}
         smaller = match(structure, retrace(model, inputs, structure, {n: -c for n, c in fewer.items()}))
         if smaller is None:
             return "the units are other ones when the size changes"
-        problem = difference(without(structure, removed), smaller)
-        if problem:
-            return problem
+        for choice in (_first, _middle, _last):  # the units are alike: it makes no difference which are removed
+            removed = {n: choice(sizes[n], c) for n, c in fewer.items()}
+            problem = difference(without(structure, removed), smaller)
+            if problem:
+                return problem
         larger = match(structure, retrace(model, inputs, structure, more))
         if larger is None or dict(larger.shapes) != resized_shapes(structure, more):
             return "the units are other ones when the size changes"
@@ -95,7 +98,22 @@ def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequen
         back = without(larger, {n: range(sizes[n], sizes[n] + c) for n, c in more.items()})
         return difference(structure, back)
     except TraceError as error:
-        return f"the code fixes this size: {error.__cause__ or error}"
+        cause = error.__cause__
+        if cause is None:
+            return f"the code fixes this size: {error}"
+        return f"the code fixes this size at {raising_line(cause)}: {str(cause).strip() or type(cause).__name__}"
+
+
+def _first(size: int, count: int) -> list[int]:
+    return list(range(count))
+
+
+def _middle(size: int, count: int) -> list[int]:
+    return [size // 2 + i for i in range(count)]
+
+
+def _last(size: int, count: int) -> list[int]:
+    return list(range(size - count, size))
 
 
 def _isolate(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> tuple[str, str] | None:

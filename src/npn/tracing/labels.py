@@ -23,11 +23,13 @@ class Part:
         labels: int64, the value's shape, stride 0 where constant.
         weight: the value is made of parameters alone (a contraction with it *reads* units).
         opaque: zeroing the parameters does not zero the weight made of them.
+        table: made of buffers and constants alone.
     """
 
     labels: Tensor
     weight: bool = False
     opaque: bool = False
+    table: bool = False
 
     @property
     def axes(self) -> frozenset[int]:
@@ -72,6 +74,7 @@ class Ledger:
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     _mixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def fresh(self, name: str, axis: int, size: int) -> Tensor:
@@ -93,20 +96,21 @@ class Ledger:
         self._edges.append((a.reshape(-1), b.reshape(-1)))
 
     def unite_along(self, labels: Tensor, axes: Sequence[int]) -> Tensor:
-        """Labels that differ only along `axes` become one unit; returns the labels at index 0 of these axes."""
-        first = labels
-        for axis in axes:
-            first = first.narrow(axis, 0, 1)
-        self.unite(labels, first)
-        return first
+        """Labels that differ only along `axes` become one unit; returns one of them, with size 1 along these axes."""
+        one = squeeze_constant(labels).amax(list(axes), keepdim=True)  # the first may be padding, without a unit
+        self.unite(labels, one)
+        return one
 
     def mix(self, labels: Tensor, axes: Sequence[int]) -> None:
         """Weights are summed along `axes`: that makes one unit of what these weights produce, not of what they read."""
-        first = labels
-        for axis in axes:
-            first = first.narrow(axis, 0, 1)
-        a, b = torch.broadcast_tensors(squeeze_constant(labels), squeeze_constant(first))
+        labels = squeeze_constant(labels)
+        a, b = torch.broadcast_tensors(labels, labels.amax(list(axes), keepdim=True))
         self._mixed.append((a.reshape(-1), b.reshape(-1)))
+
+    def share(self, a: Tensor, b: Tensor) -> None:
+        """Two weights make one by a sum: where one of them reads a unit, both do."""
+        a, b = torch.broadcast_tensors(squeeze_constant(a), squeeze_constant(b))
+        self._shared.append((a.reshape(-1), b.reshape(-1)))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """The units of these labels keep their size, for this reason."""
@@ -115,11 +119,27 @@ class Ledger:
     def mark(self, labels: Tensor, roles: set[tuple[str, int]]) -> None:
         """Give the parameter axes that own these labels a role (`reads` or `produces`)."""
         own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
-        owners = np.unique(np.searchsorted(np.array(self.starts), own[own > 0], side="right") - 1)
-        roles.update(self.slots[i] for i in owners)
+        roles.update(self.slots[i] for i in np.unique(self._owners(own[own > 0])))
+
+    def _owners(self, labels: np.ndarray) -> np.ndarray:
+        return np.searchsorted(np.array(self.starts), labels, side="right") - 1
+
+    def _spread_reads(self) -> None:
+        """What `share` recorded, now that every reader is known."""
+        pairs: set[tuple[int, int]] = set()
+        for a, b in self._shared:
+            both = (a > 0) & (b > 0)
+            pairs.update(zip(self._owners(a[both].numpy()).tolist(), self._owners(b[both].numpy()).tolist(), strict=True))
+        before = -1
+        while len(self.reads) != before:
+            before = len(self.reads)
+            for i, j in pairs:
+                if self.slots[i] in self.reads or self.slots[j] in self.reads:
+                    self.reads.update((self.slots[i], self.slots[j]))
 
     def resolve(self) -> tuple[np.ndarray, dict[int, str]]:
         """Connected components: the unit of every label, and the reason of every frozen unit."""
+        self._spread_reads()
         total = self.starts[-1]
         producing = np.zeros(total, dtype=bool)
         for i, slot in enumerate(self.slots):

@@ -74,7 +74,9 @@ def difference(expected: Structure, found: Structure) -> str | None:
     if expected.fingerprint != found.fingerprint:
         for a, b in zip(expected.fingerprint, found.fingerprint, strict=False):
             if a != b:
-                return f"the computation depends on the size: {a} becomes {b}"
+                (before, _, where), (after, _, there) = a.rpartition(" at "), b.rpartition(" at ")
+                place = where if where == there else f"{where} and {there}"
+                return f"the computation depends on the size: {before} becomes {after} at {place}"
         return "the computation depends on the size: the number of operations changes"
     if dict(expected.shapes) != dict(found.shapes):
         return "the shapes differ"

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.utils._pytree import tree_leaves
 
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
-from npn.tracing.values import Value, contract, merge, reduce, restrict
+from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,19 @@ class Call:
     @property
     def shapes(self) -> list[tuple[int, ...]]:
         """Shapes of the results."""
-        out = self.node.meta["val"]
+        out = self.node.meta.get("val")
         return [tuple(t.shape) for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
+
+    @property
+    def values(self) -> list[Value]:
+        """Every value among the arguments."""
+        leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda v: isinstance(v, Value))
+        return [leaf for leaf in leaves if isinstance(leaf, Value)]
+
+    def plain(self, free: bool = False) -> Any:
+        """The result without units."""
+        results = [Value(shape, free=free) for shape in self.shapes]
+        return results if isinstance(self.node.meta.get("val"), (tuple, list)) else (results or [None])[0]
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
         """An argument by position or keyword."""
@@ -47,7 +59,8 @@ RULES: dict[str, Rule] = {}
 
 # zero in, zero out: a weight made by these is masked by masking its parameters
 ZERO_PRESERVING = frozenset(
-    "mul neg abs relu tanh sin sinh asin atan erf sign sqrt clone _to_copy detach alias lift_fresh_copy where".split()
+    "mul neg abs relu tanh sin sinh asin atan erf sign sqrt round trunc floor ceil clone _to_copy detach alias "
+    "lift_fresh_copy".split()
 )
 LINEAR_REDUCTIONS = frozenset(["sum", "linalg_vector_norm", "norm"])
 
@@ -65,10 +78,16 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def pointwise(call: Call) -> Any:
     """Elementwise op: unite what meets. In a quotient only the numerator may be a masked weight."""
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
-    opaque = call.name not in ZERO_PRESERVING
+    zero = "any" if call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
-        opaque = bool(values[1:]) and _same_columns(values[0], values[1])
-    results = [merge(call.ledger, values, shape, call.where, opaque) for shape in call.shapes]
+        zero = "never" if values[1:] and _same_columns(values[0], values[1]) else "any"
+    elif call.name in ("add", "sub", "where"):
+        terms = values[1:] if call.name == "where" else values
+        zero = "all" if len(terms) == 2 else "never"
+        if call.name == "where" and len(terms) == 2 and not values[0].neutral:
+            zero = "never"
+        values = [*terms, *values[: len(values) - len(terms)]]
+    results = [merge(call.ledger, values, shape, call.where, zero) for shape in call.shapes]
     return results[0] if len(results) == 1 else results
 
 
@@ -128,20 +147,24 @@ def concatenate(call: Call) -> Value:
     if call.name == "stack":
         values = [v.viewed((*v.shape[:dim], 1, *v.shape[dim:])) for v in values]
     weight = all(v.weight or v.neutral for v in values)
+    table = all(v.neutral or (v.parts and v.table) for v in values)
     along: list[list[Part]] = []
     across: list[Value] = []
     for value in values:
         side = [p for p in value.parts if dim in p.axes or (not p.axes and value.shape[dim] == 1)]
         along.append(side)
         one = [1 if a == dim else s for a, s in enumerate(value.shape)]
-        parts = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in value.parts if p not in side and p.axes)
-        across.append(Value(tuple(one), parts, value.neutral and not value.parts))
+        beside = {id(p) for p in side}
+        parts = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in value.parts if id(p) not in beside and p.axes)
+        uniform = value.const is not None and not value.fixed(dim)
+        const = value.const.narrow(dim, 0, 1) if uniform and value.const is not None else None
+        across.append(Value(tuple(one), parts, value.free, const))
         for part in value.parts:
-            if not part.axes and part not in side:
+            if not part.axes and id(part) not in beside:
                 call.ledger.freeze(part.labels, f"one unit stands beside others at {call.where}")
     flat = [1 if a == dim else s for a, s in enumerate(shape)]
-    crossing = merge(call.ledger, across, flat, call.where, opaque=False)
-    parts = [Part(p.labels.expand(shape), weight, p.opaque) for p in crossing.parts]
+    crossing = merge(call.ledger, across, flat, call.where, zero="all")
+    parts = [Part(p.labels.expand(shape), weight, p.opaque, table) for p in crossing.parts]
     for i in range(max(len(side) for side in along)):
         pieces = []
         opaque = False
@@ -152,7 +175,7 @@ def concatenate(call: Call) -> Value:
         keep = {a for p in pieces for a in range(len(shape)) if p.stride(a) != 0 and p.shape[a] > 1} | {dim}
         pieces = [squeeze_constant(p, keep) for p in pieces]
         labels = canonical(torch.cat([p.contiguous() for p in pieces], dim).expand(shape))
-        parts.append(Part(labels, weight, opaque))
+        parts.append(Part(labels, weight, opaque, table))
     return Value(shape, tuple(parts), free=all(v.neutral for v in values))
 
 
@@ -185,6 +208,8 @@ def convolution(call: Call) -> Value:
     """Convolution of any rank, transposed or not, with groups."""
     x, w, bias, _, _, _, transposed, _, groups = call.args[:9]
     rank = len(x.shape) - 2
+    if groups > 1 and (not w.weight or x.weight):
+        return unknown(call, f"a grouped kernel is computed from data at {call.where}")
     space = list(range(2, 2 + rank))
     x = reduce(call.ledger, x, space, True, call.mixes)  # kernels mix positions: units must not live there
     n, channels = x.shape[:2]
@@ -202,6 +227,14 @@ def convolution(call: Call) -> Value:
     out = out.viewed((*out.shape, *[1] * rank))
     bias = bias.viewed((1, *bias.shape, *[1] * rank)) if isinstance(bias, Value) else None
     return merge(call.ledger, [out] if bias is None else [out, bias], shape, call.where)
+
+
+def unknown(call: Call, reason: str) -> Any:
+    """Nothing is known of this op: all its operands keep their size."""
+    for value in call.values:
+        for part in value.parts:
+            call.ledger.freeze(part.labels, reason)
+    return call.plain()
 
 
 def _swap(part: Part) -> Part:
@@ -227,6 +260,9 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
     """Grouped convolution: a unit is one offset within every group; depthwise, it is the group."""
     ledger, (n, channels) = call.ledger, x.shape[:2]
     inner = channels // groups
+    for part in x.parts:
+        if 0 in part.axes:
+            ledger.freeze(part.labels, f"units lie along the batch of a grouped convolution at {call.where}")
     weight = _drop_kernel(call, w).viewed(w.shape[:2])
     if transposed:  # (in, out / groups) -> rows are (group, out), columns (group, in)
         outer = w.shape[1]
@@ -237,6 +273,8 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
         row = [p.labels[:, 0].reshape(groups, outer) for p in weight.parts if 0 in p.axes]
         column = [p.labels[0].reshape(1, inner).expand(groups, inner) for p in weight.parts if 1 in p.axes]
     feed = [p.labels.reshape(n, channels)[0].reshape(groups, inner) for p in x.parts if 1 in p.axes]
+    for labels in feed[1:]:
+        ledger.freeze(labels, f"two kinds of units share the channels at {call.where}")
     if inner == 1:  # depthwise: the kernel is data that lies along the channels
         lines = (row if not transposed else column) or [torch.zeros(groups, 1, dtype=torch.long)]
         if transposed and row:
@@ -247,8 +285,11 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
             ledger.freeze(lines[0], f"reads an input of fixed size at {call.where}")
         labels = torch.where(lines[0] > 0, lines[0], feed[0] if feed else 0).expand(groups, outer)
     else:
+        opaque = any(p.opaque and (0 if transposed else 1) in p.axes for p in weight.parts)
         for labels in column:
             ledger.unite(labels, labels[:1])
+            if opaque:
+                ledger.freeze(labels, f"{OPAQUE} at {call.where}")
             if feed:
                 ledger.unite(feed[0], labels)
                 ledger.mark(labels, ledger.reads)
@@ -269,6 +310,8 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
 def embedding(call: Call) -> Value:
     """A table: its rows are fixed, its columns are produced."""
     table, index = call.args[:2]
+    for part in index.parts:
+        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
     parts = []
     for part in table.parts:
         part = restrict(call.ledger, part, [0], f"rows of the embedding at {call.where}")

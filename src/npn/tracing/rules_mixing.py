@@ -1,13 +1,13 @@
 """Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, gathering."""
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from npn.tracing.labels import Part, canonical
-from npn.tracing.rules import LINEAR_REDUCTIONS, Call, merge, movement, rule
+from npn.tracing.rules import LINEAR_REDUCTIONS, Call, merge, movement, rule, unknown
 from npn.tracing.values import Value, reduce, restrict
 
 
@@ -18,13 +18,13 @@ from npn.tracing.values import Value, reduce, restrict
 def reduction(call: Call) -> Any:
     """Reduce over the axes that the call names, or over all."""
     value: Value = call.args[0]
+    if len(call.args) > 1 and isinstance(call.args[1], Value):  # the binary max and min
+        return merge(call.ledger, list(call.args[:2]), call.shapes[0], call.where)
     dims = call.arg(2 if call.name in ("linalg_vector_norm", "norm") else 1, "dim")
     rank = len(value.shape)
     if isinstance(dims, (bool, float)) or dims is None or dims == []:
         dims = list(range(rank))
     axes = sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)) if rank else []
-    if isinstance(value, Value) and call.name in ("max", "min") and len(call.args) > 1 and isinstance(call.args[1], Value):
-        return merge(call.ledger, list(call.args[:2]), call.shapes[0], call.where)
     shape = call.shapes[0]
     keepdim = len(shape) == rank and rank > 0
     out = reduce(call.ledger, value, axes, keepdim, call.mixes, call.name in LINEAR_REDUCTIONS)
@@ -84,8 +84,9 @@ def batch_norm(call: Call) -> list[Value]:
     own = [v for v in call.args[1:5] if isinstance(v, Value)]
     x = replace(x, parts=tuple(restrict(call.ledger, p, _others(rank), call.mixes) for p in x.parts))
     out = merge(call.ledger, [x, *(v.viewed((1, *v.shape, *[1] * (rank - 2))) for v in own)], x.shape, call.where)
-    rest = [replace(own[0], parts=()) if own else Value(s) for s in call.shapes[1:]]
-    return [out, *rest]
+    # statistics, new and saved, lie along the channels as well
+    lines = [p.labels.transpose(0, 1).reshape(x.shape[1], -1)[:, 0] for p in out.parts if 1 in p.axes]
+    return [out, *(Value(s, tuple(Part(line) for line in lines if line.shape == s)) for s in call.shapes[1:])]
 
 
 def _others(rank: int) -> list[int]:
@@ -120,6 +121,12 @@ def group_norm(call: Call) -> list[Value]:
     return [out, *(Value(s) for s in call.shapes[1:])]
 
 
+@rule("log_sigmoid_forward")
+def log_sigmoid(call: Call) -> list[Value]:
+    """Elementwise, with a buffer for its gradient."""
+    return [merge(call.ledger, call.args[:1], call.shapes[0], call.where), *(Value(s) for s in call.shapes[1:])]
+
+
 @rule("_weight_norm_interface")
 def weight_norm(call: Call) -> list[Value]:
     """g v / |v|, the norm over every axis but `dim`."""
@@ -127,7 +134,7 @@ def weight_norm(call: Call) -> list[Value]:
     for part in v.parts:
         if dim not in part.axes:
             call.ledger.mix(part.labels, sorted(part.axes))
-    return [merge(call.ledger, [v, g], v.shape, call.where, opaque=False), Value(call.shapes[1])]
+    return [merge(call.ledger, [v, g], v.shape, call.where, zero="any"), Value(call.shapes[1])]
 
 
 @rule(
@@ -150,6 +157,8 @@ def index(call: Call) -> Value:
     value, indices = call.args[0], call.arg(1 if call.name == "index" else 2, "index")
     wanted = indices if isinstance(indices, (list, tuple)) else [indices]
     tensors = [i for i in wanted if isinstance(i, Value)]
+    for part in (p for i in tensors for p in i.parts):
+        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
     constant = all(i.const is not None for i in tensors)
     if constant:
         rest = [[i.const if isinstance(i, Value) else i for i in wanted]] if call.name == "index" else None
@@ -179,20 +188,42 @@ def _refit(part: Part, shape: tuple[int, ...]) -> Part:
 
 @rule("slice_scatter", "select_scatter", "diagonal_scatter")
 def scatter(call: Call) -> Value:
-    """Writing one value into a slice of another: labels are written the same way; across the axis they meet."""
+    """Writing one value into a slice of another."""
     base, source = call.args[:2]
     dim = call.arg(2, "dim", 0) % len(base.shape)
-    if call.name == "select_scatter":
-        source = source.viewed((*source.shape[:dim], 1, *source.shape[dim:]))
-    if any(dim in p.axes for v in (base, source) for p in v.parts):
-        for part in (*base.parts, *source.parts):
-            call.ledger.freeze(part.labels, f"written into in place at {call.where}")
-        return Value(call.shapes[0])
-    one = [1 if a == dim else s for a, s in enumerate(base.shape)]
-    flat = [
-        Value(tuple(one), tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in v.parts), v.neutral)
-        for v in (base, source)
-    ]
-    out = merge(call.ledger, flat, one, call.where)
-    parts = tuple(replace(p, labels=p.labels.expand(base.shape)) for p in out.parts)
-    return Value(base.shape, parts)
+    if call.name == "diagonal_scatter":
+        return cast(Value, unknown(call, f"written into in place at {call.where}"))
+    if call.name == "slice_scatter":
+        return written(call, base, source, dim, call.arg(3, "start"), call.arg(4, "end"), call.arg(5, "step", 1))
+    at = call.arg(3, "index", 0) % base.shape[dim]
+    return written(call, base, source.viewed((*source.shape[:dim], 1, *source.shape[dim:])), dim, at, at + 1, 1)
+
+
+def written(call: Call, base: Value, source: Value, dim: int, start: Any, end: Any, step: Any) -> Value:
+    """`base` with `source` in a slice along `dim`: labels are written the same way; across the axis they meet."""
+    if not any(dim in p.axes for v in (base, source) for p in v.parts):
+        one = [1 if a == dim else s for a, s in enumerate(base.shape)]
+        flat = [
+            Value(tuple(one), tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in v.parts), v.neutral)
+            for v in (base, source)
+        ]
+        out = merge(call.ledger, flat, one, call.where)
+        return Value(base.shape, tuple(replace(p, labels=p.labels.expand(base.shape)) for p in out.parts))
+    parts = []
+    left = list(source.parts)
+    blank = torch.zeros((), dtype=torch.long)
+    for old in [*base.parts, None]:
+        new = [p for p in left if old is None or p.axes & old.axes]
+        left = [p for p in left if not any(p is n for n in new)]
+        if old is not None and len(new) > 1:
+            for part in (old, *new):
+                call.ledger.freeze(part.labels, f"written into in place at {call.where}")
+            continue
+        for part in [new[0] if new else None] if old is not None else new:
+            under = blank if old is None else old.labels
+            over = blank if part is None else part.labels
+            labels = torch.slice_scatter(
+                under.expand(base.shape).contiguous(), over.expand(source.shape), dim, start, end, step
+            )
+            parts.append(Part(canonical(labels), opaque=True))
+    return Value(base.shape, tuple(parts))

@@ -1,6 +1,7 @@
 """Trace a model once, at its own or at other shapes: capture, walk, group."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,15 +27,34 @@ def trace_once(
         TraceError: the forward pass cannot be followed; names the line.
     """
     try:
-        captured = capture(model, example_inputs, shapes)
+        return _attempt(model, example_inputs, shapes)
     except TraceError:
         raise
     except Exception as error:
+        if model.training:  # BatchNorm wants several values per channel then, and an example may have one
+            with contextlib.suppress(Exception), evaluating(model):
+                return _attempt(model, example_inputs, shapes)
         raise TraceError(_explain(error)) from error
+
+
+def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> Structure:
+    captured = capture(model, example_inputs, shapes)
     tensors = model_tensors(model)
     sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
     with torch.no_grad():
         return group_units(walk(captured, tensors), sizes, captured.outputs)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's own mode is put back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _explain(error: Exception) -> str:

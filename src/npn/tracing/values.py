@@ -8,6 +8,8 @@ from torch import Tensor
 
 from npn.tracing.labels import Ledger, Part, canonical, squeeze_constant
 
+OPAQUE = "the weight is a function that zero does not pass"
+
 
 @dataclass(frozen=True)
 class Value:
@@ -31,9 +33,19 @@ class Value:
         return bool(self.parts) and all(part.weight for part in self.parts)
 
     @property
+    def table(self) -> bool:
+        """Made of buffers and constants alone."""
+        return all(part.table for part in self.parts)
+
+    @property
     def neutral(self) -> bool:
         """Depends on no input and no parameter."""
         return self.free or self.const is not None
+
+    @property
+    def nothing(self) -> bool:
+        """Zero everywhere."""
+        return self.const is not None and not bool(self.const.any())
 
     def fixed(self, axis: int) -> bool:
         """Whether the size along this axis is given, not a number of units."""
@@ -66,20 +78,24 @@ def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Pa
     return replace(part, labels=first.expand(part.labels.shape))
 
 
-def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, opaque: bool = True) -> Value:
+def merge(
+    ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, zero: str = "never"
+) -> Value:
     """Elementwise op with broadcasting: what meets in one element is one unit.
 
     Args:
-        opaque: zero in is not zero out, so a weight made like this cannot be masked through its parameters.
+        zero: when the result is zero, so that a weight made like this can be masked through its parameters: where
+            "any" operand is (product), where "all" are (sum), or "never".
     """
     rank = len(shape)
     operands = [value.aligned(rank) for value in values]
     weight = any(v.parts for v in operands) and all(v.weight or v.neutral for v in operands)
-    merged: list[tuple[int, Part]] = []
+    table = all(v.neutral or (v.parts and v.table) for v in operands)
+    merged: list[tuple[set[int], Part]] = []
     for source, value in enumerate(operands):
         for part in value.parts:
             labels = part.labels.expand(tuple(shape))
-            part = Part(labels, weight, part.opaque or (opaque and weight))
+            part = Part(labels, weight, part.opaque or (weight and zero == "never"), part.table)
             if not part.axes:
                 same = [i for i, (_, other) in enumerate(merged) if not other.axes]
                 if any(v.parts and any(p.axes for p in v.parts) for v in operands) or value.shape != tuple(shape):
@@ -87,20 +103,31 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
                 elif same:
                     ledger.unite(merged[same[0]][1].labels, labels)
                 else:
-                    merged.append((source, part))
+                    merged.append(({source}, part))
                 continue
             partners = [i for i, (_, other) in enumerate(merged) if other.axes & part.axes]
             for i in partners:
-                other = merged[i][1]
+                sources, other = merged[i]
+                if part.table != other.table and (part.axes < other.axes or other.axes < part.axes):
+                    small, large = (part, other) if part.axes < other.axes else (other, part)
+                    if small.table:  # one table for several units: they are none of its business
+                        ledger.freeze(small.labels, f"one table serves several units at {where}")
+                        large = restrict(ledger, large, small.axes, f"combined with a table of fixed size at {where}")
+                        merged[i] = (sources | {source}, large)
+                        continue
                 ledger.unite(other.labels, labels)
+                if weight and zero == "all":
+                    ledger.share(other.labels, labels)
                 _pad(ledger, other.labels, labels, where)
                 joined = canonical(torch.where(other.labels > 0, other.labels, labels))
-                merged[i] = (merged[i][0], Part(joined, weight, other.opaque or part.opaque))
+                merged[i] = (sources | {source}, Part(joined, weight, other.opaque or part.opaque, other.table and part.table))
             if not partners:
-                merged.append((source, part))
+                merged.append(({source}, part))
+    terms = {i for i, v in enumerate(operands) if not v.nothing} if zero == "all" and weight else set()
     result = []
-    for source, part in merged:
-        stuck = {a for i, v in enumerate(operands) if i != source for a in part.axes if v.fixed(a)}
+    for sources, part in merged:
+        stuck = {a for i, v in enumerate(operands) if i not in sources for a in part.axes if v.fixed(a)}
+        part = replace(part, opaque=part.opaque or not terms <= sources, table=table)
         result.append(restrict(ledger, part, stuck, f"combined with a value of fixed size at {where}"))
     return Value(tuple(shape), tuple(result), free=all(v.neutral for v in operands))
 
@@ -122,7 +149,7 @@ def reduce(ledger: Ledger, value: Value, axes: Sequence[int], keepdim: bool, rea
     parts = []
     for part in value.parts:
         gone = part.axes & set(axes)
-        if part.weight and linear and gone:
+        if part.weight and linear and gone and not part.opaque:
             ledger.mix(part.labels, sorted(gone))
         else:
             part = restrict(ledger, part, axes, reason)
@@ -152,8 +179,11 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
         data, weight = _read(ledger, data, weight, set(axes), where)
         a, b = data, weight
     both = a.weight and b.weight
-    product = merge(ledger, [a, b], shape, where, opaque=False)
-    return reduce(ledger, product, axes, False, f"the product at {where} mixes every unit", linear=both)
+    mixes = f"the product at {where} mixes every unit"
+    if not both:  # before the units meet: one operand may serve several units of the other
+        a, b = (replace(v, parts=tuple(restrict(ledger, p, axes, mixes) for p in v.parts)) for v in (a, b))
+    product = merge(ledger, [a, b], shape, where, zero="any")
+    return reduce(ledger, product, axes, False, mixes, linear=both)
 
 
 def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str) -> tuple[Value, Value]:
@@ -173,7 +203,7 @@ def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str
         if i >= len(read) and data.neutral and not any(data.fixed(a) for a in axes):
             continue  # zeros, as in the first state of a recurrent layer, follow the width
         if i >= len(read) or part.opaque:
-            reason = "the weight is a function that zero does not pass" if part.opaque else "it reads an input of fixed size"
+            reason = OPAQUE if part.opaque else "it reads an input of fixed size"
             ledger.freeze(part.labels, f"{reason} at {where}")
             if i < len(read):
                 ledger.freeze(read[i].labels, f"{reason} at {where}")

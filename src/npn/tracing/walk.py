@@ -1,24 +1,26 @@
 """Walk a captured graph once and record every unit in a ledger."""
 
 import operator
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_map
 
 from npn.tracing.capture import Capture, source_line
 from npn.tracing.labels import Ledger, Part
-from npn.tracing import rules_mixing  # noqa: F401  (registers its rules)
-from npn.tracing.rules import RULES, Call, pointwise
-from npn.tracing.values import Value
+from npn.tracing.rules import RULES, Call, pointwise, unknown
+from npn.tracing.rules_mixing import written  # the import registers its rules, too
+from npn.tracing.values import Value, merge
 
 _FOLD_LIMIT = 1 << 22  # elements of a constant that are worth computing
-_CREATION = ("empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
-             "new_full", "new_empty", "empty", "randperm")  # fmt: skip
+_RANDOM = ("empty_like", "rand_like", "randn_like", "new_empty", "empty", "empty_strided", "new_empty_strided")
+_FILLED = {"zeros_like": 0, "new_zeros": 0, "ones_like": 1, "new_ones": 1, "full_like": None, "new_full": None}
+_INDEXING = ("index", "index_select", "gather", "take_along_dim", "embedding")  # an index may follow the size
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
                         ledger.freeze(part.labels, "it is the model's output")
         else:
             env[node] = _call(ledger, node, env)
-            fingerprint.append(_print(node))
+            fingerprint.append(_print(node, env))
             _trace_origin(node, origin, positions)
     return Walked(ledger, positions, tuple(fingerprint))
 
@@ -78,7 +80,7 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
         if size > 1:
             labels = ledger.fresh(name, axis, size)
             view = labels.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-            parts.append(Part(view.expand(shape), weight=True))
+            parts.append(Part(view.expand(shape), weight=True, table=not isinstance(tensors[name], nn.Parameter)))
     return Value(shape, tuple(parts))
 
 
@@ -92,39 +94,47 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0]
     name = _name(node)
-    if name == "copy_":  # functionalised buffer updates come last and change no unit
-        return args[0]
     if name in _IN_PLACE_MOVES:
         moved = RULES[name[:-1]](Call(ledger, node, args, kwargs, name[:-1], source_line(node)))
         env[node.args[0]] = moved  # type: ignore[index]
         return moved
     call = Call(ledger, node, args, kwargs, name, source_line(node))
-    values = [v for v in _flat((args, kwargs)) if isinstance(v, Value)]
+    values = call.values
+    if name == "copy_":  # functionalised buffer updates come last; some kernels write into slices on the way
+        buffer = isinstance(node.args[0], Node) and node.args[0].op == "placeholder"
+        value = merge(ledger, args[:2] if buffer else args[1:2], args[0].shape, call.where)
+        return _write(call, node.args[0], value, env)
     tags = getattr(node.target, "tags", ())
-    if name in _CREATION or (torch.Tag.nondeterministic_seeded in tags and all(v.neutral for v in values)):
-        return _shaped(call, free=True)
+    if name in _RANDOM or (torch.Tag.nondeterministic_seeded in tags and all(v.neutral for v in values)):
+        return call.plain(free=True)
+    if name in _FILLED:
+        fill = _FILLED[name]
+        return Value(call.shapes[0], const=torch.tensor(args[-1] if fill is None else fill).expand(call.shapes[0]))
     if all(v.const is not None for v in values) and _small(call):
         return _fold(node, args, kwargs)
     if all(v.neutral for v in values):
-        return _shaped(call, free=not any(v.const is not None for v in values))
+        return call.plain(free=bool(values) and all(v.free for v in values))
     if name in RULES:
         return RULES[name](call)
     if torch.Tag.pointwise in tags or name in _ELEMENTWISE:
         return pointwise(call)
-    for value in values:
-        for part in value.parts:
-            ledger.freeze(part.labels, f"no rule for {name}, called at {call.where}")
-    return _shaped(call, free=False)
+    return unknown(call, f"no rule for {name}, called at {call.where}")
+
+
+def _write(call: Call, target: Any, value: Value, env: dict[Node, Any]) -> Value:
+    """Assign to a node, and to what it is a slice of."""
+    if isinstance(target, Node) and _name(target) == "slice":
+        base = target.args[0]
+        dim, start, end, step = (*target.args[1:], *(0, None, None, 1)[len(target.args) - 1 :])
+        assert isinstance(base, Node) and isinstance(dim, int)
+        _write(call, base, written(call, env[base], value, dim, start, end, step), env)
+    env[target] = value
+    return value
 
 
 _IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_")  # these survive functionalisation
 _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "copy", "contiguous",
-                "where", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise")  # fmt: skip
-
-
-def _shaped(call: Call, free: bool) -> Any:
-    results = [Value(shape, free=free) for shape in call.shapes]
-    return results if isinstance(call.node.meta.get("val"), (tuple, list)) else (results or [None])[0]
+                "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise")  # fmt: skip
 
 
 def _small(call: Call) -> bool:
@@ -139,18 +149,29 @@ def _fold(node: Node, args: Any, kwargs: Any) -> Any:
     return tree_map(lambda t: _constant(t) if isinstance(t, Tensor) else t, result)
 
 
-def _flat(tree: Any) -> list[Any]:
-    return torch.utils._pytree.tree_leaves(tree, is_leaf=lambda v: isinstance(v, Value))
-
-
 def _name(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     return schema.name.split("::")[1] if schema is not None else getattr(node.target, "__name__", str(node.target))
 
 
-def _print(node: Node) -> str:
-    floats = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, float)]
-    return f"{_name(node)}{floats or ''}"
+def _print(node: Node, env: Mapping[Node, Any]) -> str:
+    """An op, the numbers that it computes with, and where: the same at every width, or the computation is another."""
+    name = _name(node)
+    numbers = (int, float) if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _FILLED else float
+    given = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, numbers) and not isinstance(a, bool)]
+    shown = [str(a) for a in given]
+    values = [env[n] for n in node.all_input_nodes]
+    if name not in _INDEXING and not all(isinstance(v, Value) and v.neutral for v in values):
+        shown += [_digest(v.const) for v in values if isinstance(v, Value) and v.const is not None]
+    return f"{name}({', '.join(shown)}) at {source_line(node)}"
+
+
+def _digest(const: Tensor) -> str:
+    """The elements of a constant, the same ones whatever the length of axes on which it does not vary."""
+    for axis in range(const.dim()):
+        first = const.narrow(axis, 0, min(1, const.shape[axis]))
+        const = first if bool((const == first).all()) else const
+    return str(const.item()) if const.numel() == 1 else f"constant {zlib.crc32(const.contiguous().numpy().tobytes()):x}"
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",

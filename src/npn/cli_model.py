@@ -1,0 +1,127 @@
+"""`npn inspect` and `npn export`: look into a model, and take a trained one elsewhere."""
+
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from npn.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from npn.inspection import Inspection
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the `npn` command line."""
+    app.command("inspect")(inspect)
+    app.command("export")(export)
+
+
+def inspect(
+    factory: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the model: package.module:name.")],
+    input: Annotated[
+        list[str],
+        typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),
+    ],
+    only: Annotated[list[str] | None, typer.Option(help="Pattern of group names to show.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show which units of a model can be resized, and what keeps the others."""
+    from npn.inspection import inspect_model
+
+    model = make_model(factory)
+    found = inspect_model(model, tuple(parse_input(text) for text in input), only=only, skip=skip)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        show(Console(), factory, found)
+
+
+def make_model(factory: str) -> "nn.Module":
+    """The module that `package.module:name` makes; `name` is called unless it is a module already.
+
+    Raises:
+        ConfigurationError: it cannot be found, or makes something else.
+    """
+    from torch import nn
+
+    module_name, _, attribute = factory.partition(":")
+    if not module_name or not attribute:
+        raise ConfigurationError(f"expected MODULE:FACTORY, for example my_package.models:resnet20, got {factory!r}")
+    sys.path.insert(0, os.getcwd())
+    try:
+        made: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            made = getattr(made, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(f"cannot find {factory!r}: {error}; it is looked up from {os.getcwd()}") from error
+    finally:
+        sys.path.remove(os.getcwd())
+    if not isinstance(made, nn.Module):
+        made = made()
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(f"{factory} made a {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def parse_input(text: str) -> "Tensor":
+    """Zeros of the shape and type in `2,3,32,32` or `2,16:long`.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    import torch
+
+    shape, _, kind = text.partition(":")
+    kind = kind or "float"
+    dtype = getattr(torch, kind, None)
+    try:
+        sizes = [int(size) for size in shape.split(",")]
+        if not isinstance(dtype, torch.dtype) or min(sizes) < 1:
+            raise ValueError
+    except ValueError:
+        raise ConfigurationError(f'expected an input like "2,3,32,32" or "2,16:long", got {text!r}') from None
+    return torch.zeros(sizes, dtype=dtype)
+
+
+def show(console: Console, title: str, found: "Inspection") -> None:
+    """Two tables: what can be resized, and what cannot."""
+    groups = Table(title=f"{title}: {found.params:,} parameters, {found.macs:,} MACs", title_justify="left")
+    for column, justify in (("group", "left"), ("units", "right"), ("parameters", "right"), ("MACs", "right")):
+        groups.add_column(column, justify=justify)  # type: ignore[arg-type]
+    groups.add_column("read by", overflow="fold")
+    groups.add_column("follows", overflow="fold")
+    for row in found.groups:
+        cells = (row.name, f"{row.units:,}", f"{row.params:,}", f"{row.macs:,}")
+        groups.add_row(*cells, ", ".join(row.read_by), ", ".join(row.follows))
+    console.print(groups)
+    frozen = Table(title="keeps its size", title_justify="left")
+    for name in ("dimension", "size", "reason"):
+        frozen.add_column(name, overflow="fold", justify="right" if name == "size" else "left")
+    for line in found.frozen:
+        frozen.add_row(line.name, f"{line.size:,}", line.reason)
+    console.print(frozen)
+    console.print(f"{len(found.groups)} groups, {len(found.frozen)} frozen dimensions, traced in {found.seconds:.1f} s")
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    format: Annotated[str, typer.Option(help="onnx, pt2 or safetensors.")] = "onnx",
+    out: Annotated[Path | None, typer.Option(help="File to write. [default: RUN/model.FORMAT]")] = None,
+) -> None:
+    """Write the compact model of a finished run in a format that other programs read."""
+    from npn.experiments.registry import finished_model
+    from npn.export import write_model
+
+    model, example = finished_model(run)
+    path = write_model(model, example, out or run / f"model.{format}", format)
+    typer.echo(f"{path} ({path.stat().st_size:,} bytes)")

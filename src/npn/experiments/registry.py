@@ -1,0 +1,29 @@
+"""Experiments by name, and the models that their finished runs left."""
+
+from pathlib import Path
+
+from torch import Tensor, nn
+
+import npn
+from npn.errors import CheckpointError
+from npn.experiments import moons
+from npn.experiments.rundir import RunDirectory
+from npn.experiments.runner import Experiment
+
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (moons.EXPERIMENT,)}
+
+
+def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
+    """The compact model of a finished run, and an example batch for it.
+
+    Raises:
+        CheckpointError: there is no finished run at `path`.
+    """
+    directory = RunDirectory(path)
+    if not directory.finished:
+        raise CheckpointError(f"there is no finished run in {path}: expected its result.json and model.pt")
+    experiment = EXPERIMENTS[directory.result()["experiment"]]
+    options = directory.options().over(experiment.defaults(directory.options()))
+    recipe = experiment.build(options)
+    model = npn.load(directory.model_file, recipe.plastic.detach())
+    return model.eval(), recipe.data.test.x[:2]

@@ -1,0 +1,116 @@
+"""What in a model can be resized, what cannot and why, and how much each part weighs."""
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from npn.attach import select
+from npn.costing import CostModel
+from npn.count import count_macs, count_params
+from npn.tracing import Group, trace
+
+
+@dataclass(frozen=True)
+class GroupRow:
+    """One group of units.
+
+    Attributes:
+        name: module that produces the units.
+        units: how many there are.
+        params, macs: what the whole group carries; two groups share the weights between them, so columns do not add up.
+        produced_by, read_by: `tensor[axis]` of every place.
+        follows: integer attributes that change with the size.
+    """
+
+    name: str
+    units: int
+    params: int
+    macs: int
+    produced_by: tuple[str, ...]
+    read_by: tuple[str, ...]
+    follows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrozenRow:
+    """One dimension that keeps its size, with the reason and the line that makes it so."""
+
+    name: str
+    size: int
+    reason: str
+    places: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Result of `inspect_model`.
+
+    Attributes:
+        groups, frozen: what can and what cannot be resized.
+        params, macs: of the whole model; MACs for the given inputs as a whole.
+        seconds: that tracing took.
+    """
+
+    groups: tuple[GroupRow, ...]
+    frozen: tuple[FrozenRow, ...]
+    params: int
+    macs: int
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def inspect_model(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    only: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
+) -> Inspection:
+    """Trace a model and weigh its groups; the model is untouched.
+
+    Args:
+        model: any module whose forward pass can be traced.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
+        only, skip: patterns of group names, as for `npn.attach`.
+
+    Raises:
+        TraceError: the forward pass cannot be followed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> row = inspect_model(model, torch.zeros(1, 4)).groups[0]
+        >>> row.name, row.units, row.params, row.macs
+        ('0', 8, 56, 48)
+    """
+    start = time.perf_counter()
+    structure = select(trace(model, example_inputs), only, skip)
+    seconds = time.perf_counter() - start
+    costs = CostModel(model, structure, [g.name for g in structure.groups], torch.device("cpu"))
+
+    def carried(kind: str, group: Group) -> int:
+        return round(costs.at(kind, {}) - costs.at(kind, {group.name: 0.0}))
+
+    groups = tuple(
+        GroupRow(
+            group.name,
+            group.size,
+            carried("params", group),
+            carried("macs", group),
+            tuple(f"{s.tensor}[{s.axis}]" for s in group.slots if not s.reads),
+            tuple(f"{s.tensor}[{s.axis}]" for s in group.slots if s.reads),
+            tuple(f"{path}.{name}".lstrip(".") for path, name, _ in group.attributes),
+        )
+        for group in structure.groups
+    )
+    frozen = tuple(
+        FrozenRow(f.name, f.size, f.reason, tuple(f"{tensor}[{axis}]" for tensor, axis in f.slots))
+        for f in structure.frozen
+    )
+    return Inspection(groups, frozen, count_params(model), count_macs(model, example_inputs), round(seconds, 3))

@@ -1,0 +1,38 @@
+"""A short run of each mode, made once."""
+
+from pathlib import Path
+
+import pytest
+
+from npn.experiments import moons, runner
+from npn.experiments.options import Options
+from npn.experiments.rundir import RunDirectory
+from npn.experiments.runner import Outcome, Row
+
+EPOCHS = "3,12,3"
+
+
+class Recorder:
+    """An observer that only remembers."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+        self.stages: list[str] = []
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        self.epochs.append(row["epoch"])
+
+    def stage(self, entry: Row) -> None:
+        self.stages.append(entry["stage"])
+
+
+def short_run(mode: str, path: Path) -> tuple[Outcome, RunDirectory]:
+    directory = RunDirectory(path)
+    # a high price, so that units go within the few epochs of a test
+    options = Options(mode=mode, seed=1, epochs=EPOCHS, penalty=5e-3)
+    return runner.run(moons.EXPERIMENT, options, directory, Recorder()), directory
+
+
+@pytest.fixture(scope="session", params=["sparsify", "expand"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, RunDirectory]:
+    return short_run(request.param, tmp_path_factory.mktemp(request.param))

@@ -1,0 +1,91 @@
+"""A run that is killed again and again, in every stage and even while it writes, ends as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+
+import pytest
+import torch
+
+from npn.experiments import runner
+from npn.experiments.moons import EXPERIMENT
+from npn.experiments.options import Options
+from npn.experiments.rundir import RunDirectory
+
+OPTIONS = {
+    "sparsify": Options(mode="sparsify", seed=3, epochs="4,14,4", penalty=1e-2),
+    "expand": Options(mode="expand", seed=3, epochs="4,14,4"),
+}
+STEPS = 22 * 4  # updates of the weights in one run, and as many of the gates
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def epoch(self, row, epochs):
+        pass
+
+    def stage(self, entry):
+        pass
+
+
+def train(options, path, resume, kill_after=None, kill_in_write=False):
+    """Run in this process; SIGKILL it after so many updates, or half-way through the next checkpoint then."""
+    torch.set_num_threads(1)
+    seen = 0
+    step = torch.optim.Adam.step
+    fsync = os.fsync
+
+    def die():
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(self, *args, **kwargs):
+        nonlocal seen
+        seen += 1
+        if kill_after is not None and seen > kill_after:
+            if not kill_in_write:
+                die()
+            os.fsync = lambda file: die()
+        return step(self, *args, **kwargs)
+
+    torch.optim.Adam.step = counted
+    try:
+        experiment = runner.Experiment(EXPERIMENT.name, EXPERIMENT.defaults, EXPERIMENT.build, lambda *_: [], 1)
+        runner.run(experiment, options, RunDirectory(path), Silent(), resume=resume)
+    finally:
+        torch.optim.Adam.step, os.fsync = step, fsync
+
+
+def in_child(*args):
+    process = multiprocessing.get_context("fork").Process(target=train, args=args)
+    process.start()
+    process.join()
+    return process.exitcode
+
+
+@pytest.mark.parametrize(("mode", "kills"), [("sparsify", 5), ("expand", 5)])
+def test_ten_kills_change_nothing(tmp_path, mode, kills):
+    options = OPTIONS[mode]
+    assert in_child(options, tmp_path / "whole", False) == 0
+    rng = random.Random(7)
+    path = tmp_path / "killed"
+    for number in range(kills):  # each run gets a little further than the last checkpoint before it dies
+        after = rng.randrange(STEPS // kills, 2 * STEPS // kills)
+        resume = RunDirectory(path).unfinished
+        assert in_child(options, path, resume, after, number % 3 == 2) == -signal.SIGKILL
+        assert not RunDirectory(path).finished
+    assert in_child(options, path, True) == 0
+
+    def end(folder):
+        result = json.loads((folder / "result.json").read_text())
+        content = torch.load(folder / "model.pt", weights_only=True)
+        rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return result, content["model"], rows
+
+    (result, model, rows), (whole, expected, all_rows) = end(path), end(tmp_path / "whole")
+    assert rows == all_rows
+    assert all(torch.equal(model[name], value) for name, value in expected.items()) and set(model) == set(expected)
+    assert {row["stage"] for row in rows} == {"pretrain", "plastic", "finetune"}
+    assert [result[key] for key in ("accuracy", "params", "macs")] == [whole[key] for key in ("accuracy", "params", "macs")]

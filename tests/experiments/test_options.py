@@ -1,0 +1,43 @@
+"""Settings: what a user gives, what the experiment decides, and what a resumed run insists on."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from npn.errors import ConfigurationError
+from npn.experiments.options import Options, stage_lengths
+
+
+@given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.data())
+def test_a_total_is_divided_without_rest(default: list[int], data: st.DataObject) -> None:
+    total = data.draw(st.integers(len(default), 2000))
+    lengths = stage_lengths(str(total), default)
+    assert sum(lengths) == total
+    assert len(lengths) == len(default)
+    assert min(lengths) >= 1
+
+
+def test_lengths_keep_the_proportions_of_the_default() -> None:
+    assert stage_lengths(None, [20, 180, 20]) == [20, 180, 20]
+    assert stage_lengths("220", [20, 180, 20]) == [20, 180, 20]
+    assert stage_lengths("22", [20, 180, 20]) == [2, 18, 2]
+    assert stage_lengths("4,5,6", [20, 180, 20]) == [4, 5, 6]
+
+
+@pytest.mark.parametrize("epochs", ["2", "0", "-5", "1,2", "1,0,2", "many", "", "1.5"])
+def test_lengths_that_cannot_be_are_refused(epochs: str) -> None:
+    with pytest.raises(ConfigurationError, match="one per"):
+        stage_lengths(epochs, [20, 180, 20])
+
+
+def test_what_is_given_goes_over_the_defaults() -> None:
+    options = Options(seed=3, penalty=0.0).over(Options(mode="expand", seed=0, penalty=1e-3, k=7.0))
+    assert options == Options(mode="expand", seed=3, penalty=0.0, k=7.0)
+
+
+def test_a_resumed_run_keeps_its_settings() -> None:
+    saved = Options(mode="expand", seed=3, k=7.0)
+    assert Options().resumed(saved) == saved
+    assert Options(seed=3).resumed(saved) == saved
+    with pytest.raises(ConfigurationError, match=r"seed=3.*seed=4"):
+        Options(seed=4).resumed(saved)

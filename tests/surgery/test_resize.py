@@ -1,0 +1,382 @@
+"""Resizes keep identities, layouts and attributes, change nothing when they fail, and go on for ever."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import npn
+from npn.errors import ConfigurationError, ResizeError
+from npn.surgery import apply, apply_plan, plan_growth, plan_removal
+
+
+def steps(model, plastic, optimizers, x, y, n=1):
+    for _ in range(n):
+        for o in optimizers:
+            o.zero_grad()
+        loss = plastic.backward(lambda: F.cross_entropy(model(x), y))
+        for o in optimizers:
+            o.step()
+    return loss
+
+
+def photograph(model, plastic, *optimizers):
+    """Everything that a resize may touch."""
+    attributes = {n: {k: v for k, v in vars(m).items() if type(v) is int} for n, m in model.named_modules()}
+    tensors = [t.detach().clone() for t in model.state_dict().values()]
+    tensors += [t.clone() for g in plastic.groups for t in (g.gate.logits.detach(), g.gate.grace, g.gate.shut)]
+    everything = [*model.parameters(), *plastic.logits()]
+    tensors += [p.grad.clone() for p in everything if p.grad is not None]
+    for o in optimizers:
+        for p in everything:
+            tensors += [v.clone() for v in o.state.get(p, {}).values() if isinstance(v, torch.Tensor)]
+    ids = [id(t) for t in (*everything, *model.buffers())]
+    return attributes, tensors, ids, [g.size for g in plastic.groups], id(plastic.structure)
+
+
+def equal(a, b):
+    same = len(a[1]) == len(b[1]) and all(torch.equal(s, t) for s, t in zip(a[1], b[1], strict=True))
+    return same and (a[0], *a[2:]) == (b[0], *b[2:])
+
+
+def trained(tiny, name="conv", **options):
+    model, plastic = tiny[name].attach(**options)
+    x, y = tiny[name].data()
+    optimizers = torch.optim.Adam(plastic.weights(), lr=0.01), torch.optim.Adam(plastic.logits(), lr=1e-3)
+    plastic.track(*optimizers)
+    plastic.k = 2.0
+    steps(model, plastic, optimizers, x, y, 2)
+    return model, plastic, optimizers, x, y
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "recurrent", "depthwise"])
+def test_removed_is_masked_is_exported(tiny, tools, name):
+    spec = tiny[name]
+    model, plastic = spec.attach()
+    x, _ = spec.data()
+    torch.manual_seed(1)
+    for group in plastic.groups:
+        plastic.close(group, [0, group.size - 1])
+    masks = tools.masks_of(plastic, torch.cat([g.gate.mask for g in plastic.groups]))
+    for training in (True, False):
+        model.train(training)
+        wanted = spec.masked_copy(model, masks)(x)
+        small = plastic.export()
+        assert type(small) is type(model) and npn.count_params(small) < npn.count_params(model)
+        torch.testing.assert_close(model(x), wanted)
+    model.eval()
+    small, wanted = plastic.export(), model(x)
+    plastic.compact()
+    torch.testing.assert_close(small(x), wanted)
+    torch.testing.assert_close(model(x), wanted)
+    assert tools.same(small, model)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv", "residual", "recurrent", "depthwise"])
+def test_growth_keeps_the_function_and_then_learns(tiny, name):
+    spec = tiny[name]
+    model, plastic = spec.attach(penalty=npn.Penalty(weight=0.0))
+    x, y = spec.data()
+    sgd = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    plastic.track(sgd)
+    for training in (True, False):
+        model.train(training)
+        state = {n: b.clone() for n, b in model.named_buffers()}
+        wanted = model(x)
+        model.load_state_dict(state, strict=False)
+        report = plastic.grow({g.name: 2 for g in plastic.groups})
+        assert (
+            report.changes == {g.name: (g.size - 2, g.size) for g in plastic.groups}
+            and report.params[1] > report.params[0]
+        )
+        torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-6)
+    model.train()
+    new = {g.name: range(g.size - 2, g.size) for g in plastic.groups}
+    read = [(model.get_parameter(s.tensor), s.axis, s.index[list(new[g.name])].reshape(-1))
+            for g in plastic.groups for s in g.slots if s.reads]  # fmt: skip
+    assert all(bool((p.index_select(a, i) == 0).all()) for p, a, i in read)
+    made = [
+        (model.get_parameter(g.slots[0].tensor), g.slots[0].index[list(new[g.name])].reshape(-1))
+        for g in plastic.groups
+    ]
+    assert all(bool((p[i].flatten(1) != 0).any(1).all()) for p, i in made)
+    before = [p[i].detach().clone() for p, i in made]
+    loss = [float(steps(model, plastic, (sgd,), x, y)) for _ in range(6)]
+    assert all(bool((p.index_select(a, i) != 0).any()) for p, a, i in read), "the fan-out of new units moves"
+    assert all(not torch.equal(p[i], b) for (p, i), b in zip(made, before, strict=True)), "their fan-in, too"
+    assert loss[-1] < loss[0]
+
+
+def test_attributes_follow(tiny):
+    model, plastic = tiny["depthwise"].attach()
+    plastic.close("0", [1, 4])
+    plastic.close("6", [0])
+    plastic.compact()
+    stem, norm, deep, point, head = model[0], model[1], model[3], model[6], model[10]
+    assert (stem.out_channels, norm.num_features, model[4].num_features) == (4, 4, 4)
+    assert (deep.groups, deep.in_channels, deep.out_channels) == (4, 4, 4)
+    assert (point.in_channels, point.out_channels, head.in_features, head.out_features) == (4, 4, 4, 2)
+    plastic.grow({"0": 3, "6": 1})
+    assert (deep.groups, deep.in_channels, deep.out_channels, stem.out_channels, norm.num_features) == (7,) * 5
+    assert (point.in_channels, point.out_channels, head.in_features) == (7, 5, 5)
+    assert "groups=7" in repr(deep) and "in_features=5" in repr(head)
+
+
+def test_recurrent_hidden_size_follows(tiny):
+    model, plastic = tiny["recurrent"].attach()
+    plastic.close("lstm", [2])
+    plastic.close("stem", [0])
+    plastic.compact()
+    assert (model.lstm.hidden_size, model.lstm.input_size, model.head.in_features) == (3, 2, 3)
+    plastic.grow({"lstm": 2})
+    assert model.lstm.hidden_size == 5 and model(tiny["recurrent"].data()[0]).shape == (5, 2)
+
+
+def test_batch_norm_buffers_follow(tiny):
+    model, plastic, *_ = trained(tiny)
+    mean, count = model[1].running_mean.clone(), model[1].num_batches_tracked.clone()
+    buffer = model[1].running_mean
+    plastic.close("0", [0])
+    plastic.compact()
+    plastic.grow({"0": 1})
+    assert model[1].running_mean is buffer and torch.equal(model[1].running_mean[:2], mean[1:])
+    assert (
+        model[1].running_mean[2] == 0
+        and model[1].running_var[2] == 1
+        and torch.equal(model[1].num_batches_tracked, count)
+    )
+    assert model[1].weight[2] == 1 and model[1].bias[2] == 0
+
+
+def test_channels_last_is_kept(tiny):
+    model, plastic = tiny["conv"].attach()
+    x, y = tiny["conv"].data()
+    model.to(memory_format=torch.channels_last)
+    sgd = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    plastic.track(sgd)
+    steps(model, plastic, (sgd,), x.contiguous(memory_format=torch.channels_last), y)
+    plastic.close("0", [0])
+    plastic.compact()
+    plastic.grow({"3": 2})
+    assert model[3].weight.shape == (6, 2, 3, 3)
+    assert model[3].weight.is_contiguous(memory_format=torch.channels_last) and not model[3].weight.is_contiguous()
+
+
+def failing(monkeypatch, at):
+    """Let the `at`-th change of a tensor fail."""
+    calls, original = [], apply.set_data
+
+    def broken(tensor, value):
+        calls.append(1)
+        if len(calls) == at:
+            raise MemoryError("injected")
+        original(tensor, value)
+
+    monkeypatch.setattr(apply, "set_data", broken)
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 6, 8, 10])
+@pytest.mark.parametrize("kind", ["compact", "grow"])
+def test_failure_half_way_leaves_everything_as_it_was(tiny, monkeypatch, kind, at):
+    model, plastic, optimizers, x, y = trained(tiny)
+    plastic.close("0", [1])
+    plastic.close("3", [2, 3])
+    before, out = photograph(model, plastic, *optimizers), model.eval()(x)
+    with monkeypatch.context() as patch:
+        failing(patch, at)
+        with pytest.raises(MemoryError, match=r"injected"):
+            plastic.compact() if kind == "compact" else plastic.grow({"0": 1, "3": 2})
+    assert equal(before, photograph(model, plastic, *optimizers))
+    assert torch.equal(model(x), out)
+    steps(model.train(), plastic, optimizers, x, y)
+    assert plastic.compact().changes == {"0": (3, 2), "3": (4, 2)}
+
+
+@pytest.mark.parametrize("where", ["check_shapes", "moved_state"])
+def test_failure_before_and_after_the_edits(tiny, monkeypatch, where):
+    model, plastic, optimizers, _, _ = trained(tiny)
+    plastic.close("0", [1])
+    before = photograph(model, plastic, *optimizers)
+
+    def broken(*_):
+        raise ResizeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(apply, where, broken)
+        with pytest.raises(ResizeError, match=r"injected"):
+            plastic.compact()
+    assert equal(before, photograph(model, plastic, *optimizers))
+    assert plastic.compact()
+
+
+def test_model_changed_by_hand_is_noticed(tiny):
+    model, plastic = tiny["mlp"].attach()
+    plastic.close("0", [0])
+    model[4] = nn.Linear(3, 5)
+    with pytest.raises(ResizeError, match=r"4.weight has shape \(5, 3\) where \(2, 3\) was planned; .*by hand"):
+        plastic.compact()
+    assert model[0].out_features == 4
+
+
+def test_the_last_unit_stays(tiny):
+    model, plastic = tiny["mlp"].attach()
+    plastic.k = 3.0
+    with torch.no_grad():
+        plastic.group("0").gate.logits.copy_(torch.tensor([-9.0, -8.0, -7.0, -8.5]))
+    weight = model[0].weight[2].detach().clone()
+    report = plastic.compact()
+    assert report.changes == {"0": (4, 1)} and report.removed == {"0": (0, 1, 3)}
+    assert torch.equal(model[0].weight, weight[None])
+    assert not plastic.compact(), "and stays the next time"
+
+
+def test_a_closed_layer_keeps_its_likeliest_unit(tiny):
+    """Said aloud; and what is trained, exported and compacted is the same network."""
+    model, plastic = tiny["mlp"].attach()
+    x, _ = tiny["mlp"].data()
+    plastic.close("0", [0, 1, 2])
+    with torch.no_grad():
+        plastic.group("0").gate.logits[1] += 0.1
+    with pytest.warns(UserWarning, match=r"every unit of '0' is closed; unit 1 stays open"):
+        plastic.close("0", [3])
+    masks = {"0": torch.tensor([0.0, 1.0, 0.0, 0.0]), "2": torch.ones(3)}
+    wanted = tiny["mlp"].masked_copy(model, masks)(x)
+    torch.testing.assert_close(model(x), wanted)
+    torch.testing.assert_close(plastic.export()(x), wanted)
+    plastic.compact()
+    assert model[0].out_features == 1
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_a_single_unit_grows_again(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, _ = tiny["mlp"].data()
+    plastic.close("0", [0, 1, 3])
+    plastic.compact()
+    wanted = model(x)
+    assert plastic.grow({"0": 3}).changes == {"0": (1, 4)}
+    torch.testing.assert_close(model(x), wanted)
+
+
+def test_what_is_kept_and_what_goes(tiny):
+    """Under the threshold, or closed by hand and still closed; never in a grace period."""
+    _, plastic = tiny["mlp"].attach()
+    plastic.k = 2.0
+    plastic.close("0", [0, 1])
+    with torch.no_grad():
+        plastic.group("0").gate.logits[1] = 0.5  # reopened by training
+        plastic.group("0").gate.logits[2] = -5.0
+        plastic.group("2").gate.logits[0] = -0.5  # closed, but not for good
+        plastic.group("2").gate.logits[1] = -9.0
+        plastic.group("2").gate.grace[1] = 2
+    assert plastic.compact().removed == {"0": (0, 2)}
+    plastic.k = math.inf
+    assert plastic.compact().removed == {"2": (0,)}
+
+
+def test_no_grad_and_inference_mode(tiny):
+    model, plastic, optimizers, x, y = trained(tiny)
+    plastic.close("0", [0])
+    with torch.inference_mode(), pytest.raises(ResizeError, match=r"inside torch.inference_mode"):
+        plastic.compact()
+    with torch.inference_mode(), pytest.raises(ResizeError, match=r"inside torch.inference_mode"):
+        plastic.grow({"0": 1})
+    with torch.no_grad():
+        plastic.compact()
+        plastic.grow({"0": 2})
+    assert all(p.requires_grad for p in model.parameters())
+    steps(model, plastic, optimizers, x, y)
+
+
+def test_bad_requests_change_nothing(tiny):
+    model, plastic = tiny["mlp"].attach()
+    for wrong in (1.5, -1, True, "2"):
+        with pytest.raises(ConfigurationError, match=r"whole number >= 0"):
+            plastic.grow({"0": wrong})
+    with pytest.raises(ConfigurationError, match=r"no group 'nope'; the model has: 0, 2"):
+        plastic.grow({"nope": 1})
+    with pytest.raises(ConfigurationError, match=r"units 0 to 3, got"):
+        plastic.close("0", [4])
+    with pytest.raises(ConfigurationError, match=r"units 0 to 3"):
+        plastic.open("0", [-1])
+    assert not plastic.grow({"0": 0}) and not plastic.compact()
+    assert model[0].out_features == 4
+
+
+def test_plans_are_checked(tiny):
+    _, plastic = tiny["mlp"].attach()
+    with pytest.raises(ResizeError, match=r"no group 'x'; the model has: 0, 2"):
+        plan_removal(plastic.structure, {"x": [0]})
+    with pytest.raises(ResizeError, match=r"units 0 to 3, cannot remove \[7\]"):
+        plan_removal(plastic.structure, {"0": [1, 7]})
+    with pytest.raises(ResizeError, match=r"cannot remove all 4 units of '0'"):
+        plan_removal(plastic.structure, {"0": range(4)})
+    assert not plan_removal(plastic.structure, {"0": []}).units
+    assert not plan_growth(plastic.structure, plastic.structure).units
+
+
+def test_apply_plan_alone(tiny):
+    """Surgery knows nothing of gates: a plain model and a plan are enough."""
+    model, plastic = tiny["conv"].attach()
+    plastic.detach()
+    x, _ = tiny["conv"].data()
+    with torch.no_grad():
+        model[3].weight[:, 1] = 0
+    wanted = model.eval()(x)
+    apply_plan(model, plan_removal(plastic.structure, {"0": [1]}))
+    torch.testing.assert_close(model(x), wanted)
+    assert model[0].out_channels == model[1].num_features == model[3].in_channels == 2
+
+
+@st.composite
+def histories(draw):
+    moves = st.tuples(
+        st.sampled_from(["close", "open", "compact", "grow", "train"]), st.integers(0, 1), st.integers(0, 9)
+    )
+    return draw(st.lists(moves, min_size=4, max_size=9))
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(history=histories(), seed=st.integers(0, 99))
+def test_many_resizes_in_a_row(tiny, history, seed):
+    """After each, the model is the plain network with its closed columns zeroed, and every state fits."""
+    spec = tiny["conv"]
+    model, plastic = spec.attach(seed)
+    x, y = spec.data()
+    optimizers = torch.optim.Adam(plastic.weights(), lr=0.01), torch.optim.Adam(plastic.logits(), lr=0.3)
+    plastic.track(*optimizers)
+    plastic.k = 1.0
+    ids = [id(p) for p in (*model.parameters(), *plastic.logits())]
+    for move, which, amount in history:
+        group = plastic.groups[which]
+        unit = [amount % group.size]
+        if move == "compact":
+            plastic.compact(below=0.2)
+        elif move == "grow" and group.size < 8:
+            plastic.grow({group.name: 1 + amount % 3}, grace=amount % 2)
+        elif move == "train":
+            steps(model, plastic, optimizers, x, y)
+        elif move in ("close", "open"):
+            getattr(plastic, move)(group, unit)
+        a, b = (g.size for g in plastic.groups)
+        plain = nn.Sequential(
+            nn.Conv2d(2, a, 3, padding=1, bias=False), nn.BatchNorm2d(a), nn.ReLU(), nn.Conv2d(a, b, 3, bias=False),
+            nn.BatchNorm2d(b), nn.Tanh(), nn.Flatten(), nn.Linear(4 * b, 2),
+        )  # fmt: skip
+        assert repr(plain) == repr(model)
+        plain.load_state_dict(model.state_dict())
+        masks = [g.gate.mask | (g.gate.grace > 0) for g in plastic.groups]
+        with torch.no_grad():
+            plain[3].weight.mul_(masks[0].float()[:, None, None])
+            plain[7].weight.mul_(masks[1].float().repeat_interleave(4))
+        model.eval()
+        torch.testing.assert_close(model(x), plain.eval()(x))
+        model.train()
+        for o in optimizers:
+            for p, state in o.state.items():
+                assert all(v.shape == p.shape for v in state.values() if v.dim())
+        assert ids == [id(p) for p in (*model.parameters(), *plastic.logits())]

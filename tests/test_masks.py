@@ -1,0 +1,143 @@
+"""Readers: masks go in around a call and come out again, whatever happens in between."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import npn
+from npn.masks import Readers
+
+
+def readers_of(plastic):
+    return Readers(plastic.model, [g.traced for g in plastic.groups])
+
+
+def test_expand_shapes_and_places(tiny):
+    model, plastic = tiny["conv"].attach()
+    readers = readers_of(plastic)
+    mask = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
+    (conv,), (linear,) = readers.expand(mask)
+    assert readers.names == ["3.weight", "7.weight"] and readers.units == 7
+    assert conv.shape == (1, 3, 1, 1) and conv.reshape(-1).tolist() == [1, 0, 1]
+    assert linear.shape == (1, 16) and linear[0].tolist() == [0.0] * 4 + [1.0] * 12
+    model.double()
+    assert readers.expand(mask)[0][0].dtype == torch.float64
+
+
+def test_two_reading_axes_of_one_weight():
+    """A weight that is also read transposed has one factor per axis, and each unit its own dL/dz."""
+
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.mix, self.head = nn.Linear(3, 4), nn.Linear(4, 5, bias=False), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(F.linear(torch.tanh(self.mix(self.stem(x))), self.mix.weight.t()))
+
+    torch.manual_seed(0)
+    model, x = Tied(), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    names = {g.name for g in plastic.groups}
+    readers = plastic.readers
+    sizes = [g.size for g in plastic.groups]
+    z = torch.ones(sum(sizes))
+    z[0] = 0.0
+    weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with readers.applied(z, collect=True):
+        model(x).square().sum().backward()
+    found = readers.mask_gradient()
+    leaf = z.clone().requires_grad_()
+    values = dict(weights)
+    start = 0
+    for group in plastic.groups:
+        for slot in group.slots:
+            if slot.reads:
+                factor = torch.ones(values[slot.tensor].shape[slot.axis])
+                factor = factor.index_put((slot.index[:, 0],), leaf[start : start + group.size])
+                view = [-1 if a == slot.axis else 1 for a in range(2)]
+                values[slot.tensor] = values[slot.tensor] * factor.view(view)
+        start += group.size
+    torch.func.functional_call(model, values, (x,)).square().sum().backward()
+    torch.testing.assert_close(found, leaf.grad, rtol=1e-4, atol=1e-5)
+    assert names and bool((found != 0).all())
+
+
+def test_a_failing_swap_leaves_nothing_masked(tiny, tools):
+    model, plastic = tiny["mlp"].attach()
+    state = tools.clone(model.state_dict())
+    readers = plastic.readers
+    model[4].weight.data = torch.zeros(2, 9)  # somebody resized it by hand
+    with pytest.raises(RuntimeError), readers.applied(torch.zeros(7)):
+        pass
+    assert torch.equal(model[2].weight, state["2.weight"])
+
+
+def test_gradients_inside_are_masked_and_outside_are_not(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, _ = tiny["mlp"].data()
+    readers = plastic.readers
+    mask = torch.tensor([0.0, 1, 1, 1, 1, 1, 1])
+    with readers.applied(mask), plastic.calling():
+        model(x).sum().backward()
+    assert torch.equal(model[2].weight.grad[:, 0], torch.zeros(3)) and bool((model[2].weight.grad[:, 1:] != 0).all())
+    model.zero_grad()
+    with plastic.calling():
+        model(x).sum().backward()
+    assert bool((model[2].weight.grad != 0).all())
+
+
+def test_hooks_are_not_doubled(tiny):
+    """Frozen, thawed and frozen again: one hook each, and none after `remove`."""
+    model, plastic = tiny["mlp"].attach()
+    readers = plastic.readers
+    weight = model[2].weight
+    for flag in (False, True, False, True):
+        weight.requires_grad_(flag)
+        with readers.applied(torch.ones(7), collect=True):
+            pass
+    assert len(weight._backward_hooks) == 1
+    readers.remove()
+    assert not weight._backward_hooks
+
+
+def test_frozen_reader_keeps_a_gradient_that_it_had(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    model[2].weight.requires_grad_(False)
+    model[2].weight.grad = kept = torch.ones(3, 4)
+    plastic.k = 1.0
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    assert model[2].weight.grad is kept and torch.equal(kept, torch.ones(3, 4))
+
+
+def test_a_reading_buffer(tiny):
+    """A fixed projection kept as a buffer reads units like a weight, and informs their gates."""
+
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Linear(3, 4)
+            self.register_buffer("fixed", torch.randn(2, 4))
+
+        def forward(self, x):
+            return F.linear(torch.tanh(self.stem(x)), self.fixed)
+
+    torch.manual_seed(0)
+    model = Fixed()
+    x, y = tiny["mlp"].data()
+    plastic = npn.attach(model, x)
+    assert [s.tensor for s in plastic.groups[0].slots if s.reads] == ["fixed"]
+    before = model.fixed.clone()
+    plastic.k = 1.0
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    assert bool((plastic.groups[0].gate.logits.grad != 0).all())
+    assert torch.equal(model.fixed, before) and not model.fixed.requires_grad and model.fixed.grad is None
+    plastic.k = float("inf")
+    plastic.close("stem", [1])
+    wanted = F.linear(torch.tanh(model.stem(x))[:, [0, 2, 3]], before[:, [0, 2, 3]])
+    torch.testing.assert_close(model(x), wanted)
+    plastic.compact()
+    assert model.fixed.shape == (2, 3)
+    torch.testing.assert_close(model(x), wanted)

@@ -1,0 +1,88 @@
+"""What `plastic.track` refuses, and what a resize notices."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import npn
+from npn.errors import OptimizerError, PlasticityError
+
+
+def test_a_parameter_in_two_optimizers(tiny):
+    model, plastic = tiny["mlp"].attach()
+    one = torch.optim.SGD(plastic.weights(), lr=0.1)
+    two = torch.optim.Adam([model[2].weight])
+    with pytest.raises(OptimizerError, match=r"2.weight is in two optimizers, SGD and Adam; each would move it"):
+        plastic.track(one, two)
+    assert plastic.optimizers == []
+    plastic.track(one)
+    with pytest.raises(OptimizerError, match=r"is in two optimizers"):
+        plastic.track(two)
+    gates = torch.optim.SGD(plastic.logits(), lr=0.1)
+    with pytest.raises(OptimizerError, match=r"the gates of 0 is in two optimizers|the gates of 0 .*two optimizers"):
+        plastic.track(gates, torch.optim.Adam(plastic.logits()))
+    assert plastic.optimizers == [one]
+    plastic.track(one, gates)
+    plastic.track(gates)
+    assert plastic.optimizers == [one, gates], "tracking twice is tracking once"
+
+
+def test_weight_decay_on_gates(tiny):
+    _, plastic = tiny["mlp"].attach()
+    both = torch.optim.AdamW([*plastic.weights(), *plastic.logits()], lr=0.1, weight_decay=0.01)
+    with pytest.raises(OptimizerError, match=r"weight_decay=0.01, which pulls every gate.*give plastic.logits"):
+        plastic.track(both)
+    fine = torch.optim.AdamW([
+        {"params": plastic.weights(), "weight_decay": 0.01}, {"params": plastic.logits(), "weight_decay": 0.0},
+    ], lr=0.1)  # fmt: skip
+    plastic.track(fine)
+    fine.param_groups[1]["weight_decay"] = 0.3  # behind our back: seen at the next resize
+    plastic.close("0", [0])
+    with pytest.raises(OptimizerError, match=r"weight_decay=0.3"):
+        plastic.compact()
+    assert plastic.groups[0].size == 4
+
+
+def test_an_optimizer_that_was_never_tracked(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    weights = torch.optim.Adam(plastic.weights())
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    weights.step()
+    plastic.close("0", [0])
+    with pytest.raises(OptimizerError, match=r"Adam keeps state of 0.weight and 5 more.*never tracked.*plastic.track"):
+        plastic.compact()
+    assert issubclass(OptimizerError, PlasticityError) and model[0].out_features == 4
+    plastic.track(weights)
+    plastic.compact()
+    weights.step()
+    assert weights.state[model[0].weight]["exp_avg"].shape == (3, 3)
+
+
+def test_a_fresh_optimizer_needs_no_tracking(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    weights = torch.optim.Adam(plastic.weights())
+    plastic.close("0", [0])
+    plastic.compact()
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    weights.step()
+    assert weights.state[model[2].weight]["exp_avg"].shape == (3, 3)
+
+
+def test_names_of_all_groups_with_one_tracker(tiny):
+    """Two attached models, two handles: neither looks at the other's optimizers."""
+    a, pa = tiny["mlp"].attach()
+    b, pb = tiny["mlp"].attach(1)
+    x, y = tiny["mlp"].data()
+    oa, ob = torch.optim.Adam(pa.weights()), torch.optim.Adam(pb.weights())
+    pa.track(oa)
+    for m, p, o in ((a, pa, oa), (b, pb, ob)):
+        p.backward(lambda m=m: F.cross_entropy(m(x), y))
+        o.step()
+    pa.close("0", [0])
+    assert pa.compact()
+    pb.close("0", [0])
+    with pytest.raises(OptimizerError, match=r"never tracked"):
+        pb.compact()
+    assert npn.count_params(a) < npn.count_params(b)
