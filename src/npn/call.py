@@ -63,12 +63,12 @@ class MaskedCall:
     def closed_mask(self) -> Tensor | None:
         """The deterministic mask over all units, None where all are open.
 
-        At k = inf, where gates rest, it is read from the device only after changes. While they move it is read anew:
-        fused optimizers write without counting versions.
+        Read anew each time on the CPU and while gates move (fused optimizers write without counting versions); from
+        another device at k = inf, where gates rest, only after changes.
         """
         gates = [group.gate for group in self.plastic.groups]
         key = (self.plastic.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
-        if key != self._key or self.plastic.k != math.inf:
+        if key != self._key or self.plastic.k != math.inf or gates[0].logits.device.type == "cpu":
             mask = torch.cat([gate.mask | (gate.grace > 0) for gate in gates])
             self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
             self._key = key

@@ -4,7 +4,7 @@ import copy
 import os
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -17,6 +17,7 @@ from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 from npn.surgery.apply import set_data
 from npn.tracing import Structure
+from npn.tracing.capture import model_tensors
 
 FORMAT, VERSION = "npn", 1
 Target = TypeVar("Target", nn.Module, Plasticity)
@@ -67,7 +68,7 @@ def save(
     }
     if isinstance(target, Plasticity):
         content["plastic"] = target.state_dict()
-        content["groups"] = _pack(target.structure)
+        content["groups"] = _pack(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
         content["rng"] = _rng_state()
     path = Path(path)
@@ -93,7 +94,8 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
 
     Args:
         path: of the file.
-        target: a model of the same class at any width; or its `Plasticity`, with as many optimizers tracked as saved.
+        target: its `Plasticity`, with as many optimizers tracked as saved; or a model of the same class at any width,
+            in which units that were closed stay absent: the weights that read them are zero.
         stateful: the objects that `save` was given.
 
     Returns:
@@ -123,6 +125,7 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     else:
         with torch.no_grad():
             _put(model, tensors, content["attributes"])
+            _mute(model, content.get("groups", ()))
     for name, thing in stateful.items():
         thing.load_state_dict(content["stateful"][name])
     return target
@@ -196,11 +199,25 @@ def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
     return {path: values for path, values in found.items() if values}
 
 
-def _pack(structure: Structure) -> list[dict[str, Any]]:
+def _pack(plastic: Plasticity) -> list[dict[str, Any]]:
     return [
-        {"name": g.name, "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index} for s in g.slots]}
-        for g in structure.groups
+        {
+            "name": group.name,
+            "closed": (~group.gate.mask).nonzero().reshape(-1).cpu(),
+            "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
+        }
+        for group in plastic.groups
     ]
+
+
+def _mute(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Without gates, a closed unit is one that no weight reads."""
+    tensors = model_tensors(model)
+    for group in groups:
+        for slot in group["slots"]:
+            if slot["reads"]:
+                tensor = tensors[slot["tensor"]]
+                tensor.index_fill_(slot["axis"], slot["index"][group["closed"]].reshape(-1).to(tensor.device), 0)
 
 
 def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> Structure:
@@ -211,6 +228,9 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
     saved_kinds = [kind for kind, _ in content["optimizers"]]
     if kinds != saved_kinds:
         raise CheckpointError(f"{path} holds optimizers {saved_kinds}, plastic.track was given {kinds}; track the same")
+    function = content["plastic"]["function"]
+    if function != repr(plastic.function):
+        raise CheckpointError(f"{path} has gates of {function}, these are {plastic.function!r}; attach with the same function")
     names = [g.name for g in plastic.structure.groups]
     if names != [g["name"] for g in content["groups"]]:
         raise CheckpointError(

@@ -161,7 +161,7 @@ def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
     return losses
 
 
-def check_finite(loss: Tensor) -> None:
+def check_finite(loss: Tensor, last_checkpoint: str | None = None) -> None:
     """Stop before a NaN or infinite loss reaches any gradient; looked at on the CPU only, where it is free.
 
     Raises:
@@ -170,5 +170,5 @@ def check_finite(loss: Tensor) -> None:
     if loss.device.type == "cpu" and not math.isfinite(value := loss.detach().sum().item()):
         raise NonFiniteLossError(
             f"the loss is {value}; no gradient of it was added. Lower the learning rate, check the data, or "
-            "go back to the last checkpoint"
+            f"go back to the last checkpoint{f', {last_checkpoint}' if last_checkpoint else ''}"
         )

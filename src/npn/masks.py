@@ -40,6 +40,7 @@ class Readers:
             start += group.size
         self.names = list(columns)
         self.parameters: list[Tensor] = [tensors[name] for name in columns]
+        self._homes = [_home(model, name) for name in columns]
         self.axes = [list(axes) for axes in columns.values()]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         pieces = [owner for axes in columns.values() for owner in axes.values()]
@@ -49,8 +50,20 @@ class Readers:
         self._values: list[Tensor] = []
         self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
+        self._unmasked = False
         self._handles: dict[int, RemovableHandle] = {}
+        # fresh memory for every masked copy costs more than the product itself
+        self._copies: list[Tensor] = []
+        self._scratch: Tensor | None = None
         self._watch()
+
+    @property
+    def stale(self) -> bool:
+        """Whether parameters were replaced, or moved to another device, since these readers were made."""
+        return any(
+            home.get(leaf) is not p or p.device != self.device
+            for (home, leaf), p in zip(self._homes, self.parameters, strict=True)
+        )
 
     def remove(self) -> None:
         """Take the gradient hooks off the parameters."""
@@ -86,7 +99,7 @@ class Readers:
         """
         with torch.inference_mode(False), torch.no_grad():
             masks = self.expand(mask)
-            self._swap_in(masks)
+            self._swap_in(masks, reuse=True)
         self._masks = masks
         self._collected = [None] * len(self.parameters) if collect else None
         lent = [(p, p.grad) for p in self.parameters if collect and not p.requires_grad]
@@ -146,9 +159,23 @@ class Readers:
         """Gradients are no longer those of a call outside `backward`."""
         self._outside = None
 
-    def _swap_in(self, masks: list[list[Tensor]]) -> None:
+    @contextlib.contextmanager
+    def unmasked(self) -> Iterator[None]:
+        """Gradients inside belong to a call without masks, whatever an earlier one outside `backward` left."""
+        self._unmasked = True
+        try:
+            yield
+        finally:
+            self._unmasked = False
+
+    def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
         values = [parameter.data for parameter in self.parameters]
-        masked = [functools.reduce(torch.mul, factors, v) for v, factors in zip(values, masks, strict=True)]
+        if reuse:
+            if not all(c.dtype == v.dtype for c, v in zip(self._copies, values, strict=False)) or not self._copies:
+                self._copies = [torch.empty_like(v) for v in values]
+            masked = [_masked_into(c, v, f) for c, v, f in zip(self._copies, values, masks, strict=True)]
+        else:
+            masked = [functools.reduce(torch.mul, factors, v) for v, factors in zip(values, masks, strict=True)]
         self._values = values
         for parameter, value in zip(self.parameters, masked, strict=True):
             parameter.data = value
@@ -160,14 +187,22 @@ class Readers:
         self._values = []
         torch.clear_autocast_cache()
 
+    def _room(self, like: Tensor) -> Tensor:
+        """Memory for one product of weight and gradient."""
+        if self._scratch is None or self._scratch.dtype != like.dtype:
+            largest = max(parameter.numel() for parameter in self.parameters)
+            self._scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
+        return self._scratch[: like.numel()].view(like.shape)
+
     def _hook(self, i: int) -> Any:
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
-            if masks is None:
+            if masks is None or self._unmasked:
                 return None
             factors = masks[i]
             if self._collected is not None:
-                before, sums = self._collected[i], _mask_sums(self._values[i], gradient, factors, self.axes[i])
+                product = torch.mul(self._values[i], gradient, out=self._room(gradient))
+                before, sums = self._collected[i], _mask_sums(product, factors, self.axes[i])
                 # a reentrant checkpoint delivers the gradient of a weight in several parts
                 self._collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
             for factor in factors:
@@ -177,9 +212,22 @@ class Readers:
         return mask_gradient
 
 
-def _mask_sums(weight: Tensor, gradient: Tensor, factors: list[Tensor], axes: list[int]) -> list[Tensor]:
-    """d loss / d factor of `weight * prod(factors)`, one (size,) tensor per factor, in float32."""
-    product = weight * gradient
+def _home(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dict in which a module keeps the tensor of that name, and its key there."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if leaf in module._parameters else module._buffers), leaf
+
+
+def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
+    torch.mul(value, factors[0], out=out)
+    for factor in factors[1:]:
+        out.mul_(factor)
+    return out
+
+
+def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int]) -> list[Tensor]:
+    """d loss / d factor of `weight * prod(factors)` from weight times gradient: one float32 (size,) tensor per factor."""
     sums = []
     for j, axis in enumerate(axes):
         term = product

@@ -20,7 +20,7 @@ from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup
 from npn.masks import Readers
 from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, report
-from npn.surgery import Extra, Plan, apply_plan, plan_growth, plan_removal, set_data
+from npn.surgery import Extra, Plan, apply_plan, check_shapes, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
 from npn.tracking import check_optimizers, check_strangers, watch
 
@@ -165,7 +165,8 @@ class Plasticity:
 
         Args:
             closure: returns the scalar loss of the model; no `.backward()` inside.
-            scale: factor on loss and penalty: `1 / n` when accumulating n steps, or a `torch.amp.GradScaler`.
+            scale: factor on loss and penalty: `1 / n` when accumulating n steps, or a `torch.amp.GradScaler` (which,
+                used inside the closure instead, would leave the penalty unscaled).
 
         Returns:
             The detached loss, unscaled, without the penalty.
@@ -182,10 +183,28 @@ class Plasticity:
 
     @property
     def readers(self) -> Readers:
-        """The weights that read gated units."""
+        """The weights that read gated units; made anew after a resize, a replaced parameter or a move to a device."""
+        if self._readers is not None and self._readers.stale:
+            self._readers.remove()
+            self._readers = None
         if self._readers is None:
+            check_shapes(self.model, self.structure)
+            self._follow_device()
             self._readers = Readers(self.model, [group.traced for group in self.groups])
         return self._readers
+
+    def _follow_device(self) -> None:
+        """The gates live where the model's parameters do."""
+        device = next(self.model.parameters()).device
+        if self.groups[0].gate.logits.device == device:
+            return
+        for group in self.groups:
+            gate = group.gate
+            gate.logits.data = gate.logits.data.to(device)
+            gate.grace, gate.shut = gate.grace.to(device), gate.shut.to(device)
+        self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
+        self._cost = None
+        self._hook.reset()
 
     def calling(self) -> Any:
         """Context in which the model's call hook stands aside."""
@@ -364,6 +383,7 @@ class Plasticity:
     def state_dict(self) -> dict[str, Any]:
         """Gates, sharpness, penalty and generator; the weights are in `model.state_dict()`."""
         return {
+            "function": repr(self.function),
             "k": self.k,
             "scale": self.sharpness.scale,
             "resting": self._resting,
@@ -385,6 +405,10 @@ class Plasticity:
         theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
         if sizes != theirs:
             raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
+        if state["function"] != repr(self.function):
+            raise ConfigurationError(
+                f"the gates were saved with function={state['function']}, these have {self.function!r}; attach with the same"
+            )
         self.penalty.load_state_dict(state["penalty"])
         self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
         self._resting = state["resting"]

@@ -1,6 +1,5 @@
 """One training step: draw masks, run the closure once or twice, leave every gradient in place."""
 
-import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,12 +34,11 @@ class Pass:
 
 def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
     """Gradients of E[loss] + penalty for weights and gates, see `Plasticity.backward`."""
-    plastic.readers.forget_outside()
     if plastic.k == math.inf:
         closed = plastic.closed_masks()
-        context = contextlib.nullcontext() if closed is None else plastic.readers.applied(closed)
+        context = plastic.readers.unmasked() if closed is None else plastic.readers.applied(closed)
         with plastic.calling(), context:
-            return _run(closure, scale).loss
+            return _run(closure, scale, plastic.last_checkpoint).loss
     logits, probability = plastic.flat_logits(), plastic.flat_probability()
     with torch.no_grad():
         held = plastic.held()
@@ -62,8 +60,6 @@ def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.
 
 
 def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
-    if plastic.penalty is None:
-        return
     with torch.enable_grad():
         cost = plastic.penalty.loss(plastic)
         cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
@@ -72,7 +68,7 @@ def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
     plastic.penalty.update(plastic)
 
 
-def _run(closure: Closure, scale: float | Tensor, gradient: bool = True) -> Pass:
+def _run(closure: Closure, scale: float | Tensor, last_checkpoint: str | None, gradient: bool = True) -> Pass:
     """Evaluate the closure, and differentiate it unless only its value is wanted."""
     with torch.enable_grad() if gradient else torch.no_grad():
         loss = closure()
@@ -82,7 +78,7 @@ def _run(closure: Closure, scale: float | Tensor, gradient: bool = True) -> Pass
                 f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
                 'masks="example" for one mask and one loss per example'
             )
-        example.check_finite(loss)
+        example.check_finite(loss, last_checkpoint)
         if gradient:
             (loss if isinstance(scale, float) and scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
     return Pass(loss.detach())
@@ -90,14 +86,14 @@ def _run(closure: Closure, scale: float | Tensor, gradient: bool = True) -> Pass
 
 def _masked(plastic: "Plasticity", closure: Closure, mask: Tensor, scale: float | Tensor, collect: bool) -> Pass:
     with plastic.readers.applied(mask, collect=collect):
-        done = _run(closure, scale)
+        done = _run(closure, scale, plastic.last_checkpoint)
     return Pass(done.loss, plastic.readers.mask_gradient()) if collect else done
 
 
 def _second(plastic: "Plasticity", closure: Closure, mask: Tensor, before: Randomness) -> Tensor:
     """The loss under another mask, all else equal (in train mode, too: in eval mode the difference is noise)."""
     with before.repeated(plastic.model), plastic.readers.applied(mask):
-        return _run(closure, 1.0, gradient=False).loss
+        return _run(closure, 1.0, plastic.last_checkpoint, gradient=False).loss
 
 
 Estimate = Callable[["Plasticity", Closure, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]

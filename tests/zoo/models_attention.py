@@ -187,21 +187,136 @@ def own(attention: Any, feed: Any, norm: type[nn.Module] = nn.LayerNorm) -> Any:
 A = functools.partial
 
 ATTENTION = {
-    "encoder": Entry(own(A(Attention, 12, 3), A(mlp, 12, 16)), randn(2, 4, 5), {}),
-    "encoder_inferred_heads": Entry(own(A(Attention, 12, 3, infer=True), A(mlp, 12, 16)), randn(2, 4, 5), {}),
-    "encoder_no_norm": Entry(own(A(Attention, 12, 3), A(mlp, 12, 16), nn.Identity), randn(2, 4, 5), {}),
-    "grouped_query": Entry(own(A(Attention, 12, 4, 2, True), A(SwiGLU, 12, 10, False), nn.RMSNorm), randn(2, 4, 5), {}),
-    "swiglu_packed": Entry(own(A(Packed, 12, 3), A(SwiGLU, 12, 10, True)), randn(2, 4, 5), {}),
-    "torch_encoder": Entry(torch_encoder, randn(2, 4, 12), {}),
-    "gpt_tied": Entry(GPT, tokens(2, 6), {}),
-    "vit": Entry(ViT, randn(2, 3, 8, 8), {}),
-    "mixer": Entry(Mixer, randn(2, 3, 8, 8), {}),
+    "encoder": Entry(
+        own(A(Attention, 12, 3), A(mlp, 12, 16)), randn(2, 4, 5),
+        {"layer.attn.q": 3, "layer.mlp.0": 16},
+        {
+            "embed.weight[0]": "native_layer_norm mixes every unit of the axis",
+            "head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "encoder_inferred_heads": Entry(
+        own(A(Attention, 12, 3, infer=True), A(mlp, 12, 16)), randn(2, 4, 5),
+        {"layer.attn.q": 3, "layer.mlp.0": 16},
+        {
+            "embed.weight[0]": "native_layer_norm mixes every unit of the axis",
+            "head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "encoder_no_norm": Entry(
+        own(A(Attention, 12, 3), A(mlp, 12, 16), nn.Identity), randn(2, 4, 5),
+        {"embed": 12, "layer.attn.q": 3, "layer.mlp.0": 16},
+        {"head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
+    ),
+    "grouped_query": Entry(
+        own(A(Attention, 12, 4, 2, True), A(SwiGLU, 12, 10, False), nn.RMSNorm), randn(2, 4, 5),
+        {"layer.attn.q": 2, "layer.mlp.up": 10},
+        {
+            "embed.weight[0]": "mean mixes every unit of the axis", "head.weight[0]": "it is the model's output",
+            "embed.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "swiglu_packed": Entry(
+        own(A(Packed, 12, 3), A(SwiGLU, 12, 10, True)), randn(2, 4, 5),
+        {"layer.attn.qkv": 3, "layer.mlp.up": 10},
+        {
+            "embed.weight[0]": "native_layer_norm mixes every unit of the axis",
+            "head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "torch_encoder": Entry(
+        torch_encoder, randn(2, 4, 12),
+        {"layers.0.linear1": 16, "layers.1.linear1": 16},
+        {
+            "layers.0.self_attn.out_proj.weight[0]": "combined with a value of fixed size",
+            "layers.0.self_attn.in_proj_weight[1]": "it reads an input of fixed size",
+            "layers.0.self_attn.in_proj_weight[0]": "the code fixes this size",
+            "layers.1.self_attn.in_proj_weight[0]": "the code fixes this size",
+        },
+    ),
+    "gpt_tied": Entry(
+        GPT, tokens(2, 6),
+        {"layers.0.attn.qkv": 3, "layers.0.mlp.0": 16, "layers.1.attn.qkv": 3, "layers.1.mlp.0": 16},
+        {
+            "token.weight[0]": "rows of the embedding",
+            "layers.0.attn.o.weight[0]": "native_layer_norm mixes every unit of the axis",
+            "position[1]": "no layer of the model produces it",
+        },
+    ),
+    "vit": Entry(
+        ViT, randn(2, 3, 8, 8),
+        {"attn.qkv": 3, "mlp.0": 16},
+        {
+            "patch.weight[0]": "native_layer_norm mixes every unit of the axis",
+            "head.weight[0]": "it is the model's output", "position[1]": "combined with a value of fixed size",
+            "patch.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "mixer": Entry(
+        Mixer, randn(2, 3, 8, 8),
+        {"tokens.0": 6, "channels.0": 12},
+        {
+            "patch.weight[0]": "native_layer_norm mixes every unit of the axis",
+            "tokens.2.weight[0]": "combined with a value of fixed size", "head.weight[0]": "it is the model's output",
+            "patch.weight[1]": "it reads an input of fixed size",
+            "tokens.0.weight[1]": "it reads an input of fixed size",
+        },
+    ),
 }
 
 if importlib.util.find_spec("transformers"):
     ATTENTION |= {
-        "hf_bert": Entry(bert, lambda: {"input_ids": tokens(2, 6)(), "attention_mask": torch.ones(2, 6).long()}, {}),
-        "hf_gpt2": Entry(gpt2, lambda: {"input_ids": tokens(2, 6)()}, {}),
-        "hf_vit": Entry(hf_vit, lambda: {"pixel_values": torch.randn(2, 3, 8, 8)}, {}),
-        "hf_llama": Entry(llama, lambda: {"input_ids": tokens(2, 6)()}, {}),
+        "hf_bert": Entry(
+            bert, lambda: {"input_ids": tokens(2, 6)(), "attention_mask": torch.ones(2, 6).long()},
+            {
+                "bert.encoder.layer.0.attention.self.query": 3, "bert.encoder.layer.0.intermediate.dense": 16,
+                "bert.encoder.layer.1.attention.self.query": 3, "bert.encoder.layer.1.intermediate.dense": 16,
+                "bert.pooler.dense": 12,
+            },
+            {
+                "bert.embeddings.word_embeddings.weight[1]": "native_layer_norm mixes every unit of the axis",
+                "classifier.weight[0]": "it is the model's output",
+                "bert.embeddings.word_embeddings.weight[0]": "rows of the embedding",
+                "bert.embeddings.position_embeddings.weight[0]": "rows of the embedding",
+                "bert.embeddings.token_type_embeddings.weight[0]": "rows of the embedding",
+            },
+        ),
+        "hf_gpt2": Entry(
+            gpt2, lambda: {"input_ids": tokens(2, 6)()},
+            {
+                "transformer.h.0.attn.c_attn": 3, "transformer.h.0.mlp.c_fc": 16, "transformer.h.1.attn.c_attn": 3,
+                "transformer.h.1.mlp.c_fc": 16,
+            },
+            {
+                "transformer.wte.weight[0]": "rows of the embedding",
+                "transformer.wpe.weight[1]": "native_layer_norm mixes every unit of the axis",
+                "transformer.wpe.weight[0]": "rows of the embedding",
+            },
+        ),
+        "hf_vit": Entry(
+            hf_vit, lambda: {"pixel_values": torch.randn(2, 3, 8, 8)},
+            {
+                "vit.layers.0.attention.q_proj": 3, "vit.layers.0.mlp.fc1": 16, "vit.layers.1.attention.q_proj": 3,
+                "vit.layers.1.mlp.fc1": 16,
+            },
+            {
+                "vit.embeddings.patch_embeddings.projection.weight[0]": "native_layer_norm mixes every unit of the axis",
+                "classifier.weight[0]": "it is the model's output",
+                "vit.embeddings.position_embeddings[1]": "combined with a value of fixed size",
+                "vit.embeddings.patch_embeddings.projection.weight[1]": "it reads an input of fixed size",
+            },
+        ),
+        "hf_llama": Entry(
+            llama, lambda: {"input_ids": tokens(2, 6)()},
+            {
+                "model.layers.0.self_attn.q_proj": 2, "model.layers.0.mlp.gate_proj": 20,
+                "model.layers.1.self_attn.q_proj": 2, "model.layers.1.mlp.gate_proj": 20,
+            },
+            {
+                "model.embed_tokens.weight[1]": "mean mixes every unit of the axis",
+                "lm_head.weight[0]": "it is the model's output", "model.embed_tokens.weight[0]": "rows of the embedding",
+                "model.rotary_emb.inv_freq[0]": "one table serves several units",
+                "model.rotary_emb.original_inv_freq[0]": "no layer of the model produces it",
+            },
+        ),
     }

@@ -147,17 +147,89 @@ class Bag(nn.Module):
 
 
 MISC = {
-    "lstm": Entry(lambda: Recurrent(nn.LSTM), randn(3, 4, 4), {}),
-    "gru": Entry(lambda: Recurrent(nn.GRU), randn(3, 4, 4), {}),
-    "lstm_bidirectional": Entry(lambda: Recurrent(nn.LSTM, bidirectional=True), randn(3, 4, 4), {}),
-    "siamese": Entry(Siamese, lambda: (torch.randn(4, 5), torch.randn(4, 5)), {}),
-    "two_inputs": Entry(TwoInputs, lambda: {"image": torch.randn(3, 1, 6, 6), "table": torch.randn(3, 6)}, {}),
-    "two_outputs": Entry(TwoOutputs, randn(4, 5), {}),
-    "autoencoder_tied": Entry(Autoencoder, randn(4, 7), {}),
-    "frozen_backbone": Entry(frozen_backbone, randn(3, 3, 8, 8), {}),
-    "functional_weights": Entry(Functional, randn(4, 5), {}),
-    "parametrised": Entry(Parametrised, randn(4, 4), {}),
-    "mixture_of_experts": Entry(Moe, randn(4, 5), {}),
-    "lora": Entry(Lora, randn(4, 5), {}),
-    "embedding": Entry(Bag, tokens(4, 5), {}),
+    "lstm": Entry(
+        lambda: Recurrent(nn.LSTM), randn(3, 4, 4),
+        {"embed": 5, "rnn": 6, "fc1": 7},
+        {"fc2.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
+    ),
+    "gru": Entry(
+        lambda: Recurrent(nn.GRU), randn(3, 4, 4),
+        {"embed": 5, "rnn": 6, "fc1": 7},
+        {"fc2.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
+    ),
+    "lstm_bidirectional": Entry(
+        lambda: Recurrent(nn.LSTM, bidirectional=True), randn(3, 4, 4),
+        {"embed": 5, "rnn": 6, "fc1": 7},
+        {"fc2.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
+    ),
+    "siamese": Entry(
+        Siamese, lambda: (torch.randn(4, 5), torch.randn(4, 5)),
+        {"encoder.0": 8, "encoder.3": 6},
+        {"head.weight[0]": "it is the model's output", "encoder.0.weight[1]": "it reads an input of fixed size"},
+    ),
+    "two_inputs": Entry(
+        TwoInputs, lambda: {"image": torch.randn(3, 1, 6, 6), "table": torch.randn(3, 6)},
+        {"conv": 4, "table": 5, "head": 7},
+        {"out.weight[0]": "it is the model's output", "table.weight[1]": "it reads an input of fixed size"},
+    ),
+    "two_outputs": Entry(
+        TwoOutputs, randn(4, 5),
+        {"trunk": 8},
+        {
+            "a.weight[0]": "it is the model's output", "b.weight[0]": "it is the model's output",
+            "c.weight[0]": "it is the model's output", "trunk.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "autoencoder_tied": Entry(
+        Autoencoder, randn(4, 7),
+        {"w1": 10, "w2": 4},
+        {"w1[1]": "it reads an input of fixed size"},
+    ),
+    "frozen_backbone": Entry(
+        frozen_backbone, randn(3, 3, 8, 8),
+        {"0.0": 6, "0.3": 8, "3": 10},
+        {"5.weight[0]": "it is the model's output", "0.0.weight[1]": "it reads an input of fixed size"},
+    ),
+    "functional_weights": Entry(
+        Functional, randn(4, 5),
+        {"w1": 8, "w2": 6, "w3": 7},
+        {"w4[0]": "it is the model's output", "w1[0]": "it reads an input of fixed size"},
+    ),
+    "parametrised": Entry(
+        Parametrised, randn(4, 4),
+        {"a.parametrizations.weight": 8, "d": 5},
+        {
+            "b.parametrizations.weight.original1[0]": "linalg_vector_norm mixes every unit of the axis",
+            "e.weight[0]": "it is the model's output",
+            "c.parametrizations.weight.original[0]": "combined with a value of fixed size",
+            "a.parametrizations.weight.original1[1]": "it reads an input of fixed size",
+        },
+    ),
+    "mixture_of_experts": Entry(
+        Moe, randn(4, 5),
+        {"experts.0.0": 6, "experts.0.2": 4, "experts.1.0": 6, "experts.2.0": 6},
+        {
+            "gate.weight[0]": "_softmax mixes every unit of the axis", "out.weight[0]": "it is the model's output",
+            "gate.weight[1]": "it reads an input of fixed size",
+            "experts.0.0.weight[1]": "it reads an input of fixed size",
+            "experts.1.0.weight[1]": "it reads an input of fixed size",
+            "experts.2.0.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "lora": Entry(
+        Lora, randn(4, 5),
+        {"stem": 8, "base": 6},
+        {
+            "head.weight[0]": "it is the model's output", "down[0]": "no layer of the model produces it",
+            "stem.weight[1]": "it reads an input of fixed size",
+        },
+    ),
+    "embedding": Entry(
+        Bag, tokens(4, 5),
+        {"words": 8, "fc": 6},
+        {
+            "out.weight[0]": "it is the model's output", "words.weight[0]": "rows of the embedding",
+            "item.weight[0]": "rows of the embedding",
+        },
+    ),
 }

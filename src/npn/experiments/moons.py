@@ -55,7 +55,7 @@ def defaults(options: Options) -> Options:
         k=7.0,
         estimator="reinmax",
         function="sigmoid",
-        penalty=1e-3 if options.budget is None else None,
+        penalty=6e-4 if options.budget is None else None,
         device="cpu",
     )
 

@@ -2,21 +2,19 @@
 
 import contextlib
 import logging
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from npn.errors import TraceError
+from npn.tracing.attributes import candidates, known, pattern, transfer
 from npn.tracing.capture import raising_line
 from npn.tracing.groups import Frozen, Group, Structure
 from npn.tracing.resize import Attribute, difference, match, resized_shapes, retrace, without
 from npn.tracing.trace import trace_once
 
-# integers that torch's own layers compute with; their others only describe the parameters
-_SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
 _TRIALS = 32  # attribute combinations tried before a group is given up
 
 
@@ -36,11 +34,18 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
 
 
 def _mended(model: nn.Module, inputs: Any, structure: Structure) -> Structure:
-    if _rehearse(model, inputs, structure, [g.name for g in structure.groups]) is None:
+    names = [g.name for g in structure.groups]
+    if _rehearse(model, inputs, structure, names) is None:
         return structure
+    guesses = {g.name: known(model, structure, g) for g in structure.groups}
+    if any(guesses.values()):
+        for name, attributes in guesses.items():
+            structure = _with(structure, name, attributes)
+        if _rehearse(model, inputs, structure, names) is None:
+            return structure
     kinds: dict[tuple[str, ...], list[Group]] = {}
     for group in structure.groups:
-        kinds.setdefault(_pattern(group), []).append(group)
+        kinds.setdefault(pattern(group), []).append(group)
     for kind in kinds.values():
         if _rehearse(model, inputs, structure, [g.name for g in kind]) is not None:
             structure = _mend(model, inputs, structure, kind)
@@ -51,10 +56,12 @@ def _mended(model: nn.Module, inputs: Any, structure: Structure) -> Structure:
 
 def _mend(model: nn.Module, inputs: Any, structure: Structure, kind: Sequence[Group]) -> Structure:
     """Give all groups of a failing kind the attributes that must follow; freeze those that still fail."""
+    for group in kind:
+        structure = _with(structure, group.name, ())
     found = _search(model, inputs, structure, kind[0]) or ()
     if found:
         for group in kind:
-            structure = _with(structure, group.name, _transfer(kind[0], group, found))
+            structure = _with(structure, group.name, transfer(kind[0], group, found))
     names = [g.name for g in kind]
     while failing := _isolate(model, inputs, structure, names):
         structure = _freeze(structure, *failing)
@@ -135,7 +142,7 @@ def _isolate(model: nn.Module, inputs: Any, structure: Structure, names: Sequenc
 
 def _search(model: nn.Module, inputs: Any, structure: Structure, group: Group) -> tuple[Attribute, ...] | None:
     """The smallest set of integer attributes with which the group can be resized."""
-    candidates = _candidates(model, structure, group)
+    candidates = candidates(model, structure, group)
     trials: list[tuple[Attribute, ...]] = [tuple(candidates)] if candidates else []
     trials += [(one,) for one in candidates]
     trials += [(a, b) for i, a in enumerate(candidates) for b in candidates[i + 1 :]]
@@ -151,31 +158,6 @@ def _search(model: nn.Module, inputs: Any, structure: Structure, group: Group) -
                     trial = smaller
             return trial
     return None
-
-
-def _candidates(model: nn.Module, structure: Structure, group: Group) -> list[Attribute]:
-    """Integer attributes equal to a size of the group, in the modules that own its tensors and those around them."""
-    taken = {(path, name) for g in structure.groups for path, name, _ in g.attributes}
-    sizes = {group.size: 1}
-    for slot in group.slots:
-        each = slot.index.shape[1]
-        sizes.setdefault(group.size * each, each)
-    paths: dict[str, None] = {}
-    for slot in group.slots:
-        path = slot.tensor
-        while path:
-            path = path.rpartition(".")[0]
-            paths.setdefault(path)
-    found = []
-    for path in paths:
-        module = model.get_submodule(path)
-        for name, value in vars(module).items():
-            own = type(module).__module__.startswith("torch.nn.modules")
-            if own and name not in _SEMANTIC:
-                continue
-            if type(value) is int and value in sizes and value > 1 and (path, name) not in taken:
-                found.append((path, name, sizes[value]))
-    return found
 
 
 def _with(structure: Structure, name: str, attributes: Sequence[Attribute]) -> Structure:
@@ -203,20 +185,3 @@ def _separate(structure: Structure) -> Structure:
                 reason = f"it shares the attribute {name} of {path or 'the model'} with {len(groups) - 1} other group(s)"
                 structure = _freeze(structure, group_name, reason)
     return structure
-
-
-def _pattern(group: Group) -> tuple[str, ...]:
-    """Slots with the numbers in their names blanked: repeated layers look alike."""
-    return tuple(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]x{slot.index.shape[1]}" for slot in group.slots)
-
-
-def _transfer(source: Group, target: Group, attributes: Sequence[Attribute]) -> tuple[Attribute, ...]:
-    """The same attributes in the corresponding modules of a repeated layer."""
-    renamed: Mapping[str, str] = {}
-    pairs = {}
-    for a, b in zip(source.slots, target.slots, strict=True):
-        x, y = a.tensor.split("."), b.tensor.split(".")
-        for i in range(1, len(x)):
-            pairs[".".join(x[:i])] = ".".join(y[:i])
-    renamed = pairs
-    return tuple((renamed.get(path, path), name, each) for path, name, each in attributes)

@@ -1,0 +1,82 @@
+"""Integers that modules remember and compute with, and that must follow the size of a group: `num_heads`, `groups`."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+from npn.tracing.groups import Group, Slot, Structure
+from npn.tracing.resize import Attribute
+
+# integers that torch's own layers compute with; their others only describe the parameters
+_SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
+
+# where these stand for sure: kind of module, (parameter, axis) -> attribute
+_KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
+    (nn.modules.conv._ConvNd, ("weight", 0), "groups"),
+    (nn.GroupNorm, ("weight", 0), "num_groups"),
+    (nn.modules.instancenorm._InstanceNorm, ("weight", 0), "num_features"),
+    (nn.RNNBase, ("weight_hh_l0", 1), "hidden_size"),
+    (nn.RNNBase, ("weight_ih_l0", 1), "input_size"),
+)
+
+
+def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribute, ...]:
+    """Attributes of torch's own layers that follow this group, by what the layers are; still to be rehearsed."""
+    found: dict[tuple[str, str], Attribute] = {}
+    for slot in group.slots:
+        path, _, leaf = slot.tensor.rpartition(".")
+        module = model.get_submodule(path)
+        for kind, place, name in _KNOWN:
+            each = _each(slot, structure, getattr(module, name)) if isinstance(module, kind) and place == (leaf, slot.axis) else 0
+            if each:
+                found.setdefault((path, name), (path, name, each))
+    return tuple(found.values())
+
+
+def _each(slot: Slot, structure: Structure, value: int) -> int:
+    """How much of an attribute one unit is; 0 if it does not divide evenly, as the groups of a dense convolution."""
+    units, entries = slot.index.shape
+    size = structure.shapes[slot.tensor][slot.axis]
+    each, rest = divmod(entries * value, size)
+    return each if rest == 0 and value > 1 and units * entries == size else 0
+
+
+def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Attribute]:
+    """Integer attributes equal to a size of the group, in the modules that own its tensors and those around them."""
+    taken = {(path, name) for g in structure.groups for path, name, _ in g.attributes}
+    sizes = {group.size: 1}
+    for slot in group.slots:
+        each = slot.index.shape[1]
+        sizes.setdefault(group.size * each, each)
+    paths: dict[str, None] = {}
+    for slot in group.slots:
+        path = slot.tensor
+        while path:
+            path = path.rpartition(".")[0]
+            paths.setdefault(path)
+    found = []
+    for path in paths:
+        module = model.get_submodule(path)
+        for name, value in vars(module).items():
+            own = type(module).__module__.startswith("torch.nn.modules")
+            if own and name not in _SEMANTIC:
+                continue
+            if type(value) is int and value in sizes and value > 1 and (path, name) not in taken:
+                found.append((path, name, sizes[value]))
+    return found
+
+
+def pattern(group: Group) -> tuple[str, ...]:
+    """Slots with the numbers in their names blanked: repeated layers look alike."""
+    return tuple(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]x{slot.index.shape[1]}" for slot in group.slots)
+
+
+def transfer(source: Group, target: Group, attributes: Sequence[Attribute]) -> tuple[Attribute, ...]:
+    """The same attributes in the corresponding modules of a repeated layer."""
+    pairs: dict[str, str] = {}
+    for a, b in zip(source.slots, target.slots, strict=True):
+        x, y = a.tensor.split("."), b.tensor.split(".")
+        for i in range(1, len(x)):
+            pairs[".".join(x[:i])] = ".".join(y[:i])
+    return tuple((pairs.get(path, path), name, each) for path, name, each in attributes)
