@@ -90,7 +90,7 @@ class MaskedCall:
         elif self.entered:
             self._leave()
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter(self) -> None:
         mask = self.closed_mask()
         readers = self.plastic.readers
@@ -101,7 +101,7 @@ class MaskedCall:
             self._saved = readers.enter_outside(factors)
             self.entered = True
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave(self) -> None:
         self.entered = False
         self.plastic.readers.leave_outside(self._saved)

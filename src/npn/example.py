@@ -145,7 +145,7 @@ def _run(
         assert mode.mask is not None
         if len(mode.mask) != len(losses):
             raise ConfigurationError(f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples")
-        (losses.mean() * scale).backward()  # type: ignore[no-untyped-call]
+        (losses.mean() * scale).backward()
     return mode.mask, losses.detach()
 
 

@@ -75,7 +75,7 @@ class Readers:
         """Hook every parameter that has a gradient, those thawed since the last call included."""
         for i, parameter in enumerate(self.parameters):
             if parameter.requires_grad and i not in self._handles:
-                self._handles[i] = parameter.register_hook(self._hook(i))  # type: ignore[no-untyped-call]
+                self._handles[i] = parameter.register_hook(self._hook(i))
 
     def expand(self, mask: Tensor) -> list[list[Tensor]]:
         """From a mask over all units (units,) to one factor per reading axis, shaped to broadcast on the weight."""

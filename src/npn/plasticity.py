@@ -217,7 +217,7 @@ class Plasticity:
 
     def flat_logits(self) -> Tensor:
         """All logits in one tensor."""
-        return torch.cat(self.logits())
+        return torch.cat([group.gate.logits for group in self.groups])
 
     def flat_probability(self) -> Tensor:
         """All keep probabilities in one tensor, differentiable; during a step they are computed once."""

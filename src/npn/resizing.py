@@ -29,7 +29,8 @@ class ResizeReport:
 def report(plan: Plan, before: int, after: int) -> ResizeReport:
     """What a plan changed, given the number of parameters before and after."""
     sizes = {group.name: group.size for group in plan.before.groups}
-    removed, added = {}, {}
+    removed: dict[str, tuple[int, ...]] = {}
+    added: dict[str, tuple[int, ...]] = {}
     for name, source in plan.units.items():
         gone = sorted(set(range(sizes[name])) - set(source.tolist()))
         new = (source < 0).nonzero().reshape(-1).tolist()

@@ -64,7 +64,7 @@ def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
         cost = plastic.penalty.loss(plastic)
         cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
         if cost.requires_grad:
-            cost.backward()  # type: ignore[no-untyped-call]
+            cost.backward()
     plastic.penalty.update(plastic)
 
 
@@ -80,7 +80,7 @@ def _run(closure: Closure, scale: float | Tensor, last_checkpoint: str | None, g
             )
         example.check_finite(loss, last_checkpoint)
         if gradient:
-            (loss if isinstance(scale, float) and scale == 1.0 else loss * scale).backward()  # type: ignore[no-untyped-call]
+            (loss if isinstance(scale, float) and scale == 1.0 else loss * scale).backward()
     return Pass(loss.detach())
 
 

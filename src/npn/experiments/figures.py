@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from npn.functional import keep_probability
 
 Rows = Sequence[Mapping[str, Any]]
-STYLE = {
+STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.spines.top": False,

@@ -67,7 +67,7 @@ def build(options: Options) -> Recipe:
         raise ConfigurationError(f"mode must be one of {', '.join(map(repr, STAGES))}, got {options.mode!r}")
     if options.penalty is not None and options.budget is not None:
         raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
-    assert options.k is not None  # defaults() has filled it in
+    assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
     expand = options.mode == "expand"
     device = torch.device(options.device or "cpu")
     data = mnist(options.data).to(device)

@@ -67,6 +67,7 @@ def build(options: Options) -> Recipe:
     if options.penalty is not None and options.budget is not None:
         raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
     assert options.seed is not None and options.k is not None  # defaults() has filled them in
+    assert options.estimator is not None and options.function is not None
     expand = options.mode == "expand"
     device = torch.device(options.device or "cpu")
     data = moons(options.seed).to(device)
@@ -137,7 +138,8 @@ def confidence(model: nn.Module, device: torch.device) -> Tensor:
     with torch.no_grad():
         probability = model(points).softmax(1)[:, 1]
     model.train(training)
-    return probability.reshape(GRID, GRID).cpu()
+    shaped: Tensor = probability.reshape(GRID, GRID).cpu()
+    return shaped
 
 
 def draw(path: Path, outcome: Outcome) -> list[Path]:
@@ -160,7 +162,7 @@ def boundaries(path: Path, outcomes: Sequence[Outcome]) -> Path:
     figure, axes = figures.canvas(
         len(outcomes), columns, 3.3 * columns, 2.2 * len(outcomes) + 0.35, sharex=True, sharey=True
     )
-    picture = None
+    picture: Any = None
     for line, outcome in zip(axes, outcomes, strict=True):
         test = moons(outcome.result["seed"]).test
         for axis, entry in zip(line, outcome.result["stages"], strict=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ def apply_plan(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer] = (
         for module, name, delta in changed:
             before = getattr(module, name)
             object.__setattr__(module, name, before + delta)
-            done.append(lambda m=module, n=name, b=before: object.__setattr__(m, n, b))
+            done.append(partial(object.__setattr__, module, name, before))
         check_shapes(model, plan.after)
     except BaseException:
         for undo in reversed(done):

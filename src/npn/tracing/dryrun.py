@@ -142,10 +142,10 @@ def _isolate(model: nn.Module, inputs: Any, structure: Structure, names: Sequenc
 
 def _search(model: nn.Module, inputs: Any, structure: Structure, group: Group) -> tuple[Attribute, ...] | None:
     """The smallest set of integer attributes with which the group can be resized."""
-    candidates = candidates(model, structure, group)
-    trials: list[tuple[Attribute, ...]] = [tuple(candidates)] if candidates else []
-    trials += [(one,) for one in candidates]
-    trials += [(a, b) for i, a in enumerate(candidates) for b in candidates[i + 1 :]]
+    options = candidates(model, structure, group)
+    trials: list[tuple[Attribute, ...]] = [tuple(options)] if options else []
+    trials += [(one,) for one in options]
+    trials += [(a, b) for i, a in enumerate(options) for b in options[i + 1 :]]
 
     def works(trial: tuple[Attribute, ...]) -> bool:
         return _rehearse(model, inputs, _with(structure, group.name, trial), [group.name]) is None
