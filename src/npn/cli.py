@@ -16,6 +16,8 @@ import typer  # noqa: E402 - only once it is known to be there
 from rich.console import Console  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
+from npn.cli_model import register as register_model_commands  # noqa: E402
+
 if TYPE_CHECKING:
     from npn.experiments.options import Options
     from npn.experiments.runner import Experiment, Outcome
@@ -49,6 +51,7 @@ run_app = typer.Typer(help="Train one experiment; pictures and results go to a f
 bench_app = typer.Typer(help="Run an experiment over several seeds and write its table.", no_args_is_help=True)
 app.add_typer(run_app, name="run")
 app.add_typer(bench_app, name="bench")
+register_model_commands(app)
 console = Console()
 
 Seed = Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. [default: 0]")]
@@ -67,13 +70,18 @@ Budget = Annotated[
 ]
 Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "60,340,100".')]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cpu]")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an unfinished run in --out.")]
+DataFolder = Annotated[
+    str | None, typer.Option(help="Folder of the data set's files. [default: $NPN_DATA, else downloaded]")
+]
 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from npn import __version__
+        from importlib.metadata import version
 
-        console.print(f"npn {__version__}", highlight=False)
+        console.print(f"npn {version('npn')}", highlight=False)
         raise typer.Exit
 
 
@@ -98,8 +106,8 @@ def run_moons(
     budget: Budget = None,
     epochs: Epochs = None,
     device: Device = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete an unfinished run in --out.")] = False,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons import EXPERIMENT
@@ -107,6 +115,38 @@ def run_moons(
 
     options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
     out = out or Path("runs") / f"moons-{mode or 'sparsify'}-{seed or 0}"
+    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite)
+
+
+@run_app.command("lenet5-mnist")
+def run_lenet5(
+    mode: Mode = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/lenet5-mnist-MODE-SEED]")] = None,
+    k: Sharpness = None,
+    estimator: Estimator = None,
+    function: Function = None,
+    penalty: Penalty = None,
+    budget: Budget = None,
+    epochs: Epochs = None,
+    device: Device = None,
+    data: DataFolder = None,
+    preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
+    from npn.errors import ConfigurationError
+    from npn.experiments.lenet5 import EXPERIMENT, PAPER_STAGES
+    from npn.experiments.options import Options
+
+    if preset not in (None, "paper"):
+        raise ConfigurationError(f'preset must be "paper", got {preset!r}')
+    if preset and epochs:
+        raise ConfigurationError("give --preset or --epochs, not both")
+    epochs = ",".join(map(str, PAPER_STAGES)) if preset else epochs
+    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    out = out or Path("runs") / f"lenet5-mnist-{mode or 'sparsify'}-{seed or 0}"
     _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite)
 
 

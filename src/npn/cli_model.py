@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -102,7 +103,7 @@ def show(console: Console, title: str, found: "Inspection") -> None:
     groups.add_column("follows", overflow="fold")
     for row in found.groups:
         cells = (row.name, f"{row.units:,}", f"{row.params:,}", f"{row.macs:,}")
-        groups.add_row(*cells, ", ".join(row.read_by), ", ".join(row.follows))
+        groups.add_row(*cells, few(row.read_by), few(row.follows))
     console.print(groups)
     frozen = Table(title="keeps its size", title_justify="left")
     for name in ("dimension", "size", "reason"):
@@ -111,6 +112,17 @@ def show(console: Console, title: str, found: "Inspection") -> None:
         frozen.add_row(line.name, f"{line.size:,}", line.reason)
     console.print(frozen)
     console.print(f"{len(found.groups)} groups, {len(found.frozen)} frozen dimensions, traced in {found.seconds:.1f} s")
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first names, and how many more there are; --json has them all.
+
+    Example:
+        >>> few(["a", "b", "c", "d", "e"])
+        'a, b, c and 2 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def export(

@@ -1,6 +1,7 @@
 """Gates: one logit per unit, and the group of units that they open and close."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -67,9 +68,25 @@ class Gate:
             return mask.index_fill(0, self.logits.argmax(), True)
 
     @property
-    def removable(self) -> Tensor:
-        """bool (size,): closed by hand and still closed."""
-        return self.shut & ~self.mask
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that has one entry per unit, the logits first."""
+        return (self.logits, self.grace, self.shut)
+
+    def gone(self, below: float) -> Tensor:
+        """Units to remove, bool (size,): closed, and either less likely than `below` or closed by hand; never in grace."""
+        with torch.no_grad():
+            return ((self.keep_probability() < below) | self.shut) & ~self.mask & (self.grace == 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Copies of all tensors."""
+        names = ("logits", "grace", "shut")
+        return {name: tensor.detach().clone() for name, tensor in zip(names, self.tensors, strict=True)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over values of the same size."""
+        with torch.no_grad():
+            for name in self.state_dict():
+                getattr(self, name).copy_(state[name])
 
 
 @dataclass(eq=False)

@@ -13,16 +13,15 @@ from torch.optim import Optimizer
 from npn import step
 from npn.call import MaskedCall
 from npn.costing import CostModel
-from npn.count import count_params
-from npn.errors import ConfigurationError, ResizeError
+from npn.errors import ConfigurationError
 from npn.functional import GateFunction, keep_probability
 from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup
 from npn.masks import Readers
 from npn.penalty import CostTerm, Penalty
-from npn.resizing import ResizeReport, report
-from npn.surgery import Extra, Plan, apply_plan, check_shapes, plan_growth, plan_removal, set_data
+from npn.resizing import ResizeReport, resize
+from npn.surgery import apply_plan, check_shapes, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
-from npn.tracking import check_optimizers, check_strangers, watch
+from npn.tracking import check_optimizers, watch
 
 
 class Plasticity:
@@ -286,15 +285,9 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError: nothing has changed.
         """
-        removed = {}
-        with torch.no_grad():
-            for group in self.groups:
-                gate = group.gate
-                pi = gate.keep_probability()
-                gone = ((pi < below) & ~gate.mask | gate.removable) & (gate.grace == 0)
-                if bool(gone.any()):
-                    removed[group.name] = gone.nonzero().reshape(-1).tolist()
-        return self._resize(plan_removal(self.structure, removed))
+        gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
+        removed = {name: units for name, units in gone.items() if units}
+        return resize(self, plan_removal(self.structure, removed))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units: fan-in initialised, zero fan-out, so the function is as before.
@@ -312,48 +305,27 @@ class Plasticity:
                 raise ConfigurationError(f"{name!r} can grow by a whole number >= 0 of units, got {number!r}")
         wanted = {name: number for name, number in wanted.items() if number}
         if not wanted:
-            return self._resize(plan_removal(self.structure, {}))
+            return resize(self, plan_removal(self.structure, {}))
         with self.calling():
             larger = grown(self.model, self.example_inputs, self.structure, wanted)
-        report = self._resize(plan_growth(self.structure, larger))
+        report = resize(self, plan_growth(self.structure, larger))
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
         self._grace_left = max(self._grace_left, grace)
         return report
 
-    def _resize(self, plan: Plan) -> ResizeReport:
-        before = count_params(self.model)
-        if not plan.units:
-            return report(plan, before, before)
-        if torch.is_inference_mode_enabled():
-            raise ResizeError("a resize inside torch.inference_mode() would make parameters that cannot be trained; "
-                              "call it outside")  # fmt: skip
-        check_optimizers(self.optimizers, self)
-        check_strangers(self)
-        open_ = self.sharpness.logit(OPEN)
-        extras = [Extra(g.gate.logits, g.name, open_) for g in self.groups]
-        extras += [Extra(g.gate.grace, g.name, 0) for g in self.groups]
-        extras += [Extra(g.gate.shut, g.name, 0) for g in self.groups]
-        self.readers.remove()
-        try:
-            apply_plan(self.model, plan, self.optimizers, extras)
-            self._adopt(plan.after)
-        finally:
-            self._readers = None
-        return report(plan, before, count_params(self.model))
-
     def adopt(self, structure: Structure, sizes: Mapping[str, int]) -> None:
         """Take over the structure of a checkpoint, with new gates of these sizes, before their state is loaded."""
+        for group in self.groups:
+            for tensor in group.gate.tensors:
+                set_data(tensor, tensor.new_zeros(sizes[group.name]))
+        self.restructured(structure)
+
+    def restructured(self, structure: Structure) -> None:
+        """The model has been resized to this structure."""
         if self._readers is not None:
             self._readers.remove()
             self._readers = None
-        for group in self.groups:
-            gate = group.gate
-            for tensor in (gate.logits, gate.grace, gate.shut):
-                set_data(tensor, tensor.new_zeros(sizes[group.name]))
-        self._adopt(structure)
-
-    def _adopt(self, structure: Structure) -> None:
         self.structure = structure
         for group, traced in zip(self.groups, structure.groups, strict=True):
             group.traced = traced
@@ -387,10 +359,7 @@ class Plasticity:
             "k": self.k,
             "scale": self.sharpness.scale,
             "resting": self._resting,
-            "gates": {
-                g.name: {"logits": g.gate.logits.detach().clone(), "grace": g.gate.grace.clone(), "shut": g.gate.shut.clone()}
-                for g in self.groups
-            },
+            "gates": {group.name: group.gate.state_dict() for group in self.groups},
             "penalty": self.penalty.state_dict(),
             "generator": self.generator.get_state(),
         }
@@ -412,11 +381,8 @@ class Plasticity:
         self.penalty.load_state_dict(state["penalty"])
         self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
         self._resting = state["resting"]
-        with torch.no_grad():
-            for group in self.groups:
-                saved = state["gates"][group.name]
-                for name in ("logits", "grace", "shut"):
-                    getattr(group.gate, name).copy_(saved[name])
+        for group in self.groups:
+            group.gate.load_state_dict(state["gates"][group.name])
         self._grace_left = max(int(g.gate.grace.max()) for g in self.groups)
         self.generator.set_state(state["generator"].cpu())
         self._hook.reset()

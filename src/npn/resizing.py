@@ -1,9 +1,19 @@
-"""What a resize did, in units and parameters."""
+"""Resize an attached model: check, carry out, report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from npn.surgery import Plan
+import torch
+
+from npn.count import count_params
+from npn.errors import ResizeError
+from npn.gate import OPEN
+from npn.surgery import Extra, Plan, apply_plan
+from npn.tracking import check_optimizers, check_strangers
+
+if TYPE_CHECKING:
+    from npn.plasticity import Plasticity
 
 
 @dataclass(frozen=True)
@@ -38,3 +48,28 @@ def report(plan: Plan, before: int, after: int) -> ResizeReport:
         added |= {name: tuple(new)} if new else {}
     changes = {name: (sizes[name], len(source)) for name, source in plan.units.items()}
     return ResizeReport(changes, (before, after), removed, added)
+
+
+def resize(plastic: "Plasticity", plan: Plan) -> ResizeReport:
+    """Carry out a plan on the model, its gates and its tracked optimizers.
+
+    Raises:
+        ResizeError, OptimizerError: nothing has changed.
+    """
+    before = count_params(plastic.model)
+    if not plan.units:
+        return report(plan, before, before)
+    if torch.is_inference_mode_enabled():
+        raise ResizeError(
+            "a resize inside torch.inference_mode() would make parameters that cannot be trained; call it outside"
+        )
+    check_optimizers(plastic.optimizers, plastic)
+    check_strangers(plastic)
+    extras = []
+    for group in plastic.groups:
+        logits, *others = group.gate.tensors
+        extras.append(Extra(logits, group.name, plastic.sharpness.logit(OPEN)))
+        extras += [Extra(tensor, group.name, 0) for tensor in others]
+    apply_plan(plastic.model, plan, plastic.optimizers, extras)
+    plastic.restructured(plan.after)
+    return report(plan, before, count_params(plastic.model))

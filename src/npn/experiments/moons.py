@@ -20,6 +20,7 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
 SMALL = (3, 3)  # what expand starts with
 STAGES = {"sparsify": (100, 1000, 300), "expand": (100, 1000, 300)}  # pre-train, plastic, fine-tune: epochs
+SETTLE = 400  # epochs at the end of the plastic stage without growth
 BATCH_SIZE = 100
 LEARNING_RATE = 1e-2
 GATE_LEARNING_RATE = 1e-2
@@ -101,11 +102,17 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]}) if expand else None,
+        growth=_growth() if expand else None,
+        settle=SETTLE,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"confidence": confidence(model, device)},
     )
+
+
+def _growth() -> npn.Growth:
+    """Ten units at a time: one or two more than a net of three tell the validation loss too little."""
+    return npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]})
 
 
 def _penalty(options: Options) -> npn.Penalty | npn.Budget:
@@ -125,7 +132,13 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         for part in ("projection", "hidden")
     )
     weights = features * hidden + hidden * 2
-    return {"params": weights, "params_with_biases": weights + hidden + 2, "params_total": weights + hidden + 2 + 2 * features, "architecture": f"{features}-{hidden}-2"}
+    trained = weights + hidden + 2
+    return {
+        "params": weights,
+        "params_with_biases": trained,
+        "params_total": trained + 2 * features,
+        "architecture": f"{features}-{hidden}-2",
+    }
 
 
 def confidence(model: nn.Module, device: torch.device) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -55,17 +56,19 @@ def _mended(model: nn.Module, inputs: Any, structure: Structure) -> Structure:
 
 
 def _mend(model: nn.Module, inputs: Any, structure: Structure, kind: Sequence[Group]) -> Structure:
-    """Give all groups of a failing kind the attributes that must follow; freeze those that still fail."""
+    """Give all groups of a failing kind the attributes that must follow, or freeze them where all fail alike."""
     for group in kind:
         structure = _with(structure, group.name, ())
-    found = _search(model, inputs, structure, kind[0]) or ()
+    found = _search(model, inputs, structure, kind[0])
     if found:
         for group in kind:
             structure = _with(structure, group.name, transfer(kind[0], group, found))
-    names = [g.name for g in kind]
-    while failing := _isolate(model, inputs, structure, names):
-        structure = _freeze(structure, *failing)
-        names.remove(failing[0])
+    elif len(kind) > 3:  # a stack of layers: three of them stand for all
+        samples = (kind[0], kind[len(kind) // 2], kind[-1])
+        reasons = [_rehearse(model, inputs, structure, [g.name]) for g in samples]
+        if len({re.sub("[0-9]+", "#", reason or "") for reason in reasons}) == 1 and reasons[0] is not None:
+            for group in kind:
+                structure = _freeze(structure, group.name, reasons[0])
     return structure
 
 

@@ -44,11 +44,20 @@ def varying(labels: Tensor) -> frozenset[int]:
 
 def canonical(labels: Tensor) -> Tensor:
     """The same labels with stride 0 along every axis on which they do not vary."""
+    small = squeeze_constant(labels)
     for axis in sorted(varying(labels), reverse=True):
-        first = labels.narrow(axis, 0, 1)
-        if bool((labels == first).all()):
-            labels = first.expand(labels.shape)
-    return labels
+        first = small.narrow(axis, 0, 1)
+        if bool((small == first).all()):
+            small = first
+    if small.untyped_storage().nbytes() > 2 * small.element_size() * small.numel():
+        small = small.clone()  # what it was cut from can go
+    return small.expand(labels.shape)
+
+
+def joined(a: Tensor, b: Tensor) -> Tensor:
+    """Labels of `a`, and those of `b` where `a` has none; both of one shape."""
+    x, y = squeeze_constant(a), squeeze_constant(b)
+    return canonical(torch.where(x > 0, x, y).expand(a.shape))
 
 
 def squeeze_constant(labels: Tensor, keep: Iterable[int] = ()) -> Tensor:

@@ -115,7 +115,7 @@ def movement(call: Call) -> Any:
             replace(part, labels=canonical(out[i] if many else out))
             for part, out in zip(value.parts, moved, strict=True)
         )
-        results.append(Value(shape, tuple(p for p in parts if bool((p.labels > 0).any())), free=value.neutral))
+        results.append(Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.neutral))
     return results if many else results[0]
 
 

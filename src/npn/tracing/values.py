@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from npn.tracing.labels import Ledger, Part, canonical, squeeze_constant
+from npn.tracing.labels import Ledger, Part, joined, squeeze_constant
 
 OPAQUE = "the weight is a function that zero does not pass"
 
@@ -119,8 +119,8 @@ def merge(
                 if weight and zero == "all":
                     ledger.share(other.labels, labels)
                 _pad(ledger, other.labels, labels, where)
-                joined = canonical(torch.where(other.labels > 0, other.labels, labels))
-                merged[i] = (sources | {source}, Part(joined, weight, other.opaque or part.opaque, other.table and part.table))
+                both = joined(other.labels, labels)
+                merged[i] = (sources | {source}, Part(both, weight, other.opaque or part.opaque, other.table and part.table))
             if not partners:
                 merged.append(({source}, part))
     terms = {i for i, v in enumerate(operands) if not v.nothing} if zero == "all" and weight else set()
@@ -134,9 +134,10 @@ def merge(
 
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
     """Units that meet zero padding stay: how much is padded is a number in the code."""
+    a, b = squeeze_constant(a), squeeze_constant(b)
     for labels, other in ((a, b), (b, a)):
         if not bool(other.all()):
-            labels, other = torch.broadcast_tensors(squeeze_constant(labels), squeeze_constant(other))
+            labels, other = torch.broadcast_tensors(labels, other)
             ledger.freeze(labels[other == 0], f"added to zero padding at {where}")
 
 

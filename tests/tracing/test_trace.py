@@ -1,0 +1,371 @@
+"""Tracing a module: reasons, side effects, attributes found by the dry run, growth positions, errors."""
+
+import contextlib
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import npn
+from npn.tracing import Structure, grown, trace
+from npn.tracing.capture import capture, output_tensors, split_inputs
+
+HERE = Path(__file__).name
+
+
+def line_of(text: str) -> int:
+    """Line of this file on which a marker comment stands."""
+    return 1 + next(i for i, line in enumerate(Path(__file__).read_text().splitlines()) if line.endswith(f"# {text}"))
+
+
+def sizes(structure: Structure) -> dict[str, int]:
+    return {g.name: g.size for g in structure.groups}
+
+
+def reasons(structure: Structure, tensor: str, axis: int) -> str:
+    return "; ".join(f.reason for f in structure.frozen if (tensor, axis) in f.slots)
+
+
+# -- reasons
+
+
+class Reasons(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 2)
+        self.table = nn.Embedding(5, 6)
+
+    def forward(self, x: Tensor, i: Tensor) -> Tensor:
+        h = self.a(x) + self.table(i)  # rows
+        h = self.b(torch.fft.fft(h).real)  # unknown
+        h = self.c(h.view(-1, 8))  # hard-coded
+        return self.d(h.softmax(1))  # mixing
+
+
+def test_reasons_name_the_op_and_the_users_line() -> None:
+    structure = trace(Reasons(), (torch.randn(4, 3), torch.arange(4)))
+    assert sizes(structure) == {}
+    assert reasons(structure, "a.weight", 0) == f"no rule for _fft_r2c, called at {HERE}:{line_of('unknown')}"
+    assert f"the code fixes this size at {HERE}:{line_of('hard-coded')}: shape" in reasons(structure, "b.weight", 0)
+    assert reasons(structure, "c.weight", 0) == f"_softmax mixes every unit of the axis at {HERE}:{line_of('mixing')}"
+    assert reasons(structure, "d.weight", 0) == "it is the model's output"
+    assert reasons(structure, "table.weight", 0) == f"rows of the embedding at {HERE}:{line_of('rows')}"
+    assert f"input of fixed size at {HERE}:{line_of('rows')}" in reasons(structure, "a.weight", 1)
+
+
+def test_multi_head_attention_is_frozen_by_its_own_code_and_its_mlp_is_not() -> None:
+    structure = trace(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), torch.randn(2, 4, 8))
+    assert sizes(structure) == {"linear1": 12}
+    assert "multi_head_attention_forward" in reasons(structure, "self_attn.in_proj_weight", 0)
+
+
+def test_nothing_resizable_is_said_with_reasons() -> None:
+    with pytest.raises(npn.PlasticityError, match=r"nothing in the model can be resized: weight\[0\]: it is the model's"):
+        npn.attach(nn.Linear(3, 2), torch.randn(4, 3))
+
+
+class Decides(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if h.sum() > 0:  # decision
+            h = -h
+        return self.b(h)
+
+
+def test_data_dependent_control_flow_names_the_line() -> None:
+    pattern = f"decides by the value of a tensor at {HERE}:{line_of('decision')}.*torch.where"
+    with pytest.raises(npn.PlasticityError, match=pattern):
+        trace(Decides(), torch.randn(2, 3))
+
+
+def test_wrong_inputs_name_the_line() -> None:
+    with pytest.raises(npn.PlasticityError, match="example_inputs is missing"):
+        trace(Decides(), None)
+    pattern = rf"failed on example_inputs at {HERE}:{line_of('rows')}"
+    with pytest.raises(npn.PlasticityError, match=pattern):
+        trace(Reasons(), (torch.randn(4, 5), torch.arange(4)))
+
+
+# -- side effects
+
+
+class Busy(nn.Module):
+    """Counts, caches, draws, updates buffers by itself and lets a hook write to a closure."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.n, self.b = nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)
+        self.register_buffer("seen", torch.zeros(6))
+        self.calls, self.cache, self.record = 0, {"x": 1}, [1, 2]
+        self.drop = nn.Dropout(0.5)
+        self.hooked: list[int] = []
+        hooked = self.hooked
+        seen: list[int] = []
+        self.a.register_forward_hook(lambda m, i, o: seen.append(len(o)))
+        self.closure = seen
+        hooked.append(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.cache["y"] = x
+        self.record.append(self.calls)
+        self.last = x
+        h = self.drop(F.relu(self.n(self.a(x))))
+        self.seen.copy_(h.detach().mean(0))
+        h = h * random.random() * float(np.random.rand())
+        return self.b(h + torch.rand_like(h))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_but_the_answer_is_left(training: bool) -> None:
+    torch.manual_seed(0)
+    model = Busy().train(training)
+    model.n.eval()
+    x = torch.randn(4, 3)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    keys = {name: list(vars(module)) for name, module in model.named_modules()}
+    values = (model.calls, dict(model.cache), list(model.record), list(model.closure), dict(model._buffers))
+    drawn = (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state())
+    modes = {name: module.training for name, module in model.named_modules()}
+    grads = [p.requires_grad for p in model.parameters()]
+
+    with contextlib.suppress(npn.PlasticityError):  # the factor is drawn anew in every trace
+        trace(model, x)
+    capture(model, x)
+
+    assert (model.calls, model.cache, model.record, model.closure) == values[:4]
+    assert all(model._buffers[k] is v for k, v in values[4].items())
+    assert {name: list(vars(module)) for name, module in model.named_modules()} == keys
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert random.getstate() == drawn[0]
+    assert np.random.get_state()[1].tolist() == drawn[1]
+    assert torch.equal(torch.get_rng_state(), drawn[2])
+    assert {name: module.training for name, module in model.named_modules()} == modes
+    assert [p.requires_grad for p in model.parameters()] == grads
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.backends.mkldnn.enabled and not torch.compiler.is_exporting()
+
+
+def test_training_mode_that_cannot_be_traced_falls_back_to_eval() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2)).train()
+    assert sizes(trace(model, torch.randn(1, 3))) == {"0": 4}
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_makes_no_difference(training: bool) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.3), nn.Conv2d(4, 2, 3)).train(training)
+    structure = trace(model, torch.randn(3, 1, 8, 8))
+    assert sizes(structure) == {"0": 4}
+    where = {s.key for s in structure.groups[0].slots}
+    assert where == {("0.weight", 0), ("0.bias", 0), ("3.weight", 1)} | {
+        (f"1.{n}", 0) for n in ("weight", "bias", "running_mean", "running_var")
+    }
+
+
+# -- sharing
+
+
+def test_a_reused_module_has_one_group() -> None:
+    class Reused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(torch.tanh(self.b(torch.tanh(self.b(torch.tanh(self.a(x)))))))
+
+    structure = trace(Reused(), torch.randn(2, 3))
+    assert sizes(structure) == {"a": 6}
+    assert {s.key: s.reads for s in structure.groups[0].slots} == {
+        ("a.weight", 0): False, ("a.bias", 0): False, ("b.weight", 0): False, ("b.bias", 0): False,
+        ("b.weight", 1): True, ("c.weight", 1): True,
+    }  # fmt: skip
+
+
+def test_tied_parameters_unite_by_identity() -> None:
+    class Tied(nn.Module):
+        def __init__(self, tie: bool) -> None:
+            super().__init__()
+            self.a, self.b, self.x, self.y = (nn.Linear(*s, bias=False) for s in ((3, 6), (3, 6), (6, 2), (6, 2)))
+            if tie:
+                self.b.weight = self.a.weight
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.x(self.a(x)), self.y(self.b(-x))
+
+    assert sizes(trace(Tied(False), torch.randn(2, 3))) == {"a": 6, "b": 6}
+    structure = trace(Tied(True), torch.randn(2, 3))
+    assert sizes(structure) == {"a": 6}
+    assert {s.key for s in structure.groups[0].slots} == {("a.weight", 0), ("x.weight", 1), ("y.weight", 1)}
+
+
+# -- growth
+
+
+class Mirrored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 4), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.a(x))
+        return self.b(torch.cat([h, -h.flip(1)], 1))
+
+
+def test_growth_positions_are_traced_not_appended() -> None:
+    model, x = Mirrored(), torch.randn(2, 3)
+    structure = trace(model, x)
+    slot = next(s for s in structure.groups[0].slots if s.key == ("b.weight", 1))
+    assert slot.index.tolist() == [[0, 7], [1, 6], [2, 5], [3, 4]]
+    larger = grown(model, x, structure, {"a": 2})
+    slot = next(s for s in larger.groups[0].slots if s.key == ("b.weight", 1))
+    assert slot.index.tolist() == [[0, 11], [1, 10], [2, 9], [3, 8], [4, 7], [5, 6]]
+    assert model.b.weight.shape == (2, 8)
+
+
+def test_growth_from_a_single_unit() -> None:
+    model, x = Mirrored(), torch.randn(2, 3)
+    plastic = npn.attach(model.eval(), x)
+    plastic.close("a", [0, 1, 3])
+    before = model(x)
+    plastic.compact()
+    assert plastic.groups[0].size == 1
+    plastic.grow({"a": 3})
+    assert plastic.groups[0].size == 4
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
+# -- attributes
+
+
+class Heads(nn.Module):
+    """`heads` is computed with; the others only happen to be equal."""
+
+    def __init__(self, heads: int = 4) -> None:
+        super().__init__()
+        self.heads, self.unrelated, self.version = heads, heads, heads
+        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (f(x).unflatten(-1, (self.heads, 2)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return self.o(((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_the_dry_run_finds_the_attribute_and_leaves_others() -> None:
+    structure = trace(Heads(), torch.randn(2, 3, 8))
+    assert sizes(structure) == {"q": 4}
+    assert structure.groups[0].attributes == (("", "heads", 1),)
+    model = Heads()
+    plastic = npn.attach(model, torch.randn(2, 3, 8))
+    plastic.close("q", [1])
+    plastic.compact()
+    assert (model.heads, model.unrelated, model.version) == (3, 4, 4)
+    plastic.grow({"q": 2})
+    assert (model.heads, model.unrelated, model.version) == (5, 4, 4)
+
+
+def test_repeated_layers_get_their_own_attributes() -> None:
+    structure = trace(nn.Sequential(*(Heads() for _ in range(3))), torch.randn(2, 3, 8))
+    assert {g.name: g.attributes for g in structure.groups if g.name.endswith("q")} == {
+        f"{i}.q": ((str(i), "heads", 1),) for i in range(3)
+    }
+
+
+class OneNumberForTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 6
+        self.a, self.b, self.c, self.d = nn.Linear(3, 6), nn.Linear(6, 3), nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(F.relu(self.a(x)).view(-1, self.width)).softmax(1)
+        return self.d(F.relu(self.c(h)).view(-1, self.width))
+
+
+def test_two_groups_that_need_one_attribute_are_frozen_with_that_reason() -> None:
+    structure = trace(OneNumberForTwo(), torch.randn(2, 3))
+    assert sizes(structure) == {}
+    for name in ("a.weight", "c.weight"):
+        assert re.search("attribute width|together with others|fixes this size", reasons(structure, name, 0))
+
+
+def test_one_hard_coded_layer_does_not_freeze_the_others() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for i, layer in enumerate(self.layers):
+                x = F.relu(layer(x))
+                if i == 2:
+                    x = x.view(-1, 6)
+            return x
+
+    structure = trace(Mixed(), torch.randn(2, 6))
+    assert sizes(structure) == {"layers.0": 6, "layers.1": 6, "layers.3": 6}
+    assert "the code fixes this size" in reasons(structure, "layers.2.weight", 0)
+
+
+# -- inputs and outputs
+
+
+def test_inputs_and_outputs_of_any_form() -> None:
+    class Form(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(5, 2)
+
+        def forward(self, x: Tensor, *, scale: float = 1.0, more: list[Tensor] | None = None) -> dict[str, Any]:
+            h = F.relu(self.a(x)) * scale + sum(F.relu(self.a(m)) for m in more or [])
+            return {"b": (self.b(h),), "c": {"deep": [self.c(h)]}, "n": 3}
+
+    x = torch.randn(2, 3)
+    for inputs in (x, (x,), {"x": x}, {"x": x, "scale": 0.5, "more": [x, x]}):
+        structure = trace(Form(), inputs)
+        assert sizes(structure) == {"a": 5}
+        assert structure.outputs == ((2, 4), (2, 2))
+    assert split_inputs([x]) == ((x,), {})
+    assert [tuple(t.shape) for t in output_tensors({"past_key_values": x, "y": (x[0],)})] == [(3,)]
+
+
+def test_size_1_axes_weld_nothing() -> None:
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.s, self.b, self.c = nn.Linear(3, 6), nn.Linear(3, 1), nn.Linear(6, 4), nn.Linear(4, 2)
+            self.bias = nn.Parameter(torch.randn(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = F.relu(self.a(x)) * self.s(x).sigmoid() + self.bias
+            return self.c(F.relu(self.b(h)) * self.s(x))
+
+    assert sizes(trace(Gate(), torch.randn(2, 3))) == {"a": 6, "b": 4}
+    assert sizes(trace(Gate(), torch.randn(1, 3))) == {"a": 6, "b": 4}
+
+
+@pytest.mark.parametrize("value", [torch.linspace(0, 1, 6), torch.arange(6), torch.tensor([1.0, 1, 1, 1, 1, 2])])
+def test_constants_that_vary_along_the_units_freeze_them(value: Tensor) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+            self.scale = value
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(self.a(x) * self.scale))  # scaled
+
+    structure = trace(Scaled(), torch.randn(2, 3))
+    assert sizes(structure) == {"b": 4}
+    assert reasons(structure, "a.weight", 0) == f"combined with a value of fixed size at {HERE}:{line_of('scaled')}"
