@@ -67,10 +67,10 @@ def make_model(factory: str) -> "nn.Module":
         raise ConfigurationError(f"cannot find {factory!r}: {error}; it is looked up from {os.getcwd()}") from error
     finally:
         sys.path.remove(os.getcwd())
-    if not isinstance(made, nn.Module):
+    if not isinstance(made, nn.Module) and callable(made):
         made = made()
     if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"{factory} made a {type(made).__name__}, expected a torch.nn.Module")
+        raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
     return made
 
 

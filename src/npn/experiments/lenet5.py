@@ -90,7 +90,7 @@ def build(options: Options) -> Recipe:
         if stage.name == "finetune":
             rate *= 0.5 * (1 + math.cos(math.pi * (position + batch / batches) / stage.epochs))
         elif stage.name == "pretrain":
-            rate *= min(1.0, (position * batches + batch + 1) / WARMUP)
+            rate *= min(1.0, (position * batches + batch + 1) / min(WARMUP, batches))
         for group in weights.param_groups:
             group["lr"] = rate
 

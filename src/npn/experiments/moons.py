@@ -20,7 +20,7 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
 SMALL = (3, 3)  # what expand starts with
 STAGES = {"sparsify": (100, 1000, 300), "expand": (100, 1000, 300)}  # pre-train, plastic, fine-tune: epochs
-SETTLE = 400  # epochs at the end of the plastic stage without growth
+SETTLE = 0.4  # share of the plastic stage, at its end, in which nothing grows
 BATCH_SIZE = 100
 LEARNING_RATE = 1e-2
 GATE_LEARNING_RATE = 1e-2
@@ -103,7 +103,7 @@ def build(options: Options) -> Recipe:
         batch_size=BATCH_SIZE,
         measure=measure,
         growth=_growth() if expand else None,
-        settle=SETTLE,
+        settle=round(SETTLE * middle),
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"confidence": confidence(model, device)},

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -85,33 +85,56 @@ def _quiet() -> Iterator[None]:
 
 
 def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> str | None:
-    """Shrink, then grow the named groups by different amounts; the reason why that fails, or None."""
-    index = {g.name: i for i, g in enumerate(structure.groups)}
+    """Shrink, then grow the named groups by different amounts; the reason why that fails, or None.
+
+    No two groups grow alike, so nothing passes because two sizes went along. Groups that share an axis grow once more
+    in the opposite order: `x[:, ::2]` or `x[:, : c // 3]` hold for some proportions.
+    """
     sizes = {g.name: g.size for g in structure.groups}
-    # other amounts for neighbours, and odd for even: what looks at parity or takes one size for another is found
-    fewer = {n: 1 + (index[n] % 2 if sizes[n] > 3 else 0) for n in names if sizes[n] > 2}
-    more = {n: 3 - fewer.get(n, 1) + 2 * (index[n] // 2 % 2) for n in names}
+    more = {n: 1 + i for i, n in enumerate(names)}
+    # odd for even: what looks at parity is found
+    fewer = {n: 1 if sizes[n] == 3 or more[n] % 2 == 0 else 2 for n in names if sizes[n] > 2}
     try:
-        smaller = match(structure, retrace(model, inputs, structure, {n: -c for n, c in fewer.items()}))
-        if smaller is None:
-            return "the units are other ones when the size changes"
-        for choice in (_first, _middle, _last):  # the units are alike: it makes no difference which are removed
-            removed = {n: choice(sizes[n], c) for n, c in fewer.items()}
-            problem = difference(without(structure, removed), smaller)
-            if problem:
-                return problem
-        larger = match(structure, retrace(model, inputs, structure, more))
-        if larger is None or dict(larger.shapes) != resized_shapes(structure, more):
-            return "the units are other ones when the size changes"
-        if any(g.size != sizes[g.name] + more.get(g.name, 0) for g in larger.groups):
-            return "the number of units does not follow the size"
-        back = without(larger, {n: range(sizes[n], sizes[n] + c) for n, c in more.items()})
-        return difference(structure, back)
+        return (
+            _shrinks(model, inputs, structure, fewer)
+            or _grows(model, inputs, structure, more)
+            or (_crowded(structure, names) and _grows(model, inputs, structure, {n: len(names) + 1 - more[n] for n in names}))
+            or None
+        )
     except TraceError as error:
         cause = error.__cause__
         if cause is None:
             return f"the code fixes this size: {error}"
         return f"the code fixes this size at {raising_line(cause)}: {str(cause).strip() or type(cause).__name__}"
+
+
+def _shrinks(model: nn.Module, inputs: Any, structure: Structure, fewer: Mapping[str, int]) -> str | None:
+    smaller = match(structure, retrace(model, inputs, structure, {n: -c for n, c in fewer.items()}))
+    if smaller is None:
+        return "the units are other ones when the size changes"
+    sizes = {g.name: g.size for g in structure.groups}
+    for choice in (_first, _middle, _last):  # the units are alike: it makes no difference which are removed
+        removed = {n: choice(sizes[n], c) for n, c in fewer.items()}
+        problem = difference(without(structure, removed), smaller)
+        if problem:
+            return problem
+    return None
+
+
+def _grows(model: nn.Module, inputs: Any, structure: Structure, more: Mapping[str, int]) -> str | None:
+    larger = match(structure, retrace(model, inputs, structure, more))
+    if larger is None or dict(larger.shapes) != resized_shapes(structure, more):
+        return "the units are other ones when the size changes"
+    sizes = {g.name: g.size for g in structure.groups}
+    if any(g.size != sizes[g.name] + more.get(g.name, 0) for g in larger.groups):
+        return "the number of units does not follow the size"
+    return difference(structure, without(larger, {n: range(sizes[n], sizes[n] + c) for n, c in more.items()}))
+
+
+def _crowded(structure: Structure, names: Sequence[str]) -> bool:
+    """Whether two of the groups lie along one axis."""
+    keys = [slot.key for group in structure.groups if group.name in names for slot in group.slots]
+    return len(keys) != len(set(keys))
 
 
 def _first(size: int, count: int) -> list[int]:
