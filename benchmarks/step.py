@@ -65,7 +65,7 @@ def plastic_step(model: nn.Module, x: Tensor, y: Tensor, estimator: str | None) 
 
 
 def ratios(build: Callable[[], tuple[nn.Module, Tensor]], rounds: int, device: str) -> dict[str, dict[str, float]]:
-    """Median and quartiles of time over the plain step's, per variant; a second forward cannot cost less than one alone."""
+    """Median and quartiles of time over the plain step's, per variant; a second pass costs a forward at least."""
     names: list[str | None] = [None, "reinmax", "straight_through", "arm", "disarm", "rloo", "double_cv"]
     y = torch.randint(0, 10, (128,), device=device)
 

@@ -100,7 +100,10 @@ def test_inspect_as_table_and_as_json(models):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["my_models", "--input", "1"], "expected MODULE:FACTORY, for example my_package.models:resnet20, got 'my_models'"),
+        (
+            ["my_models", "--input", "1"],
+            "expected MODULE:FACTORY, for example my_package.models:resnet20, got 'my_models'",
+        ),
         (["my_models:missing", "--input", "1"], "cannot find 'my_models:missing'"),
         (["nowhere:net", "--input", "1"], "cannot find 'nowhere:net': No module named 'nowhere'"),
         (["my_models:number", "--input", "1"], "my_models:number is a int, expected a torch.nn.Module"),

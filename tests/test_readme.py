@@ -25,7 +25,11 @@ def test_the_loop_trains_and_exports_a_plain_model(loop: str) -> None:
     y = (x[:, 0] > 0).long()
     # a price high enough for units to go within the few steps of this test
     loop = loop.replace("weight=1e-6", "weight=1e-2")
-    scope: dict[str, Any] = {"model": model, "example_inputs": x[:2], "loader": list(zip(x.split(32), y.split(32), strict=True))}
+    scope: dict[str, Any] = {
+        "model": model,
+        "example_inputs": x[:2],
+        "loader": list(zip(x.split(32), y.split(32), strict=True)),
+    }
     exec(compile(loop, str(README), "exec"), scope)
     small = scope["small"]
     assert type(small) is nn.Sequential

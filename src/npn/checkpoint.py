@@ -153,7 +153,8 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise CheckpointError(f"{path} was not written by npn.save; nothing was loaded")
     if content["version"] != VERSION:
         raise CheckpointError(
-            f"{path} has format version {content['version']}, this npn reads version {VERSION}; use the npn that wrote it"
+            f"{path} has format version {content['version']}, this npn reads version {VERSION}; "
+            "use the npn that wrote it"
         )
     return content
 
@@ -163,7 +164,9 @@ def _matching(path: Any, model: nn.Module, saved: Mapping[str, Any]) -> dict[str
     present = dict(model.state_dict(keep_vars=True))
     if set(present) != set(saved):
         odd = sorted(set(present) ^ set(saved))[:5]
-        raise CheckpointError(f"{path} is of another model: {', '.join(odd)} are in one of them only; nothing was loaded")
+        raise CheckpointError(
+            f"{path} is of another model: {', '.join(odd)} are in one of them only; nothing was loaded"
+        )
     pairs = {}
     for name, tensor in present.items():
         value = saved[name]
@@ -229,15 +232,19 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
         raise CheckpointError(f"{path} holds optimizers {saved_kinds}, plastic.track was given {kinds}; track the same")
     function = content["plastic"]["function"]
     if function != repr(plastic.function):
-        raise CheckpointError(f"{path} has gates of {function}, these are {plastic.function!r}; attach with the same function")
+        raise CheckpointError(
+            f"{path} has gates of {function}, these are {plastic.function!r}; attach with the same function"
+        )
     names = [g.name for g in plastic.structure.groups]
     if names != [g["name"] for g in content["groups"]]:
         raise CheckpointError(
-            f"{path} has groups {[g['name'] for g in content['groups']]}, the model has {names}; attach it with the same "
-            "options. Nothing was loaded"
+            f"{path} has groups {[g['name'] for g in content['groups']]}, the model has {names}; "
+            "attach it with the same options. Nothing was loaded"
         )
     for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
-        ours, theirs = ([len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"]))
+        ours, theirs = (
+            [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"])
+        )
         if ours != theirs:
             raise CheckpointError(
                 f"{path} holds {kind} with {theirs} parameters in its groups, the tracked one has {ours}; build it the "
@@ -247,7 +254,9 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
     groups = []
     for group, saved in zip(plastic.structure.groups, content["groups"], strict=True):
         if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:
-            raise CheckpointError(f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded")
+            raise CheckpointError(
+                f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded"
+            )
         slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
         groups.append(replace(group, size=len(slots[0].index), slots=slots))
     saved_shapes = {name: tuple(t.shape) for name, t in content["model"].items() if isinstance(t, Tensor)}
@@ -259,7 +268,13 @@ def _rng_state() -> dict[str, Any]:
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state = {
         "torch": torch.get_rng_state(),
-        "numpy": (str(kind), torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(cached)),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ),
         "python": random.getstate(),
     }
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -193,7 +193,7 @@ def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: boo
             resume = False
         elif directory.unfinished and not (resume or overwrite):
             raise ConfigurationError(
-                f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another folder"
+                f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
             )
         _train(experiment, options, out, resume=resume)
     result = directory.result()

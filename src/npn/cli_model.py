@@ -27,7 +27,9 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    factory: Annotated[str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the model: package.module:name.")],
+    factory: Annotated[
+        str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the model: package.module:name.")
+    ],
     input: Annotated[
         list[str],
         typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),

@@ -1,7 +1,7 @@
 """One mask per example: the inputs of each reading layer are multiplied, instead of its weights.
 
-This is what dropout does at k = 0, and it lowers the variance of the two-loss estimators by the batch size, at the price
-of one product per activation. Layers are met through `torch.nn.functional`: linear and convolutions.
+This is what dropout does at k = 0, and it lowers the variance of the two-loss estimators by the batch size, at the
+price of one product per activation. Layers are met through `torch.nn.functional`: linear and convolutions.
 """
 
 import math
@@ -135,7 +135,11 @@ class _Draws:
 
 
 def _run(
-    plastic: "Plasticity", closure: Callable[[], Tensor], mask: Callable[[int], Tensor], scale: float | Tensor, gradient: bool
+    plastic: "Plasticity",
+    closure: Callable[[], Tensor],
+    mask: Callable[[int], Tensor],
+    scale: float | Tensor,
+    gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         mode = ExampleMasks(plastic, lambda n: mask(n).requires_grad_(gradient))
@@ -144,7 +148,9 @@ def _run(
         mode.check()
         assert mode.mask is not None
         if len(mode.mask) != len(losses):
-            raise ConfigurationError(f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples")
+            raise ConfigurationError(
+                f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples"
+            )
         (losses.mean() * scale).backward()
     return mode.mask, losses.detach()
 

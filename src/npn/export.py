@@ -58,7 +58,9 @@ def exported(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProg
 def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:
     _need("onnx", "onnxscript")
     args, kwargs = split_inputs(example_inputs)
-    program = torch.onnx.export(exported(model, example_inputs), args, kwargs=kwargs or None, dynamo=True, verbose=False)
+    program = torch.onnx.export(
+        exported(model, example_inputs), args, kwargs=kwargs or None, dynamo=True, verbose=False
+    )
     assert program is not None
     program.save(str(path))
 

@@ -73,7 +73,7 @@ class Gate:
         return (self.logits, self.grace, self.shut)
 
     def gone(self, below: float) -> Tensor:
-        """Units to remove, bool (size,): closed, and either less likely than `below` or closed by hand; never in grace."""
+        """Units to remove, bool (size,): closed and less likely than `below`, or closed by hand; not in grace."""
         with torch.no_grad():
             return ((self.keep_probability() < below) | self.shut) & ~self.mask & (self.grace == 0)
 

@@ -84,9 +84,7 @@ class Readers:
         factors = []
         for parameter, axes in zip(self.parameters, self.axes, strict=True):
             shape = [1] * parameter.dim()
-            factors.append(
-                [next(pieces).view([*shape[:a], -1, *shape[a + 1 :]]).to(parameter.dtype) for a in axes]
-            )
+            factors.append([next(pieces).view([*shape[:a], -1, *shape[a + 1 :]]).to(parameter.dtype) for a in axes])
         return factors
 
     @contextlib.contextmanager
@@ -227,7 +225,7 @@ def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
 
 
 def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int]) -> list[Tensor]:
-    """d loss / d factor of `weight * prod(factors)` from weight times gradient: one float32 (size,) tensor per factor."""
+    """d loss / d factor of `weight * prod(factors)` from weight times gradient: float32 (size,) for each."""
     sums = []
     for j, axis in enumerate(axes):
         term = product

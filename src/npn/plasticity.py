@@ -120,8 +120,8 @@ class Plasticity:
         gate = self.group(group).gate
         if not bool((gate.logits > 0).any()):
             warnings.warn(
-                f"every unit of {self.group(group).name!r} is closed; unit {int(gate.logits.argmax())} stays open, since "
-                "a layer without units would cut the network in two",
+                f"every unit of {self.group(group).name!r} is closed; unit {int(gate.logits.argmax())} stays open, "
+                "since a layer without units would cut the network in two",
                 stacklevel=2,
             )
 
@@ -134,7 +134,7 @@ class Plasticity:
     def _set(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float) -> Tensor:
         gate = self.group(group).gate
         index = torch.as_tensor(units, dtype=torch.long, device=gate.logits.device).reshape(-1)
-        if len(index) and not (0 <= int(index.min()) and int(index.max()) < len(gate.logits)):
+        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(gate.logits)):
             raise ConfigurationError(
                 f"group {self.group(group).name!r} has units 0 to {len(gate.logits) - 1}, got {index.tolist()}"
             )
@@ -376,7 +376,8 @@ class Plasticity:
             raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
         if state["function"] != repr(self.function):
             raise ConfigurationError(
-                f"the gates were saved with function={state['function']}, these have {self.function!r}; attach with the same"
+                f"the gates were saved with function={state['function']}, these have {self.function!r}; "
+                "attach with the same"
             )
         self.penalty.load_state_dict(state["penalty"])
         self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]

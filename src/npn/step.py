@@ -99,7 +99,9 @@ def _second(plastic: "Plasticity", closure: Closure, mask: Tensor, before: Rando
 Estimate = Callable[["Plasticity", Closure, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]
 
 
-def _one_pass(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+def _one_pass(
+    plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor | None]:
     mask = (plastic.draw() < pi).to(pi.dtype)
     done = _masked(plastic, closure, mask, scale, collect=plastic.k > 0)
     if done.gradient is None:
@@ -109,7 +111,9 @@ def _one_pass(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float 
     return done.loss, functional.straight_through(done.gradient, pi)
 
 
-def _two_losses(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+def _two_losses(
+    plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor | None]:
     u = plastic.draw()
     if plastic.estimator == "rloo":
         first, second = (u < pi).to(pi.dtype), (plastic.draw() < pi).to(pi.dtype)
@@ -127,7 +131,9 @@ def _two_losses(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: floa
     return loss, functional.disarm(loss, other, first, second, pi) * scale
 
 
-def _two_passes(plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+def _two_passes(
+    plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor
+) -> tuple[Tensor, Tensor | None]:
     if plastic.k == 0:
         return _one_pass(plastic, closure, pi, scale)
     first, second = ((plastic.draw() < pi).to(pi.dtype) for _ in range(2))

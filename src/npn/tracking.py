@@ -68,6 +68,6 @@ def check_strangers(plastic: "Plasticity") -> None:
         held = [names[id(p)] for p, state in optimizer.state.items() if state and id(p) in names]
         if held:
             raise OptimizerError(
-                f"{type(optimizer).__name__} keeps state of {held[0]} and {len(held) - 1} more, but was never tracked: a "
-                "resize would leave that state behind. Call plastic.track with every optimizer first"
+                f"{type(optimizer).__name__} keeps state of {held[0]} and {len(held) - 1} more, but was never tracked: "
+                "a resize would leave that state behind. Call plastic.track with every optimizer first"
             )

@@ -88,4 +88,6 @@ def test_ten_kills_change_nothing(tmp_path, mode, kills):
     assert rows == all_rows
     assert all(torch.equal(model[name], value) for name, value in expected.items()) and set(model) == set(expected)
     assert {row["stage"] for row in rows} == {"pretrain", "plastic", "finetune"}
-    assert [result[key] for key in ("accuracy", "params", "macs")] == [whole[key] for key in ("accuracy", "params", "macs")]
+    assert [result[key] for key in ("accuracy", "params", "macs")] == [
+        whole[key] for key in ("accuracy", "params", "macs")
+    ]

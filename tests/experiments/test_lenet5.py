@@ -45,7 +45,9 @@ def test_the_environment_names_the_folder(official, monkeypatch):
 
 def test_another_file_or_none_is_refused(official):
     (official / "t10k-labels-idx1-ubyte.gz").write_bytes(b"other")
-    with pytest.raises(ConfigurationError, match=r"t10k-labels-idx1-ubyte.gz is not the official file: its SHA-256 differs"):
+    with pytest.raises(
+        ConfigurationError, match=r"t10k-labels-idx1-ubyte.gz is not the official file: its SHA-256 differs"
+    ):
         mnist.mnist(official)
     (official / "t10k-labels-idx1-ubyte.gz").unlink()
     with pytest.raises(ConfigurationError, match=r"expected MNIST's t10k-labels-idx1-ubyte.gz in .*; name the folder"):

@@ -60,14 +60,15 @@ def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
         paper = PAPER[mode]
         times = ratio(paper["params"], entry["params"]["mean"])
         lines.append(
-            f"- Paper, {mode}: {paper['params']:,} parameters at {percent(paper['accuracy'], 1)}; {times:,.0f} times as many."
+            f"- Paper, {mode}: {paper['params']:,} parameters at {percent(paper['accuracy'], 1)}, "
+            f"{times:,.0f} times as many."
         )
     lines += [
         f"- The two modes' mean sizes differ by a factor {summary['size_ratio']:.2f}.",
         "",
         "Parameters are the weights of the two trained layers without biases, as the paper counts. The test data steer "
-        "nothing; accuracy is that of the last epoch, of the exported network. Spread is the standard deviation over the "
-        "seeds; each seed draws its own data, weights and masks.",
+        "nothing; accuracy is that of the last epoch, of the exported network. Spread is the standard deviation over "
+        "the seeds; each seed draws its own data, weights and masks.",
         "",
         f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, device {used['device']}, with "
         + ", ".join(f"{name} {version}" for name, version in versions_used.items())

@@ -124,8 +124,8 @@ def _penalty(options: Options) -> npn.Penalty | npn.Budget:
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:
     """Size by open units.
 
-    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of the
-    network's, projection and biases included, as penalty and budget count.
+    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of
+    the network's, projection and biases included, as penalty and budget count.
     """
     features, hidden = (
         next(size for name, size in plastic.sizes().items() if name.startswith(part))
@@ -180,10 +180,8 @@ def boundaries(path: Path, outcomes: Sequence[Outcome]) -> Path:
         test = moons(outcome.result["seed"]).test
         for axis, entry in zip(line, outcome.result["stages"], strict=True):
             picture = _boundary(axis, outcome.snapshots[entry["stage"]]["confidence"], test)
-            axis.set_title(
-                f"{entry['stage']}: {entry['architecture']}, {entry['params']:,} parameters, {percent(entry['accuracy'], 1)}",
-                fontsize=8.5,
-            )
+            size = f"{entry['architecture']}, {entry['params']:,} parameters"
+            axis.set_title(f"{entry['stage']}: {size}, {percent(entry['accuracy'], 1)}", fontsize=8.5)
         line[0].set_ylabel(outcome.result["mode"], fontsize=10)
     figure.colorbar(picture, ax=axes, shrink=0.85, pad=0.01, label="probability of class 1", ticks=np.linspace(0, 1, 6))
     return figures.save(figure, path)

@@ -10,7 +10,9 @@ from npn.experiments import lenet5, moons
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.runner import Experiment
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT)}
+EXPERIMENTS: dict[str, Experiment] = {
+    experiment.name: experiment for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT)
+}
 
 
 def finished_model(path: Path) -> tuple[nn.Module, Tensor]:

@@ -1,4 +1,4 @@
-"""The folder of one run: what is in it, and how it is written so that a crash at any moment loses nothing that counts."""
+"""The folder of one run: what is in it, written so that a crash at any moment loses nothing that counts."""
 
 import json
 import os

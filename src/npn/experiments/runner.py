@@ -40,9 +40,9 @@ class Recipe:
         measure: the size as the experiment reports it, at least `params` and `architecture`.
         growth: the policy that adds units during stages of finite k, if any.
         compact_below: units whose keep probability has fallen below this are removed after each epoch.
-        settle: epochs at the end of a stage in which nothing grows any more, so that what is new has time to prove itself.
-        step: called before each training step with the stage, the epoch's position in it and the batch's position in the
-            epoch; sets learning rates and the like.
+        settle: epochs at the end of a stage in which nothing grows, so that what is new has time to prove itself.
+        step: called before each training step with the stage, the epoch's position in it and the batch's position in
+            the epoch; sets learning rates and the like.
         snapshot: called at the end of each stage; its tensors are kept for the pictures.
     """
 

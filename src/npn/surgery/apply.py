@@ -30,7 +30,9 @@ class Extra:
     new: float
 
 
-def apply_plan(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer] = (), extras: Sequence[Extra] = ()) -> None:
+def apply_plan(
+    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer] = (), extras: Sequence[Extra] = ()
+) -> None:
     """Resize a model in place, and what its optimizers know with it.
 
     Parameters and buffers keep their identity (`.data` is replaced), so optimizers and other references stay valid.
@@ -84,7 +86,9 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
     return edits
 
 
-def _state_edits(tensor: Tensor, sources: Mapping[int, Tensor], optimizers: Sequence[Optimizer], name: str) -> list[Edit]:
+def _state_edits(
+    tensor: Tensor, sources: Mapping[int, Tensor], optimizers: Sequence[Optimizer], name: str
+) -> list[Edit]:
     edits: list[Edit] = []
     for state, key, value in moved_state(optimizers, tensor, sources, name):
         edits.append(_set_item(state, key, value))
@@ -188,6 +192,10 @@ def described_sizes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, 
             groups = getattr(module, "groups", 1)
             per_group = isinstance(module, nn.modules.conv._ConvNd) and axis == 1
             changes[path, attribute] = (module, attribute, delta * (groups if per_group else 1))
-            if isinstance(module, nn.modules.conv._ConvNd) and (path, "groups") in semantic and attribute == "out_channels":
+            if (
+                isinstance(module, nn.modules.conv._ConvNd)
+                and (path, "groups") in semantic
+                and attribute == "out_channels"
+            ):
                 changes[path, "in_channels"] = (module, "in_channels", delta)  # depthwise: both follow
     return list(changes.values())
