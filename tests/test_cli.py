@@ -1,6 +1,10 @@
 """The `npn` command: what it prints, what it leaves behind, and what it says when something is wrong."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -8,6 +12,7 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
+from npn.experiments import runner
 
 SHORT = ["run", "moons", "--epochs", "2,3,2", "--seed", "1"]
 
@@ -126,3 +131,50 @@ def test_settings_that_cannot_be(tmp_path):
         result = call("run", "moons", "--out", tmp_path / "x", *arguments)
         assert (result.exit_code == 0) == (message is None), result.output
         assert message is None or message in result.output.replace("\n", " ")
+
+
+def test_an_unfinished_run_is_neither_lost_nor_ignored(tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    monkeypatch.setattr(runner, "evaluate", interrupted_in(runner.evaluate, call_number=5))
+    stopped = call(*SHORT, "--out", out)
+    assert stopped.exit_code == 130
+    assert f"npn run moons --resume --out {out}" in stopped.output.replace("\n", "")
+    monkeypatch.undo()
+    rows = len((out / "metrics.jsonl").read_text().splitlines())
+    assert 0 < rows < 7
+    refused = call(*SHORT, "--out", out)
+    assert refused.exit_code == 1 and "--resume continues it" in refused.output.replace("\n", " ")
+    other = call("run", "moons", "--seed", "2", "--out", out, "--resume")
+    assert other.exit_code == 1 and "the run to resume has seed=1, got seed=2" in other.output.replace("\n", " ")
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == rows
+    assert call("run", "moons", "--out", out, "--resume").exit_code == 0
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 7
+
+
+def interrupted_in(function, call_number):
+    """The function, but its n-th call comes with a Ctrl-C."""
+    calls = []
+
+    def wrapped(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == call_number:
+            os.kill(os.getpid(), signal.SIGINT)
+        return function(*args, **kwargs)
+
+    return wrapped
+
+
+def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
+    result = call(*SHORT, "--out", tmp_path / "run", "--resume")
+    assert result.exit_code == 0 and "starting from the beginning" in result.output.replace("\n", " ")
+
+
+def test_without_the_extra_the_command_says_what_to_install():
+    code = (
+        "import importlib.util as u; find = u.find_spec; "
+        "u.find_spec = lambda name, *a: None if name in ('rich', 'matplotlib') else find(name, *a); import npn.cli"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "needs rich, matplotlib" in result.stderr and "pip install 'npn[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 class Between(nn.Module):
     """stem -> `f(self, h)` -> head; `f` is the trap, and may use the parameters given."""
 
-    def __init__(self, f: Callable[[Any, Tensor], Tensor], width: int = 8, out: int | None = None, **parts: Any) -> None:
+    def __init__(
+        self, f: Callable[[Any, Tensor], Tensor], width: int = 8, out: int | None = None, **parts: Any
+    ) -> None:
         super().__init__()
         self.stem = nn.Linear(5, width)
         self.f = f
@@ -31,7 +33,9 @@ class Between(nn.Module):
 class Image(nn.Module):
     """The same around convolutions."""
 
-    def __init__(self, f: Callable[[Any, Tensor], Tensor], width: int = 8, out: int | None = None, **parts: Any) -> None:
+    def __init__(
+        self, f: Callable[[Any, Tensor], Tensor], width: int = 8, out: int | None = None, **parts: Any
+    ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.f = f
@@ -225,6 +229,9 @@ TRAPS: dict[str, Trap] = {
     "glu": lin(lambda s, h: F.glu(h, 1), 4, out=4),
     "chunks": lin(lambda s, h: h.chunk(2, 1)[0] * h.chunk(2, 1)[1].sigmoid(), 4, out=4),
     "interleaved": lin(lambda s, h: h.view(4, 2, 4).transpose(1, 2).reshape(4, 8), 0, ""),
+    "quarter": lin(lambda s, h: torch.cat([h[:, : h.shape[1] // 4] * 2, h[:, h.shape[1] // 4 :]], 1), 0),
+    "every_third": lin(lambda s, h: torch.cat([h[:, ::3] * 2, h], 1), 0, out=11),
+    "every_other_is_read": lin(lambda s, h: h[:, ::2] + 0 * s.n(h)[:, :4], 0, out=4, n=lambda: nn.Linear(8, 8)),
     "interleaved_sizes": lin(lambda s, h: h.view(4, 2, -1).transpose(1, 2).reshape(4, -1), 0, "fixes this size at advers"),
     "repeat_interleave": lin(lambda s, h: h.repeat_interleave(2, 1), 8, out=16),
     "unit_twice": lin(lambda s, h: torch.cat([h, h], 1), 8, out=16),

@@ -22,9 +22,7 @@ def attached(name: str) -> tuple[npn.Plasticity, torch.Tensor]:
 
 def stem_size(plastic: npn.Plasticity) -> int:
     """Units in the group that the stem's rows belong to."""
-    sizes = [
-        g.size for g in plastic.structure.groups if any(s.key == ("stem.weight", 0) for s in g.slots)
-    ]
+    sizes = [g.size for g in plastic.structure.groups if any(s.key == ("stem.weight", 0) for s in g.slots)]
     return sum(sizes)
 
 

@@ -16,8 +16,8 @@ from ..zoo.checks import as_double, check_grow, check_shrink, check_training, wa
 Step = tuple[str, int, int]
 
 OPS = st.sampled_from(
-    ["conv", "conv", "conv", "norm", "act", "add", "cat", "slice", "flip", "depthwise", "gate", "permute", "roll", "pad",
-     "shuffle", "pool", "twice", "linear"]
+    ["conv", "conv", "conv", "norm", "act", "add", "cat", "slice", "flip", "depthwise", "gate", "permute", "roll",
+     "pad", "shuffle", "pool", "twice", "linear"]
 )  # fmt: skip
 
 
@@ -31,7 +31,9 @@ class Graph(nn.Module):
         self.widths = [4]
         self.stem = nn.Conv2d(2, 4, 3, padding=1)
         for i, (op, a, b) in enumerate(steps):
-            self.widths.append(self.build(str(i), op, self.widths[a % len(self.widths)], self.widths[b % len(self.widths)]))
+            self.widths.append(
+                self.build(str(i), op, self.widths[a % len(self.widths)], self.widths[b % len(self.widths)])
+            )
         self.hidden = nn.Linear(self.widths[-1] * (16 if flat else 1), 5)
         self.head = nn.Linear(5, 2)
 
@@ -54,7 +56,7 @@ class Graph(nn.Module):
         return {"cat": c + d, "slice": (c + 1) // 2, "twice": 2 * c}.get(op, c)
 
     def apply_step(self, name: str, op: str, x: Tensor, y: Tensor) -> Tensor:
-        layer = self.layers[name] if name in self.layers else None
+        layer = dict(self.layers).get(name)
         n, c, a, b = x.shape
         if layer is not None and op not in ("add", "gate", "linear"):
             return layer(x)

@@ -66,7 +66,9 @@ def test_multi_head_attention_is_frozen_by_its_own_code_and_its_mlp_is_not() -> 
 
 
 def test_nothing_resizable_is_said_with_reasons() -> None:
-    with pytest.raises(npn.PlasticityError, match=r"nothing in the model can be resized: weight\[0\]: it is the model's"):
+    with pytest.raises(
+        npn.PlasticityError, match=r"nothing in the model can be resized: weight\[0\]: it is the model's"
+    ):
         npn.attach(nn.Linear(3, 2), torch.randn(4, 3))
 
 

@@ -57,7 +57,9 @@ def check_shrink(plastic: npn.Plasticity, inputs: Any, tolerance: float = 1e-5, 
     before = call(model, inputs)
     close_half(plastic)
     masked = call(model, inputs)
-    assert not alive or any(not torch.allclose(x, y, atol=1e-7) for x, y in zip(before, masked, strict=True)), "closing did nothing"
+    assert not alive or any(not torch.allclose(x, y, atol=1e-7) for x, y in zip(before, masked, strict=True)), (
+        "closing did nothing"
+    )
     small = plastic.export()
     assert_close(masked, call(small, inputs), tolerance, "exported")
     expected = {g.name: g.size - len(range(i % 2, g.size, 2)) for i, g in enumerate(plastic.groups)}

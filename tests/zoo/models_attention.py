@@ -44,7 +44,7 @@ class Packed(nn.Module):
         self.register_buffer("mask", torch.ones(32, 32, dtype=torch.bool).tril())
 
     def forward(self, x: Tensor) -> Tensor:
-        n, s, d = x.shape
+        n, s, _ = x.shape
         q, k, v = self.qkv(x).view(n, s, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         a = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask[:s, :s])
         return self.o(a.transpose(1, 2).reshape(n, s, -1))
@@ -188,44 +188,54 @@ A = functools.partial
 
 ATTENTION = {
     "encoder": Entry(
-        own(A(Attention, 12, 3), A(mlp, 12, 16)), randn(2, 4, 5),
+        own(A(Attention, 12, 3), A(mlp, 12, 16)),
+        randn(2, 4, 5),
         {"layer.attn.q": 3, "layer.mlp.0": 16},
         {
             "embed.weight[0]": "native_layer_norm mixes every unit of the axis",
-            "head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size",
+            "head.weight[0]": "it is the model's output",
+            "embed.weight[1]": "it reads an input of fixed size",
         },
     ),
     "encoder_inferred_heads": Entry(
-        own(A(Attention, 12, 3, infer=True), A(mlp, 12, 16)), randn(2, 4, 5),
+        own(A(Attention, 12, 3, infer=True), A(mlp, 12, 16)),
+        randn(2, 4, 5),
         {"layer.attn.q": 3, "layer.mlp.0": 16},
         {
             "embed.weight[0]": "native_layer_norm mixes every unit of the axis",
-            "head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size",
+            "head.weight[0]": "it is the model's output",
+            "embed.weight[1]": "it reads an input of fixed size",
         },
     ),
     "encoder_no_norm": Entry(
-        own(A(Attention, 12, 3), A(mlp, 12, 16), nn.Identity), randn(2, 4, 5),
+        own(A(Attention, 12, 3), A(mlp, 12, 16), nn.Identity),
+        randn(2, 4, 5),
         {"embed": 12, "layer.attn.q": 3, "layer.mlp.0": 16},
         {"head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
     ),
     "grouped_query": Entry(
-        own(A(Attention, 12, 4, 2, True), A(SwiGLU, 12, 10, False), nn.RMSNorm), randn(2, 4, 5),
+        own(A(Attention, 12, 4, 2, True), A(SwiGLU, 12, 10, False), nn.RMSNorm),
+        randn(2, 4, 5),
         {"layer.attn.q": 2, "layer.mlp.up": 10},
         {
-            "embed.weight[0]": "mean mixes every unit of the axis", "head.weight[0]": "it is the model's output",
+            "embed.weight[0]": "mean mixes every unit of the axis",
+            "head.weight[0]": "it is the model's output",
             "embed.weight[1]": "it reads an input of fixed size",
         },
     ),
     "swiglu_packed": Entry(
-        own(A(Packed, 12, 3), A(SwiGLU, 12, 10, True)), randn(2, 4, 5),
+        own(A(Packed, 12, 3), A(SwiGLU, 12, 10, True)),
+        randn(2, 4, 5),
         {"layer.attn.qkv": 3, "layer.mlp.up": 10},
         {
             "embed.weight[0]": "native_layer_norm mixes every unit of the axis",
-            "head.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size",
+            "head.weight[0]": "it is the model's output",
+            "embed.weight[1]": "it reads an input of fixed size",
         },
     ),
     "torch_encoder": Entry(
-        torch_encoder, randn(2, 4, 12),
+        torch_encoder,
+        randn(2, 4, 12),
         {"layers.0.linear1": 16, "layers.1.linear1": 16},
         {
             "layers.0.self_attn.out_proj.weight[0]": "combined with a value of fixed size",
@@ -235,7 +245,8 @@ ATTENTION = {
         },
     ),
     "gpt_tied": Entry(
-        GPT, tokens(2, 6),
+        GPT,
+        tokens(2, 6),
         {"layers.0.attn.qkv": 3, "layers.0.mlp.0": 16, "layers.1.attn.qkv": 3, "layers.1.mlp.0": 16},
         {
             "token.weight[0]": "rows of the embedding",
@@ -244,20 +255,24 @@ ATTENTION = {
         },
     ),
     "vit": Entry(
-        ViT, randn(2, 3, 8, 8),
+        ViT,
+        randn(2, 3, 8, 8),
         {"attn.qkv": 3, "mlp.0": 16},
         {
             "patch.weight[0]": "native_layer_norm mixes every unit of the axis",
-            "head.weight[0]": "it is the model's output", "position[1]": "combined with a value of fixed size",
+            "head.weight[0]": "it is the model's output",
+            "position[1]": "combined with a value of fixed size",
             "patch.weight[1]": "it reads an input of fixed size",
         },
     ),
     "mixer": Entry(
-        Mixer, randn(2, 3, 8, 8),
+        Mixer,
+        randn(2, 3, 8, 8),
         {"tokens.0": 6, "channels.0": 12},
         {
             "patch.weight[0]": "native_layer_norm mixes every unit of the axis",
-            "tokens.2.weight[0]": "combined with a value of fixed size", "head.weight[0]": "it is the model's output",
+            "tokens.2.weight[0]": "combined with a value of fixed size",
+            "head.weight[0]": "it is the model's output",
             "patch.weight[1]": "it reads an input of fixed size",
             "tokens.0.weight[1]": "it reads an input of fixed size",
         },
@@ -267,10 +282,13 @@ ATTENTION = {
 if importlib.util.find_spec("transformers"):
     ATTENTION |= {
         "hf_bert": Entry(
-            bert, lambda: {"input_ids": tokens(2, 6)(), "attention_mask": torch.ones(2, 6).long()},
+            bert,
+            lambda: {"input_ids": tokens(2, 6)(), "attention_mask": torch.ones(2, 6).long()},
             {
-                "bert.encoder.layer.0.attention.self.query": 3, "bert.encoder.layer.0.intermediate.dense": 16,
-                "bert.encoder.layer.1.attention.self.query": 3, "bert.encoder.layer.1.intermediate.dense": 16,
+                "bert.encoder.layer.0.attention.self.query": 3,
+                "bert.encoder.layer.0.intermediate.dense": 16,
+                "bert.encoder.layer.1.attention.self.query": 3,
+                "bert.encoder.layer.1.intermediate.dense": 16,
                 "bert.pooler.dense": 12,
             },
             {
@@ -282,9 +300,12 @@ if importlib.util.find_spec("transformers"):
             },
         ),
         "hf_gpt2": Entry(
-            gpt2, lambda: {"input_ids": tokens(2, 6)()},
+            gpt2,
+            lambda: {"input_ids": tokens(2, 6)()},
             {
-                "transformer.h.0.attn.c_attn": 3, "transformer.h.0.mlp.c_fc": 16, "transformer.h.1.attn.c_attn": 3,
+                "transformer.h.0.attn.c_attn": 3,
+                "transformer.h.0.mlp.c_fc": 16,
+                "transformer.h.1.attn.c_attn": 3,
                 "transformer.h.1.mlp.c_fc": 16,
             },
             {
@@ -294,9 +315,12 @@ if importlib.util.find_spec("transformers"):
             },
         ),
         "hf_vit": Entry(
-            hf_vit, lambda: {"pixel_values": torch.randn(2, 3, 8, 8)},
+            hf_vit,
+            lambda: {"pixel_values": torch.randn(2, 3, 8, 8)},
             {
-                "vit.layers.0.attention.q_proj": 3, "vit.layers.0.mlp.fc1": 16, "vit.layers.1.attention.q_proj": 3,
+                "vit.layers.0.attention.q_proj": 3,
+                "vit.layers.0.mlp.fc1": 16,
+                "vit.layers.1.attention.q_proj": 3,
                 "vit.layers.1.mlp.fc1": 16,
             },
             {
@@ -307,14 +331,18 @@ if importlib.util.find_spec("transformers"):
             },
         ),
         "hf_llama": Entry(
-            llama, lambda: {"input_ids": tokens(2, 6)()},
+            llama,
+            lambda: {"input_ids": tokens(2, 6)()},
             {
-                "model.layers.0.self_attn.q_proj": 2, "model.layers.0.mlp.gate_proj": 20,
-                "model.layers.1.self_attn.q_proj": 2, "model.layers.1.mlp.gate_proj": 20,
+                "model.layers.0.self_attn.q_proj": 2,
+                "model.layers.0.mlp.gate_proj": 20,
+                "model.layers.1.self_attn.q_proj": 2,
+                "model.layers.1.mlp.gate_proj": 20,
             },
             {
                 "model.embed_tokens.weight[1]": "mean mixes every unit of the axis",
-                "lm_head.weight[0]": "it is the model's output", "model.embed_tokens.weight[0]": "rows of the embedding",
+                "lm_head.weight[0]": "it is the model's output",
+                "model.embed_tokens.weight[0]": "rows of the embedding",
                 "model.rotary_emb.inv_freq[0]": "one table serves several units",
                 "model.rotary_emb.original_inv_freq[0]": "no layer of the model produces it",
             },

@@ -67,9 +67,13 @@ class Inverted(nn.Module):
         super().__init__()
         self.expand = nn.Sequential(nn.Conv2d(i, e, 1, bias=False), nn.BatchNorm2d(e), act())
         self.depth = nn.Sequential(nn.Conv2d(e, e, 3, stride, 1, groups=e, bias=False), nn.BatchNorm2d(e), act())
-        self.squeeze = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Conv2d(e, squeeze, 1), nn.ReLU(), nn.Conv2d(squeeze, e, 1), nn.Hardsigmoid()
-        ) if squeeze else None
+        self.squeeze = (
+            nn.Sequential(
+                nn.AdaptiveAvgPool2d(1), nn.Conv2d(e, squeeze, 1), nn.ReLU(), nn.Conv2d(squeeze, e, 1), nn.Hardsigmoid()
+            )
+            if squeeze
+            else None
+        )
         self.project = nn.Sequential(nn.Conv2d(e, o, 1, bias=False), nn.BatchNorm2d(o))
         self.residual = stride == 1 and i == o
 
@@ -213,7 +217,11 @@ class Pixels(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b, self.c = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1), nn.Conv2d(6, 12, 3, padding=1)
+        self.a, self.b, self.c = (
+            nn.Conv2d(1, 6, 3, padding=1),
+            nn.Conv2d(6, 6, 3, padding=1),
+            nn.Conv2d(6, 12, 3, padding=1),
+        )
         self.out = nn.Conv2d(3, 1, 3, padding=1, padding_mode="circular")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,88 +232,106 @@ class Pixels(nn.Module):
 
 CONV = {
     "vgg": Entry(
-        vgg, randn(4, 3, 8, 8),
+        vgg,
+        randn(4, 3, 8, 8),
         {"0": 6, "3": 6, "7": 8, "12": 10},
         {"15.weight[0]": "it is the model's output", "0.weight[1]": "it reads an input of fixed size"},
     ),
     "resnet_projection": Entry(
-        lambda: ResNet("B"), randn(4, 3, 8, 8),
+        lambda: ResNet("B"),
+        randn(4, 3, 8, 8),
         {"conv": 4, "blocks.0.c1": 4, "blocks.1.c1": 8, "blocks.1.c2": 8, "blocks.2.c1": 8},
         {"fc.weight[0]": "it is the model's output", "conv.weight[1]": "it reads an input of fixed size"},
     ),
     "resnet_option_a": Entry(
-        lambda: ResNet("A"), randn(4, 3, 8, 8),
+        lambda: ResNet("A"),
+        randn(4, 3, 8, 8),
         {"conv": 4, "blocks.0.c1": 4, "blocks.1.c1": 8, "blocks.2.c1": 8},
         {
-            "blocks.1.c2.weight[0]": "added to zero padding", "fc.weight[0]": "it is the model's output",
+            "blocks.1.c2.weight[0]": "added to zero padding",
+            "fc.weight[0]": "it is the model's output",
             "conv.weight[1]": "it reads an input of fixed size",
         },
     ),
     "densenet": Entry(
-        DenseNet, randn(4, 3, 6, 6),
+        DenseNet,
+        randn(4, 3, 6, 6),
         {"stem": 4, "convs.0": 3, "convs.1": 3, "convs.2": 3, "transition": 5},
         {"fc.weight[0]": "it is the model's output", "stem.weight[1]": "it reads an input of fixed size"},
     ),
     "mobilenet_v2": Entry(
-        lambda: mobile(0, nn.ReLU6), randn(4, 3, 12, 12),
+        lambda: mobile(0, nn.ReLU6),
+        randn(4, 3, 12, 12),
         {"0": 4, "3.expand.0": 8, "3.project.0": 6, "4.expand.0": 10, "5": 12},
         {"9.weight[0]": "it is the model's output", "0.weight[1]": "it reads an input of fixed size"},
     ),
     "mobilenet_v3": Entry(
-        lambda: mobile(3, nn.Hardswish), randn(4, 3, 12, 12),
+        lambda: mobile(3, nn.Hardswish),
+        randn(4, 3, 12, 12),
         {"0": 4, "3.expand.0": 8, "3.squeeze.1": 3, "3.project.0": 6, "4.expand.0": 10, "4.squeeze.1": 3, "5": 12},
         {"9.weight[0]": "it is the model's output", "0.weight[1]": "it reads an input of fixed size"},
     ),
     "shufflenet": Entry(
-        Shuffle, randn(4, 3, 6, 6),
+        Shuffle,
+        randn(4, 3, 6, 6),
         {"stem": 4, "g1": 3, "fc.0": 6},
         {"fc.2.weight[0]": "it is the model's output", "stem.weight[1]": "it reads an input of fixed size"},
     ),
     "inception": Entry(
-        Inception, randn(3, 3, 6, 6),
+        Inception,
+        randn(3, 3, 6, 6),
         {"stem": 5, "one": 3, "three.0": 4, "three.2": 6, "pool.1": 2},
         {"head.weight[0]": "it is the model's output", "stem.weight[1]": "it reads an input of fixed size"},
     ),
     "unet": Entry(
-        UNet, randn(2, 2, 8, 8),
+        UNet,
+        randn(2, 2, 8, 8),
         {"a": 4, "b": 6, "middle": 8, "up1": 6, "c": 6, "up2": 4, "d": 4},
         {"a.weight[1]": "it reads an input of fixed size"},
     ),
     "nhwc": Entry(
-        ChannelsLast, randn(3, 4, 4, 3),
+        ChannelsLast,
+        randn(3, 4, 4, 3),
         {"conv": 6, "dense": 5, "fc1": 7},
         {"fc2.weight[0]": "it is the model's output", "conv.weight[1]": "it reads an input of fixed size"},
     ),
     "audio": Entry(
-        audio, randn(4, 1, 40),
+        audio,
+        randn(4, 1, 40),
         {"0": 6, "3": 8, "6": 5},
         {"9.weight[0]": "it is the model's output"},
     ),
     "video": Entry(
-        video, randn(3, 2, 4, 6, 6),
+        video,
+        randn(3, 2, 4, 6, 6),
         {"0": 4, "4": 6},
         {"8.weight[0]": "it is the model's output", "0.weight[1]": "it reads an input of fixed size"},
     ),
     "convnext": Entry(
-        ConvNeXt, randn(3, 3, 8, 8),
+        ConvNeXt,
+        randn(3, 3, 8, 8),
         {"up": 16},
         {
             "stem.weight[0]": "native_layer_norm mixes every unit of the axis",
-            "head.weight[0]": "it is the model's output", "stem.weight[1]": "it reads an input of fixed size",
+            "head.weight[0]": "it is the model's output",
+            "stem.weight[1]": "it reads an input of fixed size",
         },
     ),
     "group_norm": Entry(
-        Normalised, randn(3, 3, 4, 4),
+        Normalised,
+        randn(3, 3, 4, 4),
         {"conv": 4, "point": 4, "grouped": 4, "last": 6},
         {"fc.weight[0]": "it is the model's output", "conv.weight[1]": "it reads an input of fixed size"},
     ),
     "hard_coded_view": Entry(
-        HardCoded, randn(3, 1, 8, 8),
+        HardCoded,
+        randn(3, 1, 8, 8),
         {"fc1": 8},
         {"fc2.weight[0]": "it is the model's output", "conv.weight[0]": "the code fixes this size"},
     ),
     "super_resolution": Entry(
-        Pixels, randn(2, 1, 6, 6),
+        Pixels,
+        randn(2, 1, 6, 6),
         {"a": 6, "c": 3},
         {},
     ),

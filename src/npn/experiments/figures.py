@@ -71,7 +71,7 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     accuracy, units, params = axes[:, 0]
     for key, label, colour in (("accuracy", "test", COLOURS[0]), ("validation_accuracy", "validation", "0.6")):
         accuracy.plot(epochs, [100 * row[key] for row in rows], label=label, color=colour, lw=1.2)
-    worst = min(row["accuracy"] for row in rows[len(rows) // 10 :])
+    worst = min(row["accuracy"] for row in rows)
     accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3))
     for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
         units.step(epochs, [row["units"][name] for row in rows], where="mid", label=name, color=colour)

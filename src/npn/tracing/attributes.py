@@ -28,7 +28,11 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
         path, _, leaf = slot.tensor.rpartition(".")
         module = model.get_submodule(path)
         for kind, place, name in _KNOWN:
-            each = _each(slot, structure, getattr(module, name)) if isinstance(module, kind) and place == (leaf, slot.axis) else 0
+            each = (
+                _each(slot, structure, getattr(module, name))
+                if isinstance(module, kind) and place == (leaf, slot.axis)
+                else 0
+            )
             if each:
                 found.setdefault((path, name), (path, name, each))
     return tuple(found.values())

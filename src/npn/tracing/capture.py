@@ -59,9 +59,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def capture(
-    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> Capture:
+def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Capture:
     """Trace one forward pass with `make_fx` over `functional_call`, on fake tensors.
 
     Args:

@@ -87,18 +87,22 @@ def _quiet() -> Iterator[None]:
 def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> str | None:
     """Shrink, then grow the named groups by different amounts; the reason why that fails, or None.
 
-    No two groups grow alike, so nothing passes because two sizes went along. Groups that share an axis grow once more
-    in the opposite order: `x[:, ::2]` or `x[:, : c // 3]` hold for some proportions.
+    No two groups grow alike, so nothing passes because two sizes went along. Groups that do not have an axis to
+    themselves grow once more, in the opposite order and by much: `x[:, ::2]`, `x[:, : c // 3]` hold for some sizes.
     """
     sizes = {g.name: g.size for g in structure.groups}
-    more = {n: 1 + i for i, n in enumerate(names)}
+    more = {n: 2 + i for i, n in enumerate(names)}
+    crowded = _crowded(structure, names)
     # odd for even: what looks at parity is found
     fewer = {n: 1 if sizes[n] == 3 or more[n] % 2 == 0 else 2 for n in names if sizes[n] > 2}
     try:
         return (
             _shrinks(model, inputs, structure, fewer)
             or _grows(model, inputs, structure, more)
-            or (_crowded(structure, names) and _grows(model, inputs, structure, {n: len(names) + 1 - more[n] for n in names}))
+            or (
+                crowded
+                and _grows(model, inputs, structure, {n: len(names) + 3 - more[n] + crowded.get(n, 0) for n in names})
+            )
             or None
         )
     except TraceError as error:
@@ -131,10 +135,15 @@ def _grows(model: nn.Module, inputs: Any, structure: Structure, more: Mapping[st
     return difference(structure, without(larger, {n: range(sizes[n], sizes[n] + c) for n, c in more.items()}))
 
 
-def _crowded(structure: Structure, names: Sequence[str]) -> bool:
-    """Whether two of the groups lie along one axis."""
-    keys = [slot.key for group in structure.groups if group.name in names for slot in group.slots]
-    return len(keys) != len(set(keys))
+def _crowded(structure: Structure, names: Sequence[str]) -> dict[str, int]:
+    """Groups on an axis that they share with others, and how many of their units would fill it."""
+    found: dict[str, int] = {}
+    for group in structure.groups:
+        for slot in group.slots:
+            length = structure.shapes[slot.tensor][slot.axis]
+            if group.name in names and slot.index.numel() < length:
+                found[group.name] = max(found.get(group.name, 0), length // slot.index.shape[1])
+    return found
 
 
 def _first(size: int, count: int) -> list[int]:
@@ -208,6 +217,8 @@ def _separate(structure: Structure) -> Structure:
     for (path, name), groups in owners.items():
         for group_name in groups if len(groups) > 1 else ():
             if any(g.name == group_name for g in structure.groups):
-                reason = f"it shares the attribute {name} of {path or 'the model'} with {len(groups) - 1} other group(s)"
+                reason = (
+                    f"it shares the attribute {name} of {path or 'the model'} with {len(groups) - 1} other group(s)"
+                )
                 structure = _freeze(structure, group_name, reason)
     return structure

@@ -88,14 +88,16 @@ class Structure:
     outputs: tuple[tuple[int, ...], ...] = field(repr=False)
 
 
-def group_units(walked: Walked, shapes: Mapping[str, tuple[int, ...]], outputs: tuple[tuple[int, ...], ...]) -> Structure:
+def group_units(
+    walked: Walked, shapes: Mapping[str, tuple[int, ...]], outputs: tuple[tuple[int, ...], ...]
+) -> Structure:
     """Resolve the ledger of one walk into groups and frozen dimensions."""
     ledger = walked.ledger
     unit, reasons = ledger.resolve()
     slots, starts = ledger.slots, ledger.starts
     order = sorted(range(len(slots)), key=lambda i: (slots[i] not in ledger.produces, slots[i] in ledger.reads, i))
     members = {i: unit[starts[i] : starts[i + 1]] for i in order}
-    kinds = _kinds(members, order)
+    kinds = _kinds(members, order, ledger.treatment(unit))
     frozen_units = np.array(sorted(reasons), dtype=np.int64)
     groups: list[Group] = []
     frozen: list[Frozen] = []
@@ -108,24 +110,22 @@ def group_units(walked: Walked, shapes: Mapping[str, tuple[int, ...]], outputs: 
                 continue
             frozen.append(_frozen(keys, reason, starts, where))
         rest = units[~blocked]
-        reason = _unusable(rest, keys, walked)
-        if len(rest) and reason:
-            frozen.append(_frozen(keys, reason, starts, where))
+        useless = _unusable(rest, keys, walked)
+        if len(rest) and useless:
+            frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
-            placed = tuple(
-                Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where
-            )
+            placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed))
-    return Structure(
-        tuple(groups), tuple(frozen), dict(shapes), walked.positions, walked.fingerprint, outputs
-    )
+    return Structure(tuple(groups), tuple(frozen), dict(shapes), walked.positions, walked.fingerprint, outputs)
 
 
-def _kinds(members: Mapping[int, np.ndarray], order: list[int]) -> list[tuple[np.ndarray, list[int]]]:
-    """Classes of units with the same number of entries in the same slots, each in order of first appearance."""
+def _kinds(
+    members: Mapping[int, np.ndarray], order: list[int], treatment: np.ndarray
+) -> list[tuple[np.ndarray, list[int]]]:
+    """Classes of units treated alike, with as many entries in the same slots, each in order of first appearance."""
     rng = np.random.default_rng(0)
-    total = 1 + max((int(m.max()) for m in members.values() if len(m)), default=0)
-    mark = np.zeros(total, dtype=np.uint64)
+    total = len(treatment)
+    mark = treatment.copy()
     for i in order:
         code = rng.integers(1, 2**63, dtype=np.uint64)
         found, counts = np.unique(members[i], return_counts=True)

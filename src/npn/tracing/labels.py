@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
 KERNEL = "the window of a kernel"  # frozen, but nothing that anyone would list
 
 
@@ -83,6 +82,7 @@ class Ledger:
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     _mixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _touched: list[Tensor] = field(default_factory=list)
     _shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -130,6 +130,20 @@ class Ledger:
         own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
         roles.update(self.slots[i] for i in np.unique(self._owners(own[own > 0])))
 
+    def touch(self, labels: Tensor) -> None:
+        """One op computes with these units: units that other ops compute with are of another kind."""
+        self._touched.append(squeeze_constant(labels).reshape(-1))
+
+    def treatment(self, unit: np.ndarray) -> np.ndarray:
+        """uint64 (labels,): at each unit's number a hash of the ops that compute with it."""
+        rng = np.random.default_rng(1)
+        mark = np.zeros(self.starts[-1], dtype=np.uint64)
+        for labels in self._touched:
+            mark[np.unique(labels.numpy())] += rng.integers(1, 2**63, dtype=np.uint64)
+        total = np.zeros_like(mark)
+        np.add.at(total, unit, mark)
+        return total
+
     def _owners(self, labels: np.ndarray) -> np.ndarray:
         return np.searchsorted(np.array(self.starts), labels, side="right") - 1
 
@@ -138,7 +152,9 @@ class Ledger:
         pairs: set[tuple[int, int]] = set()
         for a, b in self._shared:
             both = (a > 0) & (b > 0)
-            pairs.update(zip(self._owners(a[both].numpy()).tolist(), self._owners(b[both].numpy()).tolist(), strict=True))
+            pairs.update(
+                zip(self._owners(a[both].numpy()).tolist(), self._owners(b[both].numpy()).tolist(), strict=True)
+            )
         before = -1
         while len(self.reads) != before:
             before = len(self.reads)

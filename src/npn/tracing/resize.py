@@ -120,7 +120,9 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
     except TraceError as error:
         raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
     named = match(structure, found)
-    if named is None or any(g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)):
+    if named is None or any(
+        g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)
+    ):
         raise ResizeError(f"cannot grow {dict(more)}: at the new sizes the model has other units than before")
     larger = without(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
     back = without(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
@@ -132,12 +134,15 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
 
 def match(structure: Structure, found: Structure) -> Structure | None:
     """`found` with the groups, names and attributes of `structure`, by the slots that they occupy."""
-    by_slots = {frozenset(_signature(group)): group for group in found.groups}
+    by_slots: dict[frozenset[tuple[str, int, int]], list[Group]] = {}
+    for group in found.groups:
+        by_slots.setdefault(frozenset(_signature(group)), []).append(group)
     groups: list[Group] = []
     for group in structure.groups:
-        other = by_slots.get(frozenset(_signature(group)))
-        if other is None:
+        alike = by_slots.get(frozenset(_signature(group)))
+        if not alike:
             return None
+        other = alike.pop(0)  # in order of appearance
         slots = {slot.key: slot for slot in other.slots}
         ordered: tuple[Slot, ...] = tuple(slots[slot.key] for slot in group.slots)
         groups.append(replace(group, size=other.size, slots=ordered))

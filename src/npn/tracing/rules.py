@@ -41,7 +41,7 @@ class Call:
 
     def plain(self, free: bool = False) -> Any:
         """The result without units."""
-        results = [Value(shape, free=free) for shape in self.shapes]
+        results: list[Value | None] = [Value(shape, free=free) for shape in self.shapes]
         return results if isinstance(self.node.meta.get("val"), (tuple, list)) else (results or [None])[0]
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
@@ -58,10 +58,10 @@ Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
 # zero in, zero out: a weight made by these is masked by masking its parameters
-ZERO_PRESERVING = frozenset(
-    "mul neg abs relu tanh sin sinh asin atan erf sign sqrt round trunc floor ceil clone _to_copy detach alias "
-    "lift_fresh_copy".split()
-)
+ZERO_PRESERVING = frozenset((
+    "mul", "neg", "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc", "floor",
+    "ceil", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy",
+))  # fmt: skip
 LINEAR_REDUCTIONS = frozenset(["sum", "linalg_vector_norm", "norm"])
 
 
@@ -115,7 +115,9 @@ def movement(call: Call) -> Any:
             replace(part, labels=canonical(out[i] if many else out))
             for part, out in zip(value.parts, moved, strict=True)
         )
-        results.append(Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.neutral))
+        results.append(
+            Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.neutral)
+        )
     return results if many else results[0]
 
 
@@ -155,10 +157,11 @@ def concatenate(call: Call) -> Value:
         along.append(side)
         one = [1 if a == dim else s for a, s in enumerate(value.shape)]
         beside = {id(p) for p in side}
-        parts = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in value.parts if id(p) not in beside and p.axes)
+        rest = [p for p in value.parts if id(p) not in beside and p.axes]
+        narrow = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in rest)
         uniform = value.const is not None and not value.fixed(dim)
         const = value.const.narrow(dim, 0, 1) if uniform and value.const is not None else None
-        across.append(Value(tuple(one), parts, value.free, const))
+        across.append(Value(tuple(one), narrow, value.free, const))
         for part in value.parts:
             if not part.axes and id(part) not in beside:
                 call.ledger.freeze(part.labels, f"one unit stands beside others at {call.where}")
@@ -209,7 +212,8 @@ def convolution(call: Call) -> Value:
     x, w, bias, _, _, _, transposed, _, groups = call.args[:9]
     rank = len(x.shape) - 2
     if groups > 1 and (not w.weight or x.weight):
-        return unknown(call, f"a grouped kernel is computed from data at {call.where}")
+        blocked: Value = unknown(call, f"a grouped kernel is computed from data at {call.where}")
+        return blocked
     space = list(range(2, 2 + rank))
     x = reduce(call.ledger, x, space, True, call.mixes)  # kernels mix positions: units must not live there
     n, channels = x.shape[:2]
@@ -320,3 +324,6 @@ def embedding(call: Call) -> Value:
             labels = part.labels[0].reshape(*[1] * len(index.shape), -1)
             parts.append(Part(labels.expand(call.shapes[0])))
     return Value(call.shapes[0], tuple(parts))
+
+
+MOVEMENT = frozenset(name for name, function in RULES.items() if function in (movement, constant_pad, concatenate))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from npn.tracing.labels import Part, canonical
-from npn.tracing.rules import LINEAR_REDUCTIONS, Call, merge, movement, rule, unknown
-from npn.tracing.values import Value, reduce, restrict
+from npn.tracing.rules import LINEAR_REDUCTIONS, Call, movement, rule, unknown
+from npn.tracing.values import Value, merge, reduce, restrict
 
 
 @rule(
@@ -163,7 +163,8 @@ def index(call: Call) -> Value:
     if constant:
         rest = [[i.const if isinstance(i, Value) else i for i in wanted]] if call.name == "index" else None
         concrete: tuple[Any, ...] = tuple(rest) if rest else (call.args[1], tensors[0].const)
-        return movement(replace(call, args=(value, *concrete)))
+        constant_pick: Value = movement(replace(call, args=(value, *concrete)))
+        return constant_pick
     axes = [a for a, i in enumerate(wanted) if i is not None] if call.name == "index" else [call.args[1]]
     axes = [a % len(value.shape) for a in axes]
     reason = f"picked by the input at {call.where}"
@@ -171,7 +172,8 @@ def index(call: Call) -> Value:
     if call.name != "index":
         return Value(call.shapes[0], tuple(_refit(p, call.shapes[0]) for p in value.parts))
     zero = [None if i is None else (i.const if i.const is not None else _zeros(i.shape)) for i in wanted]
-    return movement(replace(call, args=(value, zero)))
+    picked: Value = movement(replace(call, args=(value, zero)))
+    return picked
 
 
 def _zeros(shape: tuple[int, ...]) -> Tensor:
@@ -219,9 +221,10 @@ def written(call: Call, base: Value, source: Value, dim: int, start: Any, end: A
             for part in (old, *new):
                 call.ledger.freeze(part.labels, f"written into in place at {call.where}")
             continue
-        for part in [new[0] if new else None] if old is not None else new:
+        placed: list[Part | None] = [*new] if old is None else [new[0] if new else None]
+        for above in placed:
             under = blank if old is None else old.labels
-            over = blank if part is None else part.labels
+            over = blank if above is None else above.labels
             labels = torch.slice_scatter(
                 under.expand(base.shape).contiguous(), over.expand(source.shape), dim, start, end, step
             )

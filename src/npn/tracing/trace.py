@@ -13,9 +13,7 @@ from npn.tracing.groups import Structure, group_units
 from npn.tracing.walk import walk
 
 
-def trace_once(
-    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None
-) -> Structure:
+def trace_once(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Structure:
     """Units of a model, before the dry run.
 
     Args:

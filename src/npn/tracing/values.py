@@ -78,9 +78,7 @@ def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Pa
     return replace(part, labels=first.expand(part.labels.shape))
 
 
-def merge(
-    ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, zero: str = "never"
-) -> Value:
+def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, zero: str = "never") -> Value:
     """Elementwise op with broadcasting: what meets in one element is one unit.
 
     Args:
@@ -120,7 +118,10 @@ def merge(
                     ledger.share(other.labels, labels)
                 _pad(ledger, other.labels, labels, where)
                 both = joined(other.labels, labels)
-                merged[i] = (sources | {source}, Part(both, weight, other.opaque or part.opaque, other.table and part.table))
+                merged[i] = (
+                    sources | {source},
+                    Part(both, weight, other.opaque or part.opaque, other.table and part.table),
+                )
             if not partners:
                 merged.append(({source}, part))
     terms = {i for i, v in enumerate(operands) if not v.nothing} if zero == "all" and weight else set()
@@ -141,7 +142,9 @@ def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
             ledger.freeze(labels[other == 0], f"added to zero padding at {where}")
 
 
-def reduce(ledger: Ledger, value: Value, axes: Sequence[int], keepdim: bool, reason: str, linear: bool = False) -> Value:
+def reduce(
+    ledger: Ledger, value: Value, axes: Sequence[int], keepdim: bool, reason: str, linear: bool = False
+) -> Value:
     """Sum, mean, norm, ... over `axes`: units that vary there become one.
 
     Args:

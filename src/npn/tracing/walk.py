@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map
 
 from npn.tracing.capture import Capture, source_line
 from npn.tracing.labels import Ledger, Part
-from npn.tracing.rules import RULES, Call, pointwise, unknown
+from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
 from npn.tracing.values import Value, merge
 
@@ -114,6 +114,9 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
         return _fold(node, args, kwargs)
     if all(v.neutral for v in values):
         return call.plain(free=bool(values) and all(v.free for v in values))
+    if name not in MOVEMENT:
+        for part in (p for v in values for p in v.parts):
+            ledger.touch(part.labels)
     if name in RULES:
         return RULES[name](call)
     if torch.Tag.pointwise in tags or name in _ELEMENTWISE:
@@ -125,7 +128,8 @@ def _write(call: Call, target: Any, value: Value, env: dict[Node, Any]) -> Value
     """Assign to a node, and to what it is a slice of."""
     if isinstance(target, Node) and _name(target) == "slice":
         base = target.args[0]
-        dim, start, end, step = (*target.args[1:], *(0, None, None, 1)[len(target.args) - 1 :])
+        given: list[Any] = [*target.args[1:]]
+        dim, start, end, step = given + [0, None, None, 1][len(given) :]
         assert isinstance(base, Node) and isinstance(dim, int)
         _write(call, base, written(call, env[base], value, dim, start, end, step), env)
     env[target] = value
@@ -134,7 +138,8 @@ def _write(call: Call, target: Any, value: Value, env: dict[Node, Any]) -> Value
 
 _IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_")  # these survive functionalisation
 _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "copy", "contiguous",
-                "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise")  # fmt: skip
+                "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel",
+                "rrelu_with_noise")  # fmt: skip
 
 
 def _small(call: Call) -> bool:
