@@ -59,8 +59,8 @@ RULES: dict[str, Rule] = {}
 
 # zero in, zero out: a weight made by these is masked by masking its parameters
 ZERO_PRESERVING = frozenset((
-    "mul", "neg", "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc", "floor",
-    "ceil", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy",
+    "mul", "neg", "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc",
+    "floor", "ceil", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy",
 ))  # fmt: skip
 LINEAR_REDUCTIONS = frozenset(["sum", "linalg_vector_norm", "norm"])
 
