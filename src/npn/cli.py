@@ -189,7 +189,7 @@ def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: boo
         console.print(f"The run in {out} is finished already.", highlight=False)
     else:
         if resume and not directory.unfinished:
-            console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False)
+            console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False, soft_wrap=True)
             resume = False
         elif directory.unfinished and not (resume or overwrite):
             raise ConfigurationError(
@@ -216,7 +216,9 @@ def _train(experiment: "Experiment", options: "Options", out: Path, *, resume: b
         with ProgressDisplay(console, name) as display:
             return runner.run(experiment, options, RunDirectory(out), display, resume=resume)
     except runner.Interrupted:
-        console.print(f"Stopped. Go on with: npn run {experiment.name} --resume --out {out}", highlight=False)
+        console.print(
+            f"Stopped. Go on with: npn run {experiment.name} --resume --out {out}", highlight=False, soft_wrap=True
+        )
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -130,7 +130,7 @@ def test_evaluation_is_exact_in_batches_and_keeps_the_mode() -> None:
     assert runner.evaluate(model, split) == pytest.approx((loss, accuracy))
     assert not model.training
     logits = model(split.x)
-    assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, split.y)))
+    assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits.detach(), split.y)))
     assert accuracy == pytest.approx(float((logits.argmax(1) == split.y).float().mean()))
 
 
@@ -146,3 +146,17 @@ def test_each_epoch_sees_every_example_once_in_an_order_of_its_own() -> None:
         assert torch.cat([x for x, _ in batches]).tolist() == list(orders[seed, epoch])
     assert len(set(orders.values())) == 3
     assert EPOCHS == "3,12,3"  # what the epochs in this file are chosen for
+
+
+def test_a_run_gives_the_threads_back(finished: Finished, tmp_path: Path) -> None:
+    seen = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(Interrupted):
+            observer = Disturbed({0}, lambda: (seen.append(torch.get_num_threads()), interrupt())[1])
+            runner.run(moons.EXPERIMENT, finished[1].options(), RunDirectory(tmp_path), observer)
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -8,7 +8,7 @@ import numpy as np
 
 from npn.experiments import figures
 from npn.experiments.moons import boundaries
-from npn.experiments.report import command_line, machine, percent, ratio, seeds_table, summarise, versions
+from npn.experiments.report import command_line, percent, ratio, seeds_table, summarise, versions
 from npn.experiments.rundir import write_json
 from npn.experiments.runner import Outcome
 
@@ -37,7 +37,7 @@ def moons(out: Path, outcomes: Outcomes) -> list[Path]:
         "command": command_line(),
         "options": {key: value for key, value in first["options"].items() if key not in ("mode", "seed")},
         "versions": versions(),
-        "machine": machine(first["options"]["device"]),
+        "machine": first["machine"],
     }
     files = [
         out.with_suffix(".json"),

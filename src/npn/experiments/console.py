@@ -52,6 +52,7 @@ class ProgressDisplay:
             f"accuracy {percent(entry['accuracy'])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
             f"{entry['seconds']:.1f} s",
             highlight=False,
+            soft_wrap=True,
         )
 
 

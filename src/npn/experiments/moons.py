@@ -201,4 +201,4 @@ def _boundary(axis: Axes, probability: Tensor, test: Split) -> Any:
     return filled
 
 
-EXPERIMENT = Experiment("moons", defaults, build, draw, checkpoint_every=20)
+EXPERIMENT = Experiment("moons", defaults, build, draw, checkpoint_every=20, threads=1)

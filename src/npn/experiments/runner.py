@@ -94,6 +94,8 @@ class Experiment:
         build: makes the recipe from complete settings; everything random in it follows from the global seed.
         draw: makes the pictures in the run's folder.
         checkpoint_every: epochs between checkpoints.
+        threads: how many torch may use, or None for its own choice. Small networks only wait for a second one, all the
+            more on a machine that has other work.
     """
 
     name: str
@@ -101,6 +103,7 @@ class Experiment:
     build: Callable[[Options], Recipe]
     draw: Callable[[Path, "Outcome"], list[Path]]
     checkpoint_every: int = 1
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,15 +136,16 @@ def run(
         CheckpointError: there is nothing to resume from, or it is damaged.
     """
     options = options.resumed(directory.options()) if resume else options.over(experiment.defaults(options))
-    torch.manual_seed(options.seed or 0)
-    recipe = experiment.build(options)
-    if resume:
-        progress = _resume(recipe, directory)
-    else:
-        directory.start(options)
-        progress = Progress()
-    _train(recipe, options.seed or 0, directory, progress, observer, experiment.checkpoint_every)
-    return _conclude(experiment, recipe, options, directory, progress)
+    with _threads(experiment.threads):
+        torch.manual_seed(options.seed or 0)
+        recipe = experiment.build(options)
+        if resume:
+            progress = _resume(recipe, directory)
+        else:
+            directory.start(options)
+            progress = Progress()
+        _train(recipe, options.seed or 0, directory, progress, observer, experiment.checkpoint_every)
+        return _conclude(experiment, recipe, options, directory, progress)
 
 
 def _train(
@@ -301,6 +305,17 @@ def _resume(recipe: Recipe, directory: RunDirectory) -> Progress:
     directory.truncate(progress.rows)
     npn.load(directory.checkpoint_file, recipe.plastic, **_stateful(recipe))
     return progress
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Give torch so many threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

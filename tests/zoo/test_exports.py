@@ -1,0 +1,91 @@
+"""Every compact model of the zoo leaves: as ONNX, as an export archive, as a TorchScript trace, as a plain checkpoint."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import npn
+from npn.export import write_model
+from npn.tracing.capture import output_tensors, split_inputs
+
+from .test_zoo import ZOO, attached
+
+ONNX = ("vgg", "resnet_option_a", "unet", "hf_bert", "lstm")  # seconds a model: these stand for the kinds of ops
+
+
+class Answers(nn.Module):
+    """A model's tensors as a tuple: TorchScript knows no other containers."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        return tuple(output_tensors(self.model(*args, **kwargs)))
+
+
+def compact(name: str) -> tuple[nn.Module, Any]:
+    """Half of every group closed and gone."""
+    plastic, inputs = attached(name)
+    plastic = copy.deepcopy(plastic)
+    for group in plastic.groups:
+        plastic.close(group, range(0, group.size - 1, 2))
+    model = plastic.export().eval()
+    if hasattr(model, "config"):
+        model.config.use_cache = False  # a decoding cache is not the model's answer, and no format holds one
+    return model, inputs
+
+
+def run(model: Any, inputs: Any) -> list[Tensor]:
+    args, kwargs = split_inputs(inputs)
+    with torch.no_grad():
+        return output_tensors(model(*args, **kwargs))
+
+
+def alike(found: list[Tensor], expected: list[Tensor]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_torch_export_and_checkpoint(name: str, tmp_path: Path) -> None:
+    model, inputs = compact(name)
+    expected = run(model, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        loaded = torch.export.load(write_model(model, inputs, tmp_path / "model.pt2", "pt2")).module()
+        alike(run(loaded, inputs), expected)
+    npn.save(tmp_path / "model.npn", model)
+    alike(run(npn.load(tmp_path / "model.npn", ZOO[name].make()).eval(), inputs), expected)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_torchscript_trace(name: str) -> None:
+    model, inputs = compact(name)
+    args, kwargs = split_inputs(inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(
+            Answers(model), args or None, example_kwarg_inputs=kwargs or None, check_trace=False, strict=False
+        )
+        alike(run(traced, inputs), run(model, inputs))
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx(name: str, tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    model, inputs = compact(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        path = write_model(model, inputs, tmp_path / "model.onnx", "onnx")
+    session = runtime.InferenceSession(str(path))
+    args, kwargs = split_inputs(inputs)
+    given = [*args, *kwargs.values()]
+    feed = {slot.name: x.numpy() for slot, x in zip(session.get_inputs(), given, strict=True)}
+    alike([torch.from_numpy(out) for out in session.run(None, feed)], run(model, inputs))
