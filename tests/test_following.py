@@ -113,3 +113,28 @@ def test_closing_a_whole_layer_is_said_aloud_and_leaves_its_likeliest_unit():
     plastic.compact()
     torch.testing.assert_close(model(x), expected)
     assert model[0].weight.shape == (1, 3)
+
+
+def test_inputs_on_another_device():
+    model = nn.Linear(3, 4)
+    with pytest.raises(npn.PlasticityError, match=r"example_inputs are on meta, the model is on cpu; move one"):
+        npn.attach(model, torch.zeros(2, 3, device="meta"))
+
+
+def test_missing_example_inputs():
+    with pytest.raises(
+        npn.PlasticityError, match=r"example_inputs is missing: expected a tensor, a tuple .* or a dict"
+    ):
+        npn.attach(nn.Linear(3, 4), None)
+
+
+def test_nothing_to_resize():
+    message = r"nothing in the model can be resized: weight\[0\]: it is the model's output"
+    with pytest.raises(npn.PlasticityError, match=message):
+        npn.attach(nn.Linear(3, 4), torch.zeros(2, 3))
+
+
+def test_a_budget_out_of_reach():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.raises(npn.PlasticityError, match=r"with one unit left in every group the model still costs 8 of 26"):
+        npn.attach(model, torch.zeros(2, 3), penalty=npn.Budget("params", 5))

@@ -186,7 +186,7 @@ def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: boo
 
     directory = RunDirectory(out)
     if resume and directory.finished:
-        console.print(f"The run in {out} is finished already.", highlight=False)
+        console.print(f"The run in {out} is finished already.", highlight=False, soft_wrap=True)
     else:
         if resume and not directory.unfinished:
             console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False, soft_wrap=True)

@@ -5,10 +5,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from npn.errors import TraceError
-from npn.tracing.capture import capture, model_tensors, raising_line
+from npn.tracing.capture import capture, model_tensors, raising_line, split_inputs
 from npn.tracing.groups import Structure, group_units
 from npn.tracing.walk import walk
 
@@ -24,6 +25,7 @@ def trace_once(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple
     Raises:
         TraceError: the forward pass cannot be followed; names the line.
     """
+    _check_devices(model, example_inputs)
     try:
         return _attempt(model, example_inputs, shapes)
     except TraceError:
@@ -33,6 +35,18 @@ def trace_once(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple
             with contextlib.suppress(Exception), evaluating(model):
                 return _attempt(model, example_inputs, shapes)
         raise TraceError(_explain(error)) from error
+
+
+def _check_devices(model: nn.Module, example_inputs: Any) -> None:
+    """Inputs must lie where a parameter lies; a model on several devices may take them on any of these."""
+    homes = {str(tensor.device) for tensor in model_tensors(model).values()}
+    inputs = {str(leaf.device) for leaf in tree_leaves(split_inputs(example_inputs)) if isinstance(leaf, Tensor)}
+    strange = sorted(inputs - homes)
+    if homes and strange:
+        raise TraceError(
+            f"example_inputs are on {', '.join(strange)}, the model is on {', '.join(sorted(homes))}; "
+            "move one to the other before npn.attach"
+        )
 
 
 def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> Structure:
