@@ -45,7 +45,9 @@ class FakePlastic:
         return SimpleNamespace(changes=changes)
 
     def open(self, group, units, *, grace):
-        self.group(group).gate.probability[units] = 0.95
+        gate = self.group(group).gate
+        gate.probability[units] = 0.95
+        gate.grace[units] = grace
 
     def compact(self, below=1e-3):
         for group in self.groups:
