@@ -15,8 +15,6 @@ from npn.tracing.capture import output_tensors, split_inputs
 
 from .test_zoo import ZOO, attached
 
-ONNX = ("vgg", "resnet_option_a", "unet", "hf_bert", "lstm")  # seconds a model: these stand for the kinds of ops
-
 
 class Answers(nn.Module):
     """A model's tensors as a tuple: TorchScript knows no other containers."""
@@ -77,7 +75,7 @@ def test_torchscript_trace(name: str) -> None:
         alike(run(traced, inputs), run(model, inputs))
 
 
-@pytest.mark.parametrize("name", ONNX)
+@pytest.mark.parametrize("name", ZOO)
 def test_onnx(name: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     model, inputs = compact(name)

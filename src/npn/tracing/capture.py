@@ -125,7 +125,7 @@ def _plain_kernels() -> Iterator[None]:
     try:
         with (
             sdpa_kernel(SDPBackend.MATH),
-            torch.backends.mkldnn.flags(enabled=False),
+            _without_mkldnn(),
             torch.backends.cudnn.flags(enabled=False),
         ):
             yield
@@ -145,6 +145,17 @@ def _announced() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(torch.compiler, name, value)
+
+
+@contextlib.contextmanager
+def _without_mkldnn() -> Iterator[None]:
+    """`torch.backends.mkldnn.flags` would also set TF32, and warn every user that there is none."""
+    before = torch._C._get_mkldnn_enabled()
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(before)
 
 
 @contextlib.contextmanager
