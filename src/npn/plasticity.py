@@ -336,14 +336,10 @@ class Plasticity:
 
     def export(self) -> nn.Module:
         """A plain copy of the model without its closed units and without a trace of npn."""
-        clone = self._bare_copy()
-        closed = {g.name: (~g.gate.mask).nonzero().reshape(-1).tolist() for g in self.groups}
-        apply_plan(clone, plan_removal(self.structure, closed))
-        return clone
-
-    def _bare_copy(self) -> nn.Module:
         clone = copy.deepcopy(self.model, {id(self): None})
         self._hook.unregister(clone)
+        closed = {g.name: (~g.gate.mask).nonzero().reshape(-1).tolist() for g in self.groups}
+        apply_plan(clone, plan_removal(self.structure, closed))
         return clone
 
     def detach(self) -> nn.Module:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import npn
-from npn.errors import ConfigurationError
 from npn.experiments import figures
 from npn.experiments.mnist import mnist
 from npn.experiments.options import Options, stage_lengths
@@ -63,12 +62,9 @@ def defaults(options: Options) -> Options:
 
 def build(options: Options) -> Recipe:
     """Data, model, gates, optimizers and schedule of one run."""
-    if options.mode not in STAGES:
-        raise ConfigurationError(f"mode must be one of {', '.join(map(repr, STAGES))}, got {options.mode!r}")
-    if options.penalty is not None and options.budget is not None:
-        raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
+    mode = options.checked_mode(STAGES)
     assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
-    expand = options.mode == "expand"
+    expand = mode == "expand"
     device = torch.device(options.device or "cpu")
     data = mnist(options.data).to(device)
     model = LeNet5(*(SMALL if expand else FULL)).to(device)
@@ -78,7 +74,7 @@ def build(options: Options) -> Recipe:
     weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
-    pretrain, middle, finetune = stage_lengths(options.epochs, STAGES[options.mode])
+    pretrain, middle, finetune = stage_lengths(options.epochs, STAGES[mode])
     schedule = npn.Schedule(
         npn.Stage("pretrain", pretrain), npn.Stage("plastic", middle, k=options.k), npn.Stage("finetune", finetune)
     )

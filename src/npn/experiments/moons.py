@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import npn
-from npn.errors import ConfigurationError
 from npn.experiments import figures
 from npn.experiments.data import Split, moons
 from npn.experiments.options import Options, stage_lengths
@@ -63,13 +62,10 @@ def defaults(options: Options) -> Options:
 
 def build(options: Options) -> Recipe:
     """Data, model, gates, optimizers and schedule of one run."""
-    if options.mode not in STAGES:
-        raise ConfigurationError(f"mode must be one of {', '.join(map(repr, STAGES))}, got {options.mode!r}")
-    if options.penalty is not None and options.budget is not None:
-        raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
+    mode = options.checked_mode(STAGES)
     assert options.seed is not None and options.k is not None  # defaults() has filled them in
     assert options.estimator is not None and options.function is not None
-    expand = options.mode == "expand"
+    expand = mode == "expand"
     device = torch.device(options.device or "cpu")
     data = moons(options.seed).to(device)
     model = MoonsNet(*(SMALL if expand else FULL)).to(device)
@@ -83,7 +79,7 @@ def build(options: Options) -> Recipe:
     weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
     plastic.track(weights, gates)
-    pretrain, middle, finetune = stage_lengths(options.epochs, STAGES[options.mode])
+    pretrain, middle, finetune = stage_lengths(options.epochs, STAGES[mode])
     schedule = npn.Schedule(
         npn.Stage("pretrain", pretrain), npn.Stage("plastic", middle, k=options.k), npn.Stage("finetune", finetune)
     )

@@ -1,6 +1,6 @@
 """What a user may set for a run, and how a run's settings survive until it is resumed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
@@ -58,6 +58,18 @@ class Options:
                     "leave the option out, or start another run with --out"
                 )
         return saved
+
+    def checked_mode(self, modes: Collection[str]) -> str:
+        """The mode, once it is known to be one of `modes` and the settings do not contradict each other.
+
+        Raises:
+            ConfigurationError: it is not, or both a penalty and a budget are given.
+        """
+        if self.mode is None or self.mode not in modes:
+            raise ConfigurationError(f"mode must be one of {', '.join(map(repr, modes))}, got {self.mode!r}")
+        if self.penalty is not None and self.budget is not None:
+            raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
+        return self.mode
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""

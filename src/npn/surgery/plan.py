@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.tracing import Structure
+from npn.tracing import Group, Structure
 from npn.tracing.resize import without
 
 NEW = -1
@@ -106,7 +106,7 @@ def _attributes(before: Structure, after: Structure) -> tuple[tuple[str, str, in
     )
 
 
-def _group(structure: Structure, name: str):  # type: ignore[no-untyped-def]
+def _group(structure: Structure, name: str) -> Group:
     for group in structure.groups:
         if group.name == name:
             return group
