@@ -10,7 +10,7 @@ from npn.masks import Readers
 
 
 def readers_of(plastic):
-    return Readers(plastic.model, [g.traced for g in plastic.groups])
+    return Readers(plastic.model, plastic.structure)
 
 
 def test_expand_shapes_and_places(tiny):

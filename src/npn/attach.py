@@ -13,6 +13,7 @@ from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
+from npn.surgery import with_columns
 from npn.tracing import Frozen, Structure, trace
 
 
@@ -25,6 +26,7 @@ def attach(
     penalty: CostTerm | None = None,
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
+    columns: str | Iterable[str] | None = None,
     masks: str = "batch",
 ) -> Plasticity:
     """Give a model gates on every unit that can be resized.
@@ -39,6 +41,9 @@ def attach(
         function: gate function g, "sigmoid", "hard_sigmoid" or "shifted_sigmoid".
         penalty: what size costs; `Penalty(cost="params", weight=1e-6)` if not given.
         only, skip: patterns of group names that get gates, or do not.
+        columns: patterns of names of layers (linear, convolution) whose single input columns get gates, too, in a
+            group `<layer>.columns`: where one unit feeds several, as a channel does after flattening, some may go and
+            the others stay. The compact model then selects the layer's inputs by index.
         masks: "batch" draws one mask per step, "example" one per example.
 
     Returns:
@@ -64,7 +69,8 @@ def attach(
     if any(isinstance(getattr(hook, "__self__", None), MaskedCall) for hook in model._forward_pre_hooks.values()):
         raise ConfigurationError("the model has plasticity already; call detach() on its handle before attaching anew")
     structure = select(trace(model, example_inputs), only, skip)
-    if not structure.groups:
+    structure = with_columns(model, example_inputs, structure, _patterns(columns) or ())
+    if not structure.parts:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
         raise TraceError(f"nothing in the model can be resized: {reasons}")
     return Plasticity(model, example_inputs, structure, estimator, gate_function(function), penalty, masks)

@@ -3,18 +3,18 @@
 import copy
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
-from npn.surgery.apply import set_data
+from npn.surgery import bake, choices, input_dim, set_data, set_select
 from npn.tracing import Structure
 from npn.tracing.capture import model_tensors
 
@@ -62,12 +62,13 @@ def save(
         "version": VERSION,
         "model": dict(model.state_dict()),
         "attributes": _integers(model),
+        "selects": [path for path, module in model.named_modules() if _is_baked(module)],
         "extra": dict(extra or {}),
         "stateful": {name: thing.state_dict() for name, thing in stateful.items()},
     }
     if isinstance(target, Plasticity):
         content["plastic"] = target.state_dict()
-        content["groups"] = _pack(target)
+        content["groups"], content["columns"] = _pack(target), _pack_columns(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
         content["rng"] = _rng_state()
     path = Path(path)
@@ -105,7 +106,10 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     """
     content = _read(path)
     model = target.model if isinstance(target, Plasticity) else target
-    tensors = _matching(path, model, content["model"])
+    chosen = _chosen(path, model, content)
+    tensors = _matching(
+        path, model, {k: v for k, v in content["model"].items() if k.removesuffix(".columns") not in chosen}
+    )
     kept = set(content["stateful"])
     if set(stateful) - kept or (isinstance(target, Plasticity) and set(stateful) != kept):
         raise CheckpointError(
@@ -117,6 +121,8 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
         with torch.no_grad():
             _put(model, tensors, content["attributes"])
             target.adopt(structure, {name: len(g["logits"]) for name, g in content["plastic"]["gates"].items()})
+            for layer, index in choices(structure).items():
+                set_select(model.get_submodule(layer), index)
         target.load_state_dict(content["plastic"])
         for optimizer, (_, state) in zip(target.optimizers, content["optimizers"], strict=True):
             optimizer.load_state_dict(state)
@@ -124,7 +130,8 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     else:
         with torch.no_grad():
             _put(model, tensors, content["attributes"])
-            _mute(model, content.get("groups", ()))
+            _mute(model, content)
+            bake(model, chosen)
     for name, thing in stateful.items():
         thing.load_state_dict(content["stateful"][name])
     return target
@@ -201,6 +208,42 @@ def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
     return {path: values for path, values in found.items() if values}
 
 
+def _is_baked(module: nn.Module) -> bool:
+    return isinstance(module, fx.GraphModule) and "columns" in module._buffers
+
+
+def _chosen(path: Any, model: nn.Module, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Layers of a plain model that are to select their inputs, as those of the checkpoint do."""
+    chosen = {layer: content["model"][f"{layer}.columns"] for layer in content.get("selects", ())}
+    for entry in content.get("columns", ()):
+        if len(entry["kept"]) < entry["full"]:
+            chosen[entry["tensor"].rpartition(".")[0]] = entry["kept"]
+    modules = dict(model.named_modules())
+    chosen = {layer: index for layer, index in chosen.items() if not _is_baked(modules.get(layer, model))}
+    for layer in chosen:
+        if layer not in modules or input_dim(modules[layer]) is None:
+            raise CheckpointError(
+                f"{path} has a linear or convolution layer {layer!r} that selects its inputs, the model has none "
+                "there; nothing was loaded"
+            )
+    return chosen
+
+
+def _pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
+    structure = plastic.structure
+    return [
+        {
+            "name": columns.name,
+            "closed": (~plastic.group(columns.name).gate.mask).nonzero().reshape(-1).cpu(),
+            "tensor": columns.tensor,
+            "axis": columns.axis,
+            "kept": columns.kept,
+            "full": structure.shapes[columns.tensor][columns.axis],
+        }
+        for columns in structure.columns
+    ]
+
+
 def _pack(plastic: Plasticity) -> list[dict[str, Any]]:
     return [
         {
@@ -209,17 +252,24 @@ def _pack(plastic: Plasticity) -> list[dict[str, Any]]:
             "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
         }
         for group in plastic.groups
+        if group.grows
     ]
 
 
-def _mute(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> None:
+def _mute(model: nn.Module, content: Mapping[str, Any]) -> None:
     """Without gates, a closed unit is one that no weight reads."""
     tensors = model_tensors(model)
-    for group in groups:
+    columns = {(entry["tensor"], entry["axis"]): entry for entry in content.get("columns", ())}
+    muted = [(key, entry["closed"]) for key, entry in columns.items()]
+    for group in content.get("groups", ()):
         for slot in group["slots"]:
             if slot["reads"]:
-                tensor = tensors[slot["tensor"]]
-                tensor.index_fill_(slot["axis"], slot["index"][group["closed"]].reshape(-1).to(tensor.device), 0)
+                key, positions = (slot["tensor"], slot["axis"]), slot["index"][group["closed"]].reshape(-1)
+                if key in columns:  # positions on the full axis; of these, some are there
+                    positions = torch.isin(columns[key]["kept"], positions).nonzero().reshape(-1)
+                muted.append((key, positions))
+    for (name, axis), positions in muted:
+        tensors[name].index_fill_(axis, positions.to(tensors[name].device), 0)
 
 
 def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> Structure:
@@ -235,10 +285,11 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
         raise CheckpointError(
             f"{path} has gates of {function}, these are {plastic.function!r}; attach with the same function"
         )
-    names = [g.name for g in plastic.structure.groups]
-    if names != [g["name"] for g in content["groups"]]:
+    names = [part.name for part in plastic.structure.parts]
+    saved_names = [part["name"] for part in (*content["groups"], *content.get("columns", ()))]
+    if names != saved_names:
         raise CheckpointError(
-            f"{path} has groups {[g['name'] for g in content['groups']]}, the model has {names}; "
+            f"{path} has groups {saved_names}, the model has {names}; "
             "attach it with the same options. Nothing was loaded"
         )
     for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
@@ -261,7 +312,12 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
         groups.append(replace(group, size=len(slots[0].index), slots=slots))
     saved_shapes = {name: tuple(t.shape) for name, t in content["model"].items() if isinstance(t, Tensor)}
     shapes = {name: saved_shapes.get(name, shape) for name, shape in plastic.structure.shapes.items()}
-    return replace(plastic.structure, groups=tuple(groups), shapes=shapes)
+    columns = []
+    for part, saved in zip(plastic.structure.columns, content.get("columns", ()), strict=True):
+        columns.append(replace(part, kept=saved["kept"]))
+        shape = shapes[part.tensor]
+        shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
+    return replace(plastic.structure, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
 
 
 def _rng_state() -> dict[str, Any]:

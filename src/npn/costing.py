@@ -36,13 +36,21 @@ class CostModel:
         for name in names:
             for axis, size in enumerate(structure.shapes[name]):
                 self.constant[row[name], axis] = size
+        single = {part.key for part in structure.columns}
+        for part in structure.columns:  # of the full axis, these; each counts where its unit is open, too
+            g = position[part.name]
+            self.sizes[g] = part.size
+            self.counts[row[part.tensor], part.axis, g] = 1
+            self.constant[row[part.tensor], part.axis] = 0
+            shape = structure.shapes[part.tensor]
+            self.fan_out[g] = torch.Size(shape).numel() / shape[part.axis]
         for group in structure.groups:
             if group.name not in position:
                 continue
             g = position[group.name]
             self.sizes[g] = group.size
             for slot in group.slots:
-                if slot.tensor in row:
+                if slot.tensor in row and slot.key not in single:
                     each = slot.index.shape[1]
                     self.counts[row[slot.tensor], slot.axis, g] += each
                     self.constant[row[slot.tensor], slot.axis] -= each * group.size
@@ -81,7 +89,7 @@ class CostModel:
 
         Args:
             kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it).
-            probability: (units,) of all gated groups, in order.
+            probability: (units,) of all gated groups, in order; of columns the effective one.
             sums: (groups,) their sums.
             of_group: (units,) group number of each unit.
             weights: group name -> factor, for "layerwise".

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from npn import functional
 from npn.errors import ConfigurationError, NonFiniteLossError
+from npn.feeding import effective
 from npn.randomness import Randomness
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class ExampleMasks(TorchFunctionMode):
     def __init__(self, plastic: "Plasticity", mask: Callable[[int], Tensor]) -> None:
         super().__init__()
         readers = plastic.readers
+        self.feeder = readers.feeder
         pieces = iter(readers.index.split(readers.sizes))
         self.columns = {
             id(p): {a: next(pieces) for a in axes} for p, axes in zip(readers.parameters, readers.axes, strict=True)
@@ -63,7 +65,8 @@ class ExampleMasks(TorchFunctionMode):
                 f"masks are drawn for {len(self.mask)} examples, but a layer got a batch of {x.shape[0]}; "
                 'masks="example" needs one batch size throughout'
             )
-        padded = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        mask = effective(self.mask, self.feeder)
+        padded = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         factor = padded.index_select(1, columns).to(x.dtype)
         if func is F.linear:
             return factor.view(len(factor), *[1] * (x.dim() - 2), -1)

@@ -272,7 +272,8 @@ class Growth:
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
         names = [group.name for group in plastic.groups]
         chosen = match_patterns(dict.fromkeys(self.only, True), names, "only")
-        return [group for group in plastic.groups if group.name in chosen]
+        grows = [group for group in plastic.groups if getattr(group, "grows", True)]
+        return [group for group in grows if group.name in chosen]
 
     def _is_full(self, plastic: Growable[Any], limits: Mapping[str, int]) -> bool:
         """Stopping rule (b)."""

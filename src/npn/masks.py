@@ -7,14 +7,15 @@ and recurrent layers read the same parameter.
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from npn.tracing import Group
+from npn.feeding import chain, effective, feeders
+from npn.tracing import Structure
 from npn.tracing.capture import model_tensors
 
 
@@ -23,21 +24,25 @@ class Readers:
 
     Args:
         model: the model.
-        groups: its gated groups; unit numbers run through them in this order.
+        structure: its units; gates are numbered through all groups, then through all columns.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group]) -> None:
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
         tensors = model_tensors(model)
-        self.units = sum(group.size for group in groups)
+        self.units = sum(part.size for part in structure.parts)
+        single = {part.key for part in structure.columns}
         columns: dict[str, dict[int, Tensor]] = {}
         start = 0
-        for group in groups:
+        for group in structure.groups:
             for slot in group.slots:
-                if slot.reads:
+                if slot.reads and slot.key not in single:
                     size = tensors[slot.tensor].shape[slot.axis]
                     owner = columns.setdefault(slot.tensor, {}).setdefault(slot.axis, torch.full((size,), self.units))
                     owner[slot.index] = torch.arange(start, start + group.size)[:, None]
             start += group.size
+        for part in structure.columns:
+            columns.setdefault(part.tensor, {})[part.axis] = torch.arange(start, start + part.size)
+            start += part.size
         self.names = list(columns)
         self.parameters: list[Tensor] = [tensors[name] for name in columns]
         self._homes = [_home(model, name) for name in columns]
@@ -46,6 +51,10 @@ class Readers:
         pieces = [owner for axes in columns.values() for owner in axes.values()]
         self.sizes = [len(piece) for piece in pieces]
         self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
+        self.feeder = feeders(structure)
+        if self.feeder is not None:
+            self.feeder = self.feeder.to(self.device)
+        self._mask: Tensor | None = None
         self._masks: list[list[Tensor]] | None = None
         self._values: list[Tensor] = []
         self._collected: list[list[Tensor] | None] | None = None
@@ -79,7 +88,7 @@ class Readers:
 
     def expand(self, mask: Tensor) -> list[list[Tensor]]:
         """From a mask over all units (units,) to one factor per reading axis, shaped to broadcast on the weight."""
-        padded = torch.cat([mask, mask.new_ones(1)])
+        padded = torch.cat([effective(mask, self.feeder), mask.new_ones(1)])
         pieces = iter(padded[self.index].split(self.sizes))
         factors = []
         for parameter, axes in zip(self.parameters, self.axes, strict=True):
@@ -98,7 +107,7 @@ class Readers:
         with torch.inference_mode(False), torch.no_grad():
             masks = self.expand(mask)
             self._swap_in(masks, reuse=True)
-        self._masks = masks
+        self._mask, self._masks = mask, masks
         self._collected = [None] * len(self.parameters) if collect else None
         lent = [(p, p.grad) for p in self.parameters if collect and not p.requires_grad]
         for parameter, _ in lent:  # frozen, but dL/dz comes with its gradient
@@ -116,7 +125,7 @@ class Readers:
 
     def mask_gradient(self) -> Tensor:
         """dL/dz (units,) of the last `applied(collect=True)`: sum over its readers of weight times gradient."""
-        assert self._collected is not None
+        assert self._collected is not None and self._mask is not None
         pieces: list[Tensor] = []
         for i, sums in enumerate(self._collected):
             start = len(pieces)
@@ -128,7 +137,7 @@ class Readers:
         total = torch.zeros(self.units + 1, device=self.device)
         if pieces:
             total.index_add_(0, self.index, torch.cat(pieces))
-        return total[:-1]
+        return chain(total[:-1], self._mask, self.feeder)
 
     def enter_outside(self, masks: list[list[Tensor]]) -> Any:
         """Swap deterministic masks in for a call outside `Plasticity.backward`; returns what `leave_outside` takes.

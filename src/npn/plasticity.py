@@ -14,12 +14,13 @@ from npn import step
 from npn.call import MaskedCall
 from npn.costing import CostModel
 from npn.errors import ConfigurationError
+from npn.feeding import effective, open_sizes
 from npn.functional import GateFunction, keep_probability
 from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup
 from npn.masks import Readers
 from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, resize
-from npn.surgery import apply_plan, check_shapes, plan_growth, plan_removal, set_data
+from npn.surgery import apply_plan, bake, check_shapes, full_length, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
 from npn.tracking import check_optimizers, watch
 
@@ -44,7 +45,7 @@ class Plasticity:
         self.masks = masks
         self.sharpness = Sharpness(function=function)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.groups]
+        self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.parts]
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
         self.optimizers: list[Optimizer] = []
         self.last_checkpoint: str | None = None
@@ -100,8 +101,11 @@ class Plasticity:
         raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
 
     def sizes(self) -> dict[str, int]:
-        """Open units of each group, by the deterministic mask."""
-        return {group.name: int(group.gate.mask.sum()) for group in self.groups}
+        """Open units of each group, by the deterministic mask, and open columns of open units."""
+        return open_sizes(self.structure, self._closed())
+
+    def _closed(self) -> dict[str, list[int]]:
+        return {group.name: (~group.gate.mask).nonzero().reshape(-1).tolist() for group in self.groups}
 
     def weights(self) -> list[nn.Parameter]:
         """Every parameter of the model; no gate among them."""
@@ -189,7 +193,7 @@ class Plasticity:
         if self._readers is None:
             check_shapes(self.model, self.structure)
             self._follow_device()
-            self._readers = Readers(self.model, [group.traced for group in self.groups])
+            self._readers = Readers(self.model, self.structure)
         return self._readers
 
     def _follow_device(self) -> None:
@@ -263,6 +267,7 @@ class Plasticity:
         probability = self.flat_probability()
         if self._grace_left:
             probability = torch.where(self.held(), torch.ones_like(probability), probability)
+        probability = effective(probability, self.readers.feeder)
         costs = self.costs
         assert self._of_group is not None
         sums = probability.new_zeros(len(self.groups)).index_add(0, self._of_group, probability)
@@ -303,10 +308,12 @@ class Plasticity:
         for name, number in wanted.items():
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ConfigurationError(f"{name!r} can grow by a whole number >= 0 of units, got {number!r}")
+            if not self.group(name).grows:
+                raise ConfigurationError(f"{name!r} are input columns, which come with their units: grow those instead")
         wanted = {name: number for name, number in wanted.items() if number}
         if not wanted:
             return resize(self, plan_removal(self.structure, {}))
-        with self.calling():
+        with self.calling(), full_length(self.model):
             larger = grown(self.model, self.example_inputs, self.structure, wanted)
         report = resize(self, plan_growth(self.structure, larger))
         for name, units in report.added.items():
@@ -327,7 +334,7 @@ class Plasticity:
             self._readers.remove()
             self._readers = None
         self.structure = structure
-        for group, traced in zip(self.groups, structure.groups, strict=True):
+        for group, traced in zip(self.groups, structure.parts, strict=True):
             group.traced = traced
         self._cost = None
         self._hook.reset()
@@ -338,14 +345,15 @@ class Plasticity:
         """A plain copy of the model without its closed units and without a trace of npn."""
         clone = copy.deepcopy(self.model, {id(self): None})
         self._hook.unregister(clone)
-        closed = {g.name: (~g.gate.mask).nonzero().reshape(-1).tolist() for g in self.groups}
-        apply_plan(clone, plan_removal(self.structure, closed))
+        apply_plan(clone, plan_removal(self.structure, self._closed()))
+        bake(clone)
         return clone
 
     def detach(self) -> nn.Module:
         """Take the gates off; the model is as it was, closed units still there."""
         self.readers.remove()
         self._hook.unregister(self.model)
+        bake(self.model)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class ResizeReport:
 
 def report(plan: Plan, before: int, after: int) -> ResizeReport:
     """What a plan changed, given the number of parameters before and after."""
-    sizes = {group.name: group.size for group in plan.before.groups}
+    sizes = {group.name: group.size for group in plan.before.parts}
     removed: dict[str, tuple[int, ...]] = {}
     added: dict[str, tuple[int, ...]] = {}
     for name, source in plan.units.items():

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn.surgery.columns import NEW
 from npn.surgery.fill import fresh
 from npn.surgery.optimizer import gather, moved_state
-from npn.surgery.plan import NEW, Plan
+from npn.surgery.plan import Plan
+from npn.surgery.select import choices, hook_of, set_select
 from npn.surgery.verify import check_shapes
 from npn.tracing.capture import model_tensors
 
@@ -52,6 +54,8 @@ def apply_plan(
             before = getattr(module, name)
             object.__setattr__(module, name, before + delta)
             done.append(partial(object.__setattr__, module, name, before))
+        for path, index in choices(plan.after).items():
+            done.append(_select(model.get_submodule(path), index))
         check_shapes(model, plan.after)
     except BaseException:
         for undo in reversed(done):
@@ -134,6 +138,13 @@ def _replace(tensor: Tensor, value: Tensor) -> Edit:
     return edit
 
 
+def _select(module: nn.Module, index: Tensor | None) -> Callable[[], None]:
+    found = hook_of(module)
+    before = found[1].index if found is not None else None
+    set_select(module, index)
+    return partial(set_select, module, before)
+
+
 def set_data(tensor: Tensor, value: Tensor) -> None:
     """Replace `.data`, and with it autograd's cached accumulator, which remembers the old shape.
 
@@ -177,6 +188,7 @@ def described_sizes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, 
     """Changes of `out_features`, `in_channels`, `num_features`, ... that follow from the plan."""
     semantic = {(path, name) for path, name, _ in plan.attributes}
     changes: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
+    before = plan.before.physical()
     for tensor, sources in plan.sources.items():
         path, _, leaf = tensor.rpartition(".")
         if ".parametrizations." in f".{path}.":
@@ -188,7 +200,7 @@ def described_sizes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, 
             attribute = table.get((leaf, axis))
             if attribute is None or (path, attribute) in semantic:
                 continue
-            delta = len(source) - plan.before.shapes[tensor][axis]
+            delta = len(source) - before[tensor][axis]
             groups = getattr(module, "groups", 1)
             per_group = isinstance(module, nn.modules.conv._ConvNd) and axis == 1
             changes[path, attribute] = (module, attribute, delta * (groups if per_group else 1))

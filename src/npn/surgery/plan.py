@@ -1,16 +1,17 @@
 """What a resize does to every tensor: where each kept entry comes from and which entries are new."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.tracing import Group, Structure
+from npn.surgery.columns import NEW, completed, left, narrowed
+from npn.tracing import Columns, Structure
 from npn.tracing.resize import without
 
-NEW = -1
+Sources = dict[str, dict[int, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Plan:
 
     Attributes:
         before, after: structures.
-        units: for each group that changes, the old unit behind each new one, `NEW` where there is none.
+        units: for each group (and each layer's columns) that changes, the old unit behind each new one, `NEW` where
+            there is none.
         sources: tensor name -> axis -> old position behind each new position, `NEW` where there is none.
         zeroed: tensor name -> axis -> positions that read new units (they start at zero).
         attributes: (module path, attribute, new value).
@@ -34,28 +36,24 @@ class Plan:
 
 
 def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Plan:
-    """Plan to remove units.
+    """Plan to remove units and columns, and what goes with them: see `npn.surgery.columns.completed`.
 
     Args:
-        removed: group name -> unit numbers; at least one unit of each group must stay.
+        removed: name -> numbers; at least one unit of each group must stay.
 
     Raises:
         ResizeError: an unknown group or unit, or nothing would stay.
     """
+    gone = completed(structure, removed)
     units = {}
-    for name, gone in removed.items():
-        group = _group(structure, name)
-        wrong = [u for u in gone if not 0 <= u < group.size]
-        if wrong:
-            raise ResizeError(f"group {name!r} has units 0 to {group.size - 1}, cannot remove {wrong}")
-        stay = [u for u in range(group.size) if u not in set(gone)]
+    for group in structure.groups:
+        stay = sorted(set(range(group.size)) - set(gone.get(group.name, ())))
         if not stay:
-            raise ResizeError(f"cannot remove all {group.size} units of {name!r}: keep at least one")
+            raise ResizeError(f"cannot remove all {group.size} units of {group.name!r}: keep at least one")
         if len(stay) < group.size:
-            units[name] = torch.tensor(stay)
-    after = without(structure, {n: [u for u in range(_group(structure, n).size) if u not in set(s.tolist())]
-                                for n, s in units.items()})  # fmt: skip
-    return make_plan(structure, after, units)
+            units[group.name] = torch.tensor(stay)
+    after = without(structure, {name: gone[name] for name in units})
+    return make_plan(structure, after, units, gone)
 
 
 def plan_growth(before: Structure, after: Structure) -> Plan:
@@ -64,37 +62,73 @@ def plan_growth(before: Structure, after: Structure) -> Plan:
     for old, new in zip(before.groups, after.groups, strict=True):
         if new.size > old.size:
             units[old.name] = torch.cat([torch.arange(old.size), torch.full((new.size - old.size,), NEW)])
-    return make_plan(before, after, units)
+    return make_plan(before, after, units, {})
 
 
-def make_plan(before: Structure, after: Structure, units: Mapping[str, Tensor]) -> Plan:
-    """Sources of every axis on which a changed group lives."""
-    changed = {slot.key for group in before.groups if group.name in units for slot in group.slots}
-    sources: dict[str, dict[int, Tensor]] = {}
-    zeroed: dict[str, dict[int, Tensor]] = {}
-    for key in sorted(changed):
-        name, axis = key
-        old_size, new_size = before.shapes[name][axis], after.shapes[name][axis]
-        source = torch.full((new_size,), NEW)
-        old_free, new_free = torch.ones(old_size, dtype=torch.bool), torch.ones(new_size, dtype=torch.bool)
-        for old, new in zip(before.groups, after.groups, strict=True):
-            for a, b in zip(old.slots, new.slots, strict=True):
-                if a.key != key:
-                    continue
-                behind = units.get(old.name, torch.arange(old.size))
-                kept = behind >= 0
-                source[b.index[kept].reshape(-1)] = a.index[behind[kept]].reshape(-1)
-                old_free[a.index.reshape(-1)] = False
-                new_free[b.index.reshape(-1)] = False
-                if a.reads and not bool(kept.all()):
-                    zeroed.setdefault(name, {})[axis] = torch.cat(
-                        [zeroed.get(name, {}).get(axis, torch.zeros(0, dtype=torch.long)), b.index[~kept].reshape(-1)]
-                    )
-        if int(old_free.sum()) != int(new_free.sum()):
-            raise ResizeError(f"{name}[{axis}] would lose entries that belong to no group; this is a bug in npn")
-        source[new_free] = old_free.nonzero().reshape(-1)
+def make_plan(
+    before: Structure, after: Structure, units: Mapping[str, Tensor], removed: Mapping[str, Sequence[int]]
+) -> Plan:
+    """Sources of every axis on which a changed group lives, columns that go by their own gates left out."""
+    sources: Sources = {}
+    zeroed: Sources = {}
+    for name, axis in sorted({slot.key for group in before.groups if group.name in units for slot in group.slots}):
+        source, zero = _axis(before, after, units, name, axis)
         sources.setdefault(name, {})[axis] = source
-    return Plan(before, after, dict(units), sources, zeroed, _attributes(before, after))
+        if len(zero):
+            zeroed.setdefault(name, {})[axis] = zero
+    units, kept = dict(units), []
+    for columns in before.columns:
+        new = _columns(columns, before, removed, units, sources, zeroed)
+        kept.append(new)
+    after = replace(after, columns=tuple(kept))
+    return Plan(before, after, units, sources, zeroed, _attributes(before, after))
+
+
+def _axis(
+    before: Structure, after: Structure, units: Mapping[str, Tensor], name: str, axis: int
+) -> tuple[Tensor, Tensor]:
+    """Old position behind each new one along one axis, at its full length, and the positions that read new units."""
+    old_size, new_size = before.shapes[name][axis], after.shapes[name][axis]
+    source, zeroed = torch.full((new_size,), NEW), [torch.zeros(0, dtype=torch.long)]
+    old_free, new_free = torch.ones(old_size, dtype=torch.bool), torch.ones(new_size, dtype=torch.bool)
+    for old, new in zip(before.groups, after.groups, strict=True):
+        for a, b in zip(old.slots, new.slots, strict=True):
+            if a.key != (name, axis):
+                continue
+            behind = units.get(old.name, torch.arange(old.size))
+            kept = behind >= 0
+            source[b.index[kept].reshape(-1)] = a.index[behind[kept]].reshape(-1)
+            old_free[a.index.reshape(-1)] = False
+            new_free[b.index.reshape(-1)] = False
+            if a.reads:
+                zeroed.append(b.index[~kept].reshape(-1))
+    if int(old_free.sum()) != int(new_free.sum()):
+        raise ResizeError(f"{name}[{axis}] would lose entries that belong to no group; this is a bug in npn")
+    source[new_free] = old_free.nonzero().reshape(-1)
+    return source, torch.cat(zeroed)
+
+
+def _columns(
+    columns: Columns,
+    before: Structure,
+    removed: Mapping[str, Sequence[int]],
+    units: dict[str, Tensor],
+    sources: Sources,
+    zeroed: Sources,
+) -> Columns:
+    """One layer's columns after the resize; its axis' entries go from the full axis to the columns that exist."""
+    name, axis = columns.key
+    full = sources.get(name, {}).get(axis, torch.arange(before.shapes[name][axis]))
+    new, behind, zero = narrowed(columns, full, left(columns, before, removed))
+    if len(behind) == columns.size and bool((behind == torch.arange(columns.size)).all()):
+        sources.get(name, {}).pop(axis, None)
+        return new
+    units[columns.name] = behind
+    sources.setdefault(name, {})[axis] = behind
+    reads_new = (behind == NEW).nonzero().reshape(-1)
+    if len(zero) or len(reads_new):
+        zeroed.setdefault(name, {})[axis] = torch.cat([zero, reads_new])
+    return new
 
 
 def _attributes(before: Structure, after: Structure) -> tuple[tuple[str, str, int], ...]:
@@ -104,11 +138,3 @@ def _attributes(before: Structure, after: Structure) -> tuple[tuple[str, str, in
         for path, name, each in old.attributes
         if new.size != old.size
     )
-
-
-def _group(structure: Structure, name: str) -> Group:
-    for group in structure.groups:
-        if group.name == name:
-            return group
-    known = ", ".join(g.name for g in structure.groups)
-    raise ResizeError(f"no group {name!r}; the model has: {known}")

@@ -13,8 +13,9 @@ def check_shapes(model: nn.Module, structure: Structure) -> None:
     Raises:
         ResizeError: naming the first that has not.
     """
+    shapes = structure.physical()
     for name, tensor in model_tensors(model).items():
-        expected = structure.shapes.get(name)
+        expected = shapes.get(name)
         if expected is None or tuple(tensor.shape) != expected:
             raise ResizeError(
                 f"{name} has shape {tuple(tensor.shape)} where {expected} was planned; was the model changed by hand "

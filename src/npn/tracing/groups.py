@@ -51,6 +51,45 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Single input columns of one layer, each with a gate of its own.
+
+    The axis counts in `Structure.shapes` at the full length that its producers give it; of that, these are there.
+
+    Attributes:
+        name: module that reads them, and ".columns".
+        tensor: name of the layer's weight.
+        axis: the axis of its inputs.
+        kept: int64 (columns,), positions on the full axis of the columns that physically exist, ascending.
+    """
+
+    name: str
+    tensor: str
+    axis: int
+    kept: Tensor
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Tensor and axis."""
+        return (self.tensor, self.axis)
+
+    @property
+    def path(self) -> str:
+        """Path of the layer."""
+        return self.tensor.rpartition(".")[0]
+
+    @property
+    def size(self) -> int:
+        """Number of columns that physically exist."""
+        return len(self.kept)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """The one place where they live, as for a group whose every unit has one entry."""
+        return (Slot(self.tensor, self.axis, self.kept[:, None], reads=True),)
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A dimension that keeps its size, and why.
 
@@ -78,6 +117,7 @@ class Structure:
         positions: times that each element of a weight is used in one forward pass, by tensor name.
         fingerprint: ops and float constants of the graph.
         outputs: shapes of the model's outputs.
+        columns: input columns with gates of their own.
     """
 
     groups: tuple[Group, ...]
@@ -86,6 +126,20 @@ class Structure:
     positions: Mapping[str, float] = field(repr=False)
     fingerprint: tuple[str, ...] = field(repr=False)
     outputs: tuple[tuple[int, ...], ...] = field(repr=False)
+    columns: tuple[Columns, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Group | Columns, ...]:
+        """Groups, then columns: all that has gates."""
+        return (*self.groups, *self.columns)
+
+    def physical(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the tensors as they are in memory, without the columns that are gone."""
+        shapes = dict(self.shapes)
+        for columns in self.columns:
+            shape = shapes[columns.tensor]
+            shapes[columns.tensor] = (*shape[: columns.axis], columns.size, *shape[columns.axis + 1 :])
+        return shapes
 
 
 def group_units(

@@ -1,0 +1,94 @@
+"""Single input columns of a layer: what a resize does to them, and the index-select that feeds those that are left."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from npn.errors import ResizeError
+from npn.tracing import Columns, Group, Structure
+
+NEW = -1  # no old entry stands behind a new one
+
+
+def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """What goes when these units and columns go: a unit that nothing reads any more, and a unit's columns.
+
+    A unit whose every reader has gates on its columns goes with the last of them. The columns of a unit that goes are
+    not listed, they go by themselves. One unit of each group stays: the first that was not asked to go.
+
+    Args:
+        removed: name of a group or of columns -> numbers.
+
+    Raises:
+        ResizeError: an unknown name or number.
+    """
+    _check(structure, removed)
+    done = {name: sorted(set(numbers)) for name, numbers in removed.items() if len(numbers)}
+    by_key = {columns.key: columns for columns in structure.columns}
+    for group in structure.groups if by_key else ():
+        readers = [slot for slot in group.slots if slot.reads]
+        if not all(slot.key in by_key for slot in readers):
+            continue
+        read = torch.zeros(group.size, dtype=torch.bool)
+        for slot in readers:
+            read |= left(by_key[slot.key], structure, removed)[slot.index].any(1)
+        asked = set(done.get(group.name, ()))
+        unread = [unit for unit in (~read).nonzero().reshape(-1).tolist() if unit not in asked]
+        if len(unread) + len(asked) == group.size:
+            unread = unread[1:]
+        if unread:
+            done[group.name] = sorted(asked | set(unread))
+    return done
+
+
+def left(columns: Columns, structure: Structure, removed: Mapping[str, Sequence[int]]) -> Tensor:
+    """bool (full length,): positions that are still there once columns have gone by their own gates."""
+    there = torch.zeros(structure.shapes[columns.tensor][columns.axis], dtype=torch.bool)
+    there[columns.kept] = True
+    there[columns.kept[list(removed.get(columns.name, ()))]] = False
+    return there
+
+
+def narrowed(columns: Columns, source: Tensor, there: Tensor) -> tuple[Columns, Tensor, Tensor]:
+    """Columns after a resize of the full axis.
+
+    Args:
+        source: (new length,) old position behind each new position of the full axis, `NEW` where there is none.
+        there: bool (old length,), see `left`.
+
+    Returns:
+        The columns at their new positions, the old column behind each of them, and the columns that must read zero:
+        where none is left a closed one stays, since a layer has to read something.
+    """
+    fresh = source == NEW
+    survives = fresh | there[source.clamp(min=0)]
+    must_be_zero = torch.zeros(0, dtype=torch.long)
+    if not bool(survives.any()):
+        existed = torch.zeros_like(there)
+        existed[columns.kept] = True
+        candidates = existed[source].nonzero().reshape(-1)
+        if not len(candidates):
+            raise ResizeError(
+                f"nothing would be left of {columns.name!r}: every unit that stays has lost its columns before. Keep "
+                "another unit"
+            )
+        survives[candidates[0]] = True
+        must_be_zero = torch.zeros(1, dtype=torch.long)
+    kept = survives.nonzero().reshape(-1)
+    rank = torch.full((len(there),), NEW)
+    rank[columns.kept] = torch.arange(columns.size)
+    behind = torch.where(fresh[kept], NEW, rank[source[kept].clamp(min=0)])
+    return replace(columns, kept=kept), behind, must_be_zero
+
+
+def _check(structure: Structure, removed: Mapping[str, Sequence[int]]) -> None:
+    named: dict[str, Group | Columns] = {part.name: part for part in structure.parts}
+    for name, numbers in removed.items():
+        if name not in named:
+            raise ResizeError(f"no group {name!r}; the model has: {', '.join(named)}")
+        size = named[name].size
+        wrong = [number for number in numbers if not 0 <= number < size]
+        if wrong:
+            raise ResizeError(f"group {name!r} has units 0 to {size - 1}, cannot remove {wrong}")

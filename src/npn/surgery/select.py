@@ -1,0 +1,191 @@
+"""The index-select before a layer that has lost input columns: a hook while it trains, plain PyTorch when it leaves."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from npn.errors import ConfigurationError
+from npn.tracing import Columns, Structure
+from npn.tracing.capture import capture
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
+
+
+class Select:
+    """Forward pre-hook of a layer: of its input, only these columns.
+
+    Attributes:
+        index: int64 (columns,).
+        dim: of the input.
+        aside: do nothing, while the model is traced at full length.
+    """
+
+    def __init__(self, index: Tensor, dim: int) -> None:
+        self.index, self.dim, self.aside = index, dim, False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The layer's arguments, its input narrowed."""
+        if self.aside:
+            return None
+        x = args[0] if args else kwargs["input"]
+        if self.index.device != x.device:
+            self.index = self.index.to(x.device)
+        x = x.index_select(self.dim, self.index)
+        return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
+
+
+def input_dim(module: nn.Module) -> int | None:
+    """The dimension of a layer's input that its columns are on; None where it cannot have gates on columns."""
+    if type(module) is nn.Linear:
+        return -1
+    if type(module) in _CONVOLUTIONS and module.groups == 1 and module.padding_mode == "zeros":
+        return 1
+    return None
+
+
+def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:
+    """The structure with gates on the input columns of the layers that match.
+
+    Raises:
+        ConfigurationError: a pattern matches no layer, or a layer's weight is read other than by calling the layer.
+    """
+    layers = [path for path, module in model.named_modules() if input_dim(module) is not None]
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in layers):
+            known = ", ".join(layers) or "none"
+            raise ConfigurationError(
+                f"columns={pattern!r} matches no layer whose inputs can be selected; the model has: {known}"
+            )
+    columns = []
+    for path in layers:
+        if any(fnmatchcase(path, pattern) for pattern in patterns):
+            tensor = f"{path}.weight"
+            if not path or tensor not in structure.shapes or not _narrows(model, example_inputs, structure, tensor):
+                raise ConfigurationError(
+                    f"the inputs of {path or 'the model'!r} cannot be selected: its weight must be its own and read "
+                    "by calling the layer, in a model that is more than this layer; leave it out of columns="
+                )
+            columns.append(Columns(f"{path}.columns", tensor, 1, torch.arange(structure.shapes[tensor][1])))
+    return replace(structure, columns=tuple(columns))
+
+
+def _narrows(model: nn.Module, example_inputs: Any, structure: Structure, tensor: str) -> bool:
+    """Whether the model works, on fake tensors, when one layer selects all but one of its columns."""
+    rows, columns, *kernel = structure.shapes[tensor]
+    module = model.get_submodule(tensor.removesuffix(".weight"))
+    set_select(module, torch.arange(columns - 1))
+    try:
+        shapes = {tensor: (rows, columns - 1, *kernel)}
+        return columns > 1 and capture(model, example_inputs, shapes).outputs == structure.outputs
+    except Exception:
+        return False
+    finally:
+        set_select(module, None)
+
+
+def hook_of(module: nn.Module) -> tuple[int, Select] | None:
+    """A layer's `Select`, with its number among the hooks."""
+    for number, hook in module._forward_pre_hooks.items():
+        if isinstance(hook, Select):
+            return number, hook
+    return None
+
+
+def set_select(module: nn.Module, index: Tensor | None) -> None:
+    """Give a layer the columns that it reads; None for all."""
+    found = hook_of(module)
+    if found is not None:
+        module._forward_pre_hooks.pop(found[0])
+        module._forward_pre_hooks_with_kwargs.pop(found[0])
+    if index is not None:
+        dim = input_dim(module)
+        assert dim is not None
+        module.register_forward_pre_hook(Select(index, dim), with_kwargs=True)
+
+
+def choices(structure: Structure) -> dict[str, Tensor | None]:
+    """Path of each layer with gates on its columns -> positions on the full axis that it reads, None for all."""
+    return {
+        columns.path: columns.kept if columns.size < structure.shapes[columns.tensor][columns.axis] else None
+        for columns in structure.columns
+    }
+
+
+@contextlib.contextmanager
+def full_length(model: nn.Module) -> Iterator[None]:
+    """Layers take their inputs whole inside, as tracing at full length wants."""
+    hooks = [found[1] for module in model.modules() if (found := hook_of(module)) is not None]
+    for hook in hooks:
+        hook.aside = True
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.aside = False
+
+
+def bake(model: nn.Module, chosen: Mapping[str, Tensor | None] | None = None) -> None:
+    """Replace every layer that selects by one that does so without npn.
+
+    It is a `torch.fx.GraphModule`: same parameters under the same names, and the buffer `columns`.
+
+    Args:
+        model: changed in place.
+        chosen: path of a layer -> columns, instead of those of its hook.
+
+    Raises:
+        ConfigurationError: the model itself is such a layer, so there is no module to replace it in.
+    """
+    if chosen is None:
+        hooks = {path: hook_of(module) for path, module in model.named_modules()}
+        chosen = {path: found[1].index for path, found in hooks.items() if found is not None}
+    for path, index in chosen.items():
+        if index is None:
+            continue
+        if not path:
+            raise ConfigurationError(
+                "a model that is a single layer cannot select its own inputs; put it into nn.Sequential"
+            )
+        module = model.get_submodule(path)
+        assert isinstance(module, nn.Linear | _ConvNd)
+        set_select(module, None)
+        parent, _, leaf = path.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, _plain(module, index))
+
+
+def _plain(module: nn.Linear | _ConvNd, index: Tensor) -> fx.GraphModule:
+    dim = input_dim(module)
+    assert dim is not None
+    root = nn.Module()
+    root.register_buffer("columns", index.to(module.weight.device))
+    for name, parameter in module.named_parameters(recurse=False):
+        root.register_parameter(name, parameter)
+    graph = fx.Graph()
+    narrow = graph.call_function(torch.index_select, (graph.placeholder("input"), dim, graph.get_attr("columns")))
+    weight, bias = (graph.get_attr(n) if getattr(module, n) is not None else None for n in ("weight", "bias"))
+    if isinstance(module, nn.Linear):
+        graph.output(graph.call_function(F.linear, (narrow, weight, bias)))
+    else:
+        options: Any = (module.stride, module.padding, module.dilation)
+        graph.output(graph.call_function(_CONVOLUTIONS[type(module)], (narrow, weight, bias, *options)))
+    plain = fx.GraphModule(root, graph)
+    plain.train(module.training)
+    for kind in _HOOKS:
+        setattr(plain, kind, getattr(module, kind))
+    return plain
