@@ -237,12 +237,10 @@ def test_gradient_with_respect_to_every_gate(estimator: str, masks: str) -> None
     (features * weight * effective(gates, plastic.readers.feeder)[2:]).sum(1).mean().backward()
     exact = gates.grad * gates.detach() * (1 - gates.detach())
     total, draws = torch.zeros(6), 800
-    reduce = "sum" if masks == "batch" else "none"
     for _ in range(draws):
         for logits in plastic.logits():
             logits.grad = None
-        out = lambda: model(x)[:, 0]  # noqa: E731
-        plastic.backward(lambda: out().mean() if reduce == "sum" else out())
+        plastic.backward(lambda: model(x)[:, 0].mean() if masks == "batch" else model(x)[:, 0])
         total += torch.cat([logits.grad for logits in plastic.logits()])
     assert torch.allclose(total / draws, exact, atol=0.25 * float(exact.abs().max()))
     cosine = F.cosine_similarity(total, exact, dim=0)
@@ -271,7 +269,7 @@ def test_export_formats_know_the_selection(tmp_path: object) -> None:
 
 
 def test_an_exported_model_can_be_attached_again() -> None:
-    model, x, plastic = make()
+    _, x, plastic = make()
     plastic.close("fc.columns", [0, 3, 9, 10])
     small = plastic.export().eval()
     again = npn.attach(small, x)
@@ -362,15 +360,15 @@ def test_convolutions_select_channels() -> None:
 
 
 def test_growth_leaves_columns_to_their_units() -> None:
-    model, x, plastic = make()
+    _, _, plastic = make()
     growth = npn.Growth(units=1, grace=5)
     report = growth.step(1.0, plastic)
     assert report is not None and report.changes == {"conv": (4, 5), "fc": (5, 6), "fc.columns": (16, 20)}
 
 
 def test_errors() -> None:
-    model, x, plastic = make()
-    with pytest.raises(ConfigurationError, match="'fc.columns' are input columns, which come with their units: gr"):
+    _, x, plastic = make()
+    with pytest.raises(ConfigurationError, match=r"'fc\.columns' are input columns, which come with their units: gr"):
         plastic.grow({"fc.columns": 1})
     with pytest.raises(ConfigurationError, match="columns='nothing' matches no layer whose inputs can be selected"):
         npn.attach(Net(), x, columns="nothing")

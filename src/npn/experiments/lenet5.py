@@ -18,13 +18,14 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
 SMALL = (3, 3, 3)
-STAGES = {"sparsify": (4, 20, 16), "expand": (4, 30, 16)}
+PLAIN = (8, 10, 18)  # in this proportion are the plain nets that are trained from scratch for comparison
+STAGES = {"sparsify": (3, 17, 30), "expand": (3, 17, 30), "dense": (50,), "scratch": (50,)}
 PAPER_STAGES = (100, 250, 150)
-BUDGET = {"sparsify": 5320.0, "expand": 2304.0}  # the paper's Table I
+BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
 BATCH_SIZE = 128
-LEARNING_RATE, WEIGHT_DECAY, WARMUP = 2e-3, 1e-2, 200
+LEARNING_RATE, WEIGHT_DECAY, WARMUP = 3e-3, 0.2, 200
 GATE_LEARNING_RATE = 3e-3
-BUDGET_RATE = 0.002
+BUDGET_RATE = 0.005
 COMPACT_BELOW = 1e-2
 
 
@@ -64,41 +65,49 @@ def build(options: Options) -> Recipe:
     """Data, model, gates, optimizers and schedule of one run."""
     mode = options.checked_mode(STAGES)
     assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
-    expand = mode == "expand"
     device = torch.device(options.device or "cpu")
     data = mnist(options.data).to(device)
-    model = LeNet5(*(SMALL if expand else FULL)).to(device)
+    widths = {"expand": SMALL, "scratch": plain_widths(options.budget or math.inf)}.get(mode, FULL)
+    model = LeNet5(*widths).to(device)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
     plastic = npn.attach(
-        model, data.train.x[:2], estimator=options.estimator, function=options.function, penalty=_penalty(options)
+        model,
+        data.train.x[:2],
+        estimator=options.estimator,
+        function=options.function,
+        penalty=_penalty(options),
+        columns="fc1",
     )
-    weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
+    weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
-    pretrain, middle, finetune = stage_lengths(options.epochs, STAGES[mode])
-    schedule = npn.Schedule(
-        npn.Stage("pretrain", pretrain), npn.Stage("plastic", middle, k=options.k), npn.Stage("finetune", finetune)
-    )
+    lengths = stage_lengths(options.epochs, STAGES[mode])
+    names = ("pretrain", "plastic", "finetune") if len(lengths) == 3 else ("train",)
+    stages = [
+        npn.Stage(name, length, k=options.k if name == "plastic" else math.inf)
+        for name, length in zip(names, lengths, strict=True)
+    ]
     batches = math.ceil(len(data.train) / BATCH_SIZE)
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
-        """Linear warm-up at the very beginning, half a cosine down in fine-tuning."""
-        rate = LEARNING_RATE
-        if stage.name == "finetune":
-            rate *= 0.5 * (1 + math.cos(math.pi * (position + batch / batches) / stage.epochs))
-        elif stage.name == "pretrain":
-            rate *= min(1.0, (position * batches + batch + 1) / min(WARMUP, batches))
+        """Linear warm-up at the very beginning, half a cosine down in the last stage."""
+        rate, done = LEARNING_RATE, position * batches + batch
+        if stage.name == names[0]:
+            rate *= min(1.0, (done + 1) / min(WARMUP, batches))
+        if stage.name == names[-1]:
+            rate *= 0.5 * (1 + math.cos(math.pi * done / (batches * stage.epochs)))
         for group in weights.param_groups:
             group["lr"] = rate
 
     return Recipe(
         plastic=plastic,
-        schedule=schedule,
+        schedule=npn.Schedule(*stages),
         weights=weights,
         gates=gates,
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(batches) if expand else None,
+        growth=_growth(batches) if mode == "expand" else None,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
@@ -115,7 +124,7 @@ def _growth(batches: int) -> npn.Growth:
 
 
 def _penalty(options: Options) -> npn.Penalty | npn.Budget:
-    if options.budget is None:
+    if options.budget is None or options.mode == "scratch":
         return npn.Penalty(cost="params", weight=options.penalty or 0.0)
     target = options.budget if options.budget <= 1 else int(options.budget)
     return npn.Budget(cost="params", target=target, rate=BUDGET_RATE)
@@ -124,14 +133,35 @@ def _penalty(options: Options) -> npn.Penalty | npn.Budget:
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:
     """Size by open units: `params` are weights without biases, as the paper counts; `params_with_biases` are all."""
     sizes = plastic.sizes()
-    first, second, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1"))
-    weights = 25 * first + 25 * first * second + 16 * second * hidden + 10 * hidden
-    total = weights + first + second + hidden + 10
+    first, second, features, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1.columns", "fc1"))
+    weights = count_weights(first, second, features, hidden)
     return {
         "params": weights,
-        "params_with_biases": total,
-        "architecture": f"{first}-{second}-{16 * second}-{hidden}",
+        "params_with_biases": weights + first + second + hidden + 10,
+        "architecture": f"{first}-{second}-{features}-{hidden}",
     }
+
+
+def count_weights(first: int, second: int, features: int, hidden: int) -> int:
+    """Weights of the four layers, without biases.
+
+    Example:
+        >>> count_weights(20, 50, 800, 500)
+        430500
+    """
+    return 25 * first + 25 * first * second + features * hidden + 10 * hidden
+
+
+def plain_widths(budget: float) -> tuple[int, int, int]:
+    """Widths of the largest plain net in the proportions of `PLAIN` with at most so many weights.
+
+    Example:
+        >>> plain_widths(5320)
+        (8, 10, 18)
+    """
+    scales = (scale / 100 for scale in range(400, 0, -1))
+    widths = ([max(1, round(width * scale)) for width in PLAIN] for scale in scales)
+    return next((a, b, c) for a, b, c in widths if count_weights(a, b, 16 * b, c) <= budget or (a, b, c) == (1, 1, 1))
 
 
 def first_filters(model: nn.Module) -> Tensor:

@@ -114,9 +114,17 @@ def resized(
             value.index_copy_(axis, new, fresh(model, name, old, axis, shape).to(value.dtype))
     for axis, positions in zeroed.items():
         value.index_fill_(axis, positions.to(value.device), 0)
-    if old.dim() == 4 and old.is_contiguous(memory_format=torch.channels_last) and not old.is_contiguous():
-        value = value.contiguous(memory_format=torch.channels_last)
+    if _is_channels_last(old):  # copied: with one channel `contiguous` would find nothing to do
+        return torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=_LAST).copy_(value)
     return value
+
+
+_LAST = torch.channels_last
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Laid out so by its strides, even where one channel makes it look contiguous as well."""
+    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=_LAST) and tensor.stride(1) == 1
 
 
 def _replace(tensor: Tensor, value: Tensor) -> Edit:

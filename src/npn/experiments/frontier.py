@@ -1,0 +1,168 @@
+"""LeNet-5 over budgets and seeds: parameters against error, beside published results, as files of `results/`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from npn.experiments import figures
+from npn.experiments.report import command_line, machine, markdown_table, percent, spread, versions
+from npn.experiments.rundir import write_json
+
+Result = Mapping[str, Any]
+
+# name -> (weights, test error in percent); as collected in Table I of Li & Ji (2021)
+PUBLISHED = {
+    "SparseVD": (39_600, 0.75),
+    "SBP": (84_900, 0.86),
+    "BC-GNJ": (4_100, 1.0),
+    "BC-GHS": (2_800, 1.0),
+    "L0-HC": (38_900, 0.9),
+    "L0-HC-sep": (6_200, 1.0),
+    "NPN sparsify": (5_320, 1.09),
+    "NPN expand": (2_304, 1.69),
+}
+PAPER = {"sparsify": (5_320, 0.9891), "expand": (2_304, 0.9831)}
+LABELS = {
+    "sparsify": "npn, shrunk from 20-50-800-500",
+    "expand": "npn, grown from 3-3-48-3",
+    "scratch": "plain nets from scratch, same epochs and optimizer",
+    "dense": "full net, same epochs and optimizer",
+}
+
+
+def frontier(out: Path, results: Sequence[Result]) -> list[Path]:
+    """Write `out` with the endings .json, .md and .png.
+
+    Args:
+        out: path without ending.
+        results: contents of `result.json` of finished runs of any modes, budgets and seeds.
+
+    Returns:
+        The files written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    first = results[0]
+    summary = {
+        "experiment": "lenet5-mnist",
+        "points": points(results),
+        "published": {name: {"params": params, "error": error} for name, (params, error) in PUBLISHED.items()},
+        "command": command_line(),
+        "options": {k: v for k, v in first["options"].items() if k not in ("mode", "seed", "budget", "data")},
+        "versions": versions(),
+        "machine": machine(first["machine"]["device"]) | {"threads": first["machine"]["threads"]},
+    }
+    files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
+    write_json(files[0], summary)
+    draw(files[2], summary["points"])
+    files[1].write_text(page(summary, files[2].name), encoding="utf-8")
+    return files
+
+
+def points(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One entry per mode and budget, with the spread over its seeds, in the modes' order and by size."""
+    kinds: dict[tuple[str, float | None], list[Result]] = {}
+    for result in results:
+        kinds.setdefault((result["mode"], result["options"]["budget"]), []).append(result)
+    order = sorted(kinds, key=lambda kind: (list(LABELS).index(kind[0]), kind[1] or 0.0))
+    return [
+        {
+            "mode": mode,
+            "budget": budget,
+            "runs": len(runs),
+            **{key: spread([run[key] for run in runs]) for key in ("accuracy", "params", "params_with_biases", "macs")},
+            "seconds": spread([run["seconds"] for run in runs]),
+            "seeds": [{key: run[key] for key in ("seed", "accuracy", "params", "architecture")} for run in runs],
+        }
+        for mode, budget in order
+        for runs in [sorted(kinds[mode, budget], key=lambda run: int(run["seed"]))]
+    ]
+
+
+def page(summary: Mapping[str, Any], picture: str) -> str:
+    """The Markdown page: every point, every seed, the paper beside them, and how it was made."""
+    header = ("mode", "budget", "seeds", "weights", "with biases", "MACs", "test accuracy", "architectures")
+    rows = [
+        (
+            point["mode"],
+            f"{point['budget']:,.0f}" if point["budget"] else "",
+            point["runs"],
+            f"{point['params']['mean']:,.0f}",
+            f"{point['params_with_biases']['mean']:,.0f}",
+            f"{point['macs']['mean']:,.0f}",
+            f"**{percent(point['accuracy']['mean'])}** ± {100 * point['accuracy']['std']:.2f}",
+            ", ".join(seed["architecture"] for seed in point["seeds"]),
+        )
+        for point in summary["points"]
+    ]
+    singles = [
+        (
+            f"{p['mode']} {p['budget'] or 0:,.0f}".replace(" 0", ""),
+            s["seed"],
+            percent(s["accuracy"]),
+            f"{s['params']:,}",
+        )
+        for p in summary["points"]
+        for s in p["seeds"]
+    ]
+    published = [(name, f"{params:,}", f"{100 - error:.2f}%") for name, (params, error) in PUBLISHED.items()]
+    used = summary["machine"]
+    return "\n".join(
+        [
+            "# LeNet-5 on MNIST: parameters against error",
+            "",
+            f"![Parameters against test error]({picture})",
+            "",
+            markdown_table(header, rows),
+            "",
+            "Weights are counted without biases, as the paper does; the budget counts them. Accuracy is that of the "
+            "exported network at the last epoch, mean and standard deviation over the seeds; no data augmentation, "
+            "55,000 training images. The 5,000 validation images steer growth, the test images nothing.",
+            "",
+            "## Published",
+            "",
+            markdown_table(("method", "weights", "test accuracy"), published),
+            "",
+            "As collected in Li & Ji, Neural Plasticity Networks, IJCNN 2021, Table I.",
+            "",
+            "## Single runs",
+            "",
+            markdown_table(("run", "seed", "test accuracy", "weights"), singles),
+            "",
+            f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads "
+            f"a run, device {used['device']}, with "
+            + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+            + ".",
+            "",
+        ]
+    )
+
+
+@figures.styled
+def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
+    """Error over parameters: a line per mode with its seeds' spread, and the published points."""
+    figure, axes = figures.canvas(1, 1, 7.6, 4.6)
+    axis = axes[0, 0]
+    for colour, (mode, label) in zip(figures.COLOURS, LABELS.items(), strict=False):
+        chosen = [entry for entry in entries if entry["mode"] == mode]
+        if not chosen:
+            continue
+        if mode == "dense":
+            error = 100 * (1 - chosen[0]["accuracy"]["mean"])
+            params = chosen[0]["params"]["mean"]
+            axis.axhline(error, color="0.55", lw=1.0, ls=":", label=f"{label} ({params:,.0f} weights)")
+            continue
+        sizes = [entry["params"]["mean"] for entry in chosen]
+        errors = [100 * (1 - entry["accuracy"]["mean"]) for entry in chosen]
+        spreads = [100 * entry["accuracy"]["std"] for entry in chosen]
+        axis.errorbar(sizes, errors, spreads, color=colour, marker="o", ms=4, capsize=2, lw=1.2, label=label)
+    for name, (params, error) in PUBLISHED.items():
+        own = name.startswith("NPN")
+        axis.plot(params, error, marker="*" if own else "x", ms=9 if own else 6, color="0.25", ls="")
+        offset = (-6, 4) if name == "BC-GHS" else (5, 4)
+        axis.annotate(
+            name, (params, error), textcoords="offset points", xytext=offset, fontsize=7.5,
+            ha="right" if name == "BC-GHS" else "left",
+        )  # fmt: skip
+    axis.set(xscale="log", xlabel="weights without biases", ylabel="test error in %")
+    axis.legend(loc="upper right", fontsize=8)
+    return figures.save(figure, path)
