@@ -38,8 +38,8 @@ def page(summary: Summary, picture: str) -> str:
         f"Each row: {how['draws']:,} single draws on {_batches(how['batches'])} of {found['batch_size']} training "
         "images, weights and gates fixed, train mode, the penalty left out. `cosine` is the mean over single draws of "
         "the cosine to the reference, `variance` the trace of the covariance over the squared norm of the gradient; "
-        "`bias` is |mean of the single draws - reference| over that norm, and chance alone gives `floor`. `step` is a whole "
-        "training step over one of the same net without gates, medians of "
+        "`bias` is |mean of the single draws - reference| over that norm, and chance alone gives `floor`. `step` is a "
+        "whole training step over one of the same net without gates, medians of "
         f"{how['rounds']} interleaved measurements. The net was trained with {summary['trained_by']}.",
         "",
         "### By group",
