@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from npn.experiments import estimators, gradients, lenet5, runner
 from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
 from npn.experiments.rundir import RunDirectory
+from npn.experiments.timing import interleaved
 from npn.functional import exact_gradient
 
 K = 2.0
@@ -137,6 +139,7 @@ class Silent:
 def test_the_bench_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(lenet5, "mnist", digits)
     monkeypatch.setattr(lenet5, "FULL", (4, 6, 20))
+    monkeypatch.setattr(gradients, "interleaved", partial(interleaved, repeats=1, warmup=0))
     trained = []
 
     def train(experiment, options, path, resume):
