@@ -227,8 +227,8 @@ def main() -> None:
         "In every round each training of a mode does one epoch, its evaluation on validation and test data included, "
         "in one process: what slows the machine down slows all alike. Seconds are sums over all epochs, `s/epoch` "
         "medians over the first, middle and last third. `CPU share` is the same from processor time, which other "
-        "processes disturb less. Masks alone: closed units are masked, but stay in the tensors to the end. Not in these "
-        "times, but in those of `npn run`: a checkpoint after each epoch.",
+        "processes disturb less. Masks alone: closed units are masked, but stay in the tensors to the end. Not in "
+        "these times, but in those of `npn run`: a checkpoint after each epoch.",
         f"Settings, by the second table: {chosen['dense']} for dense, {chosen['plastic']} for the others.",
     ]
     modes: dict[str, dict[str, dict[str, Any]]] = {}
