@@ -179,6 +179,46 @@ def bench_moons(
     _list_files(files)
 
 
+@bench_app.command("estimators")
+def bench_estimators(
+    seeds: Annotated[str, typer.Option(help='Seeds of the runs, as "0-2".')] = "0-2",
+    epochs: Annotated[str, typer.Option(help="Epochs of every run, in all or per stage.")] = "3,10,5",
+    estimators: Annotated[
+        str | None, typer.Option(help="To train with, separated by commas. [default: all six]")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Single draws of each estimator per batch.")] = 500,
+    reference: Annotated[int, typer.Option(help="Draws of the unbiased reference per batch.")] = 4000,
+    batches: Annotated[int, typer.Option(help="Batches of 128 images to average over.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Measurements of each step's time.")] = 30,
+    out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/estimators"),
+    runs: Annotated[Path, typer.Option(help="Folder for the single runs; what is there is not made again.")] = Path(
+        "runs/bench-estimators"
+    ),
+    k: Sharpness = None,
+    budget: Budget = None,
+    device: Device = None,
+    data: DataFolder = None,
+) -> None:
+    """All gradient estimators on LeNet-5: bias, variance and time of a gradient, and what the networks come to."""
+    from npn.experiments import estimators as bench
+    from npn.experiments.gradients import ESTIMATORS
+    from npn.experiments.options import Options
+    from npn.experiments.report import parse_seeds
+
+    names = [name.strip() for name in estimators.split(",")] if estimators else ESTIMATORS
+    files = bench.bench(
+        out,
+        runs,
+        Options(k=k, budget=budget, epochs=epochs, device=device, data=data),
+        parse_seeds(seeds),
+        names,
+        bench.Settings(draws, reference, batches, rounds),
+        lambda experiment, options, path, resume: _train(experiment, options, path, resume=resume),
+    )
+    console.print(files[1].read_text(), highlight=False, markup=False)
+    _list_files(files)
+
+
 def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: bool, overwrite: bool) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
     from npn.errors import ConfigurationError

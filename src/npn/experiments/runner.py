@@ -154,22 +154,27 @@ def _train(
     """Every epoch that is left."""
     schedule, began = recipe.schedule, time.perf_counter() - progress.seconds
     with _stop_signal() as stop:
-        for epoch in schedule:
-            stage = schedule.enter(epoch, recipe.plastic)
-            start = _span(schedule, stage)[1]
-            row = _epoch(recipe, epoch, stage, epoch - start, seed)
+        for stage, row in epochs(recipe, seed):
             directory.append(row)
             progress.rows += 1
             progress.seconds = time.perf_counter() - began
             observer.epoch(row, schedule.epochs)
-            if epoch + 1 == _span(schedule, stage)[2]:  # asked again: a plateau may just have ended the stage
-                progress.stages.append(_stage_entry(row, epoch + 1 - start, progress))
+            _, start, stop_epoch = _span(schedule, stage)  # now: a plateau may just have ended the stage
+            if row["epoch"] + 1 == stop_epoch:
+                progress.stages.append(_stage_entry(row, stop_epoch - start, progress))
                 progress.snapshots[stage.name] = recipe.snapshot(recipe.plastic.model)
                 observer.stage(progress.stages[-1])
             if stop.is_set() or schedule.done or progress.rows % checkpoint_every == 0:
                 _checkpoint(recipe, directory, progress)
             if stop.is_set() and not schedule.done:
                 raise Interrupted
+
+
+def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
+    """Train epoch by epoch, as often as the schedule has any left; each ends with its stage and its measurements."""
+    for epoch in recipe.schedule:
+        stage = recipe.schedule.enter(epoch, recipe.plastic)
+        yield stage, _epoch(recipe, epoch, stage, epoch - _span(recipe.schedule, stage)[1], seed)
 
 
 def _conclude(

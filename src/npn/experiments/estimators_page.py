@@ -1,0 +1,191 @@
+"""The files of `npn bench estimators`: JSON, tables and one figure."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from npn.experiments import figures
+from npn.experiments.report import markdown_table, percent
+from npn.experiments.rundir import write_json
+
+Summary = Mapping[str, Any]
+MARKERS = {"equal epochs": "o", "equal time": "^"}
+
+
+def write(out: Path, summary: Summary) -> list[Path]:
+    """Write `out` with the endings .json, .md and .png.
+
+    Returns:
+        The files written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
+    write_json(files[0], summary)
+    draw(files[2], summary)
+    files[1].write_text(page(summary, files[2].name), encoding="utf-8")
+    return files
+
+
+def page(summary: Summary, picture: str) -> str:
+    """The tables, and how they were made."""
+    how, used = summary["settings"], summary["machine"]
+    lines = ["# Gradient estimators on LeNet-5", "", "## One gradient", ""]
+    for moment, found in summary["moments"].items():
+        lines += [*_moment(moment, found), ""]
+    lines += [
+        f"Each row: {how['draws']:,} single draws on {_batches(how['batches'])} of {found['batch_size']} training "
+        "images, weights and gates fixed, train mode, the penalty left out. `cosine` is the mean over single draws of "
+        "the cosine to the reference, `variance` the trace of the covariance over the squared norm of the gradient; "
+        "`bias` is |mean of the single draws - reference| over that norm, and chance alone gives `floor`. `step` is a "
+        "whole training step over one of the same net without gates, medians of "
+        f"{how['rounds']} interleaved measurements. The net was trained with {summary['trained_by']}.",
+        "",
+        "### By group",
+        "",
+        "Cosine and variance of the part that belongs to one group.",
+        "",
+        _groups(summary),
+        "",
+        "## What the networks come to",
+        "",
+        _ends(summary),
+        "",
+        "Accuracy is that of the last epoch on the test data, which steer nothing. Spread is the standard deviation "
+        "over the seeds. For equal time the plastic stage, the only one that uses an estimator, is shorter by the "
+        "ratio of the steps' times, summed over the three moments.",
+        "",
+        markdown_table(
+            ["protocol", "estimator", "seed", "epochs", "test accuracy", "parameters", "architecture", "seconds"],
+            [
+                [
+                    *(row[key] for key in ("protocol", "estimator", "seed", "epochs")),
+                    percent(row["accuracy"]),
+                    f"{row['params']:,}",
+                    row["architecture"],
+                    f"{row['seconds']:.0f}",
+                ]
+                for row in summary["runs"]
+            ],
+        ),
+        "",
+        f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads, "
+        f"device {used['device']}, with " + ", ".join(f"{name} {v}" for name, v in summary["versions"].items()) + ".",
+        "",
+        f"![{picture}]({picture})",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _batches(count: int) -> str:
+    return "one batch" if count == 1 else f"each of {count} batches"
+
+
+def _moment(moment: str, found: Mapping[str, Any]) -> Iterable[str]:
+    """Heading, what the reference is, and one row per estimator."""
+    units = "-".join(map(str, found["physical_units"].values()))
+    quality = found["quality"]
+    errors = next(iter(quality.values()))["all"]
+    yield f"### {moment.capitalize()} of the plastic stage: {units} units, {found['params']:,} parameters open"
+    yield ""
+    reference = found["reference"]
+    used = ", ".join(sorted(set(reference["estimator"])))
+    yield (
+        f"Reference: mean of {reference['draws']:,} other draws of {used}; its "
+        f"standard error is {_number(errors['reference_error'])} of the gradient's norm, so that the true gradient "
+        f"itself would have a cosine of {_number(errors['ceiling'])}."
+    )
+    yield ""
+    rows = []
+    for name, groups in quality.items():
+        every, step = groups["all"], found["step"][name]
+        rows.append(
+            [
+                name,
+                *(_number(every[key]) for key in ("cosine", "variance", "bias", "floor", "excess")),
+                f"{step['median']:.2f}",
+                f"{1e3 * step['seconds']:.1f}",
+            ]
+        )
+    dense = found["step"]["dense"]
+    rows.append(["dense", *5 * ["-"], f"{dense['median']:.2f}", f"{1e3 * dense['seconds']:.1f}"])
+    yield markdown_table(
+        ["estimator", "cosine", "variance", "bias", "floor", "bias beyond chance", "step", "ms per step"], rows
+    )
+
+
+def _groups(summary: Summary) -> str:
+    moments = summary["moments"]
+    names = list(next(iter(moments.values()))["quality"])
+    rows = []
+    for group in next(iter(moments.values()))["physical_units"]:
+        for name in names:
+            parts = [found["quality"][name][group] for found in moments.values()]
+            cells = [f"{_number(part['cosine'])} / {_number(part['variance'])}" for part in parts]
+            rows.append([f"{group}, {name}", *cells])
+    return markdown_table(["cosine / variance", *moments], rows)
+
+
+def _ends(summary: Summary) -> str:
+    rows = []
+    for protocol, estimators in summary["ends"].items():
+        for name, entry in estimators.items():
+            accuracy, params, seconds = (entry[key] for key in ("accuracy", "params", "seconds"))
+            rows.append(
+                [
+                    protocol,
+                    name,
+                    entry["epochs"],
+                    entry["runs"],
+                    f"{percent(accuracy['mean'])} ± {100 * accuracy['std']:.2f}",
+                    f"{params['mean']:,.0f} ± {params['std']:,.0f}",
+                    f"{seconds['mean']:.0f} ± {seconds['std']:.0f}",
+                ]
+            )
+    header = ["protocol", "estimator", "epochs", "runs", "test accuracy", "parameters", "seconds"]
+    return markdown_table(header, rows)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
+
+
+@figures.styled
+def draw(path: Path, summary: Summary) -> Path:
+    """Cosine and variance at the three moments, and accuracy against time."""
+    figure, axes = figures.canvas(1, 3, 12.0, 3.6)
+    moments = summary["moments"]
+    names = list(next(iter(moments.values()))["quality"])
+    colours = dict(zip(names, figures.COLOURS, strict=True))
+    for axis, key in zip(axes[0], ("cosine", "variance"), strict=False):
+        for name in names:
+            values = [found["quality"][name]["all"][key] for found in moments.values()]
+            measured = [float("nan") if value is None else value for value in values]
+            axis.plot(list(moments), measured, marker="o", ms=4, color=colours[name], label=name)
+        axis.set(xlabel="moment of the plastic stage")
+    axes[0, 0].set(ylabel="cosine of one draw to the gradient", ylim=(min(0.0, axes[0, 0].get_ylim()[0]), 1.0))
+    axes[0, 1].set(ylabel="variance / |gradient|²", yscale="log")
+    _times(axes[0, 2], summary, colours)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
+    return figures.save(figure, path)
+
+
+def _times(axis: Axes, summary: Summary, colours: Mapping[str, Any]) -> None:
+    """Mean and standard deviation of accuracy over mean seconds, one marker per protocol."""
+    for protocol, estimators in summary["ends"].items():
+        for name, entry in estimators.items():
+            accuracy = entry["accuracy"]
+            axis.errorbar(
+                entry["seconds"]["mean"],
+                100 * accuracy["mean"],
+                yerr=100 * accuracy["std"],
+                xerr=entry["seconds"]["std"],
+                fmt=MARKERS[protocol],
+                color=colours[name],
+                ms=5,
+                lw=0.8,
+            )
+        axis.plot([], [], MARKERS[protocol], color="0.4", label=protocol)
+    axis.set(xlabel="seconds of training", ylabel="test accuracy in %")
+    axis.legend(loc="lower right", fontsize=8)

@@ -1,0 +1,95 @@
+"""Times that can be compared on a busy machine: what is compared runs in turn, in one process, and medians count."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+Call = Callable[[], object]
+
+
+@dataclass
+class Timing:
+    """What one call took, round by round.
+
+    Attributes:
+        seconds: per call.
+        ratios: to the baseline's mean just before and after.
+    """
+
+    seconds: list[float] = field(default_factory=list)
+    ratios: list[float] = field(default_factory=list)
+
+    def summary(self) -> dict[str, float]:
+        """Median ratio with its quartiles, and the median of the seconds."""
+        return {**quartiles(self.ratios), "seconds": statistics.median(self.seconds)}
+
+
+def quartiles(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Median and quartiles.
+
+    Example:
+        >>> quartiles([1.0, 2.0, 3.0])
+        {'median': 2.0, 'quartile_low': 1.0, 'quartile_high': 3.0}
+    """
+    low, median, high = statistics.quantiles(values, n=4) if len(values) > 1 else 3 * [values[0]]
+    return {
+        "median": round(median, digits),
+        "quartile_low": round(low, digits),
+        "quartile_high": round(high, digits),
+    }
+
+
+def interleaved(
+    calls: Mapping[str, Call], baseline: str, rounds: int, *, repeats: int = 3, warmup: int = 3, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Time every call between two runs of the baseline, in turn, for some rounds.
+
+    Whatever slows the machine down for a while slows both sides of each ratio. The baseline is compared with itself,
+    too: how far its ratio strays from 1 is the noise.
+
+    Args:
+        calls: what to time, by name; each must bear being called any number of times.
+        baseline: the name of the one that the others are compared with.
+        rounds: measurements of each, at least 1.
+        repeats: calls per measurement.
+        warmup: rounds before those that count.
+        device: to wait for, where it is not the CPU.
+
+    Returns:
+        One `Timing` per name.
+    """
+    timings = {name: Timing() for name in calls}
+    for round_ in range(-warmup, rounds):
+        for name, call in calls.items():
+            before, between, after = (seconds(c, repeats, device) for c in (calls[baseline], call, calls[baseline]))
+            if round_ >= 0:
+                timings[name].seconds.append(between)
+                timings[name].ratios.append(between / ((before + after) / 2))
+    return timings
+
+
+def seconds(call: Call, repeats: int = 1, device: str = "cpu", *, warm: bool = True) -> float:
+    """Mean seconds per call.
+
+    Args:
+        call: what to time.
+        repeats: how often, at least 1.
+        device: to wait for, where it is not the CPU.
+        warm: call once more before: the calls that are compared would else pay for each other's memory.
+    """
+    if warm:
+        call()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    _wait(device)
+    return (time.perf_counter() - start) / repeats
+
+
+def _wait(device: str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
