@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from npn.checkpoint import pack, unpack
 from npn.errors import ConfigurationError
 from npn.integrations.session import Session, check_processes
-from npn.randomness import Randomness
 
 try:
     from lightning.pytorch import LightningModule, Trainer
@@ -178,17 +177,13 @@ class PlasticityCallback(Session, Callback):
 
 
 def first_inputs(trainer: Trainer) -> Any:
-    """Inputs of the model from the first training batch; no random number is consumed.
+    """Inputs of the model from the first training batch.
 
     Raises:
         ConfigurationError: there is none, or it is neither a tensor nor a sequence or mapping of tensors.
     """
     source = trainer.fit_loop._data_source  # not trainer.train_dataloader: it would draw the first epoch's order now
-    before = Randomness.now()
-    try:
-        batch = next(iter(source.dataloader()), None) if source.is_defined() else None
-    finally:
-        before.restore()
+    batch = next(iter(source.dataloader()), None) if source.is_defined() else None
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(inputs, (Tensor, tuple, dict)):
         raise ConfigurationError(

@@ -20,6 +20,7 @@ from npn.functional import GateFunction
 from npn.growth import Growth
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
+from npn.randomness import Randomness
 from npn.schedule import Schedule
 from npn.step import Evaluate, around
 from npn.tracing.trace import evaluating
@@ -85,7 +86,9 @@ class Session:
         """Give the model its gates, unless it has them."""
         if self.handle is not None and self.handle.model is model:
             return
+        before = Randomness.now()
         inputs = self.example_inputs if self.example_inputs is not None else example_inputs()
+        before.restore()  # the first epoch sees the order that it would have seen
         with self._tracing(model):
             self.handle = attach(
                 model,
