@@ -225,6 +225,36 @@ def test_mixed_precision_trains_and_shrinks():
     assert all(p.dtype == torch.float32 for p in [*method.plastic.weights(), *method.plastic.logits()])
 
 
+def test_a_loss_scaler_scales_gates_and_penalty_alike():
+    def fit(factor):
+        module, method = build(), callback(target="net")
+        scaler = torch.amp.GradScaler("cpu", init_scale=factor, growth_interval=10_000)
+        precision = pl.plugins.MixedPrecision("16-mixed", "cpu", scaler=scaler)
+        torch.manual_seed(5)
+        trainer(method, plugins=[precision], accumulate_grad_batches=2).fit(module, loader(8), loader())
+        return module, method
+
+    (one, unscaled), (two, scaled) = fit(1.0), fit(1024.0)
+    assert one.net[0].out_features == two.net[0].out_features < 16
+    gates = [[p.detach() for p in method.plastic.logits()] for method in (unscaled, scaled)]
+    torch.testing.assert_close(*gates, rtol=1e-2, atol=1e-2)  # float16 inside
+
+
+@pytest.mark.parametrize("where", ["module", "datamodule"])
+def test_example_inputs_come_from_wherever_the_data_are(where):
+    class Data(pl.LightningDataModule):
+        def train_dataloader(self):
+            return loader()
+
+    module, method = build(Bare), callback(npn.Schedule(npn.Stage("plastic", 1, k=7.0)))
+    if where == "module":
+        module.train_dataloader = loader
+        trainer(method).fit(module)
+    else:
+        trainer(method).fit(module, datamodule=Data())
+    assert torch.equal(method.plastic.example_inputs, X[:16])
+
+
 def test_a_second_forward_pass_logs_nothing_and_skipped_steps_move_nothing():
     class Logging(Bare):
         def training_step(self, batch, index):
