@@ -190,6 +190,13 @@ def tools() -> SimpleNamespace:
     )
 
 
+@pytest.fixture(scope="session")
+def four(tiny: dict[str, Tiny], tools: SimpleNamespace) -> Any:
+    """The model of four gates under every mask."""
+    model, plastic = tiny["four"].attach()
+    return tools.enumerate_model(tiny["four"], model, plastic)
+
+
 def same_state(a: nn.Module, b: nn.Module) -> bool:
     """Parameters and buffers equal bit for bit, under the same names."""
     x, y = a.state_dict(), b.state_dict()

@@ -5,6 +5,7 @@ import statistics
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import npn
 
@@ -20,12 +21,6 @@ from .stepping import (
     set_probability,
     weights_of,
 )
-
-
-@pytest.fixture(scope="module")
-def four(tiny, tools):
-    model, plastic = tiny["four"].attach()
-    return tools.enumerate_model(tiny["four"], model, plastic)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -113,3 +108,15 @@ def test_mean_over_real_draws_conv_with_batch_norm(tiny, tools, estimator):
     z = (drawn.mean(0) - wanted).abs() / (error + 1e-7)
     limit = statistics.NormalDist().inv_cdf(1 - 1e-3 / (2 * len(z)))
     assert z.max() < limit
+
+
+@pytest.mark.parametrize("estimator", npn.step.ESTIMATORS)
+def test_a_float64_model_has_float32_gates(estimator):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    plastic = npn.attach(model, x, estimator=estimator)
+    plastic.k = 1.0
+    plastic.backward(lambda: model(x).square().mean())
+    (logits,) = plastic.logits()
+    assert logits.grad.dtype == logits.dtype == torch.float32 and logits.grad.any()

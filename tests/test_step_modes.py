@@ -19,12 +19,6 @@ from .stepping import (
 )
 
 
-@pytest.fixture(scope="module")
-def four(tiny, tools):
-    model, plastic = tiny["four"].attach()
-    return tools.enumerate_model(tiny["four"], model, plastic)
-
-
 @pytest.mark.parametrize("estimator", npn.step.ESTIMATORS)
 def test_penalty_gradient_is_exact(tiny, estimator):
     """Gate gradients with and without a penalty, same draws, differ by the penalty's analytic gradient."""
@@ -93,7 +87,7 @@ def test_grace_units_stay_open_without_gradient(tiny, estimator, masks):
     draws = itertools.cycle([[0.9] * 4 + [0.1] * 3, [0.4] * 4 + [0.2] * 3])  # would close the first layer, then open it
     plastic.draw = lambda *batch: torch.tensor(next(draws)).expand(*batch, 7)
     plastic.groups[0].gate.grace[:2] = 3
-    plastic._grace_left = 3
+    plastic.grace_left = 3
     reduction = "none" if masks == "example" else "mean"
     for left in (2, 1, 0):
         clear(plastic)
@@ -361,7 +355,7 @@ def test_an_error_in_the_closure_leaves_the_weights(tiny, tools):
         with pytest.raises(ZeroDivisionError):
             plastic.backward(lambda m=model: m(torch.zeros(2, 3)).sum() / (1 // 0))
         assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-        assert not plastic._hook.active
+        assert not plastic.hook.active
 
 
 def test_reentrant_checkpoint_of_a_shared_layer(tiny):

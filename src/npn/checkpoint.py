@@ -56,21 +56,7 @@ def save(
         {'epoch': 7}
         >>> folder.cleanup()
     """
-    model = target.model if isinstance(target, Plasticity) else target
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "model": dict(model.state_dict()),
-        "attributes": _integers(model),
-        "selects": [path for path, module in model.named_modules() if _is_baked(module)],
-        "extra": dict(extra or {}),
-        "stateful": {name: thing.state_dict() for name, thing in stateful.items()},
-    }
-    if isinstance(target, Plasticity):
-        content["plastic"] = target.state_dict()
-        content["groups"], content["columns"] = _pack(target), _pack_columns(target)
-        content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
-        content["rng"] = _rng_state()
+    content = pack(target, extra, stateful)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -85,6 +71,30 @@ def save(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def pack(
+    target: nn.Module | Plasticity,
+    extra: Mapping[str, Any] | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
+) -> dict[str, Any]:
+    """What `save` writes: plain values and tensors."""
+    model = target.model if isinstance(target, Plasticity) else target
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": dict(model.state_dict()),
+        "attributes": _integers(model),
+        "selects": [path for path, module in model.named_modules() if _is_baked(module)],
+        "extra": dict(extra or {}),
+        "stateful": {name: thing.state_dict() for name, thing in (stateful or {}).items()},
+    }
+    if isinstance(target, Plasticity):
+        content["plastic"] = target.state_dict()
+        content["groups"], content["columns"] = _pack(target), _pack_columns(target)
+        content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
+        content["rng"] = _rng_state()
+    return content
 
 
 def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> Target:
@@ -104,7 +114,11 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     Raises:
         CheckpointError: the file is damaged, foreign or of another model; the target is as it was.
     """
-    content = _read(path)
+    return unpack(_read(path), path, target, stateful)
+
+
+def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapping[str, Stateful]) -> Target:
+    """Take over what `pack` returned; `path` is where it came from, for errors."""
     model = target.model if isinstance(target, Plasticity) else target
     chosen = _chosen(path, model, content)
     tensors = _matching(

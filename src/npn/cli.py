@@ -1,5 +1,6 @@
 """The `npn` command: `npn run` trains an experiment, `npn bench` makes the committed results."""
 
+import contextlib
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,6 +76,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an unfinish
 DataFolder = Annotated[
     str | None, typer.Option(help="Folder of the data set's files. [default: $NPN_DATA, else downloaded]")
 ]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to the folder's tensorboard/ as well.")]
 
 
 def _version(wanted: bool) -> None:
@@ -108,6 +110,7 @@ def run_moons(
     device: Device = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons import EXPERIMENT
@@ -115,7 +118,7 @@ def run_moons(
 
     options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
     out = out or Path("runs") / f"moons-{mode or 'sparsify'}-{seed or 0}"
-    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite)
+    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
 
 
 @run_app.command("lenet5-mnist")
@@ -134,6 +137,7 @@ def run_lenet5(
     preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
+    tensorboard: TensorBoard = False,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
     from npn.errors import ConfigurationError
@@ -147,7 +151,7 @@ def run_lenet5(
     epochs = ",".join(map(str, PAPER_STAGES)) if preset else epochs
     options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
     out = out or Path("runs") / f"lenet5-mnist-{mode or 'sparsify'}-{seed or 0}"
-    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite)
+    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
 
 
 @bench_app.command("moons")
@@ -219,7 +223,9 @@ def bench_estimators(
     _list_files(files)
 
 
-def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: bool, overwrite: bool) -> None:
+def _run(
+    experiment: "Experiment", options: "Options", out: Path, *, resume: bool, overwrite: bool, tensorboard: bool
+) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
     from npn.errors import ConfigurationError
     from npn.experiments.rundir import RunDirectory
@@ -235,7 +241,7 @@ def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: boo
             raise ConfigurationError(
                 f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
             )
-        _train(experiment, options, out, resume=resume)
+        _train(experiment, options, out, resume=resume, tensorboard=tensorboard)
     result = directory.result()
     console.print(
         f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
@@ -245,16 +251,25 @@ def _run(experiment: "Experiment", options: "Options", out: Path, *, resume: boo
     _list_files(sorted(out.iterdir()))
 
 
-def _train(experiment: "Experiment", options: "Options", out: Path, *, resume: bool = False) -> "Outcome":
+def _train(
+    experiment: "Experiment", options: "Options", out: Path, *, resume: bool = False, tensorboard: bool = False
+) -> "Outcome":
     """Run an experiment with a progress display."""
+    import npn
     from npn.experiments import runner
     from npn.experiments.console import ProgressDisplay
     from npn.experiments.rundir import RunDirectory
 
-    name = f"{experiment.name} {out.name}"
+    name, directory = f"{experiment.name} {out.name}", RunDirectory(out)
     try:
-        with ProgressDisplay(console, name) as display:
-            return runner.run(experiment, options, RunDirectory(out), display, resume=resume)
+        with contextlib.ExitStack() as stack:
+            observers: list[runner.Observer] = [stack.enter_context(ProgressDisplay(console, name))]
+            if tensorboard:
+                from npn.experiments.board import Board
+
+                done = npn.read_extra(directory.checkpoint_file)["rows"] if resume else 0
+                observers.append(stack.enter_context(contextlib.closing(Board(out / "tensorboard", done))))
+            return runner.run(experiment, options, directory, runner.Observers(observers), resume=resume)
     except runner.Interrupted:
         console.print(
             f"Stopped. Go on with: npn run {experiment.name} --resume --out {out}", highlight=False, soft_wrap=True

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import step
+from npn import state, step
 from npn.call import MaskedCall
 from npn.costing import CostModel
 from npn.errors import ConfigurationError
@@ -53,11 +53,11 @@ class Plasticity:
         self._readers: Readers | None = None
         self._cost: CostModel | None = None
         self._of_group: Tensor | None = None
-        self._grace_left = 0
+        self.grace_left = 0
         self.shared_probability: Tensor | None = None
         self._full = self.costs.at  # of the structure at attach
-        self._hook = MaskedCall(self)
-        self._hook.register(model)
+        self.hook = MaskedCall(self)
+        self.hook.register(model)
         self.penalty.bind(self)
         watch(self)
 
@@ -74,14 +74,14 @@ class Plasticity:
             raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
         old, self.sharpness.k = self.sharpness, float(value)
         if 0 < value < math.inf:
-            if self._resting:  # after a stage without k, keep probabilities are what they were
+            if self.resting:  # after a stage without k, keep probabilities are what they were
                 with torch.no_grad():
                     for group in self.groups:
                         group.gate.logits.mul_(old.scale / value)
             self.sharpness.scale = float(value)
-        self._resting = not 0 < value < math.inf
+        self.resting = not 0 < value < math.inf
 
-    _resting = True
+    resting = True  # k is not finite, or 0: logits keep the scale of the last k that was
 
     @property
     def function(self) -> GateFunction:
@@ -133,7 +133,7 @@ class Plasticity:
         """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
         index = self._set(group, units, OPEN)
         self.group(group).gate.grace[index] = grace
-        self._grace_left = max(self._grace_left, grace)
+        self.grace_left = max(self.grace_left, grace)
 
     def _set(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float) -> Tensor:
         gate = self.group(group).gate
@@ -207,11 +207,11 @@ class Plasticity:
             gate.grace, gate.shut = gate.grace.to(device), gate.shut.to(device)
         self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
         self._cost = None
-        self._hook.reset()
+        self.hook.reset()
 
     def calling(self) -> Any:
         """Context in which the model's call hook stands aside."""
-        return self._hook.aside()
+        return self.hook.aside()
 
     def draw(self, *batch: int) -> Tensor:
         """u ~ U(0, 1), shape (*batch, units), from the gates' own generator."""
@@ -234,8 +234,8 @@ class Plasticity:
 
     def age(self) -> None:
         """One step of every grace period."""
-        if self._grace_left > 0:
-            self._grace_left -= 1
+        if self.grace_left > 0:
+            self.grace_left -= 1
             for group in self.groups:
                 group.gate.grace.sub_(1).clamp_(min=0)
 
@@ -243,11 +243,12 @@ class Plasticity:
         """Add to the logits' gradients, group by group."""
         for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
             logits = group.gate.logits
+            part = part.to(logits.dtype)  # of a float64 model it comes as float64
             logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
 
     def closed_masks(self) -> Tensor | None:
         """The deterministic mask over all units, or None where all are open. Cached between changes of the gates."""
-        return self._hook.closed_mask()
+        return self.hook.closed_mask()
 
     # -- size
 
@@ -265,7 +266,7 @@ class Plasticity:
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)] of the network under its gates, differentiable; units in grace cost nothing more or less."""
         probability = self.flat_probability()
-        if self._grace_left:
+        if self.grace_left:
             probability = torch.where(self.held(), torch.ones_like(probability), probability)
         probability = effective(probability, self.readers.feeder)
         costs = self.costs
@@ -318,7 +319,7 @@ class Plasticity:
         report = resize(self, plan_growth(self.structure, larger))
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
-        self._grace_left = max(self._grace_left, grace)
+        self.grace_left = max(self.grace_left, grace)
         return report
 
     def adopt(self, structure: Structure, sizes: Mapping[str, int]) -> None:
@@ -337,14 +338,14 @@ class Plasticity:
         for group, traced in zip(self.groups, structure.parts, strict=True):
             group.traced = traced
         self._cost = None
-        self._hook.reset()
+        self.hook.reset()
 
     # -- leaving
 
     def export(self) -> nn.Module:
         """A plain copy of the model without its closed units and without a trace of npn."""
         clone = copy.deepcopy(self.model, {id(self): None})
-        self._hook.unregister(clone)
+        self.hook.unregister(clone)
         apply_plan(clone, plan_removal(self.structure, self._closed()))
         bake(clone)
         return clone
@@ -352,45 +353,21 @@ class Plasticity:
     def detach(self) -> nn.Module:
         """Take the gates off; the model is as it was, closed units still there."""
         self.readers.remove()
-        self._hook.unregister(self.model)
+        self.hook.unregister(self.model)
         bake(self.model)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:
         """Gates, sharpness, penalty and generator; the weights are in `model.state_dict()`."""
-        return {
-            "function": repr(self.function),
-            "k": self.k,
-            "scale": self.sharpness.scale,
-            "resting": self._resting,
-            "gates": {group.name: group.gate.state_dict() for group in self.groups},
-            "penalty": self.penalty.state_dict(),
-            "generator": self.generator.get_state(),
-        }
+        return state.collect(self)
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the groups must have the same names and sizes.
 
         Raises:
             ConfigurationError: they have not; nothing was loaded.
         """
-        sizes = {g.name: g.size for g in self.groups}
-        theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
-        if sizes != theirs:
-            raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
-        if state["function"] != repr(self.function):
-            raise ConfigurationError(
-                f"the gates were saved with function={state['function']}, these have {self.function!r}; "
-                "attach with the same"
-            )
-        self.penalty.load_state_dict(state["penalty"])
-        self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
-        self._resting = state["resting"]
-        for group in self.groups:
-            group.gate.load_state_dict(state["gates"][group.name])
-        self._grace_left = max(int(g.gate.grace.max()) for g in self.groups)
-        self.generator.set_state(state["generator"].cpu())
-        self._hook.reset()
+        state.restore(self, state_dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
         """A copy with its own model; optimizers stay with the original."""

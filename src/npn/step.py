@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from npn.plasticity import Plasticity
 
 Closure = Callable[[], Tensor]
+Evaluate = Callable[[float | Tensor, bool], Tensor]  # (factor, gradient) -> loss, see `around`
 ESTIMATORS = ("arm", "disarm", "rloo", "double_cv", "straight_through", "reinmax")
 
 
@@ -34,18 +36,41 @@ class Pass:
 
 def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
     """Gradients of E[loss] + penalty for weights and gates, see `Plasticity.backward`."""
+    evaluate = partial(_evaluate, closure, plastic.last_checkpoint)
+    if plastic.masks == "example":
+        return around(plastic, evaluate, scale, lambda pi: example.estimate(plastic, closure, pi, scale))
+    return around(plastic, evaluate, scale)
+
+
+def around(
+    plastic: "Plasticity",
+    evaluate: Evaluate,
+    scale: float | Tensor = 1.0,
+    estimate: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
+) -> Tensor:
+    """The same around a forward and backward pass that belongs to someone else, such as a training framework.
+
+    Args:
+        plastic: whose gates.
+        evaluate: called with (factor, gradient) under one mask: computes the loss and, where `gradient`, runs backward
+            on factor times it; returns the loss detached, without the factor.
+        scale: factor on loss and penalty; what `evaluate` gets is this, or a share of it.
+        estimate: from keep probabilities to the loss and its gradient; by the estimator's name if not given.
+    """
     if plastic.k == math.inf:
         closed = plastic.closed_masks()
         context = plastic.readers.unmasked() if closed is None else plastic.readers.applied(closed)
         with plastic.calling(), context:
-            return _run(closure, scale, plastic.last_checkpoint).loss
+            return evaluate(scale, True)
     logits, probability = plastic.flat_logits(), plastic.flat_probability()
     with torch.no_grad():
         held = plastic.held()
         pi = torch.where(held, torch.ones_like(probability), probability)
         with plastic.calling():
-            estimate = example.estimate if plastic.masks == "example" else _ESTIMATE[plastic.estimator]
-            loss, gradient = estimate(plastic, closure, pi, scale)
+            if estimate is None:
+                loss, gradient = _ESTIMATE[plastic.estimator](plastic, evaluate, pi, scale)
+            else:
+                loss, gradient = estimate(pi)
         if gradient is not None and plastic.k > 0:
             factor = functional.chain_factor(logits, plastic.k, plastic.function)
             plastic.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
@@ -68,8 +93,8 @@ def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
     plastic.penalty.update(plastic)
 
 
-def _run(closure: Closure, scale: float | Tensor, last_checkpoint: str | None, gradient: bool = True) -> Pass:
-    """Evaluate the closure, and differentiate it unless only its value is wanted."""
+def _evaluate(closure: Closure, last_checkpoint: str | None, factor: float | Tensor, gradient: bool) -> Tensor:
+    """Run the closure, and differentiate it unless only its value is wanted."""
     with torch.enable_grad() if gradient else torch.no_grad():
         loss = closure()
         if not isinstance(loss, Tensor) or loss.dim() != 0:
@@ -80,30 +105,30 @@ def _run(closure: Closure, scale: float | Tensor, last_checkpoint: str | None, g
             )
         example.check_finite(loss, last_checkpoint)
         if gradient:
-            (loss if isinstance(scale, float) and scale == 1.0 else loss * scale).backward()
-    return Pass(loss.detach())
+            (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
+    return loss.detach()
 
 
-def _masked(plastic: "Plasticity", closure: Closure, mask: Tensor, scale: float | Tensor, collect: bool) -> Pass:
+def _masked(plastic: "Plasticity", evaluate: Evaluate, mask: Tensor, factor: float | Tensor, collect: bool) -> Pass:
     with plastic.readers.applied(mask, collect=collect):
-        done = _run(closure, scale, plastic.last_checkpoint)
-    return Pass(done.loss, plastic.readers.mask_gradient()) if collect else done
+        loss = evaluate(factor, True)
+    return Pass(loss, plastic.readers.mask_gradient() if collect else None)
 
 
-def _second(plastic: "Plasticity", closure: Closure, mask: Tensor, before: Randomness) -> Tensor:
+def _second(plastic: "Plasticity", evaluate: Evaluate, mask: Tensor, before: Randomness) -> Tensor:
     """The loss under another mask, all else equal (in train mode, too: in eval mode the difference is noise)."""
     with before.repeated(plastic.model), plastic.readers.applied(mask):
-        return _run(closure, 1.0, plastic.last_checkpoint, gradient=False).loss
+        return evaluate(1.0, False)
 
 
-Estimate = Callable[["Plasticity", Closure, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]
+Estimate = Callable[["Plasticity", Evaluate, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]
 
 
 def _one_pass(
-    plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor
+    plastic: "Plasticity", evaluate: Evaluate, pi: Tensor, scale: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     mask = (plastic.draw() < pi).to(pi.dtype)
-    done = _masked(plastic, closure, mask, scale, collect=plastic.k > 0)
+    done = _masked(plastic, evaluate, mask, scale, collect=plastic.k > 0)
     if done.gradient is None:
         return done.loss, None
     if plastic.estimator == "reinmax":
@@ -112,7 +137,7 @@ def _one_pass(
 
 
 def _two_losses(
-    plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor
+    plastic: "Plasticity", evaluate: Evaluate, pi: Tensor, scale: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     u = plastic.draw()
     if plastic.estimator == "rloo":
@@ -120,10 +145,10 @@ def _two_losses(
     else:
         first, second = functional.antithetic_masks(pi, u)
     before = Randomness.now()
-    loss = _masked(plastic, closure, first, scale, collect=False).loss
+    loss = _masked(plastic, evaluate, first, scale, collect=False).loss
     if plastic.k == 0:
         return loss, None
-    other = _second(plastic, closure, second, before)
+    other = _second(plastic, evaluate, second, before)
     if plastic.estimator == "rloo":
         return loss, functional.rloo(loss, other, first, second) * scale
     if plastic.estimator == "arm":
@@ -132,15 +157,15 @@ def _two_losses(
 
 
 def _two_passes(
-    plastic: "Plasticity", closure: Closure, pi: Tensor, scale: float | Tensor
+    plastic: "Plasticity", evaluate: Evaluate, pi: Tensor, scale: float | Tensor
 ) -> tuple[Tensor, Tensor | None]:
     if plastic.k == 0:
-        return _one_pass(plastic, closure, pi, scale)
+        return _one_pass(plastic, evaluate, pi, scale)
     first, second = ((plastic.draw() < pi).to(pi.dtype) for _ in range(2))
     before = Randomness.now()
-    a = _masked(plastic, closure, first, 0.5 * scale, collect=True)
+    a = _masked(plastic, evaluate, first, 0.5 * scale, collect=True)
     with before.repeated(plastic.model):
-        b = _masked(plastic, closure, second, 0.5 * scale, collect=True)
+        b = _masked(plastic, evaluate, second, 0.5 * scale, collect=True)
     assert a.gradient is not None and b.gradient is not None
     # dL/dz came with half the scale, the losses come without any
     estimate = functional.double_cv(a.loss * scale, b.loss * scale, first, second, 2 * a.gradient, 2 * b.gradient, pi)

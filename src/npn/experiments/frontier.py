@@ -42,7 +42,7 @@ def frontier(out: Path, results: Sequence[Result]) -> list[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     first = results[0]
-    summary = {
+    summary: dict[str, Any] = {
         "experiment": "lenet5-mnist",
         "points": points(results),
         "published": {name: {"params": params, "error": error} for name, (params, error) in PUBLISHED.items()},

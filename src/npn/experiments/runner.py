@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
 from npn.experiments.report import command_line, machine, versions
 from npn.experiments.rundir import RunDirectory
+from npn.integrations.tensorboard import keep_histogram
 
 Row = dict[str, Any]
 HISTOGRAM_BINS = 20
@@ -78,6 +79,27 @@ class Observer(Protocol):
 
     def stage(self, entry: Row) -> None:
         """A stage is over."""
+
+
+@dataclass(frozen=True)
+class Observers:
+    """Several observers as one.
+
+    Attributes:
+        each: told in this order.
+    """
+
+    each: Sequence[Observer]
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        """Tell them."""
+        for observer in self.each:
+            observer.epoch(row, epochs)
+
+    def stage(self, entry: Row) -> None:
+        """Tell them."""
+        for observer in self.each:
+            observer.stage(entry)
 
 
 class Interrupted(Exception):
@@ -263,22 +285,12 @@ def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, position: int, seed: in
         "accuracy": accuracy,
         **recipe.measure(plastic),
         "units": dict(plastic.sizes()),
-        "keep": _keep_histograms(plastic),
+        "keep": {group.name: keep_histogram(group.gate.keep_probability(), HISTOGRAM_BINS) for group in plastic.groups},
     }
     recipe.schedule.observe(validation_loss)
     if recipe.growth is not None and math.isfinite(plastic.k) and position < stage.epochs - recipe.settle:
         recipe.growth.step(validation_loss, plastic)
     return row
-
-
-def _keep_histograms(plastic: npn.Plasticity) -> dict[str, list[int]]:
-    """How many units of each group have a keep probability in each of equal bins from 0 to 1."""
-    return {
-        group.name: torch.histc(group.gate.keep_probability().detach().float().cpu(), HISTOGRAM_BINS, 0.0, 1.0)
-        .int()
-        .tolist()
-        for group in plastic.groups
-    }
 
 
 def _span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[str, int, int]:

@@ -1,0 +1,102 @@
+"""TensorBoard: sizes, sharpness and keep probabilities as they change."""
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from types import TracebackType
+from typing import Any, Self, final
+
+import torch
+
+from npn.count import count_params
+from npn.errors import ConfigurationError
+from npn.plasticity import Plasticity
+
+BINS = 20
+
+
+@final
+class PlasticityWriter:
+    """Writes a training's sizes to TensorBoard; a context manager.
+
+    Args:
+        log_dir: folder of the event files.
+        purge_step: TensorBoard drops what an earlier run wrote there from this step on, so that a resumed run shows
+            no step twice.
+
+    Raises:
+        ConfigurationError: tensorboard is not installed.
+
+    Example:
+        >>> import tempfile, npn
+        >>> plastic = npn.attach(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.zeros(1, 4))
+        >>> with tempfile.TemporaryDirectory() as folder, PlasticityWriter(folder) as writer:
+        ...     writer.write(plastic, step=0, loss=0.7)
+    """
+
+    def __init__(self, log_dir: str | os.PathLike[str], purge_step: int = 0) -> None:
+        if find_spec("tensorboard") is None:
+            raise ConfigurationError("tensorboard is not installed; pip install 'npn[tensorboard]'")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, plastic: Plasticity, step: int, **scalars: float) -> None:
+        """The state of a model's gates, and whatever scalars there are besides.
+
+        Args:
+            plastic: the result of `npn.attach`.
+            step: epoch or training step.
+            scalars: name -> value.
+        """
+        self.scalars({"k": plastic.k, "params": count_params(plastic.model), **scalars}, step)
+        self.units(plastic.sizes(), step)
+        self.histograms({group.name: keep_histogram(group.gate.keep_probability()) for group in plastic.groups}, step)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One curve each."""
+        for name, value in values.items():
+            self.writer.add_scalar(name, float(value), step)
+
+    def units(self, sizes: Mapping[str, int], step: int) -> None:
+        """Open units of each group, as `units/NAME`."""
+        self.scalars({f"units/{name}": size for name, size in sizes.items()}, step)
+
+    def histograms(self, counts: Mapping[str, Sequence[int]], step: int) -> None:
+        """Keep probabilities, as `keep/NAME`: for each group, how many units are in each of equal bins from 0 to 1."""
+        for name, bins in counts.items():
+            width = 1.0 / len(bins)
+            centers = [(i + 0.5) * width for i in range(len(bins))]
+            self.writer.add_histogram_raw(
+                f"keep/{name}",
+                min=0.0,
+                max=1.0,
+                num=sum(bins),
+                sum=sum(c * n for c, n in zip(centers, bins, strict=True)),
+                sum_squares=sum(c * c * n for c, n in zip(centers, bins, strict=True)),
+                bucket_limits=[(i + 1) * width for i in range(len(bins))],
+                bucket_counts=list(bins),
+                global_step=step,
+            )
+
+    def close(self) -> None:
+        """Everything is on the disk afterwards."""
+        self.writer.close()
+
+
+def keep_histogram(probability: torch.Tensor, bins: int = BINS) -> list[int]:
+    """How many keep probabilities fall in each of equal bins from 0 to 1.
+
+    Example:
+        >>> keep_histogram(torch.tensor([0.05, 0.9, 1.0]), bins=4)
+        [1, 0, 0, 2]
+    """
+    return [int(n) for n in torch.histc(probability.detach().float().cpu(), bins, 0.0, 1.0)]

@@ -1,0 +1,201 @@
+"""Hugging Face: a callback and a one-line mixin bring the method to `transformers.Trainer`."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npn.checkpoint import load, save
+from npn.errors import CheckpointError, ConfigurationError
+from npn.integrations.session import Session, check_processes
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+except ImportError as error:
+    raise ConfigurationError("transformers is not installed; pip install 'npn[transformers]'") from error
+
+FILE = "npn.pt"
+
+
+@dataclass(eq=False, repr=False)
+class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused-ignore]
+    """Gates, schedule, growth and resizes for a Trainer with `PlasticTrainerMixin`.
+
+    Units are removed at the end of each epoch, before the Trainer evaluates and saves; growth follows an evaluation.
+    Training stops at the schedule's end at the latest. Each `checkpoint-N` folder gets a file `npn.pt` beside the
+    Trainer's own, from which `train(resume_from_checkpoint=...)` goes on with a freshly built model. The model's config
+    keeps the sizes of the full model: keep a small model with `npn.save`, not `save_pretrained`.
+
+    Args:
+        schedule, penalty, ...: see `Session`. `example_inputs` are the first training batch if not given; `monitor` is
+            a metric of `evaluate`, with its prefix.
+
+    Example:
+        >>> import npn
+        >>> from transformers import Trainer
+        >>> class MyTrainer(PlasticTrainerMixin, Trainer): pass
+        >>> schedule = npn.Schedule(npn.Stage("pretrain", 1), npn.Stage("plastic", 2, k=7.0))
+        >>> plasticity = PlasticityCallback(schedule, penalty=npn.Budget(cost="params", target=0.5))
+        >>> # MyTrainer(model, args, train_dataset=data, callbacks=[plasticity]).train(); small = plasticity.export()
+    """
+
+    monitor: str = "eval_loss"
+    scaler: Any = None  # of the accelerator, where it trains in float16
+    running: bool = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Give the model its gates; from now on the optimizer's state follows every resize."""
+        self.prepare(args, parts["model"], parts["train_dataloader"])
+        optimizer = parts["optimizer"]
+        self.follow([getattr(optimizer, "optimizer", optimizer)])
+        self.running = True
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """Set the sharpness."""
+        self.enter(int((state.epoch or 0.0) + 1e-6))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
+    ) -> None:
+        """The gates step with the weights."""
+        self.step_gates(self.scaler)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+        """Shrink, and stop when the schedule is over."""
+        self.compact()
+        control.should_training_stop |= self.schedule.done
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Mapping[str, float] | None = None,
+        **parts: Any,
+    ) -> None:
+        """Growth, before a checkpoint is written."""
+        if self.running:
+            self.validated(metrics or {})
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+        """All but the optimizer's state, which the Trainer keeps."""
+        folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+        with self.alone():
+            save(folder / FILE, self.plastic, extra=None, **self.stateful())
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
+        """What is evaluated later steers nothing."""
+        self.running = False
+
+    def prepare(self, args: TrainingArguments, model: nn.Module, loader: Any) -> None:
+        """Gates for the model, from the first batch of a loader."""
+        check_processes(args.world_size * max(1, args.n_gpu))
+        self.begin(model, lambda: next(iter(getattr(loader, "base_dataloader", loader))))  # accelerate counts its own
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """Resize model and gates to a checkpoint's.
+
+        Raises:
+            CheckpointError: the folder holds no state of npn, or that of another model.
+        """
+        file = Path(folder) / FILE
+        if not file.is_file():
+            raise CheckpointError(
+                f"{folder} holds no {FILE}: it was written without PlasticityCallback. Load its weights into the model "
+                "first and train without resume_from_checkpoint"
+            )
+        with self.alone():
+            load(file, self.plastic, **self.stateful())
+
+    @contextlib.contextmanager
+    def plain(self, model: nn.Module) -> Iterator[None]:
+        """Accelerate wraps the forward of the very model for mixed precision; not so inside."""
+        own = vars(model)
+        wrapped = {name: own.pop(name) for name in ("forward", "_original_forward") if name in own}
+        try:
+            yield
+        finally:
+            for name, value in wrapped.items():
+                own[name] = value
+
+
+class PlasticTrainerMixin:
+    """`class MyTrainer(PlasticTrainerMixin, Trainer): pass`, with a `PlasticityCallback` among its callbacks.
+
+    Example:
+        >>> from transformers import Trainer
+        >>> class MyTrainer(PlasticTrainerMixin, Trainer): pass
+    """
+
+    # what it uses of transformers.Trainer
+    args: Any
+    accelerator: Any
+    callback_handler: Any
+    model: nn.Module
+    state: Any
+    get_train_dataloader: Callable[[], Any]
+
+    @property
+    def plasticity(self) -> PlasticityCallback:
+        """The callback.
+
+        Raises:
+            ConfigurationError: there is none, or more than one.
+        """
+        found = [callback for callback in self.callback_handler.callbacks if isinstance(callback, PlasticityCallback)]
+        if len(found) != 1:
+            raise ConfigurationError(f"expected one PlasticityCallback among the Trainer's callbacks, got {len(found)}")
+        return found[0]
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """The Trainer's own step, under masks."""
+        session, accelerator = self.plasticity, self.accelerator
+        step, backward = super().training_step, accelerator.backward  # type: ignore[misc]
+        steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
+
+        def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
+            def instead(loss: Tensor, **options: Any) -> None:
+                session.check(loss)
+                if gradient:
+                    backward(loss if isinstance(factor, float) and factor == 1.0 else loss * factor, **options)
+
+            accelerator.backward = instead
+            try:
+                with torch.set_grad_enabled(gradient):
+                    loss: Tensor = step(model, inputs, num_items_in_batch)
+            finally:
+                del accelerator.backward
+            return torch.as_tensor(loss * steps)
+
+        scale: float | Tensor = 1.0 / steps
+        session.scaler = accelerator.scaler
+        if session.scaler is not None:
+            scale = session.scaler.scale(torch.ones((), device=session.plastic.readers.device)) * scale
+        return torch.as_tensor(session.backward(evaluate, scale) / steps)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Sharpness and sizes go along with what is logged while training."""
+        session = self.plasticity
+        super().log({**logs, **session.scalars()} if session.running else logs, *args, **kwargs)  # type: ignore[misc]
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        self._resize_to(resume_from_checkpoint)
+        super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+
+    def _load_best_model(self) -> None:
+        self._resize_to(self.state.best_model_checkpoint)
+        super()._load_best_model()  # type: ignore[misc]
+
+    def _resize_to(self, folder: str) -> None:
+        self.plasticity.prepare(self.args, self.model, self.get_train_dataloader())
+        self.plasticity.restore(folder)
