@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import npn
 from npn.experiments import figures
 from npn.experiments.mnist import mnist
-from npn.experiments.options import Options, stage_lengths
+from npn.experiments.options import Options, cost_term, stage_lengths
 from npn.experiments.report import markdown_table, percent
 from npn.experiments.runner import Experiment, Outcome, Recipe
 
@@ -69,7 +69,11 @@ def build(options: Options) -> Recipe:
     data = mnist(options.data).to(device)
     model = LeNet5(*(SMALL if expand else FULL)).to(device)
     plastic = npn.attach(
-        model, data.train.x[:2], estimator=options.estimator, function=options.function, penalty=_penalty(options)
+        model,
+        data.train.x[:2],
+        estimator=options.estimator,
+        function=options.function,
+        penalty=cost_term(options, rate=BUDGET_RATE),
     )
     weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
@@ -112,13 +116,6 @@ def _growth(batches: int) -> npn.Growth:
         grace=batches // 4,
         patience=5,
     )
-
-
-def _penalty(options: Options) -> npn.Penalty | npn.Budget:
-    if options.budget is None:
-        return npn.Penalty(cost="params", weight=options.penalty or 0.0)
-    target = options.budget if options.budget <= 1 else int(options.budget)
-    return npn.Budget(cost="params", target=target, rate=BUDGET_RATE)
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:
