@@ -30,15 +30,15 @@ class Launch:
 DESCRIBED: dict[str, Any] = {
     "mode": Annotated[
         str | None,
-        typer.Option(help="sparsify (start full, remove) or expand (start tiny, add). [default: sparsify]"),
+        typer.Option(help="sparsify (start full, remove) or expand (start tiny, add). (default: sparsify)"),
     ],
-    "seed": Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. [default: 0]")],
-    "k": Annotated[float | None, typer.Option("--k", min=0.0, help="Sharpness k of the plastic stage. [default: 7]")],
+    "seed": Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. (default: 0)")],
+    "k": Annotated[float | None, typer.Option("--k", min=0.0, help="Sharpness k of the plastic stage. (default: 7)")],
     "estimator": Annotated[
-        str | None, typer.Option(help="arm, disarm, rloo, double_cv, straight_through or reinmax. [default: reinmax]")
+        str | None, typer.Option(help="arm, disarm, rloo, double_cv, straight_through or reinmax. (default: reinmax)")
     ],
     "function": Annotated[
-        str | None, typer.Option(help="sigmoid, hard_sigmoid or shifted_sigmoid. [default: sigmoid]")
+        str | None, typer.Option(help="sigmoid, hard_sigmoid or shifted_sigmoid. (default: sigmoid)")
     ],
     "penalty": Annotated[
         float | None, typer.Option(min=0.0, help="Price in loss units of a parameter (ResNets: of a MAC).")
@@ -51,22 +51,22 @@ DESCRIBED: dict[str, Any] = {
         ),
     ],
     "epochs": Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "60,340,100".')],
-    "device": Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cpu]")],
+    "device": Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cpu)")],
     "data": Annotated[
-        str | None, typer.Option(help="Folder of the data set's files. [default: $NPN_DATA, else downloaded]")
+        str | None, typer.Option(help="Folder of the data set's files. (default: $NPN_DATA, else downloaded)")
     ],
-    "depth": Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. [default: 56]")],
-    "dataset": Annotated[str | None, typer.Option(help="cifar10 or cifar100. [default: cifar10]")],
+    "depth": Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")],
+    "dataset": Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")],
     "stream": Annotated[
         bool | None,
         typer.Option("--stream", help="Gates on the residual streams, too; shortcuts are projections then."),
     ],
-    "precision": Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed). [default: fp32]")],
+    "precision": Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed). (default: fp32)")],
     "channels_last": Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")],
     "compile": Annotated[
         bool | None, typer.Option("--compile", help="torch.compile; compiles anew after each resize.")
     ],
-    "out": Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/EXPERIMENT-MODE-SEED]")],
+    "out": Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")],
     "resume": Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")],
     "overwrite": Annotated[bool, typer.Option("--overwrite", help="Delete an unfinished run in --out.")],
     "stop_after": Annotated[

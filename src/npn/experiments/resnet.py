@@ -83,7 +83,7 @@ class ResNet(nn.Module):
     Example:
         >>> from npn import count_params
         >>> f"{count_params(ResNet(56), biases=False):,}"
-        '851,504'
+        '848,944'
 
     References:
         He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2.
