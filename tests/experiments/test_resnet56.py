@@ -169,7 +169,9 @@ def test_a_budget_is_a_share_of_the_base_in_either_mode():
     base = resnet56.base(8, 10)["zero_padding"]["macs"]
     for mode in ("sparsify", "expand"):
         assert recipe_of(mode=mode).plastic.penalty.bound == int(0.5 * base)
-    assert recipe_of(budget=3e6).plastic.penalty.bound == 3_000_000
+    absolute = recipe_of(budget=3e6, epochs="2,90,2").plastic.penalty
+    assert absolute.bound == 3_000_000
+    assert absolute.rate == 2e-3, "half the epochs, twice the pace"
     penalty = recipe_of(penalty=1e-9).plastic.penalty
     assert (penalty.cost, penalty.weight) == ("macs", 1e-9)
 

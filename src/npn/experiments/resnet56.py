@@ -27,7 +27,7 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 GATE_LEARNING_RATE = 1e-3
 EPOCHS = 220  # what the milestones are for; shorter schedules have them earlier, in proportion
 MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
-BUDGET_RATE = 1e-3
+BUDGET_RATE, FASTEST = 1e-3, 1e-2  # for the full plastic stage; a shorter one has less time to find the price
 COMPACT_BELOW = 1e-2
 INNER = "blocks.*.conv1"  # groups of the channels inside each block
 
@@ -68,18 +68,19 @@ def build(options: Options) -> Recipe:
 
     sizes = base(options.depth, data.classes)
     model = _model(options, data.classes, SMALL if expand else 1.0).to(device)
+    lengths = stage_lengths(options.epochs, STAGES[mode])
+    rate = min(FASTEST, BUDGET_RATE * STAGES[mode][1] / lengths[1])
     plastic = npn.attach(
         model,
         prepare(data.train.x[:1]),  # costs count the example batch: one image
         estimator=options.estimator,
         function=options.function,
-        penalty=_penalty(options, sizes),
+        penalty=_penalty(options, sizes, rate),
         only=None if options.stream else INNER,
     )
     weights = torch.optim.SGD(plastic.weights(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
-    lengths = stage_lengths(options.epochs, STAGES[mode])
     stages = [npn.Stage("pretrain", lengths[0]), npn.Stage("plastic", lengths[1], k=options.k)]
     stages.append(npn.Stage("finetune", lengths[2]))
     starts = {stage.name: sum(lengths[:index]) for index, stage in enumerate(stages)}
@@ -180,11 +181,11 @@ def _model(options: ResNetOptions, classes: int, width: float) -> ResNet:
     return ResNet(options.depth, classes, projection=stream, width=width, stream=stream)
 
 
-def _penalty(options: ResNetOptions, sizes: dict[str, dict[str, int]]) -> npn.Penalty | npn.Budget:
+def _penalty(options: ResNetOptions, sizes: dict[str, dict[str, int]], rate: float) -> npn.Penalty | npn.Budget:
     """A share is one of the base's MACs, whatever network training starts with."""
     if options.budget is not None and options.budget <= 1:
         options = replace(options, budget=options.budget * sizes["zero_padding"]["macs"])
-    return cost_term(options, "macs", rate=BUDGET_RATE)
+    return cost_term(options, "macs", rate=rate)
 
 
 def _growth(plastic: npn.Plasticity, depth: int, batches: int) -> npn.Growth:
