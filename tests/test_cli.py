@@ -164,6 +164,27 @@ def interrupted_in(function, call_number):
     return wrapped
 
 
+def test_a_run_that_is_given_minutes_can_be_resumed(tmp_path):
+    out = tmp_path / "run"
+    stopped = call(*SHORT, "--out", out, "--stop-after", "0.000001")
+    assert stopped.exit_code == 130
+    said = stopped.output.replace("\n", "")
+    assert "Stopped: another epoch would not fit into 1e-06 minutes. Go on with: npn run moons --resume --out" in said
+    assert len((out / "metrics.jsonl").read_text().splitlines()) == 1
+    assert call("run", "moons", "--out", out, "--resume").exit_code == 0
+
+
+def test_every_experiment_offers_its_settings_and_only_those():
+    shared = {"--mode", "--seed", "--k", "--budget", "--epochs", "--device", "--out", "--resume", "--stop-after"}
+    own = {"--depth", "--dataset", "--stream", "--precision", "--channels-last", "--compile"}
+    for name, offers in (("moons", set()), ("lenet5-mnist", {"--data", "--preset"}), ("resnet56-cifar10", own)):
+        text = CliRunner().invoke(app, ["run", name, "--help"], env={"COLUMNS": "200"}).output
+        found = set(text.replace("│", " ").split())
+        assert shared | offers <= found and not (own - offers) & found
+    text = CliRunner().invoke(app, ["run", "moons", "--help"], env={"COLUMNS": "200"}).output
+    assert "--data" not in text and "(default: reinmax)" in text
+
+
 def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
     result = call(*SHORT, "--out", tmp_path / "run", "--resume")
     assert result.exit_code == 0 and "starting from the beginning" in result.output.replace("\n", " ")

@@ -2,9 +2,10 @@
 
 import contextlib
 import sys
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 EXTRAS = ("typer", "rich", "matplotlib", "sklearn", "pooch")  # what the `cli` extra installs
 _missing = [name for name in EXTRAS if find_spec(name) is None]
@@ -18,9 +19,10 @@ from rich.console import Console  # noqa: E402
 from typer.core import TyperGroup  # noqa: E402
 
 from npn.cli_model import register as register_model_commands  # noqa: E402
+from npn.cli_options import Launch, spelled_out  # noqa: E402
+from npn.experiments.options import Options, ResNetOptions  # noqa: E402
 
 if TYPE_CHECKING:
-    from npn.experiments.options import Options
     from npn.experiments.runner import Experiment, Outcome
 
 INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
@@ -55,29 +57,6 @@ app.add_typer(bench_app, name="bench")
 register_model_commands(app)
 console = Console()
 
-Seed = Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. [default: 0]")]
-Mode = Annotated[
-    str | None, typer.Option(help="sparsify (start full, remove) or expand (start tiny, add). [default: sparsify]")
-]
-Sharpness = Annotated[float | None, typer.Option("--k", min=0.0, help="Sharpness k of the plastic stage. [default: 7]")]
-Estimator = Annotated[
-    str | None, typer.Option(help="arm, disarm, rloo, double_cv, straight_through or reinmax. [default: reinmax]")
-]
-Function = Annotated[str | None, typer.Option(help="sigmoid, hard_sigmoid or shifted_sigmoid. [default: sigmoid]")]
-Penalty = Annotated[float | None, typer.Option(min=0.0, help="Price of a parameter in loss units.")]
-Budget = Annotated[
-    float | None,
-    typer.Option(min=0.0, help="Parameters to end with, instead of a penalty; up to 1: a share of the full net."),
-]
-Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "60,340,100".')]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... [default: cpu]")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete an unfinished run in --out.")]
-DataFolder = Annotated[
-    str | None, typer.Option(help="Folder of the data set's files. [default: $NPN_DATA, else downloaded]")
-]
-TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to the folder's tensorboard/ as well.")]
-
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -97,98 +76,102 @@ def main(
 
 
 @run_app.command("moons")
-def run_moons(
-    mode: Mode = None,
-    seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/moons-MODE-SEED]")] = None,
-    k: Sharpness = None,
-    estimator: Estimator = None,
-    function: Function = None,
-    penalty: Penalty = None,
-    budget: Budget = None,
-    epochs: Epochs = None,
-    device: Device = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    tensorboard: TensorBoard = False,
-) -> None:
+@spelled_out(without=["data"])
+def run_moons(options: Options, launch: Launch) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons import EXPERIMENT
-    from npn.experiments.options import Options
 
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
-    out = out or Path("runs") / f"moons-{mode or 'sparsify'}-{seed or 0}"
-    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
+    _run(EXPERIMENT, options, launch)
 
 
 @run_app.command("lenet5-mnist")
+@spelled_out()
 def run_lenet5(
-    mode: Mode = None,
-    seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run. [default: runs/lenet5-mnist-MODE-SEED]")] = None,
-    k: Sharpness = None,
-    estimator: Estimator = None,
-    function: Function = None,
-    penalty: Penalty = None,
-    budget: Budget = None,
-    epochs: Epochs = None,
-    device: Device = None,
-    data: DataFolder = None,
+    options: Options,
+    launch: Launch,
     preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
-    resume: Resume = False,
-    overwrite: Overwrite = False,
-    tensorboard: TensorBoard = False,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
     from npn.errors import ConfigurationError
     from npn.experiments.lenet5 import EXPERIMENT, PAPER_STAGES
-    from npn.experiments.options import Options
 
     if preset not in (None, "paper"):
         raise ConfigurationError(f'preset must be "paper", got {preset!r}')
-    if preset and epochs:
+    if preset and options.epochs:
         raise ConfigurationError("give --preset or --epochs, not both")
-    epochs = ",".join(map(str, PAPER_STAGES)) if preset else epochs
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
-    out = out or Path("runs") / f"lenet5-mnist-{mode or 'sparsify'}-{seed or 0}"
-    _run(EXPERIMENT, options, out, resume=resume, overwrite=overwrite, tensorboard=tensorboard)
+    if preset:
+        options = replace(options, epochs=",".join(map(str, PAPER_STAGES)))
+    _run(EXPERIMENT, options, launch)
+
+
+@run_app.command("resnet56-cifar10")
+@spelled_out()
+def run_resnet56(options: ResNetOptions, launch: Launch) -> None:
+    """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
+    from npn.experiments.resnet56 import EXPERIMENT
+
+    _run(EXPERIMENT, options, launch)
 
 
 @bench_app.command("moons")
+@spelled_out(without=["mode", "seed", "data"])
 def bench_moons(
+    options: Options,
     seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-4",
     out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/moons"),
     runs: Annotated[Path, typer.Option(help="Folder for the single runs.")] = Path("runs/bench-moons"),
-    k: Sharpness = None,
-    estimator: Estimator = None,
-    function: Function = None,
-    penalty: Penalty = None,
-    budget: Budget = None,
-    epochs: Epochs = None,
-    device: Device = None,
 ) -> None:
     """Both modes of the two moons over several seeds, beside the paper's numbers."""
     from npn.experiments import bench, moons
-    from npn.experiments.options import Options
     from npn.experiments.report import parse_seeds
 
     outcomes: dict[str, list[Outcome]] = {}
     for mode in moons.STAGES:
         for seed in parse_seeds(seeds):
-            options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
-            outcome = _train(moons.EXPERIMENT, options, runs / f"{mode}-{seed}")
+            chosen = replace(options, mode=mode, seed=seed)
+            outcome = _train(moons.EXPERIMENT, chosen, Launch(runs / f"{mode}-{seed}"))
             outcomes.setdefault(mode, []).append(outcome)
     files = bench.moons(out, outcomes)
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
 
 
+@bench_app.command("lenet5")
+@spelled_out(without=["mode", "seed", "budget"])
+def bench_lenet5(
+    options: Options,
+    seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-2",
+    modes: Annotated[str, typer.Option(help="Of sparsify, expand, scratch, dense.")] = "sparsify,expand,scratch,dense",
+    budgets: Annotated[str, typer.Option(help="Parameters to end with.")] = "1000,1600,2304,2800,3800,5320,8000",
+    out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/lenet5"),
+    runs: Annotated[Path, typer.Option(help="Folder for the single runs; finished ones are not made again.")] = Path(
+        "runs/bench-lenet5"
+    ),
+) -> None:
+    """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
+    from npn.experiments import frontier, lenet5
+    from npn.experiments.report import parse_seeds
+
+    results = []
+    for seed in parse_seeds(seeds):
+        for mode in modes.split(","):
+            for budget in [None] if mode == "dense" else [float(part) for part in budgets.split(",")]:
+                chosen = replace(options, mode=mode, seed=seed, budget=budget)
+                path = runs / (f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}")
+                results.append(_finished(lenet5.EXPERIMENT, chosen, path))
+    files = frontier.frontier(out, results)
+    console.print(files[1].read_text(), highlight=False, markup=False)
+    _list_files(files)
+
+
 @bench_app.command("estimators")
+@spelled_out(without=["mode", "seed", "estimator", "function", "penalty", "epochs"])
 def bench_estimators(
+    options: Options,
     seeds: Annotated[str, typer.Option(help='Seeds of the runs, as "0-2".')] = "0-2",
     epochs: Annotated[str, typer.Option(help="Epochs of every run, in all or per stage.")] = "3,10,5",
     estimators: Annotated[
-        str | None, typer.Option(help="To train with, separated by commas. [default: all six]")
+        str | None, typer.Option(help="To train with, separated by commas. (default: all six)")
     ] = None,
     draws: Annotated[int, typer.Option(help="Single draws of each estimator per batch.")] = 500,
     reference: Annotated[int, typer.Option(help="Draws of the unbiased reference per batch.")] = 4000,
@@ -198,50 +181,60 @@ def bench_estimators(
     runs: Annotated[Path, typer.Option(help="Folder for the single runs; what is there is not made again.")] = Path(
         "runs/bench-estimators"
     ),
-    k: Sharpness = None,
-    budget: Budget = None,
-    device: Device = None,
-    data: DataFolder = None,
 ) -> None:
     """All gradient estimators on LeNet-5: bias, variance and time of a gradient, and what the networks come to."""
     from npn.experiments import estimators as bench
     from npn.experiments.gradients import ESTIMATORS
-    from npn.experiments.options import Options
     from npn.experiments.report import parse_seeds
 
     names = [name.strip() for name in estimators.split(",")] if estimators else ESTIMATORS
     files = bench.bench(
         out,
         runs,
-        Options(k=k, budget=budget, epochs=epochs, device=device, data=data),
+        replace(options, epochs=epochs),
         parse_seeds(seeds),
         names,
         bench.Settings(draws, reference, batches, rounds),
-        lambda experiment, options, path, resume: _train(experiment, options, path, resume=resume),
+        lambda experiment, options, path, resume: _train(experiment, options, Launch(path, resume)),
     )
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
 
 
-def _run(
-    experiment: "Experiment", options: "Options", out: Path, *, resume: bool, overwrite: bool, tensorboard: bool
-) -> None:
+def _finished(experiment: "Experiment", options: Options, path: Path) -> dict[str, Any]:
+    """Result of a run in that folder: of the one that is finished there, resumed, or made from the start.
+
+    Raises:
+        ConfigurationError: a run with other settings is there.
+    """
+    from npn.experiments.rundir import RunDirectory
+
+    directory = RunDirectory(path)
+    if directory.finished:
+        options.resumed(directory.options())
+    else:
+        _train(experiment, options, Launch(path, resume=directory.unfinished))
+    return directory.result()
+
+
+def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
     from npn.errors import ConfigurationError
     from npn.experiments.rundir import RunDirectory
 
-    directory = RunDirectory(out)
+    out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
+    resume, directory = launch.resume, RunDirectory(out)
     if resume and directory.finished:
         console.print(f"The run in {out} is finished already.", highlight=False, soft_wrap=True)
     else:
         if resume and not directory.unfinished:
             console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False, soft_wrap=True)
             resume = False
-        elif directory.unfinished and not (resume or overwrite):
+        elif directory.unfinished and not (resume or launch.overwrite):
             raise ConfigurationError(
                 f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
             )
-        _train(experiment, options, out, resume=resume, tensorboard=tensorboard)
+        _train(experiment, options, replace(launch, out=out, resume=resume))
     result = directory.result()
     console.print(
         f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
@@ -251,28 +244,32 @@ def _run(
     _list_files(sorted(out.iterdir()))
 
 
-def _train(
-    experiment: "Experiment", options: "Options", out: Path, *, resume: bool = False, tensorboard: bool = False
-) -> "Outcome":
+def _train(experiment: "Experiment", options: Options, launch: Launch) -> "Outcome":
     """Run an experiment with a progress display."""
     import npn
     from npn.experiments import runner
     from npn.experiments.console import ProgressDisplay
     from npn.experiments.rundir import RunDirectory
+    from npn.experiments.stopping import Interrupted, OutOfTime
 
-    name, directory = f"{experiment.name} {out.name}", RunDirectory(out)
+    assert launch.out is not None
+    directory, resume, minutes = RunDirectory(launch.out), launch.resume, launch.stop_after
     try:
         with contextlib.ExitStack() as stack:
-            observers: list[runner.Observer] = [stack.enter_context(ProgressDisplay(console, name))]
-            if tensorboard:
+            display = ProgressDisplay(console, f"{experiment.name} {launch.out.name}")
+            observers: list[runner.Observer] = [stack.enter_context(display)]
+            if launch.tensorboard:
                 from npn.experiments.board import Board
 
                 done = npn.read_extra(directory.checkpoint_file)["rows"] if resume else 0
-                observers.append(stack.enter_context(contextlib.closing(Board(out / "tensorboard", done))))
-            return runner.run(experiment, options, directory, runner.Observers(observers), resume=resume)
-    except runner.Interrupted:
+                observers.append(stack.enter_context(contextlib.closing(Board(launch.out / "tensorboard", done))))
+            together = runner.Observers(observers)
+            return runner.run(experiment, options, directory, together, resume=resume, stop_after=minutes)
+    except Interrupted as stopped:
+        late = isinstance(stopped, OutOfTime)
+        why = f"Stopped: another epoch would not fit into {minutes:g} minutes." if late else "Stopped."
         console.print(
-            f"Stopped. Go on with: npn run {experiment.name} --resume --out {out}", highlight=False, soft_wrap=True
+            f"{why} Go on with: npn run {experiment.name} --resume --out {launch.out}", highlight=False, soft_wrap=True
         )
         raise typer.Exit(INTERRUPTED) from None
 

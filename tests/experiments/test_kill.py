@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from npn.experiments import runner
-from npn.experiments.moons import EXPERIMENT
+from npn.experiments.moons import EXPERIMENT as MOONS
 from npn.experiments.options import Options
 from npn.experiments.rundir import RunDirectory
 
@@ -31,7 +31,7 @@ class Silent:
         pass
 
 
-def train(options, path, resume, kill_after=None, kill_in_write=False):
+def train(experiment, options, path, resume, kill_after=None, kill_in_write=False):
     """Run in this process; SIGKILL it after so many updates, or half-way through the next checkpoint then."""
     torch.set_num_threads(1)
     seen = 0
@@ -52,7 +52,7 @@ def train(options, path, resume, kill_after=None, kill_in_write=False):
 
     torch.optim.Adam.step = counted
     try:
-        experiment = runner.Experiment(EXPERIMENT.name, EXPERIMENT.defaults, EXPERIMENT.build, lambda *_: [], 1)
+        experiment = runner.Experiment(**{**vars(experiment), "draw": lambda *_: [], "checkpoint_every": 1})
         runner.run(experiment, options, RunDirectory(path), Silent(), resume=resume)
     finally:
         torch.optim.Adam.step, os.fsync = step, fsync
@@ -67,16 +67,20 @@ def in_child(*args):
 
 @pytest.mark.parametrize(("mode", "kills"), [("sparsify", 5), ("expand", 5)])
 def test_ten_kills_change_nothing(tmp_path, mode, kills):
-    options = OPTIONS[mode]
-    assert in_child(options, tmp_path / "whole", False) == 0
+    check_kills(tmp_path, MOONS, OPTIONS[mode], kills, STEPS)
+
+
+def check_kills(tmp_path, experiment, options, kills, steps):
+    """A whole run and one that is killed so often come to the same end."""
+    assert in_child(experiment, options, tmp_path / "whole", False) == 0
     rng = random.Random(7)
     path = tmp_path / "killed"
     for number in range(kills):  # each run gets a little further than the last checkpoint before it dies
-        after = rng.randrange(STEPS // kills, 2 * STEPS // kills)
+        after = rng.randrange(steps // kills, 2 * steps // kills)
         resume = RunDirectory(path).unfinished
-        assert in_child(options, path, resume, after, number % 3 == 2) == -signal.SIGKILL
+        assert in_child(experiment, options, path, resume, after, number % 3 == 2) == -signal.SIGKILL
         assert not RunDirectory(path).finished
-    assert in_child(options, path, True) == 0
+    assert in_child(experiment, options, path, True) == 0
 
     def end(folder):
         result = json.loads((folder / "result.json").read_text())

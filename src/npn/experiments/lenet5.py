@@ -1,6 +1,7 @@
 """The paper's second experiment (VI-B): LeNet5-Caffe on MNIST, shrunk from 20-50-500 or grown from 3-3-3."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 import npn
 from npn.experiments import figures
 from npn.experiments.mnist import mnist
-from npn.experiments.options import Options, stage_lengths
+from npn.experiments.options import Options, cost_term, stage_lengths
 from npn.experiments.report import markdown_table, percent
 from npn.experiments.runner import Experiment, Outcome, Recipe
 
@@ -26,6 +27,7 @@ BATCH_SIZE = 128
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 3e-3, 0.2, 200
 GATE_LEARNING_RATE = 3e-3
 BUDGET_RATE = 0.005
+OVERSHOOT = 1.5  # growth goes on to so many times the budget, for the gates to choose from
 COMPACT_BELOW = 1e-2
 
 
@@ -75,7 +77,7 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=_penalty(options),
+        penalty=cost_term(replace(options, budget=None) if mode == "scratch" else options, rate=BUDGET_RATE),
         columns="fc1",
     )
     weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
@@ -107,27 +109,21 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(batches) if mode == "expand" else None,
+        growth=_growth(batches, options.budget) if mode == "expand" else None,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
     )
 
 
-def _growth(batches: int) -> npn.Growth:
+def _growth(batches: int, budget: float | None) -> npn.Growth:
     return npn.Growth(
         units=0.2,
+        max_params=int(OVERSHOOT * budget) if budget and budget > 1 else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},
         grace=batches // 4,
         patience=5,
     )
-
-
-def _penalty(options: Options) -> npn.Penalty | npn.Budget:
-    if options.budget is None or options.mode == "scratch":
-        return npn.Penalty(cost="params", weight=options.penalty or 0.0)
-    target = options.budget if options.budget <= 1 else int(options.budget)
-    return npn.Budget(cost="params", target=target, rate=BUDGET_RATE)
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import npn
 from npn.experiments import figures
 from npn.experiments.data import Split, moons
-from npn.experiments.options import Options, stage_lengths
+from npn.experiments.options import Options, cost_term, stage_lengths
 from npn.experiments.report import percent
 from npn.experiments.runner import Experiment, Outcome, Recipe
 
@@ -74,7 +74,7 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=_penalty(options),
+        penalty=cost_term(options),
     )
     weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
@@ -109,12 +109,6 @@ def build(options: Options) -> Recipe:
 def _growth() -> npn.Growth:
     """Ten units at a time: one or two more than a net of three tell the validation loss too little."""
     return npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]})
-
-
-def _penalty(options: Options) -> npn.Penalty | npn.Budget:
-    if options.budget is None:
-        return npn.Penalty(cost="params", weight=options.penalty or 0.0)
-    return npn.Budget(cost="params", target=options.budget if options.budget <= 1 else int(options.budget))
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:

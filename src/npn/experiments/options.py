@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from npn.errors import ConfigurationError
+from npn.penalty import Budget, CostKind, Penalty
 
 
 @dataclass(frozen=True)
@@ -17,8 +18,8 @@ class Options:
         k: sharpness of the plastic stage.
         estimator: name of the gradient estimator, as `npn.attach` takes it.
         function: name of the gate function, as `npn.attach` takes it.
-        penalty: lambda in loss units per parameter.
-        budget: parameters to end with, in place of a penalty; at most 1 for a share of the full network.
+        penalty: lambda in loss units per parameter, or per what the experiment counts as cost.
+        budget: cost to end with, in place of a penalty; at most 1 for a share of the full network.
         epochs: epochs in all, divided among the stages as by default, or one number per stage: "20,180,20".
         device: "cpu", "cuda", "cuda:1", ...
         data: folder of the data set, for experiments that read one from disk.
@@ -74,6 +75,44 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class ResNetOptions(Options):
+    """Settings of the residual networks besides those that every experiment has.
+
+    Attributes:
+        depth: layers, 6n + 2.
+        dataset: "cifar10" or "cifar100".
+        stream: gates on the residual streams, too.
+        precision: "fp32", "bf16" or "fp16".
+        channels_last: memory layout of images and kernels.
+        compile: call the model through `torch.compile`.
+    """
+
+    depth: int | None = None
+    dataset: str | None = None
+    stream: bool | None = None
+    precision: str | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
+
+
+def cost_term(options: Options, cost: CostKind = "params", **budget: Any) -> Penalty | Budget:
+    """What size costs by these settings: a budget if there is one, else the price.
+
+    Args:
+        options: with `budget` or `penalty`.
+        cost: what is counted.
+        budget: further arguments of `npn.Budget`.
+
+    Example:
+        >>> cost_term(Options(budget=0.5)).target, cost_term(Options(penalty=1e-6)).weight
+        (0.5, 1e-06)
+    """
+    if options.budget is None:
+        return Penalty(cost=cost, weight=options.penalty or 0.0)
+    return Budget(cost=cost, target=options.budget if options.budget <= 1 else int(options.budget), **budget)
 
 
 def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:

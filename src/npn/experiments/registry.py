@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 import npn
 from npn.errors import CheckpointError
-from npn.experiments import lenet5, moons
+from npn.experiments import lenet5, moons, resnet56
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.runner import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT)
+    experiment.name: experiment for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, resnet56.EXPERIMENT)
 }
 
 
@@ -25,7 +25,7 @@ def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
     if not directory.finished:
         raise CheckpointError(f"there is no finished run in {path}: expected its result.json and model.pt")
     experiment = EXPERIMENTS[directory.result()["experiment"]]
-    options = directory.options().over(experiment.defaults(directory.options()))
-    recipe = experiment.build(options)
+    options = directory.options(experiment.options)
+    recipe = experiment.build(options.over(experiment.defaults(options)))
     model = npn.load(directory.model_file, recipe.plastic.detach())
-    return model.eval(), recipe.data.test.x[:2]
+    return model.eval(), recipe.prepare(recipe.data.test.x[:2])

@@ -53,14 +53,17 @@ class RunDirectory:
         write_json(self.options_file, options.as_dict())
         self.metrics_file.touch()
 
-    def options(self) -> Options:
+    def options(self, kind: type[Options] = Options) -> Options:
         """The settings that the run began with.
+
+        Args:
+            kind: the experiment's class of settings.
 
         Raises:
             CheckpointError: they cannot be read.
         """
         try:
-            return Options(**json.loads(self.options_file.read_text()))
+            return kind(**json.loads(self.options_file.read_text()))
         except (OSError, ValueError, TypeError) as error:
             raise CheckpointError(
                 f"expected the settings of a run in {self.options_file}, but: {error}; start a new run without --resume"

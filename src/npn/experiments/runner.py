@@ -1,14 +1,11 @@
 """Trains a recipe stage by stage, keeps its metrics, and stops and resumes without changing the result."""
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -21,6 +18,7 @@ from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
 from npn.experiments.report import command_line, machine, versions
 from npn.experiments.rundir import RunDirectory
+from npn.experiments.stopping import Deadline, Interrupted, OutOfTime, stop_signal
 from npn.integrations.tensorboard import keep_histogram
 
 Row = dict[str, Any]
@@ -45,6 +43,12 @@ class Recipe:
         step: called before each training step with the stage, the epoch's position in it and the batch's position in
             the epoch; sets learning rates and the like.
         snapshot: called at the end of each stage; its tensors are kept for the pictures.
+        augment: changes a batch of training inputs, as stored; its draws come from the generator alone, which follows
+            from seed and epoch.
+        prepare: makes what the model takes of inputs as stored.
+        forward: calls the model, or a plain copy of it, on prepared inputs.
+        scaler: of the loss, where the precision needs one.
+        about: goes into the result as it is.
     """
 
     plastic: npn.Plasticity
@@ -59,6 +63,15 @@ class Recipe:
     settle: int = 1
     step: Callable[[npn.Stage, int, int], None] = lambda stage, position, batch: None
     snapshot: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    prepare: Callable[[Tensor], Tensor] = lambda x: x
+    forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
+    scaler: torch.amp.GradScaler | None = None
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    def logits(self, model: nn.Module, x: Tensor) -> Tensor:
+        """The logits of a batch of inputs as stored."""
+        return self.forward(model, self.prepare(x))
 
 
 @dataclass
@@ -102,10 +115,6 @@ class Observers:
             observer.stage(entry)
 
 
-class Interrupted(Exception):
-    """The user stopped the run; it can be resumed."""
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One entry of `npn run`.
@@ -118,6 +127,7 @@ class Experiment:
         checkpoint_every: epochs between checkpoints.
         threads: how many torch may use, or None for its own choice. Small networks only wait for a second one, all the
             more on a machine that has other work.
+        options: the class of its settings.
     """
 
     name: str
@@ -126,6 +136,7 @@ class Experiment:
     draw: Callable[[Path, "Outcome"], list[Path]]
     checkpoint_every: int = 1
     threads: int | None = None
+    options: type[Options] = Options
 
 
 @dataclass(frozen=True)
@@ -138,7 +149,13 @@ class Outcome:
 
 
 def run(
-    experiment: Experiment, options: Options, directory: RunDirectory, observer: Observer, *, resume: bool = False
+    experiment: Experiment,
+    options: Options,
+    directory: RunDirectory,
+    observer: Observer,
+    *,
+    resume: bool = False,
+    stop_after: float | None = None,
 ) -> Outcome:
     """Train from the start, or from the directory's checkpoint, to the end; write result, model and pictures.
 
@@ -148,16 +165,20 @@ def run(
         directory: where the run lives. Without `resume`, what an earlier run left there is deleted.
         observer: is told of every epoch and stage.
         resume: go on from the checkpoint.
+        stop_after: minutes from now after which no epoch may be under way, as far as the last epochs let one tell.
 
     Returns:
         What is in the directory afterwards.
 
     Raises:
         Interrupted: on SIGINT or SIGTERM, once the epoch under way is finished and in a checkpoint.
+        OutOfTime: likewise, because of `stop_after`.
         ConfigurationError: a setting cannot be, or differs from that of the run to resume.
         CheckpointError: there is nothing to resume from, or it is damaged.
     """
-    options = options.resumed(directory.options()) if resume else options.over(experiment.defaults(options))
+    deadline = Deadline(stop_after)
+    saved = directory.options(experiment.options) if resume else None
+    options = options.over(experiment.defaults(options)) if saved is None else options.resumed(saved)
     with _threads(experiment.threads):
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
@@ -166,30 +187,38 @@ def run(
         else:
             directory.start(options)
             progress = Progress()
-        _train(recipe, options.seed or 0, directory, progress, observer, experiment.checkpoint_every)
+        _train(recipe, options.seed or 0, directory, progress, observer, experiment.checkpoint_every, deadline)
         return _conclude(experiment, recipe, options, directory, progress)
 
 
 def _train(
-    recipe: Recipe, seed: int, directory: RunDirectory, progress: Progress, observer: Observer, checkpoint_every: int
+    recipe: Recipe,
+    seed: int,
+    directory: RunDirectory,
+    progress: Progress,
+    observer: Observer,
+    checkpoint_every: int,
+    deadline: Deadline,
 ) -> None:
     """Every epoch that is left."""
     schedule, began = recipe.schedule, time.perf_counter() - progress.seconds
-    with _stop_signal() as stop:
+    with stop_signal() as stop:
         for stage, row in epochs(recipe, seed):
             directory.append(row)
             progress.rows += 1
-            progress.seconds = time.perf_counter() - began
+            seconds, progress.seconds = progress.seconds, time.perf_counter() - began
+            deadline.epoch(progress.seconds - seconds)
             observer.epoch(row, schedule.epochs)
             _, start, stop_epoch = _span(schedule, stage)  # now: a plateau may just have ended the stage
             if row["epoch"] + 1 == stop_epoch:
                 progress.stages.append(_stage_entry(row, stop_epoch - start, progress))
                 progress.snapshots[stage.name] = recipe.snapshot(recipe.plastic.model)
                 observer.stage(progress.stages[-1])
-            if stop.is_set() or schedule.done or progress.rows % checkpoint_every == 0:
+            late = deadline.near
+            if stop.is_set() or late or schedule.done or progress.rows % checkpoint_every == 0:
                 _checkpoint(recipe, directory, progress)
-            if stop.is_set() and not schedule.done:
-                raise Interrupted
+            if (stop.is_set() or late) and not schedule.done:
+                raise Interrupted if stop.is_set() else OutOfTime
 
 
 def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
@@ -204,7 +233,7 @@ def _conclude(
 ) -> Outcome:
     """Export the model, measure what was exported, and write everything down, the result last."""
     small = recipe.plastic.export()
-    _, accuracy = evaluate(small, recipe.data.test)
+    _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
     result = {
         "experiment": experiment.name,
@@ -212,7 +241,8 @@ def _conclude(
         "seed": options.seed,
         "accuracy": accuracy,
         **last,
-        "macs": npn.count_macs(small, recipe.data.test.x[:1]),
+        "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
+        **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),
         "command": command_line(),
@@ -227,13 +257,19 @@ def _conclude(
     return outcome
 
 
-def evaluate(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[float, float]:
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    batch_size: int = 1024,
+    forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x),
+) -> tuple[float, float]:
     """Mean cross-entropy and accuracy in eval mode; the model's own mode is as before afterwards.
 
     Args:
         model: maps a batch of inputs to logits (B, classes).
         split: the examples.
         batch_size: examples per forward pass.
+        forward: gives the logits, where the model is not simply called.
 
     Returns:
         Loss in nats per example, and the share of examples classified correctly.
@@ -243,7 +279,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[fl
     loss, correct = 0.0, 0
     with torch.no_grad():
         for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
-            logits = model(x)
+            logits = forward(model, x)
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
             correct += int((logits.argmax(1) == y).sum())
     model.train(training)
@@ -252,7 +288,7 @@ def evaluate(model: nn.Module, split: Split, batch_size: int = 1024) -> tuple[fl
 
 def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """The training data in batches. The order follows from seed and epoch alone, so a resumed run sees the same one."""
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
     order = torch.randperm(len(data.train), generator=generator).to(data.train.x.device)
     for chosen in order.split(batch_size):
         yield data.train.x[chosen], data.train.y[chosen]
@@ -261,25 +297,30 @@ def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tup
 def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, position: int, seed: int) -> Row:
     """Train for one epoch, remove what has closed, add what growth asks for, and measure."""
     plastic, model = recipe.plastic, recipe.plastic.model
-    total, examples = 0.0, 0
+    device = recipe.data.train.x.device
+    generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
+    total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
     model.train()
     for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
         recipe.step(stage, position, batch)
         recipe.weights.zero_grad()
         recipe.gates.zero_grad()
-        loss = plastic.backward(lambda x=x, y=y: F.cross_entropy(model(x), y))  # type: ignore[misc]
-        recipe.weights.step()
-        recipe.gates.step()
-        total += float(loss) * len(y)
+        inputs = recipe.prepare(x if recipe.augment is None else recipe.augment(x, generator))
+        loss = plastic.backward(
+            lambda x=inputs, y=y: F.cross_entropy(recipe.forward(model, x), y),  # type: ignore[misc]
+            scale=1.0 if recipe.scaler is None else recipe.scaler,
+        )
+        _update(recipe)
+        total += loss.double() * len(y)
         examples += len(y)
     plastic.compact(below=recipe.compact_below)
-    validation_loss, validation_accuracy = evaluate(model, recipe.data.validation)
-    _, accuracy = evaluate(model, recipe.data.test)
+    validation_loss, validation_accuracy = evaluate(model, recipe.data.validation, forward=recipe.logits)
+    _, accuracy = evaluate(model, recipe.data.test, forward=recipe.logits)
     row = {
         "epoch": epoch,
         "stage": stage.name,
         "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
-        "loss": total / examples,
+        "loss": float(total) / examples,
         "validation_loss": validation_loss,
         "validation_accuracy": validation_accuracy,
         "accuracy": accuracy,
@@ -291,6 +332,21 @@ def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, position: int, seed: in
     if recipe.growth is not None and math.isfinite(plastic.k) and position < stage.epochs - recipe.settle:
         recipe.growth.step(validation_loss, plastic)
     return row
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch
+
+
+def _update(recipe: Recipe) -> None:
+    """Both optimizers' steps; under a scaler, only of an optimizer that has gradients (at k = inf the gates rest)."""
+    for optimizer in (recipe.weights, recipe.gates):
+        if recipe.scaler is None:
+            optimizer.step()
+        elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            recipe.scaler.step(optimizer)
+    if recipe.scaler is not None:
+        recipe.scaler.update()
 
 
 def _span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[str, int, int]:
@@ -310,7 +366,8 @@ def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
 
 def _stateful(recipe: Recipe) -> dict[str, Any]:
     """What a checkpoint keeps besides the model, its gates, the tracked optimizers and the random states."""
-    return {"schedule": recipe.schedule, **({"growth": recipe.growth} if recipe.growth is not None else {})}
+    optional = {"growth": recipe.growth, "scaler": recipe.scaler}
+    return {"schedule": recipe.schedule, **{name: value for name, value in optional.items() if value is not None}}
 
 
 def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> None:
@@ -333,24 +390,3 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def _stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag, read between epochs; a second SIGINT stops at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
-        yield stop
-        return
-
-    def request(number: int, frame: FrameType | None) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

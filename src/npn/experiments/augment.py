@@ -1,0 +1,58 @@
+"""Random crops and flips of whole batches, on the device that the images are on."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def crop_and_flip(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    """Each image shifted by up to `pad` pixels, with zeros where it ends, and mirrored half of the time.
+
+    The usual augmentation of CIFAR (pad by 4, crop 32x32 at random, flip), drawn for each image by itself and done with
+    one gather per batch.
+
+    Args:
+        images: (B, C, H, W) of any type.
+        generator: the draws follow from its state alone.
+        pad: pixels of zeros on each side before the crop.
+
+    Returns:
+        (B, C, H, W), of the same type.
+
+    Example:
+        >>> crop_and_flip(torch.ones(2, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+        torch.Size([2, 3, 8, 8])
+
+    References:
+        He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+    """
+    top, left, flip = draw(images.shape[0], generator, pad)
+    return moved(images, top.to(images.device), left.to(images.device), flip.to(images.device), pad)
+
+
+def draw(count: int, generator: torch.Generator, pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Where each crop begins in the padded image, and which ones are mirrored: (count,) int64, int64, bool."""
+    device = generator.device
+    top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator, device=device)
+    flip = torch.rand(count, generator=generator, device=device) < 0.5
+    return top, left, flip
+
+
+def moved(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
+    """Crops of the padded images at given places, mirrored where `flip` says so.
+
+    Args:
+        images: (B, C, H, W).
+        top, left: (B,) first row and column of the crop, 0 to 2 * pad.
+        flip: (B,) bool.
+        pad: as the crops were drawn for.
+    """
+    count, channels, height, width = images.shape
+    device = images.device
+    padded = F.pad(images, (pad, pad, pad, pad))
+    across = torch.arange(width, device=device)
+    columns = left[:, None] + torch.where(flip[:, None], across.flip(0), across)
+    rows = top[:, None] + torch.arange(height, device=device)
+    image = torch.arange(count, device=device).view(-1, 1, 1, 1)
+    channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
+    return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]

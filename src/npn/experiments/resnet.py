@@ -1,0 +1,156 @@
+"""Residual networks for 32x32 images, with shortcuts that have no parameters or with projections."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from npn.errors import ConfigurationError
+
+WIDTHS = (16, 32, 64)  # channels of the three sections, at full width
+
+
+class Strided(nn.Module):
+    """The shortcut without parameters (option A): every second pixel, and zeros for the channels that are new.
+
+    The zeros come half before and half after the old channels.
+
+    Args:
+        more: channels that the output has more than the input.
+    """
+
+    def __init__(self, more: int) -> None:
+        super().__init__()
+        self.before = more // 2
+        self.after = more - more // 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C + more, H / 2, W / 2) of (B, C, H, W)."""
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
+
+
+class Block(nn.Module):
+    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))), with 3x3 convolutions.
+
+    Args:
+        old: channels in.
+        new: channels out.
+        middle: channels between the convolutions.
+        stride: of the first convolution.
+        projection: where the shape changes, the shortcut is a strided 1x1 convolution with BatchNorm (option B)
+            instead of `Strided` (option A).
+    """
+
+    def __init__(self, old: int, new: int, middle: int, stride: int, projection: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv1 = nn.Conv2d(old, middle, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, new, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(new)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or old != new:
+            self.shortcut = (
+                nn.Sequential(nn.Conv2d(old, new, 1, stride=stride, bias=False), nn.BatchNorm2d(new))
+                if projection
+                else Strided(new - old)
+            )
+
+    @property
+    def projects(self) -> bool:
+        """Whether the shortcut has parameters."""
+        return isinstance(self.shortcut, nn.Sequential)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, new, H / stride, W / stride) of (B, old, H, W)."""
+        inside: Tensor = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.shortcut(x) + self.bn2(self.conv2(inside)))
+
+
+class ResNet(nn.Module):
+    """A residual network of depth 6n + 2 for (B, 3, 32, 32): stem, three sections of n blocks, mean, linear.
+
+    Args:
+        depth: 6n + 2; 20, 32, 56 and 110 are those of the literature.
+        classes: logits per image.
+        projection: shortcuts with parameters where the shape changes, see `Block`.
+        width: share of the channels, at least one per layer: what expansion starts with.
+        stream: channels of the residual streams as shares, too; else `width` concerns the blocks' inner channels only.
+
+    Raises:
+        ConfigurationError: the depth is not 6n + 2, or the width is not above 0.
+
+    Example:
+        >>> from npn import count_params
+        >>> f"{count_params(ResNet(56), biases=False):,}"
+        '848,944'
+
+    References:
+        He, Zhang, Ren & Sun, "Deep residual learning for image recognition", CVPR 2016, section 4.2.
+    """
+
+    def __init__(
+        self, depth: int = 56, classes: int = 10, *, projection: bool = False, width: float = 1.0, stream: bool = True
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ConfigurationError(f"depth must be 6n + 2 and at least 8, such as 20, 32, 56 or 110, got {depth}")
+        if not width > 0:
+            raise ConfigurationError(f"width must be above 0, got {width}")
+        inner = [scaled(channels, width) for channels in WIDTHS]
+        outer = inner if stream else list(WIDTHS)
+        self.conv1 = nn.Conv2d(3, outer[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outer[0])
+        blocks: list[nn.Module] = []
+        for section, (new, middle) in enumerate(zip(outer, inner, strict=True)):
+            for number in range((depth - 2) // 6):
+                first = section > 0 and number == 0
+                blocks.append(Block(outer[section - 1] if first else new, new, middle, 1 + first, projection))
+        self.blocks = nn.Sequential(*blocks)
+        self.fc = nn.Linear(outer[-1], classes)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes)."""
+        x = self.blocks(F.relu(self.bn1(self.conv1(x))))
+        logits: Tensor = self.fc(x.mean((2, 3)))
+        return logits
+
+    def channels(self, open_units: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int, int, Block]]]:
+        """How many channels there are where some are closed.
+
+        Args:
+            open_units: as `npn.Plasticity.sizes` gives them; what is not gated is as wide as it is.
+
+        Returns:
+            Channels of the three streams; and `(in, out, inside, block)` of every block.
+        """
+        blocks = [block for block in self.blocks if isinstance(block, Block)]
+        per = len(blocks) // len(WIDTHS)
+        streams = [open_units.get("conv1", self.conv1.out_channels)]
+        for section in range(1, len(WIDTHS)):
+            name = f"blocks.{section * per}.conv2"
+            streams.append(open_units.get(name, blocks[section * per].conv2.out_channels))
+        found = []
+        for number, block in enumerate(blocks):
+            section, first = divmod(number, per)
+            old = streams[max(0, section - (first == 0))]
+            middle = open_units.get(f"blocks.{number}.conv1", block.conv1.out_channels)
+            found.append((old, streams[section], middle, block))
+        return streams, found
+
+
+def scaled(channels: int, width: float) -> int:
+    """That share of the channels, at least one.
+
+    Example:
+        >>> [scaled(channels, 0.2) for channels in WIDTHS]
+        [3, 6, 13]
+    """
+    return max(1, round(width * channels))
+
+
+def _initialise(module: nn.Module) -> None:
+    """He initialisation of the convolutions, as in the paper they come from."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out")

@@ -1,0 +1,248 @@
+"""The paper's third experiment (VI-C): ResNet-56 on CIFAR-10, shrunk from full width or grown from a fifth of it."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import npn
+from npn.experiments import execution, figures
+from npn.experiments.augment import crop_and_flip
+from npn.experiments.cifar import cifar, normalised, statistics
+from npn.experiments.options import Options, ResNetOptions, cost_term, stage_lengths
+from npn.experiments.report import markdown_table, percent
+from npn.experiments.resnet import WIDTHS, ResNet
+from npn.experiments.runner import Experiment, Outcome, Recipe, Row
+
+STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20)}
+BUDGET = 0.5  # of the base network's MACs
+SMALL = 0.2  # share of the width that expand starts with
+SETTLE = 0.4  # share of the plastic stage, at its end, in which nothing grows
+BATCH_SIZE = 128
+# the paper's plain recipe: weight decay on every parameter, those of BatchNorm and the biases among them
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
+GATE_LEARNING_RATE = 1e-3
+EPOCHS = 220  # what the milestones are for; shorter schedules have them earlier, in proportion
+MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
+BUDGET_RATE, FASTEST = 1e-3, 1e-2  # for the full plastic stage; a shorter one has less time to find the price
+COMPACT_BELOW = 1e-2
+INNER = "blocks.*.conv1"  # groups of the channels inside each block
+
+
+def defaults(options: Options) -> ResNetOptions:
+    """The settings of the paper, as far as it gives them."""
+    return ResNetOptions(
+        mode=options.mode or "sparsify",
+        seed=0,
+        k=7.0,
+        estimator="reinmax",
+        function="sigmoid",
+        budget=BUDGET if options.penalty is None else None,
+        device="cpu",
+        depth=56,
+        dataset="cifar10",
+        stream=False,
+        precision="fp32",
+        channels_last=False,
+        compile=False,
+    )
+
+
+def build(options: Options) -> Recipe:
+    """Data, model, gates, optimizers and schedule of one run."""
+    mode = options.checked_mode(STAGES)
+    assert isinstance(options, ResNetOptions) and options.depth and options.dataset and options.precision
+    assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
+    expand = mode == "expand"
+    device = torch.device(options.device or "cpu")
+    context = execution.autocast(options.precision, device)
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    data = cifar(options.dataset, options.data).to(device)
+    mean, std = statistics(data.train.x)
+
+    def prepare(x: Tensor) -> Tensor:
+        return normalised(x, mean, std).contiguous(memory_format=layout)
+
+    sizes = base(options.depth, data.classes)
+    model = _model(options, data.classes, SMALL if expand else 1.0).to(device)
+    lengths = stage_lengths(options.epochs, STAGES[mode])
+    rate = min(FASTEST, BUDGET_RATE * STAGES[mode][1] / lengths[1])
+    plastic = npn.attach(
+        model,
+        prepare(data.train.x[:1]),  # costs count the example batch: one image
+        estimator=options.estimator,
+        function=options.function,
+        penalty=_penalty(options, sizes, rate),
+        only=None if options.stream else INNER,
+    )
+    weights = torch.optim.SGD(plastic.weights(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
+    plastic.track(weights, gates)
+    stages = [npn.Stage("pretrain", lengths[0]), npn.Stage("plastic", lengths[1], k=options.k)]
+    stages.append(npn.Stage("finetune", lengths[2]))
+    starts = {stage.name: sum(lengths[:index]) for index, stage in enumerate(stages)}
+
+    def step(stage: npn.Stage, position: int, batch: int) -> None:
+        """Learning rates by the epoch; kernels that a resize has made anew get their layout back."""
+        if batch:
+            return
+        epoch = starts[stage.name] + position
+        for optimizer, rate, milestones in (
+            (weights, LEARNING_RATE, MILESTONES),
+            (gates, GATE_LEARNING_RATE, GATE_MILESTONES),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * decay(epoch, sum(lengths), milestones)
+        if options.channels_last:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    return Recipe(
+        plastic=plastic,
+        schedule=npn.Schedule(*stages),
+        weights=weights,
+        gates=gates,
+        data=data,
+        batch_size=BATCH_SIZE,
+        measure=measure,
+        growth=_growth(plastic, options.depth, math.ceil(len(data.train) / BATCH_SIZE)) if expand else None,
+        settle=round(SETTLE * lengths[1]),
+        compact_below=COMPACT_BELOW,
+        step=step,
+        augment=crop_and_flip,
+        prepare=prepare,
+        forward=execution.forward(model, context, compiled=bool(options.compile)),
+        scaler=execution.grad_scaler(options.precision, device),
+        about={"base": sizes, "dataset": options.dataset, "depth": options.depth},
+    )
+
+
+def decay(epoch: int, epochs: int, milestones: tuple[int, ...]) -> float:
+    """0.1 to the number of milestones passed, where those are given for a schedule of 220 epochs.
+
+    Example:
+        >>> [decay(epoch, 22, (60, 120, 180)) for epoch in (5, 6, 12, 21)]
+        [1.0, 0.1, 0.01, 0.001]
+    """
+    passed = sum(EPOCHS * epoch >= milestone * epochs for milestone in milestones)
+    return float(f"1e-{passed}")
+
+
+def base(depth: int, classes: int) -> dict[str, dict[str, int]]:
+    """Size of the full network with either kind of shortcut: papers differ in which one they compare with."""
+    sizes = {}
+    with torch.random.fork_rng(devices=[]):
+        for name, projection in (("zero_padding", False), ("projection", True)):
+            model = ResNet(depth, classes, projection=projection).eval()
+            sizes[name] = {
+                "params": npn.count_params(model, biases=False),
+                "params_with_biases": npn.count_params(model),
+                "macs": npn.count_macs(model, torch.zeros(1, 3, 32, 32)),
+            }
+    return sizes
+
+
+def measure(plastic: npn.Plasticity) -> dict[str, Any]:
+    """Size by open units, of one image.
+
+    `params` are weights without biases and BatchNorm, `macs` those of the convolutions and the last layer. The
+    `architecture` gives for each section the channels of its stream and those inside all of its blocks together;
+    `channels` has the latter block by block.
+    """
+    model, open_units = plastic.model, plastic.sizes()
+    assert isinstance(model, ResNet)
+    streams, blocks = model.channels(open_units)
+    inner = [middle for _, _, middle, _ in blocks]
+    area = 32 * 32
+    weights, macs, normalisation = 27 * streams[0], 27 * streams[0] * area, 2 * streams[0]
+    for old, new, middle, block in blocks:
+        area //= block.stride**2
+        own = 9 * (old + new) * middle + (old * new if block.projects else 0)
+        weights, macs = weights + own, macs + own * area
+        normalisation += 2 * (middle + (2 if block.projects else 1) * new)
+    last = streams[-1] * model.fc.out_features
+    per = len(inner) // len(WIDTHS)
+    totals = [sum(inner[start : start + per]) for start in range(0, len(inner), per)]
+    return {
+        "params": weights + last,
+        "params_with_biases": weights + last + normalisation + model.fc.out_features,
+        "macs": macs + last,
+        "architecture": " ".join(f"{stream}({total})" for stream, total in zip(streams, totals, strict=True)),
+        "channels": inner,
+    }
+
+
+def _model(options: ResNetOptions, classes: int, width: float) -> ResNet:
+    """Streams that are gated need projections: channels added to zeros can neither go nor come."""
+    assert options.depth
+    stream = bool(options.stream)
+    return ResNet(options.depth, classes, projection=stream, width=width, stream=stream)
+
+
+def _penalty(options: ResNetOptions, sizes: dict[str, dict[str, int]], rate: float) -> npn.Penalty | npn.Budget:
+    """A share is one of the base's MACs, whatever network training starts with."""
+    if options.budget is not None and options.budget <= 1:
+        options = replace(options, budget=options.budget * sizes["zero_padding"]["macs"])
+    return cost_term(options, "macs", rate=rate)
+
+
+def _growth(plastic: npn.Plasticity, depth: int, batches: int) -> npn.Growth:
+    """A fifth of a layer at a time, up to the base's width."""
+    per = (depth - 2) // 6
+    sections = {
+        group.name: int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
+        for group in plastic.groups
+    }
+    limit = {name: WIDTHS[section] for name, section in sections.items()}
+    return npn.Growth(units=0.2, limit=limit, grace=batches // 4, patience=10)
+
+
+def draw(path: Path, outcome: Outcome) -> list[Path]:
+    """Learning curves, keep probabilities by section, and Table II."""
+    result = outcome.result
+    title = f"ResNet-{result['depth']} on {result['dataset']}, {result['mode']}, seed {result['seed']}"
+    rows = [{**row, "keep": by_section(row["keep"])} for row in outcome.rows]
+    drawn = [
+        figures.learning_curves(path / "curves.png", outcome.rows, title),
+        figures.keep_probabilities(path / "keep_probability.png", rows, f"{title}: keep probabilities"),
+        table(path / "table.md", result),
+    ]
+    return [file for file in drawn if file is not None]
+
+
+def by_section(histograms: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The histograms of blocks with equally many, added up by thirds of the network; streams together, apart."""
+    inside = [counts for name, counts in histograms.items() if name.endswith(".conv1")]
+    streams = [counts for name, counts in histograms.items() if not name.endswith(".conv1")]
+    per = len(inside) // len(WIDTHS)
+    parts = {f"blocks of section {i + 1}": inside[i * per : (i + 1) * per] for i in range(len(WIDTHS))}
+    parts |= {"streams": streams} if streams else {}
+    return {name: [sum(column) for column in zip(*part, strict=True)] for name, part in parts.items()}
+
+
+def table(path: Path, result: Row) -> Path:
+    """Sizes and accuracies beside both bases, in Markdown (the paper's Table II); reductions are in percent."""
+    first = result["base"]["zero_padding"]
+    names = {"zero_padding": "base, zero-padding shortcuts", "projection": "base, projection shortcuts"}
+    sizes = [(names[name], "", entry, "") for name, entry in result["base"].items()]
+    sizes += [(e["stage"], e["architecture"], e, percent(e["accuracy"])) for e in result["stages"]]
+    header = ("stage", "stream channels (in blocks)", "parameters", "reduction", "MACs", "reduction", "test accuracy")
+    rows = [
+        (
+            stage,
+            architecture,
+            f"{size['params']:,}",
+            percent(1 - size["params"] / first["params"], 1),
+            f"{size['macs'] / 1e6:.2f} M",
+            percent(1 - size["macs"] / first["macs"], 1),
+            accuracy,
+        )
+        for stage, architecture, size, accuracy in sizes
+    ]
+    path.write_text(markdown_table(header, rows) + "\n")
+    return path
+
+
+EXPERIMENT = Experiment("resnet56-cifar10", defaults, build, draw, options=ResNetOptions)

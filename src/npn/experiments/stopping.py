@@ -1,0 +1,69 @@
+"""When a run stops before its end: the user's signal, or the time it was given."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from npn.errors import ConfigurationError
+
+MARGIN = 1.1  # epochs differ: the next one may take so much longer than the longest of late
+
+
+class Interrupted(Exception):
+    """The user stopped the run; it can be resumed."""
+
+
+class OutOfTime(Interrupted):
+    """The run's time is up before the next epoch would be over; it can be resumed."""
+
+
+class Deadline:
+    """The wall-clock time that a run was given.
+
+    Args:
+        minutes: from now on, or None for no limit.
+
+    Raises:
+        ConfigurationError: not above 0.
+    """
+
+    def __init__(self, minutes: float | None) -> None:
+        if minutes is not None and not minutes > 0:
+            raise ConfigurationError(f"the minutes to stop after must be above 0, got {minutes}")
+        self._end = None if minutes is None else time.monotonic() + 60 * minutes
+        self._epochs: list[float] = []
+
+    def epoch(self, seconds: float) -> None:
+        """An epoch has taken so long."""
+        self._epochs = [*self._epochs[-2:], seconds]
+
+    @property
+    def near(self) -> bool:
+        """Whether another epoch would not be over in time, judged by the last three."""
+        if self._end is None or not self._epochs:
+            return False
+        return time.monotonic() + MARGIN * max(self._epochs) > self._end
+
+
+@contextmanager
+def stop_signal() -> Iterator[threading.Event]:
+    """Turn the first SIGINT or SIGTERM into a flag, read between epochs; a second SIGINT stops at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
+        yield stop
+        return
+
+    def request(number: int, frame: FrameType | None) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,213 @@
+"""The ResNet recipe on a few synthetic images: both modes, streams, measures, and stops that change nothing."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+import npn
+from npn.errors import ConfigurationError
+from npn.experiments import resnet56, runner
+from npn.experiments.data import Data, Split
+from npn.experiments.options import Options, ResNetOptions
+from npn.experiments.rundir import RunDirectory
+from npn.experiments.stopping import Interrupted, OutOfTime
+
+from .conftest import Recorder
+
+
+def images(dataset="cifar10", folder=None):
+    """Two classes, of bright and of dark images, which a small net learns at once."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count):
+        y = torch.arange(count) % 2
+        noise = torch.randint(0, 60, (count, 3, 32, 32), generator=generator)
+        return Split((noise + 190 * y.view(-1, 1, 1, 1)).to(torch.uint8), y)
+
+    return Data(draw(48), draw(8), draw(8), classes=10)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """Few images in small batches."""
+    monkeypatch.setattr(resnet56, "cifar", images)
+    monkeypatch.setattr(resnet56, "BATCH_SIZE", 16)
+
+
+BUDGETS = {"sparsify": 0.3, "expand": 0.9}
+UNDRAWN = runner.Experiment(**{**vars(resnet56.EXPERIMENT), "draw": lambda *_: []})
+
+
+def recipe_of(**options):
+    given = ResNetOptions(**({"depth": 8, "epochs": "2,6,2"} | options))
+    torch.manual_seed(0)
+    return resnet56.build(given.over(resnet56.defaults(given)))
+
+
+class Disturbed(Recorder):
+    """Interrupts after the given epochs."""
+
+    def __init__(self, *epochs):
+        super().__init__()
+        self.when = epochs
+
+    def epoch(self, row, epochs):
+        super().epoch(row, epochs)
+        if row["epoch"] in self.when:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def run(path, options, observer=None, **more):
+    return runner.run(UNDRAWN, options, RunDirectory(path), observer or Recorder(), **more)
+
+
+def same(one, two):
+    assert (one / "metrics.jsonl").read_bytes() == (two / "metrics.jsonl").read_bytes()
+    models = [torch.load(folder / "model.pt", weights_only=True)["model"] for folder in (one, two)]
+    assert models[0].keys() == models[1].keys()
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+@pytest.fixture(scope="module", params=["sparsify", "expand"])
+def finished(request, tmp_path_factory):
+    """A whole run of each mode, and its settings for as long as the run is used."""
+    path = tmp_path_factory.mktemp(request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resnet56, "cifar", images)
+        patch.setattr(resnet56, "BATCH_SIZE", 16)
+        if request.param == "sparsify":  # gates that move within the few steps of a test
+            patch.setattr(resnet56, "GATE_LEARNING_RATE", 0.1)
+        options = ResNetOptions(mode=request.param, depth=8, epochs="1,5,1", seed=1, budget=BUDGETS[request.param])
+        yield runner.run(resnet56.EXPERIMENT, options, RunDirectory(path), Recorder()), path
+
+
+def test_a_short_run_leaves_what_a_long_one_does(finished):
+    outcome, path = finished
+    result, rows = outcome.result, outcome.rows
+    assert result["accuracy"] == 1.0
+    assert (rows[-1]["params"] > rows[0]["params"]) == (result["mode"] == "expand")
+    assert all((path / name).stat().st_size > 0 for name in ("curves.png", "keep_probability.png", "model.pt"))
+    assert set(result["base"]) == {"zero_padding", "projection"}
+    table = (path / "table.md").read_text().splitlines()
+    assert len(table) == 7
+    base = result["base"]["zero_padding"]
+    assert f"{base['params']:,} | 0.0%" in table[2] and f"| {base['macs'] / 1e6:.2f} M | 0.0% |" in table[2]
+    last = f"{100 * (1 - result['params'] / base['params']):.1f}% | {result['macs'] / 1e6:.2f} M"
+    assert table[-1].startswith("| finetune |") and last in table[-1] and "100.00%" in table[-1]
+    json.dumps(result)
+
+
+def test_the_exported_model_has_the_size_that_was_reported(finished):
+    outcome, path = finished
+    model = npn.load(path / "model.pt", resnet56.ResNet(8))
+    assert outcome.result["params"] == sum(
+        v.numel() for k, v in torch.load(path / "model.pt", weights_only=True)["model"].items() if v.dim() > 1
+    )
+    assert model.fc.out_features == 10
+
+
+@pytest.mark.parametrize("finished", ["expand"], indirect=True)
+def test_an_interrupted_run_with_augmentation_ends_the_same(finished, tmp_path):
+    _, whole = finished
+    epochs = (0, 2, 5)  # the last of a stage, in the middle of one, at the next change of stage
+    options, observer = RunDirectory(whole).options(ResNetOptions), Disturbed(*epochs)
+    for turn in range(len(epochs)):
+        with pytest.raises(Interrupted):
+            run(tmp_path, options, observer, resume=turn > 0)
+        torch.manual_seed(999)  # another process has another state
+    run(tmp_path, ResNetOptions(), observer, resume=True)
+    assert observer.epochs == list(range(7))
+    same(whole, tmp_path)
+
+
+@pytest.mark.parametrize("finished", ["sparsify"], indirect=True)
+def test_running_out_of_time_is_an_interruption_that_changes_nothing(finished, tmp_path):
+    _, whole = finished
+    options, observer = RunDirectory(whole).options(ResNetOptions), Recorder()
+    for turn in range(2):
+        with pytest.raises(OutOfTime):  # a limit that is less than any epoch takes
+            run(tmp_path, options, observer, resume=turn > 0, stop_after=1e-6)
+        assert observer.epochs == list(range(turn + 1)) and RunDirectory(tmp_path).unfinished
+    run(tmp_path, Options(), observer, resume=True, stop_after=1e6)
+    same(whole, tmp_path)
+
+
+def test_a_limit_that_cannot_be(tmp_path):
+    with pytest.raises(ConfigurationError) as error:
+        run(tmp_path, ResNetOptions(), stop_after=0.0)
+    assert str(error.value) == "the minutes to stop after must be above 0, got 0.0"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_measures_agree_with_counts_of_the_compact_model(stream):
+    plastic = recipe_of(stream=stream).plastic
+    names = ["blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]
+    streams = ["conv1", "blocks.1.conv2", "blocks.2.conv2"]
+    assert sorted(plastic.sizes()) == sorted(names + streams * stream)
+    for number, group in enumerate(plastic.groups):
+        plastic.close(group.name, range(2 + number))
+    image = torch.zeros(1, 3, 32, 32)
+    small = plastic.export()
+    expected = {
+        "params": npn.count_params(small, biases=False),
+        "params_with_biases": npn.count_params(small),
+        "macs": npn.count_macs(small, image),
+    }
+    measured = resnet56.measure(plastic)  # closed units are still there
+    assert {key: measured[key] for key in expected} == expected
+    plastic.compact()
+    assert resnet56.measure(plastic) == measured
+    assert plastic.costs.at("macs", {}) == expected["macs"], "the budget counts one image"
+    if not stream:
+        assert measured["architecture"] == "16(14) 32(29) 64(60)" and measured["channels"] == [14, 29, 60]
+
+
+def test_a_budget_is_a_share_of_the_base_in_either_mode():
+    base = resnet56.base(8, 10)["zero_padding"]["macs"]
+    for mode in ("sparsify", "expand"):
+        assert recipe_of(mode=mode).plastic.penalty.bound == int(0.5 * base)
+    absolute = recipe_of(budget=3e6, epochs="2,90,2").plastic.penalty
+    assert absolute.bound == 3_000_000
+    assert absolute.rate == 2e-3, "half the epochs, twice the pace"
+    penalty = recipe_of(penalty=1e-9).plastic.penalty
+    assert (penalty.cost, penalty.weight) == ("macs", 1e-9)
+
+
+def test_growth_stops_at_the_base_width():
+    recipe = recipe_of(mode="expand", stream=True)
+    assert recipe.plastic.sizes() == {
+        "conv1": 3, "blocks.0.conv1": 3, "blocks.1.conv1": 6, "blocks.1.conv2": 6, "blocks.2.conv1": 13,
+        "blocks.2.conv2": 13,
+    }  # fmt: skip
+    assert recipe.growth.limits == {
+        "conv1": 16, "blocks.0.conv1": 16, "blocks.1.conv1": 32, "blocks.1.conv2": 32, "blocks.2.conv1": 64,
+        "blocks.2.conv2": 64,
+    }  # fmt: skip
+
+
+def test_learning_rates_fall_at_the_papers_epochs():
+    recipe = recipe_of(epochs=None)
+    found = {}
+    for epoch in recipe.schedule:
+        stage = recipe.schedule.enter(epoch, recipe.plastic)
+        start = next(span[1] for span in recipe.schedule.spans() if span[0] == stage.name)
+        recipe.step(stage, epoch - start, 0)
+        found[epoch] = tuple(o.param_groups[0]["lr"] for o in (recipe.weights, recipe.gates))
+    changes = [epoch for epoch in range(1, 220) if found[epoch] != found[epoch - 1]]
+    assert changes == [60, 120, 180] and len(found) == 220
+    for epoch, weights, gates in ((0, 0.1, 1e-3), (60, 1e-2, 1e-3), (120, 1e-3, 1e-4), (180, 1e-4, 1e-5)):
+        assert found[epoch] == pytest.approx((weights, gates))
+
+
+def test_a_checkpoint_is_the_weights_their_momentum_and_little_else(tmp_path):
+    """8 bytes per parameter: 6.8 MB for ResNet-56, 13.9 MB for ResNet-110."""
+    recipe = recipe_of(depth=20)
+    for parameter in recipe.plastic.weights():
+        parameter.grad = torch.zeros_like(parameter)
+    recipe.weights.step()  # now there is momentum to keep
+    npn.save(tmp_path / "c.pt", recipe.plastic)
+    size = (tmp_path / "c.pt").stat().st_size
+    assert 1.0 < size / (8 * npn.count_params(recipe.plastic.model)) < 1.15
