@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 EXTRAS = ("typer", "rich", "matplotlib", "sklearn", "pooch")  # what the `cli` extra installs
 _missing = [name for name in EXTRAS if find_spec(name) is None]
@@ -149,17 +149,11 @@ def bench_lenet5(
     ),
 ) -> None:
     """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
-    from npn.experiments import frontier, lenet5
+    from npn.experiments import frontier
     from npn.experiments.report import parse_seeds
 
-    results = []
-    for seed in parse_seeds(seeds):
-        for mode in modes.split(","):
-            for budget in [None] if mode == "dense" else [float(part) for part in budgets.split(",")]:
-                chosen = replace(options, mode=mode, seed=seed, budget=budget)
-                path = runs / (f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}")
-                results.append(_finished(lenet5.EXPERIMENT, chosen, path))
-    files = frontier.frontier(out, results)
+    sizes = [float(part) for part in budgets.split(",")]
+    files = frontier.bench(out, runs, options, parse_seeds(seeds), modes.split(","), sizes, _train_in)
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
 
@@ -195,26 +189,10 @@ def bench_estimators(
         parse_seeds(seeds),
         names,
         bench.Settings(draws, reference, batches, rounds),
-        lambda experiment, options, path, resume: _train(experiment, options, Launch(path, resume)),
+        _train_in,
     )
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
-
-
-def _finished(experiment: "Experiment", options: Options, path: Path) -> dict[str, Any]:
-    """Result of a run in that folder: of the one that is finished there, resumed, or made from the start.
-
-    Raises:
-        ConfigurationError: a run with other settings is there.
-    """
-    from npn.experiments.rundir import RunDirectory
-
-    directory = RunDirectory(path)
-    if directory.finished:
-        options.resumed(directory.options())
-    else:
-        _train(experiment, options, Launch(path, resume=directory.unfinished))
-    return directory.result()
 
 
 def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
@@ -272,6 +250,10 @@ def _train(experiment: "Experiment", options: Options, launch: Launch) -> "Outco
             f"{why} Go on with: npn run {experiment.name} --resume --out {launch.out}", highlight=False, soft_wrap=True
         )
         raise typer.Exit(INTERRUPTED) from None
+
+
+def _train_in(experiment: "Experiment", options: Options, path: Path, resume: bool) -> "Outcome":
+    return _train(experiment, options, Launch(path, resume))
 
 
 def _list_files(files: list[Path]) -> None:

@@ -155,7 +155,7 @@ def test_the_bench_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypat
     assert list(summary["moments"]) == ["start", "middle", "end"]
     for found in summary["moments"].values():
         assert list(found["quality"]) == list(gradients.ESTIMATORS)
-        assert list(found["quality"]["arm"]) == ["all", "conv1", "conv2", "fc1"]
+        assert list(found["quality"]["arm"]) == ["all", "conv1", "conv2", "fc1", "fc1.columns"]
         assert found["k"] == 7.0 and set(found["reference"]["estimator"]) <= set(gradients.UNBIASED)
     found = [(row["protocol"], row["estimator"]) for row in summary["runs"]]
     assert found == [("equal epochs", "double_cv"), ("equal time", "double_cv")]

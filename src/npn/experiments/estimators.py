@@ -14,14 +14,14 @@ from torch import Tensor, nn
 import npn
 from npn.errors import ConfigurationError
 from npn.experiments import estimators_page, gradients, lenet5
+from npn.experiments.campaign import Train, finished
 from npn.experiments.gradients import DENSE, ESTIMATORS, UNBIASED, Quality
 from npn.experiments.options import Options, stage_lengths
 from npn.experiments.report import command_line, machine, spread, versions
 from npn.experiments.rundir import RunDirectory, write_json
-from npn.experiments.runner import Experiment, Recipe, shuffled
+from npn.experiments.runner import Recipe, shuffled
 
 Row = dict[str, Any]
-Train = Callable[[Experiment, Options, Path, bool], object]  # the last: resume
 
 STAGES = (3, 10, 5)
 MOMENTS = ("start", "middle", "end")
@@ -86,7 +86,7 @@ def bench(
             for protocol, stages in (("equal epochs", lengths), ("equal time", equal_time)):
                 wanted = replace(options, seed=seed, estimator=name, epochs=_text(stages))
                 path = runs / f"{name}-{'-'.join(map(str, stages))}-{seed}"
-                rows.append(_row(protocol, finished(path, wanted, train)))
+                rows.append(_row(protocol, finished(path, lenet5.EXPERIMENT, wanted, train)))
     summary = {
         "experiment": "estimators on lenet5-mnist, sparsify",
         "settings": asdict(how),
@@ -106,7 +106,8 @@ def bench(
 def measure_moments(runs: Path, options: Options, how: Settings, train: Train) -> dict[str, dict[str, Any]]:
     """Gradient quality and step times at the start, in the middle and near the end of one run's plastic stage."""
     folder = runs / "moments"
-    finished(folder, options, train, replace(lenet5.EXPERIMENT, build=lambda o: _stopping(lenet5.build(o), folder)))
+    watched = replace(lenet5.EXPERIMENT, build=lambda o: _stopping(lenet5.build(o), folder))
+    finished(folder, watched, options, train)
     settings = {**asdict(how), "threads": torch.get_num_threads()}
     measured = {}
     for moment in MOMENTS:
@@ -202,25 +203,6 @@ def shortened(lengths: Sequence[int], factor: float) -> list[int]:
     """
     pretrain, plastic, finetune = lengths
     return [pretrain, max(1, round(plastic / max(1.0, factor))), finetune]
-
-
-def finished(path: Path, options: Options, train: Train, experiment: Experiment = lenet5.EXPERIMENT) -> RunDirectory:
-    """The run of these options, trained unless it is there already.
-
-    Raises:
-        ConfigurationError: there is a run with other options.
-    """
-    directory, options = RunDirectory(path), options.over(lenet5.defaults(options))
-    if directory.finished or directory.unfinished:
-        there, wanted = replace(directory.options(), data=None), replace(options, data=None)
-        if there != wanted:
-            raise ConfigurationError(
-                f"{path} holds a run with other settings: expected {wanted}, found {there}; delete it, or choose "
-                "another folder with --runs"
-            )
-    if not directory.finished:
-        train(experiment, options, path, directory.unfinished)
-    return directory
 
 
 def _row(protocol: str, directory: RunDirectory) -> Row:

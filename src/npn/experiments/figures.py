@@ -65,10 +65,10 @@ def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, 
 
 @styled
 def learning_curves(path: Path, rows: Rows, title: str) -> Path:
-    """Accuracy, open units per group and parameters over epochs, with the stages shaded."""
-    figure, axes = canvas(3, 1, 8.0, 6.6, sharex=True)
+    """Accuracy, open units per group, parameters and k over epochs, with the stages shaded (the paper's Fig. 3)."""
+    figure, axes = canvas(4, 1, 8.0, 7.4, sharex=True, height_ratios=(3, 3, 3, 1))
     epochs = [row["epoch"] + 1 for row in rows]
-    accuracy, units, params = axes[:, 0]
+    accuracy, units, params, sharpness = axes[:, 0]
     for key, label, colour in (("accuracy", "test", COLOURS[0]), ("validation_accuracy", "validation", "0.6")):
         accuracy.plot(epochs, [100 * row[key] for row in rows], label=label, color=colour, lw=1.2)
     worst = min(row["accuracy"] for row in rows)
@@ -77,7 +77,14 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
         units.step(epochs, [row["units"][name] for row in rows], where="mid", label=name, color=colour)
     units.set(ylabel="open units", yscale="log")
     params.step(epochs, [row["params"] for row in rows], where="mid", color="0.25")
-    params.set(ylabel="parameters", yscale="log", xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
+    params.set(ylabel="parameters", yscale="log")
+    ks = [float(row["k"]) for row in rows]
+    finite = [k for k in ks if math.isfinite(k)]
+    top = 1.3 * max([1.0, *finite])  # where infinity is drawn
+    sharpness.step(epochs, [min(k, top) for k in ks], where="mid", color="0.25")
+    sharpness.set(ylabel="k", ylim=(0, 1.15 * top), xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
+    levels = sorted({*finite}) if len({*finite}) <= 2 else [min(finite), max(finite)]
+    sharpness.set_yticks([*levels, top], [*(f"{k:g}" for k in levels), "∞"])
     for axis in (units, params):
         axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())

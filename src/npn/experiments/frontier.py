@@ -1,10 +1,13 @@
 """LeNet-5 over budgets and seeds: parameters against error, beside published results, as files of `results/`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npn.experiments import figures
+from npn.experiments import figures, lenet5
+from npn.experiments.campaign import Train, finished
+from npn.experiments.options import Options
 from npn.experiments.report import command_line, machine, markdown_table, percent, spread, versions
 from npn.experiments.rundir import write_json
 
@@ -30,7 +33,30 @@ LABELS = {
 }
 
 
-def frontier(out: Path, results: Sequence[Result]) -> list[Path]:
+def bench(
+    out: Path,
+    runs: Path,
+    options: Options,
+    seeds: Sequence[int],
+    modes: Sequence[str],
+    budgets: Sequence[float],
+    train: Train,
+) -> list[Path]:
+    """Train every mode to every budget with every seed, and write `out` with the endings .json, .md and .png.
+
+    What `runs` holds already is not made again, so that a stopped bench goes on where it was.
+    """
+    results = []
+    for seed in seeds:
+        for mode in modes:
+            for budget in [None] if mode == "dense" else budgets:
+                name = f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}"
+                wanted = replace(options, mode=mode, seed=seed, budget=budget)
+                results.append(finished(runs / name, lenet5.EXPERIMENT, wanted, train).result())
+    return write(out, results)
+
+
+def write(out: Path, results: Sequence[Result]) -> list[Path]:
     """Write `out` with the endings .json, .md and .png.
 
     Args:

@@ -1,0 +1,82 @@
+"""The frontier's files, from results that stand for finished runs, and from runs that are there already."""
+
+import json
+
+import pytest
+
+from npn.errors import ConfigurationError
+from npn.experiments import frontier, lenet5
+from npn.experiments.options import Options
+from npn.experiments.rundir import RunDirectory, write_json
+
+
+def result(mode, budget, seed, accuracy=0.99, params=5000):
+    return {
+        "mode": mode,
+        "seed": seed,
+        "accuracy": accuracy,
+        "params": params,
+        "params_with_biases": params + 50,
+        "macs": 10 * params,
+        "seconds": 7.0,
+        "architecture": "9-8-100-20",
+        "options": {"mode": mode, "seed": seed, "budget": budget, "k": 7.0},
+        "machine": {"device": "cpu", "threads": 1},
+    }
+
+
+def test_points_are_means_over_seeds_in_order():
+    found = frontier.points(
+        [
+            result("expand", 2304.0, 0),
+            result("sparsify", 5320.0, 1, 0.992, 5300),
+            result("sparsify", 5320.0, 0, 0.990, 5100),
+            result("sparsify", 2800.0, 0),
+        ]
+    )
+    assert [(p["mode"], p["budget"], p["runs"]) for p in found] == [
+        ("sparsify", 2800.0, 1),
+        ("sparsify", 5320.0, 2),
+        ("expand", 2304.0, 1),
+    ]
+    middle = found[1]
+    assert middle["accuracy"]["mean"] == pytest.approx(0.991) and middle["params"]["max"] == 5300
+    assert [seed["seed"] for seed in middle["seeds"]] == [0, 1]
+
+
+def test_files(tmp_path):
+    results = [result("sparsify", b, s, 0.98 + b * 1e-6, int(b)) for b in (2000.0, 5000.0) for s in (0, 1)]
+    results += [result("dense", None, 0, 0.9925, 430_500), result("scratch", 2000.0, 0)]
+    files = frontier.write(tmp_path / "results" / "lenet5", results)
+    assert [file.name for file in files] == ["lenet5.json", "lenet5.md", "lenet5.png"]
+    assert files[2].stat().st_size > 10_000
+    summary = json.loads(files[0].read_text())
+    assert summary["published"]["BC-GHS"] == {"params": 2800, "error": 1.0} and len(summary["points"]) == 4
+    page = files[1].read_text()
+    assert "| sparsify | 5,000 | 2 | 5,000 | 5,050 | 50,000 | **98.50%** ± 0.00 |" in page
+    assert "| dense |" in page and "L0-HC-sep" in page
+
+
+def test_runs_that_are_there_are_not_made_again(tmp_path):
+    options = Options(epochs="1,1,1", data="somewhere")
+    for seed in (0, 1):
+        directory = RunDirectory(tmp_path / f"sparsify-2800-{seed}")
+        chosen = Options("sparsify", seed, budget=2800.0, epochs="1,1,1")
+        directory.start(chosen.over(lenet5.defaults(chosen)))
+        write_json(directory.result_file, result("sparsify", 2800.0, seed))
+
+    def train(experiment, options, path, resume):
+        raise AssertionError("nothing is left to train")
+
+    frontier.bench(tmp_path / "out", tmp_path, options, [0, 1], ["sparsify"], [2800.0], train)
+    with pytest.raises(ConfigurationError, match="holds a run with other settings"):
+        frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,1,2"), [0], ["sparsify"], [2800.0], train)
+
+
+def test_plain_widths_fit_the_budget():
+    for budget in (500, 2304, 5320, 20_000):
+        first, second, hidden = lenet5.plain_widths(budget)
+        weights = lenet5.count_weights(first, second, 16 * second, hidden)
+        assert 0.8 * budget < weights <= budget
+    model = lenet5.LeNet5(8, 10, 18)
+    assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == lenet5.count_weights(8, 10, 160, 18)
