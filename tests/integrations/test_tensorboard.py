@@ -1,5 +1,6 @@
 """What TensorBoard reads back is what was written, each step once."""
 
+import dataclasses
 import json
 
 import pytest
@@ -9,7 +10,7 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
-from npn.experiments import runner
+from npn.experiments import moons, runner
 from npn.integrations import tensorboard
 
 pytest.importorskip("tensorboard")
@@ -46,7 +47,7 @@ def test_gates_and_scalars_are_read_back(tmp_path):
 def test_a_resumed_run_shows_no_step_twice(tmp_path, monkeypatch):
     out = tmp_path / "moons"
     command = ["run", "moons", "--epochs", "1,3,1", "--out", str(out), "--tensorboard"]
-    append, train, saved = runner.RunDirectory.append, runner._train, []
+    append, saved = runner.RunDirectory.append, []
 
     def crash(directory, row):  # with an epoch on record that no checkpoint has seen
         append(directory, row)
@@ -56,7 +57,7 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path, monkeypatch):
             (out / "checkpoint.pt").write_bytes(saved[0])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_train", lambda *arguments: train(*arguments[:-1], 1))  # a checkpoint each epoch
+    monkeypatch.setattr(moons, "EXPERIMENT", dataclasses.replace(moons.EXPERIMENT, checkpoint_every=1))
     monkeypatch.setattr(runner.RunDirectory, "append", crash)
     CliRunner().invoke(app, command)
     assert [step for step, _ in curve(read(out / "tensorboard"), "loss")] == [0, 1, 2]

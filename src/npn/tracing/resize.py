@@ -55,7 +55,8 @@ def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Struc
         shapes[key[0]][key[1]] = int(keep.sum())
     groups = []
     for group in structure.groups:
-        stay = [u for u in range(group.size) if u not in set(removed.get(group.name, ()))]
+        leave = set(removed.get(group.name, ()))
+        stay = [u for u in range(group.size) if u not in leave]
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
         groups.append(replace(group, size=len(stay), slots=slots))
     return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})
