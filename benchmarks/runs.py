@@ -60,8 +60,8 @@ def prepare(mode: str, options: argparse.Namespace, setting: Setting) -> Recipe:
     wanted = Options(mode=mode, seed=options.seed, epochs=options.epochs, data=options.data)
     recipe = lenet5.build(wanted.over(lenet5.defaults(wanted)))
     channels_last, fused = setting
-    if channels_last:
-        recipe.plastic.model.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    recipe.plastic.model.to(memory_format=layout)
     for group in (*recipe.weights.param_groups, *recipe.gates.param_groups):
         group["fused"] = fused
     if options.examples:

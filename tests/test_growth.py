@@ -5,7 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+import npn
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError, ResizeError
 from npn.growth import Growth, closed_units, units_to_open
 
@@ -344,3 +346,20 @@ def test_units_to_open_keeps_its_bounds(size, closed, waited, units, limit):
 def test_closed_units_in_order_of_keep_probability():
     group = FakeGroup("a", FakeGate([0.4, 0.9, 0.1, 0.3, 0.2], grace=[0, 0, 0, 0, 9]))
     assert closed_units(group) == [2, 3, 0]
+
+
+def test_each_group_has_its_pace():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)
+    )
+    plastic = npn.attach(model, torch.zeros(2, 2))
+    growth = Growth(units={"0": 1.0, "2": 2}, limit={"0": 8, "2": 5})
+    assert growth.step(1.0, plastic).changes == {"0": (4, 8), "2": (3, 5)}
+    assert growth.done  # the group that has no pace cannot keep it going
+    with pytest.raises(ConfigurationError, match="units: 'nothing' matches no unit group"):
+        Growth(units={"nothing": 1}).step(1.0, plastic)
+    with pytest.raises(
+        ConfigurationError, match="units must be an int >= 1 or a float fraction > 0 of the size, got 0"
+    ):
+        Growth(units={"*": 0})

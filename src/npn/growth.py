@@ -107,7 +107,8 @@ class Growth:
     weight reading it yet, the data says nothing for it while the penalty would close it.
 
     Args:
-        units: how many units a group gets at a time: an int, or a float fraction of its present size (at least 1 unit).
+        units: how many units a group gets at a time: an int, or a float fraction of its present size (at least 1 unit);
+            or a dict from name pattern to one of these, first match first; groups that match no pattern do not grow.
         limit: the most units a group may have: one int for all, or a dict from name pattern to int, first match first;
             groups that match no pattern have no limit.
         max_params: growth is over once the model has so many parameters (`plastic.weights()`, biases included); the
@@ -138,7 +139,7 @@ class Growth:
 
     def __init__(
         self,
-        units: int | float = 1,
+        units: int | float | Mapping[str, int | float] = 1,
         *,
         limit: int | Mapping[str, int] | None = None,
         max_params: int | None = None,
@@ -148,8 +149,12 @@ class Growth:
         revive: int | None = 10,
         only: str | Sequence[str] = "*",
     ) -> None:
-        if isinstance(units, bool) or not (0.0 < units < math.inf and (units >= 1 or isinstance(units, float))):
-            raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {units!r}")
+        pace = dict(units) if isinstance(units, Mapping) else {"*": units}
+        for value in pace.values():
+            if isinstance(value, bool) or not (0.0 < value < math.inf and (value >= 1 or isinstance(value, float))):
+                raise ConfigurationError(
+                    f"units must be an int >= 1 or a float fraction > 0 of the size, got {value!r}"
+                )
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
         for name, value in (("max_params", max_params), ("revive", revive), *(("limit", v) for v in limits.values())):
             if value is not None and value < 1:
@@ -160,7 +165,7 @@ class Growth:
             raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
         if grace < 0:
             raise ConfigurationError(f"grace must be at least 0, got {grace!r}")
-        self.units, self.limits, self.max_params = units, limits, max_params
+        self.units, self.limits, self.max_params = pace, limits, max_params
         self.patience, self.min_delta, self.grace = patience, min_delta, grace
         self.revive = math.inf if revive is None else revive
         self.only = (only,) if isinstance(only, str) else tuple(only)
@@ -205,6 +210,7 @@ class Growth:
             )
         groups = self._groups(plastic)
         limits = match_patterns(self.limits, [group.name for group in plastic.groups], "limit") if self.limits else {}
+        paces = match_patterns(self.units, [group.name for group in plastic.groups], "units")
         closed = {group.name: len(closed_units(group)) for group in groups}
         waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
 
@@ -217,7 +223,7 @@ class Growth:
                     group.size,
                     closed[group.name],
                     waited[group.name],
-                    units=self.units,
+                    units=paces[group.name],
                     limit=limits.get(group.name, math.inf),
                     revive=self.revive,
                 )
@@ -272,8 +278,9 @@ class Growth:
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
         names = [group.name for group in plastic.groups]
         chosen = match_patterns(dict.fromkeys(self.only, True), names, "only")
+        paces = match_patterns(self.units, names, "units")
         grows = [group for group in plastic.groups if getattr(group, "grows", True)]
-        return [group for group in grows if group.name in chosen]
+        return [group for group in grows if group.name in chosen and group.name in paces]
 
     def _is_full(self, plastic: Growable[Any], limits: Mapping[str, int]) -> bool:
         """Stopping rule (b)."""

@@ -85,17 +85,26 @@ def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
     for name in ("curves.png", "filters.png", "table.md", "model.pt"):
         assert (tmp_path / name).stat().st_size > 0
     first, second, flat, hidden = map(int, outcome.result["architecture"].split("-"))
-    assert flat == 16 * second
+    assert flat <= 16 * second
     assert outcome.result["params"] == 25 * first + 25 * first * second + flat * hidden + 10 * hidden
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert (rows[-1]["params"] > rows[0]["params"]) == (mode == "expand")
+
+
+@pytest.mark.parametrize(("mode", "widths"), [("dense", "20-50-800-500"), ("scratch", "5-6-96-12")])
+def test_nets_that_keep_their_size_are_trained_beside(tmp_path, monkeypatch, mode, widths):
+    monkeypatch.setattr(lenet5, "mnist", digits)
+    options = Options(mode=mode, seed=0, epochs="2", budget=None if mode == "dense" else 2304.0)
+    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Silent())
+    assert outcome.result["architecture"] == widths
+    assert [(row["stage"], row["k"]) for row in outcome.rows] == [("train", "inf")] * 2
 
 
 def test_the_counts_are_the_papers():
     """Table I's dense network: 431k parameters with biases, 430,500 weights."""
     import npn
 
-    plastic = npn.attach(lenet5.LeNet5(), torch.zeros(2, 1, 28, 28))
+    plastic = npn.attach(lenet5.LeNet5(), torch.zeros(2, 1, 28, 28), columns="fc1")
     measured = lenet5.measure(plastic)
     assert measured == {"params": 430500, "params_with_biases": 431080, "architecture": "20-50-800-500"}
     assert npn.count_params(plastic.model) == 431080

@@ -27,7 +27,8 @@ BATCH_SIZE = 128
 LEARNING_RATE, WEIGHT_DECAY, WARMUP = 3e-3, 0.2, 200
 GATE_LEARNING_RATE = 3e-3
 BUDGET_RATE = 0.005
-OVERSHOOT = 1.5  # growth goes on to so many times the budget, for the gates to choose from
+GROWTH = {"conv*": 0.3, "fc1": 1.0}
+OVERSHOOT = 3.0  # growth goes on to so many times the budget, for the gates to choose from
 COMPACT_BELOW = 1e-2
 
 
@@ -118,7 +119,7 @@ def build(options: Options) -> Recipe:
 
 def _growth(batches: int, budget: float | None) -> npn.Growth:
     return npn.Growth(
-        units=0.2,
+        units=GROWTH,
         max_params=int(OVERSHOOT * budget) if budget and budget > 1 else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},
         grace=batches // 4,
