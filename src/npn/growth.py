@@ -150,11 +150,9 @@ class Growth:
         only: str | Sequence[str] = "*",
     ) -> None:
         pace = dict(units) if isinstance(units, Mapping) else {"*": units}
-        for value in pace.values():
-            if isinstance(value, bool) or not (0.0 < value < math.inf and (value >= 1 or isinstance(value, float))):
-                raise ConfigurationError(
-                    f"units must be an int >= 1 or a float fraction > 0 of the size, got {value!r}"
-                )
+        for each in pace.values():
+            if isinstance(each, bool) or not (0.0 < each < math.inf and (each >= 1 or isinstance(each, float))):
+                raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {each!r}")
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
         for name, value in (("max_params", max_params), ("revive", revive), *(("limit", v) for v in limits.values())):
             if value is not None and value < 1:
