@@ -44,7 +44,7 @@ def effective(gates: Tensor, feeder: Tensor | None) -> Tensor:
 
     Example:
         >>> effective(torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0]), torch.tensor([0, 1, 2]))  # the last is fed by no unit
-        tensor([1.0000, 0.0000, 1.0000, 0.0000, 1.0000])
+        tensor([1., 0., 1., 0., 1.])
     """
     if feeder is None:
         return gates
