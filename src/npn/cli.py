@@ -142,7 +142,9 @@ def bench_lenet5(
     options: Options,
     seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-2",
     modes: Annotated[str, typer.Option(help="Of sparsify, expand, scratch, dense.")] = "sparsify,expand,scratch,dense",
-    budgets: Annotated[str, typer.Option(help="Parameters to end with.")] = "1000,1600,2304,2800,3800,5320,8000",
+    budgets: Annotated[
+        str | None, typer.Option(help="Parameters to end with. (default: three to six sizes, by mode)")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/lenet5"),
     runs: Annotated[Path, typer.Option(help="Folder for the single runs; finished ones are not made again.")] = Path(
         "runs/bench-lenet5"
@@ -152,7 +154,7 @@ def bench_lenet5(
     from npn.experiments import frontier
     from npn.experiments.report import parse_seeds
 
-    sizes = [float(part) for part in budgets.split(",")]
+    sizes = [float(part) for part in budgets.split(",")] if budgets else None
     files = frontier.bench(out, runs, options, parse_seeds(seeds), modes.split(","), sizes, _train_in)
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)

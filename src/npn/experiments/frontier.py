@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from npn.errors import ConfigurationError
 from npn.experiments import figures, lenet5
 from npn.experiments.campaign import Train, finished
 from npn.experiments.options import Options
@@ -25,6 +26,12 @@ PUBLISHED = {
     "NPN expand": (2_304, 1.69),
 }
 PAPER = {"sparsify": (5_320, 0.9891), "expand": (2_304, 0.9831)}
+BUDGETS: dict[str, tuple[float | None, ...]] = {
+    "sparsify": (1000, 1600, 2800, 3800, 5320, 8000),
+    "expand": (1600, 2304, 3800),
+    "scratch": (1000, 1600, 2800, 3800, 5320, 8000),
+    "dense": (None,),
+}
 LABELS = {
     "sparsify": "npn, shrunk from 20-50-800-500",
     "expand": "npn, grown from 3-3-48-3",
@@ -39,17 +46,31 @@ def bench(
     options: Options,
     seeds: Sequence[int],
     modes: Sequence[str],
-    budgets: Sequence[float],
+    budgets: Sequence[float] | None,
     train: Train,
 ) -> list[Path]:
     """Train every mode to every budget with every seed, and write `out` with the endings .json, .md and .png.
 
     What `runs` holds already is not made again, so that a stopped bench goes on where it was.
+
+    Args:
+        out: path without ending.
+        runs: folder of the single runs.
+        options: of every run but for mode, seed and budget.
+        seeds, modes: to train with.
+        budgets: of every mode but "dense"; None for those of `BUDGETS`.
+        train: trains an experiment with options in a folder, resuming if told to.
+
+    Raises:
+        ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
+    for mode in modes:
+        if mode not in BUDGETS:
+            raise ConfigurationError(f"modes must be among {', '.join(BUDGETS)}, got {mode!r}")
     results = []
     for seed in seeds:
         for mode in modes:
-            for budget in [None] if mode == "dense" else budgets:
+            for budget in budgets if budgets and mode != "dense" else BUDGETS[mode]:
                 name = f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}"
                 wanted = replace(options, mode=mode, seed=seed, budget=budget)
                 results.append(finished(runs / name, lenet5.EXPERIMENT, wanted, train).result())

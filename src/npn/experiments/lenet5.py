@@ -20,14 +20,18 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
 SMALL = (3, 3, 3)
 PLAIN = (8, 10, 18)  # in this proportion are the plain nets that are trained from scratch for comparison
-STAGES = {"sparsify": (3, 17, 30), "expand": (3, 17, 30), "dense": (50,), "scratch": (50,)}
+STAGES = {"sparsify": (3, 12, 60), "expand": (3, 17, 55), "dense": (30,), "scratch": (75,)}
 PAPER_STAGES = (100, 250, 150)
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
 BATCH_SIZE = 128
-LEARNING_RATE, WEIGHT_DECAY, WARMUP = 3e-3, 0.2, 200
+LEARNING_RATE, WARMUP = 5e-3, 200
+WEIGHT_DECAY, DECAYED = 0.25, 5320.0  # in full from so many weights on; smaller networks underfit with that much
 GATE_LEARNING_RATE = 3e-3
-BUDGET_RATE = 0.005
-GROWTH = {"conv*": 0.3, "fc1": 1.0}
+PRICE_RATE = 0.005
+MARGIN = (
+    0.96  # the price is sought for this share of the budget: units that are open at the end count in part till then
+)
+GROWTH = 0.4  # the same share of every layer, or the layers that were widened less get pruned away
 OVERSHOOT = 3.0  # growth goes on to so many times the budget, for the gates to choose from
 COMPACT_BELOW = 1e-2
 
@@ -68,9 +72,9 @@ def build(options: Options) -> Recipe:
     """Data, model, gates, optimizers and schedule of one run."""
     mode = options.checked_mode(STAGES)
     assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
-    device = torch.device(options.device or "cpu")
+    device, budget = torch.device(options.device or "cpu"), options.budget
     data = mnist(options.data).to(device)
-    widths = {"expand": SMALL, "scratch": plain_widths(options.budget or math.inf)}.get(mode, FULL)
+    widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
     model = LeNet5(*widths).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
     plastic = npn.attach(
@@ -78,10 +82,13 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=cost_term(replace(options, budget=None) if mode == "scratch" else options, rate=BUDGET_RATE),
+        penalty=cost_term(
+            replace(options, budget=MARGIN * budget if budget and mode != "scratch" else None), rate=PRICE_RATE
+        ),
         columns="fc1",
     )
-    weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+    decay = WEIGHT_DECAY * min(1.0, (budget or math.inf) / DECAYED)
+    weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=decay, fused=True)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
     lengths = stage_lengths(options.epochs, STAGES[mode])
@@ -91,9 +98,12 @@ def build(options: Options) -> Recipe:
         for name, length in zip(names, lengths, strict=True)
     ]
     batches = math.ceil(len(data.train) / BATCH_SIZE)
+    growth = _growth(batches, budget) if mode == "expand" else None
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
-        """Linear warm-up at the very beginning, half a cosine down in the last stage."""
+        """Linear warm-up at the very beginning, half a cosine down in the last stage; no price while growth lasts."""
+        if growth is not None and not growth.done and isinstance(plastic.penalty, npn.Budget):
+            plastic.penalty.reset()
         rate, done = LEARNING_RATE, position * batches + batch
         if stage.name == names[0]:
             rate *= min(1.0, (done + 1) / min(WARMUP, batches))
@@ -110,7 +120,7 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(batches, options.budget) if mode == "expand" else None,
+        growth=growth,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
