@@ -28,9 +28,7 @@ LEARNING_RATE, WARMUP = 5e-3, 200
 WEIGHT_DECAY, DECAYED = 0.25, 5320.0  # in full from so many weights on; smaller networks underfit with that much
 GATE_LEARNING_RATE = 3e-3
 PRICE_RATE = 0.005
-MARGIN = (
-    0.96  # the price is sought for this share of the budget: units that are open at the end count in part till then
-)
+MARGIN = 0.96  # of the budget is what the price is sought for: units that stay open in the end count in part till then
 GROWTH = 0.4  # the same share of every layer, or the layers that were widened less get pruned away
 OVERSHOOT = 3.0  # growth goes on to so many times the budget, for the gates to choose from
 COMPACT_BELOW = 1e-2
@@ -72,7 +70,7 @@ def build(options: Options) -> Recipe:
     """Data, model, gates, optimizers and schedule of one run."""
     mode = options.checked_mode(STAGES)
     assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
-    device, budget = torch.device(options.device or "cpu"), options.budget
+    device, budget = torch.device(options.device or "cpu"), _weights(options.budget)
     data = mnist(options.data).to(device)
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
     model = LeNet5(*widths).to(device)
@@ -127,10 +125,15 @@ def build(options: Options) -> Recipe:
     )
 
 
+def _weights(budget: float | None) -> float | None:
+    """The budget in weights, where it may be a share of the full network."""
+    return budget if budget is None or budget > 1 else budget * count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
+
+
 def _growth(batches: int, budget: float | None) -> npn.Growth:
     return npn.Growth(
         units=GROWTH,
-        max_params=int(OVERSHOOT * budget) if budget and budget > 1 else None,
+        max_params=int(OVERSHOOT * budget) if budget else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},
         grace=batches // 4,
         patience=5,
