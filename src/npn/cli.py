@@ -142,9 +142,7 @@ def bench_lenet5(
     options: Options,
     seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-2",
     modes: Annotated[str, typer.Option(help="Of sparsify, expand, scratch, dense.")] = "sparsify,expand,scratch,dense",
-    budgets: Annotated[
-        str | None, typer.Option(help="Parameters to end with. (default: three to six sizes, by mode)")
-    ] = None,
+    budgets: Annotated[str | None, typer.Option(help="Parameters to end with. (default: some for each mode)")] = None,
     out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/lenet5"),
     runs: Annotated[Path, typer.Option(help="Folder for the single runs; finished ones are not made again.")] = Path(
         "runs/bench-lenet5"

@@ -73,6 +73,13 @@ def test_runs_that_are_there_are_not_made_again(tmp_path):
         frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,1,2"), [0], ["sparsify"], [2800.0], train)
 
 
+def test_an_unknown_mode(tmp_path):
+    expected = "^modes must be among sparsify, expand, scratch, dense, got 'shrink'$"
+    with pytest.raises(ConfigurationError, match=expected):
+        frontier.bench(tmp_path / "out", tmp_path, Options(), [0], ["sparsify", "shrink"], None, lambda *_: None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_plain_widths_fit_the_budget():
     for budget in (500, 2304, 5320, 20_000):
         first, second, hidden = lenet5.plain_widths(budget)
