@@ -27,9 +27,9 @@ PUBLISHED = {
 }
 PAPER = {"sparsify": (5_320, 0.9891), "expand": (2_304, 0.9831)}
 BUDGETS: dict[str, tuple[float | None, ...]] = {
-    "sparsify": (1600, 2800, 3800, 5320, 8000),
+    "sparsify": (1600, 2750, 3800, 5320),
     "expand": (1000, 2304),
-    "scratch": (1600, 2800, 5320),
+    "scratch": (1600, 2750, 5320),
     "dense": (None,),
 }
 LABELS = {

@@ -20,17 +20,20 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
 SMALL = (3, 3, 3)
 PLAIN = (8, 10, 18)  # in this proportion are the plain nets that are trained from scratch for comparison
-STAGES = {"sparsify": (3, 12, 60), "expand": (3, 17, 55), "dense": (30,), "scratch": (75,)}
+STAGES = {"sparsify": (3, 12, 75), "expand": (3, 17, 70), "dense": (20,), "scratch": (90,)}
 PAPER_STAGES = (100, 250, 150)
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
 BATCH_SIZE = 128
 LEARNING_RATE, WARMUP = 5e-3, 200
-WEIGHT_DECAY, DECAYED = 0.25, 5320.0  # in full from so many weights on; smaller networks underfit with that much
-GATE_LEARNING_RATE = 3e-3
-PRICE_RATE = 0.005
-MARGIN = 0.96  # of the budget is what the price is sought for: units that stay open in the end count in part till then
+WEIGHT_DECAY, DECAYED = 0.3, 5320.0  # in full from so many weights on; smaller networks underfit with that much
+GATE_LEARNING_RATE = 5e-3
+PRICE: dict[str, Any] = {
+    "rate": 1.5e-3,
+    "gain": 1.5,
+    "scale": 5e-3,
+}  # faster than the gates it would close whole layers
 GROWTH = 0.4  # the same share of every layer, or the layers that were widened less get pruned away
-OVERSHOOT = 3.0  # growth goes on to so many times the budget, for the gates to choose from
+OVERSHOOT = 2.0  # growth goes on to so many times the budget, for the gates to choose from
 COMPACT_BELOW = 1e-2
 
 
@@ -80,9 +83,7 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=cost_term(
-            replace(options, budget=MARGIN * budget if budget and mode != "scratch" else None), rate=PRICE_RATE
-        ),
+        penalty=cost_term(replace(options, budget=budget if mode != "scratch" else None), **PRICE),
         columns="fc1",
     )
     decay = WEIGHT_DECAY * min(1.0, (budget or math.inf) / DECAYED)
