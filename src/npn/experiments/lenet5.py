@@ -31,7 +31,7 @@ PRICE: dict[str, Any] = {
     "rate": 1.5e-3,
     "gain": 1.5,
     "scale": 5e-3,
-}  # faster than the gates it would close whole layers
+}  # a faster one closes whole layers
 GROWTH = 0.4  # the same share of every layer, or the layers that were widened less get pruned away
 OVERSHOOT = 2.0  # growth goes on to so many times the budget, for the gates to choose from
 COMPACT_BELOW = 1e-2
