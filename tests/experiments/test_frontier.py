@@ -19,6 +19,7 @@ def result(mode, budget, seed, accuracy=0.99, params=5000):
         "params_with_biases": params + 50,
         "macs": 10 * params,
         "seconds": 7.0,
+        "stages": [{"epochs": 3}, {"epochs": 60}],
         "architecture": "9-8-100-20",
         "options": {"mode": mode, "seed": seed, "budget": budget, "k": 7.0},
         "machine": {"device": "cpu", "threads": 1},
@@ -53,7 +54,7 @@ def test_files(tmp_path):
     summary = json.loads(files[0].read_text())
     assert summary["published"]["BC-GHS"] == {"params": 2800, "error": 1.0} and len(summary["points"]) == 4
     page = files[1].read_text()
-    assert "| sparsify | 5,000 | 2 | 5,000 | 5,050 | 50,000 | **98.50%** ± 0.00 |" in page
+    assert "| sparsify | 5,000 | 63 | 2 | 5,000 | 5,050 | 50,000 | **98.50%** ± 0.00 |" in page
     assert "| dense |" in page and "L0-HC-sep" in page
 
 

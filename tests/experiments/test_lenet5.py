@@ -79,7 +79,7 @@ def digits(folder=None):
 @pytest.mark.parametrize("mode", ["sparsify", "expand"])
 def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(lenet5, "mnist", digits)
-    options = Options(mode=mode, seed=0, epochs="10,10,10")
+    options = Options(mode=mode, seed=0, epochs="20,20,30")  # two steps each
     outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Silent())
     assert outcome.result["accuracy"] > 0.9
     for name in ("curves.png", "filters.png", "table.md", "model.pt"):

@@ -35,8 +35,8 @@ BUDGETS: dict[str, tuple[float | None, ...]] = {
 LABELS = {
     "sparsify": "npn, shrunk from 20-50-800-500",
     "expand": "npn, grown from 3-3-48-3",
-    "scratch": "plain nets from scratch, same epochs and optimizer",
-    "dense": "full net, same epochs and optimizer",
+    "scratch": "plain nets from scratch, as long, same optimizer",
+    "dense": "full net, same optimizer",
 }
 
 
@@ -118,6 +118,7 @@ def points(results: Sequence[Result]) -> list[dict[str, Any]]:
             "runs": len(runs),
             **{key: spread([run[key] for run in runs]) for key in ("accuracy", "params", "params_with_biases", "macs")},
             "seconds": spread([run["seconds"] for run in runs]),
+            "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
             "seeds": [{key: run[key] for key in ("seed", "accuracy", "params", "architecture")} for run in runs],
         }
         for mode, budget in order
@@ -127,11 +128,12 @@ def points(results: Sequence[Result]) -> list[dict[str, Any]]:
 
 def page(summary: Mapping[str, Any], picture: str) -> str:
     """The Markdown page: every point, every seed, the paper beside them, and how it was made."""
-    header = ("mode", "budget", "seeds", "weights", "with biases", "MACs", "test accuracy", "architectures")
+    header = ("mode", "budget", "epochs", "seeds", "weights", "with biases", "MACs", "test accuracy", "architectures")
     rows = [
         (
             point["mode"],
             f"{point['budget']:,.0f}" if point["budget"] else "",
+            point["epochs"],
             point["runs"],
             f"{point['params']['mean']:,.0f}",
             f"{point['params_with_biases']['mean']:,.0f}",
