@@ -20,15 +20,15 @@ from npn.experiments.runner import Experiment, Outcome, Recipe
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
 SMALL = (3, 3, 3)
 PLAIN = (8, 10, 18)  # in this proportion are the plain nets that are trained from scratch for comparison
-STAGES = {"sparsify": (3, 12, 75), "expand": (3, 17, 70), "dense": (20,), "scratch": (90,)}
+STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
 PAPER_STAGES = (100, 250, 150)
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
-BATCH_SIZE = 128
-LEARNING_RATE, WARMUP = 5e-3, 200
-WEIGHT_DECAY, DECAYED = 0.3, 5320.0  # in full from so many weights on; smaller networks underfit with that much
-GATE_LEARNING_RATE = 5e-3
+BATCH_SIZE = 64
+LEARNING_RATE, WARMUP = 3.5e-3, 400
+WEIGHT_DECAY, DECAYED = 0.2, 5320.0  # in full from so many weights on; smaller networks underfit with that much
+GATE_LEARNING_RATE = 4e-3
 PRICE: dict[str, Any] = {
-    "rate": 1.5e-3,
+    "rate": 8e-4,
     "gain": 1.5,
     "scale": 5e-3,
 }  # a faster one closes whole layers
