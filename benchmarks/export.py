@@ -32,8 +32,9 @@ def small(subject: str) -> nn.Module:
 
 def architecture(model: nn.Module) -> str:
     """Widths as a run prints them."""
-    first, second, hidden = (model.get_parameter(f"{name}.weight").shape[0] for name in ("conv1", "conv2", "fc1"))
-    return f"{first}-{second}-{16 * second}-{hidden}"
+    first, second = (model.get_parameter(f"{name}.weight").shape[0] for name in ("conv1", "conv2"))
+    hidden, inputs = model.get_parameter("fc1.weight").shape
+    return f"{first}-{second}-{inputs}-{hidden}"
 
 
 def eager(model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> Runner:
