@@ -48,14 +48,19 @@ def test_points_are_means_over_seeds_in_order():
 def test_files(tmp_path):
     results = [result("sparsify", b, s, 0.98 + b * 1e-6, int(b)) for b in (2000.0, 5000.0) for s in (0, 1)]
     results += [result("dense", None, 0, 0.9925, 430_500), result("scratch", 2000.0, 0)]
-    files = frontier.write(tmp_path / "results" / "lenet5", results)
-    assert [file.name for file in files] == ["lenet5.json", "lenet5.md", "lenet5.png"]
+    for file in (*frontier.PICTURES, "table.md"):
+        (tmp_path / file).write_text("| stage | finetune |")
+    files = frontier.write(tmp_path / "results" / "lenet5", results, {"sparsify, seed 0": tmp_path})
+    assert [file.name for file in files] == [
+        "lenet5.json", "lenet5.md", "lenet5.png", "lenet5-sparsify-curves.png", "lenet5-sparsify-filters.png"
+    ]  # fmt: skip
     assert files[2].stat().st_size > 10_000
     summary = json.loads(files[0].read_text())
     assert summary["published"]["BC-GHS"] == {"params": 2800, "error": 1.0} and len(summary["points"]) == 4
     page = files[1].read_text()
     assert "| sparsify | 5,000 | 63 | 2 | 5,000 | 5,050 | 50,000 | **98.50%** ± 0.00 |" in page
     assert "| dense |" in page and "L0-HC-sep" in page
+    assert "## Sparsify, seed 0\n\n| stage | finetune |" in page and "(lenet5-sparsify-filters.png)" in page
 
 
 def test_runs_that_are_there_are_not_made_again(tmp_path):

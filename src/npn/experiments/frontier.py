@@ -1,5 +1,6 @@
 """LeNet-5 over budgets and seeds: parameters against error, beside published results, as files of `results/`."""
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ PUBLISHED = {
     "NPN sparsify": (5_320, 1.09),
     "NPN expand": (2_304, 1.69),
 }
+PICTURES = ("curves.png", "filters.png")
 PAPER = {"sparsify": (5_320, 0.9891), "expand": (2_304, 0.9831)}
 BUDGETS: dict[str, tuple[float | None, ...]] = {
     "sparsify": (1600, 2750, 3800, 5320),
@@ -67,22 +69,25 @@ def bench(
     for mode in modes:
         if mode not in BUDGETS:
             raise ConfigurationError(f"modes must be among {', '.join(BUDGETS)}, got {mode!r}")
-    results = []
+    results, shown = [], {}
     for seed in seeds:
         for mode in modes:
             for budget in budgets if budgets and mode != "dense" else BUDGETS[mode]:
                 name = f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}"
                 wanted = replace(options, mode=mode, seed=seed, budget=budget)
                 results.append(finished(runs / name, lenet5.EXPERIMENT, wanted, train).result())
-    return write(out, results)
+                if seed == seeds[0] and mode in PAPER and budget == PAPER[mode][0]:
+                    shown[f"{mode}, seed {seed}"] = runs / name
+    return write(out, results, shown)
 
 
-def write(out: Path, results: Sequence[Result]) -> list[Path]:
-    """Write `out` with the endings .json, .md and .png.
+def write(out: Path, results: Sequence[Result], shown: Mapping[str, Path]) -> list[Path]:
+    """Write `out` with the endings .json, .md and .png, and beside it the pictures of single runs.
 
     Args:
         out: path without ending.
         results: contents of `result.json` of finished runs of any modes, budgets and seeds.
+        shown: title -> folder of a run whose Table I, learning curves and filters go into the page.
 
     Returns:
         The files written.
@@ -101,8 +106,17 @@ def write(out: Path, results: Sequence[Result]) -> list[Path]:
     files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
     write_json(files[0], summary)
     draw(files[2], summary["points"])
-    files[1].write_text(page(summary, files[2].name), encoding="utf-8")
-    return files
+    parts, pictures = [], []
+    for title, folder in shown.items():
+        mine = [
+            Path(shutil.copyfile(folder / file, out.with_name(f"{out.name}-{title.split(',')[0]}-{file}")))
+            for file in PICTURES
+        ]
+        parts += [f"## {title[0].upper()}{title[1:]}", "", (folder / "table.md").read_text(encoding="utf-8")]
+        parts += [line for file in mine for line in (f"![{title}]({file.name})", "")]
+        pictures += mine
+    files[1].write_text(page(summary, files[2].name, parts), encoding="utf-8")
+    return files + pictures
 
 
 def points(results: Sequence[Result]) -> list[dict[str, Any]]:
@@ -126,8 +140,14 @@ def points(results: Sequence[Result]) -> list[dict[str, Any]]:
     ]
 
 
-def page(summary: Mapping[str, Any], picture: str) -> str:
-    """The Markdown page: every point, every seed, the paper beside them, and how it was made."""
+def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> str:
+    """The Markdown page: every point, every seed, the paper beside them, and how it was made.
+
+    Args:
+        summary: see `write`.
+        picture: name of the figure.
+        runs: lines about single runs.
+    """
     header = ("mode", "budget", "epochs", "seeds", "weights", "with biases", "MACs", "test accuracy", "architectures")
     rows = [
         (
@@ -173,7 +193,8 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
             "",
             "As collected in Li & Ji, Neural Plasticity Networks, IJCNN 2021, Table I.",
             "",
-            "## Single runs",
+            *runs,
+            "## Every run",
             "",
             markdown_table(("run", "seed", "test accuracy", "weights"), singles),
             "",
