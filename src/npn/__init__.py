@@ -1,6 +1,6 @@
 """Plasticity for PyTorch models: units that do not pay for themselves go, new ones come where they help."""
 
-from npn import functional
+from npn import distributed, functional
 from npn.attach import attach
 from npn.checkpoint import load, read_extra, save
 from npn.count import count_macs, count_params
@@ -26,6 +26,7 @@ __all__ = [
     "attach",
     "count_macs",
     "count_params",
+    "distributed",
     "functional",
     "load",
     "read_extra",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from npn import distributed
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 from npn.surgery import bake, choices, input_dim, set_data, set_select
@@ -360,6 +361,11 @@ def _set_rng_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if distributed.rank() > 0:  # the file holds the first process's; dropout is to differ between them
+        seed = distributed.own_seed(state["torch"].numpy().tobytes())
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
 
 
 __all__ = ["load", "read_extra", "save"]

@@ -1,6 +1,7 @@
 """The `npn` command: `npn run` trains an experiment, `npn bench` makes the committed results."""
 
 import contextlib
+import os
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from npn.cli_options import Launch, spelled_out  # noqa: E402
 from npn.experiments.options import Options, ResNetOptions  # noqa: E402
 
 if TYPE_CHECKING:
+    from npn.experiments.rundir import RunDirectory
     from npn.experiments.runner import Experiment, Outcome
 
 INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
@@ -38,7 +40,8 @@ class FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PlasticityError as error:
-            typer.secho(f"error: {error}", err=True, fg="red")
+            if not console.quiet:
+                typer.secho(f"error: {error}", err=True, fg="red")
             raise typer.Exit(1) from None
 
 
@@ -55,7 +58,7 @@ bench_app = typer.Typer(help="Run an experiment over several seeds and write its
 app.add_typer(run_app, name="run")
 app.add_typer(bench_app, name="bench")
 register_model_commands(app)
-console = Console()
+console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first one talks
 
 
 def _version(wanted: bool) -> None:
@@ -111,6 +114,16 @@ def run_resnet56(options: ResNetOptions, launch: Launch) -> None:
     from npn.experiments.resnet56 import EXPERIMENT
 
     _run(EXPERIMENT, options, launch)
+
+
+@bench_app.callback()
+def bench() -> None:
+    """Run an experiment over several seeds and write its table."""
+    from npn.errors import ConfigurationError
+    from npn.experiments.processes import launched
+
+    if launched() > 1:
+        raise ConfigurationError(f"npn bench runs on one process, got {launched()}; under torchrun use npn run")
 
 
 @bench_app.command("moons")
@@ -197,22 +210,17 @@ def bench_estimators(
 
 def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
-    from npn.errors import ConfigurationError
+    from npn.experiments import processes
     from npn.experiments.rundir import RunDirectory
 
     out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
-    resume, directory = launch.resume, RunDirectory(out)
-    if resume and directory.finished:
-        console.print(f"The run in {out} is finished already.", highlight=False, soft_wrap=True)
-    else:
-        if resume and not directory.unfinished:
-            console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False, soft_wrap=True)
-            resume = False
-        elif directory.unfinished and not (resume or launch.overwrite):
-            raise ConfigurationError(
-                f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
-            )
-        _train(experiment, options, replace(launch, out=out, resume=resume))
+    launch, directory = replace(launch, out=out), RunDirectory(out)
+    with processes.group():
+        resume = processes.from_first(lambda: _resumes(directory, launch))
+        if resume is not None:
+            _train(experiment, options, replace(launch, resume=resume))
+    if console.quiet:
+        return
     result = directory.result()
     console.print(
         f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
@@ -222,11 +230,30 @@ def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     _list_files(sorted(out.iterdir()))
 
 
+def _resumes(directory: "RunDirectory", launch: Launch) -> bool | None:
+    """Whether to go on where a run was stopped; None if it is finished."""
+    from npn.errors import ConfigurationError
+
+    out = directory.path
+    if launch.resume and directory.finished:
+        console.print(f"The run in {out} is finished already.", highlight=False, soft_wrap=True)
+        return None
+    if launch.resume and not directory.unfinished:
+        console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False, soft_wrap=True)
+        return False
+    if directory.unfinished and not (launch.resume or launch.overwrite):
+        raise ConfigurationError(
+            f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
+        )
+    return launch.resume
+
+
 def _train(experiment: "Experiment", options: Options, launch: Launch) -> "Outcome":
     """Run an experiment with a progress display."""
     import npn
     from npn.experiments import runner
     from npn.experiments.console import ProgressDisplay
+    from npn.experiments.observers import Observer, Observers
     from npn.experiments.rundir import RunDirectory
     from npn.experiments.stopping import Interrupted, OutOfTime
 
@@ -235,13 +262,13 @@ def _train(experiment: "Experiment", options: Options, launch: Launch) -> "Outco
     try:
         with contextlib.ExitStack() as stack:
             display = ProgressDisplay(console, f"{experiment.name} {launch.out.name}")
-            observers: list[runner.Observer] = [stack.enter_context(display)]
-            if launch.tensorboard:
+            observers: list[Observer] = [stack.enter_context(display)]
+            if launch.tensorboard and not console.quiet:
                 from npn.experiments.board import Board
 
                 done = npn.read_extra(directory.checkpoint_file)["rows"] if resume else 0
                 observers.append(stack.enter_context(contextlib.closing(Board(launch.out / "tensorboard", done))))
-            together = runner.Observers(observers)
+            together = Observers(observers)
             return runner.run(experiment, options, directory, together, resume=resume, stop_after=minutes)
     except Interrupted as stopped:
         late = isinstance(stopped, OutOfTime)

@@ -27,3 +27,7 @@ class CheckpointError(PlasticityError):
 
 class NonFiniteLossError(PlasticityError):
     """The loss became NaN or infinite; no gradient of it reached the parameters."""
+
+
+class DistributedError(PlasticityError):
+    """Processes that train one model together have come to differ."""

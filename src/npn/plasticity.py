@@ -3,6 +3,7 @@
 import copy
 import math
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import state, step
+from npn import distributed, state, step
 from npn.call import MaskedCall
 from npn.costing import CostModel
 from npn.errors import ConfigurationError
@@ -50,6 +51,7 @@ class Plasticity:
         self.optimizers: list[Optimizer] = []
         self.last_checkpoint: str | None = None
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
+        self.followers: weakref.WeakSet[distributed.Wrapped] = weakref.WeakSet()
         self._readers: Readers | None = None
         self._cost: CostModel | None = None
         self._of_group: Tensor | None = None
@@ -214,9 +216,10 @@ class Plasticity:
         return self.hook.aside()
 
     def draw(self, *batch: int) -> Tensor:
-        """u ~ U(0, 1), shape (*batch, units), from the gates' own generator."""
+        """u ~ U(0, 1), shape (*batch, units), from the gates' own generator; other numbers on each process."""
         first = self.groups[0].gate.logits
-        return torch.rand(*batch, self.readers.units, generator=self.generator, device=first.device, dtype=first.dtype)
+        generator = distributed.own(self.generator)
+        return torch.rand(*batch, self.readers.units, generator=generator, device=first.device, dtype=first.dtype)
 
     def flat_logits(self) -> Tensor:
         """All logits in one tensor."""
@@ -317,6 +320,7 @@ class Plasticity:
         with self.calling(), full_length(self.model):
             larger = grown(self.model, self.example_inputs, self.structure, wanted)
         report = resize(self, plan_growth(self.structure, larger))
+        distributed.broadcast(self.weights())  # each process has drawn other new rows
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
         self.grace_left = max(self.grace_left, grace)
@@ -339,6 +343,8 @@ class Plasticity:
             group.traced = traced
         self._cost = None
         self.hook.reset()
+        for wrapped in self.followers:
+            wrapped.renew()
 
     # -- leaving
 
@@ -373,11 +379,12 @@ class Plasticity:
         """A copy with its own model; optimizers stay with the original."""
         new = object.__new__(type(self))
         memo[id(self)] = new
-        skip = {"optimizers", "_readers", "generator", "_full", "shared_probability"}
+        skip = {"optimizers", "followers", "_readers", "generator", "_full", "shared_probability"}
         for name, value in vars(self).items():
             if name not in skip:
                 setattr(new, name, copy.deepcopy(value, memo))
         new.optimizers, new._readers, new._full, new.shared_probability = [], None, self._full, None
+        new.followers = weakref.WeakSet()
         new.generator = torch.Generator(self.generator.device)
         new.generator.set_state(self.generator.get_state())
         return new

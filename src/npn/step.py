@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from npn import example, functional
+from npn import distributed, example, functional
 from npn.errors import ConfigurationError
 from npn.randomness import Randomness
 
@@ -80,6 +80,7 @@ def around(
             _penalise(plastic, scale)
         finally:
             plastic.shared_probability = None
+        distributed.synchronise(plastic)
     plastic.age()
     return loss
 

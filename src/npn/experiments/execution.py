@@ -1,7 +1,7 @@
-"""How a model is called: precision, memory layout, compiler. The training itself stays the same."""
+"""How a model is called: precision, memory layout, compiler, threads. The training itself stays the same."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -53,6 +53,17 @@ def forward(
         return out.float()
 
     return logits
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[None]:
+    """Give torch so many threads, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Recompiled:

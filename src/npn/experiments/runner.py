@@ -2,11 +2,11 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,11 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 import npn
+from npn import distributed
+from npn.experiments import processes
 from npn.experiments.data import Data, Split
+from npn.experiments.execution import threads
+from npn.experiments.observers import Observer, Observers
 from npn.experiments.options import Options
 from npn.experiments.report import command_line, machine, versions
 from npn.experiments.rundir import RunDirectory
@@ -84,37 +88,6 @@ class Progress:
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
 
 
-class Observer(Protocol):
-    """Follows a run, to show it."""
-
-    def epoch(self, row: Row, epochs: int) -> None:
-        """An epoch is over; the run takes at most `epochs`."""
-
-    def stage(self, entry: Row) -> None:
-        """A stage is over."""
-
-
-@dataclass(frozen=True)
-class Observers:
-    """Several observers as one.
-
-    Attributes:
-        each: told in this order.
-    """
-
-    each: Sequence[Observer]
-
-    def epoch(self, row: Row, epochs: int) -> None:
-        """Tell them."""
-        for observer in self.each:
-            observer.epoch(row, epochs)
-
-    def stage(self, entry: Row) -> None:
-        """Tell them."""
-        for observer in self.each:
-            observer.stage(entry)
-
-
 @dataclass(frozen=True)
 class Experiment:
     """One entry of `npn run`.
@@ -159,6 +132,9 @@ def run(
 ) -> Outcome:
     """Train from the start, or from the directory's checkpoint, to the end; write result, model and pictures.
 
+    Under `torchrun` several processes train together: each takes its part of every batch and draws its own masks, the
+    first evaluates and writes. A run can be resumed with another number of them.
+
     Args:
         experiment: what to run.
         options: the user's settings; for a run to resume, none may contradict those it began with.
@@ -179,16 +155,18 @@ def run(
     deadline = Deadline(stop_after)
     saved = directory.options(experiment.options) if resume else None
     options = options.over(experiment.defaults(options)) if saved is None else options.resumed(saved)
-    with _threads(experiment.threads):
+    with processes.group(), threads(experiment.threads):
+        processes.check_device(options.device)
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
         if resume:
             progress = _resume(recipe, directory)
         else:
-            directory.start(options)
+            processes.from_first(lambda: directory.start(options))
             progress = Progress()
+        observer = Observers([observer] if distributed.rank() == 0 else [])
         _train(recipe, options.seed or 0, directory, progress, observer, experiment.checkpoint_every, deadline)
-        return _conclude(experiment, recipe, options, directory, progress)
+        return processes.from_first(lambda: _conclude(experiment, recipe, options, directory, progress))
 
 
 def _train(
@@ -204,7 +182,7 @@ def _train(
     schedule, began = recipe.schedule, time.perf_counter() - progress.seconds
     with stop_signal() as stop:
         for stage, row in epochs(recipe, seed):
-            directory.append(row)
+            processes.from_first(partial(directory.append, row))
             progress.rows += 1
             seconds, progress.seconds = progress.seconds, time.perf_counter() - began
             deadline.epoch(progress.seconds - seconds)
@@ -214,18 +192,22 @@ def _train(
                 progress.stages.append(_stage_entry(row, stop_epoch - start, progress))
                 progress.snapshots[stage.name] = recipe.snapshot(recipe.plastic.model)
                 observer.stage(progress.stages[-1])
-            late = deadline.near
-            if stop.is_set() or late or schedule.done or progress.rows % checkpoint_every == 0:
-                _checkpoint(recipe, directory, progress)
-            if (stop.is_set() or late) and not schedule.done:
-                raise Interrupted if stop.is_set() else OutOfTime
+            stopped, late = processes.any_of(stop.is_set(), deadline.near)
+            if stopped or late or schedule.done or progress.rows % checkpoint_every == 0:
+                processes.from_first(partial(_checkpoint, recipe, directory, progress))
+            if (stopped or late) and not schedule.done:
+                raise Interrupted if stopped else OutOfTime
 
 
 def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     """Train epoch by epoch, as often as the schedule has any left; each ends with its stage and its measurements."""
+    call: Callable[[Tensor], Tensor] = partial(recipe.forward, recipe.plastic.model)
+    if distributed.size() > 1:
+        calling = processes.Calling(recipe.plastic.model, recipe.forward)
+        call = distributed.wrap(recipe.plastic, calling, broadcast_buffers=False)
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
-        yield stage, _epoch(recipe, epoch, stage, epoch - _span(recipe.schedule, stage)[1], seed)
+        yield stage, _epoch(recipe, call, epoch, stage, epoch - _span(recipe.schedule, stage)[1], seed)
 
 
 def _conclude(
@@ -239,6 +221,7 @@ def _conclude(
         "experiment": experiment.name,
         "mode": options.mode,
         "seed": options.seed,
+        "processes": distributed.size(),
         "accuracy": accuracy,
         **last,
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
@@ -294,33 +277,55 @@ def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tup
         yield data.train.x[chosen], data.train.y[chosen]
 
 
-def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, position: int, seed: int) -> Row:
+def _epoch(
+    recipe: Recipe, call: Callable[[Tensor], Tensor], epoch: int, stage: npn.Stage, position: int, seed: int
+) -> Row:
     """Train for one epoch, remove what has closed, add what growth asks for, and measure."""
     plastic, model = recipe.plastic, recipe.plastic.model
     device = recipe.data.train.x.device
     generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
     total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
+    processes.reseed(seed, epoch)
     model.train()
     for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
         recipe.step(stage, position, batch)
         recipe.weights.zero_grad()
         recipe.gates.zero_grad()
-        inputs = recipe.prepare(x if recipe.augment is None else recipe.augment(x, generator))
+        size = len(y)
+        # the whole batch is augmented on every process: with the draws of one process
+        x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
         loss = plastic.backward(
-            lambda x=inputs, y=y: F.cross_entropy(recipe.forward(model, x), y),  # type: ignore[misc]
+            partial(_loss, call, recipe.prepare(x), y, weight),
             scale=1.0 if recipe.scaler is None else recipe.scaler,
         )
         _update(recipe)
-        total += loss.double() * len(y)
-        examples += len(y)
+        total += loss.double() * size
+        examples += size
+    total = distributed.mean(total)
     plastic.compact(below=recipe.compact_below)
+    distributed.broadcast(model.buffers())  # BatchNorm's statistics: the first process's, of its part of the data
+    row = processes.from_first(lambda: _measured(recipe, epoch, stage, float(total) / examples))
+    recipe.schedule.observe(row["validation_loss"])
+    if recipe.growth is not None and math.isfinite(plastic.k) and position < stage.epochs - recipe.settle:
+        recipe.growth.step(row["validation_loss"], plastic)
+    distributed.check(plastic)
+    return row
+
+
+def _loss(call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
+    loss = F.cross_entropy(call(x), y)
+    return loss if weight == 1.0 else loss * weight
+
+
+def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
+    plastic, model = recipe.plastic, recipe.plastic.model
     validation_loss, validation_accuracy = evaluate(model, recipe.data.validation, forward=recipe.logits)
     _, accuracy = evaluate(model, recipe.data.test, forward=recipe.logits)
-    row = {
+    return {
         "epoch": epoch,
         "stage": stage.name,
         "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
-        "loss": float(total) / examples,
+        "loss": loss,
         "validation_loss": validation_loss,
         "validation_accuracy": validation_accuracy,
         "accuracy": accuracy,
@@ -328,10 +333,6 @@ def _epoch(recipe: Recipe, epoch: int, stage: npn.Stage, position: int, seed: in
         "units": dict(plastic.sizes()),
         "keep": {group.name: keep_histogram(group.gate.keep_probability(), HISTOGRAM_BINS) for group in plastic.groups},
     }
-    recipe.schedule.observe(validation_loss)
-    if recipe.growth is not None and math.isfinite(plastic.k) and position < stage.epochs - recipe.settle:
-        recipe.growth.step(validation_loss, plastic)
-    return row
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
@@ -376,17 +377,6 @@ def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> 
 
 def _resume(recipe: Recipe, directory: RunDirectory) -> Progress:
     progress = Progress(**npn.read_extra(directory.checkpoint_file))
-    directory.truncate(progress.rows)
+    processes.from_first(lambda: directory.truncate(progress.rows))
     npn.load(directory.checkpoint_file, recipe.plastic, **_stateful(recipe))
     return progress
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Give torch so many threads, and afterwards as many as before."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -1,0 +1,117 @@
+"""One run on the several processes of `torchrun`: who does what, and what all must know. One process does it all."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from npn import distributed
+from npn.errors import ConfigurationError, PlasticityError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(minutes=10)  # for a process to wait for another: the first one evaluates and writes meanwhile
+
+
+def launched() -> int:
+    """How many processes `torchrun` has started, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def silent() -> bool:
+    """Whether another process does the talking."""
+    return os.environ.get("RANK", "0") != "0"
+
+
+@contextmanager
+def group() -> Iterator[None]:
+    """`torchrun`'s processes as a group inside; nothing without torchrun, or where there is one.
+
+    The device "cuda" is another GPU for each.
+    """
+    if launched() == 1 or dist.is_initialized():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def check_device(device: str | None) -> None:
+    """Several processes on GPUs have one each.
+
+    Raises:
+        ConfigurationError: a single one was named for all.
+    """
+    if distributed.size() > 1 and torch.device(device or "cpu").index is not None:
+        raise ConfigurationError(f"{distributed.size()} processes cannot share {device}; give --device cuda")
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, on all: it alone evaluates, reads and writes, and the others wait for it.
+
+    Raises:
+        PlasticityError: the first one's, on all.
+    """
+    if distributed.size() == 1:
+        return make()
+    made: list[T | None] = [None]
+    error: list[PlasticityError | None] = [None]
+    if distributed.rank() == 0:
+        try:
+            made[0] = make()
+        except PlasticityError as raised:
+            error[0] = raised
+    both = [made[0], error[0]]
+    dist.broadcast_object_list(both, 0)
+    if isinstance(both[1], PlasticityError):
+        raise both[1]
+    return both[0]  # type: ignore[return-value]
+
+
+def any_of(*flags: bool) -> list[bool]:
+    """Each flag, if it is set on any process."""
+    if distributed.size() == 1:
+        return list(flags)
+    everyone: list[tuple[bool, ...]] = [()] * distributed.size()
+    dist.all_gather_object(everyone, flags)
+    return [any(each) for each in zip(*everyone, strict=True)]
+
+
+def shard(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
+    """This process's part of a batch, and a weight for its mean loss.
+
+    The mean over processes of weight times mean loss is the mean over the whole batch. One with fewer than two examples
+    for each process goes to all as a whole: batch normalisation needs two.
+    """
+    count = distributed.size()
+    if count == 1 or len(x) < 2 * count:
+        return x, y, 1.0
+    x, y, total = x.tensor_split(count)[distributed.rank()], y.tensor_split(count)[distributed.rank()], len(y)
+    return x, y, count * len(y) / total
+
+
+def reseed(*common: int) -> None:
+    """Dropout of this process alone from here on, and the same after a resume; on one process nothing changes."""
+    if distributed.size() > 1:
+        torch.manual_seed(distributed.own_seed(repr(common).encode()))
+
+
+class Calling(nn.Module):
+    """A model with the way it is called, for DistributedDataParallel to wrap."""
+
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits."""
+        return self.call(self.model, x)
