@@ -40,8 +40,8 @@ class FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PlasticityError as error:
-            if not console.quiet:
-                typer.secho(f"error: {error}", err=True, fg="red")
+            who = f"error in process {os.environ['RANK']}" if console.quiet else "error"
+            typer.secho(f"{who}: {error}", err=True, fg="red")
             raise typer.Exit(1) from None
 
 

@@ -2,13 +2,14 @@
 
 Each process draws masks of its own, so the estimate of the gates' gradient improves with their number. What all share
 is averaged or comes from the first process: the gradients of the logits after each `Plasticity.backward`, the penalty's
-multiplier, the rows that growth adds. The weights' gradients are DistributedDataParallel's. On one process nothing here
+multiplier, the rows that growth adds. The weights' gradients are DistributedDataParallel's. Where there is a process
+group, all its processes must train the one model, and call what resizes it alike; on one process nothing here
 communicates.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,13 @@ def rank() -> int:
     return dist.get_rank() if size() > 1 else 0
 
 
+class Follower(Protocol):
+    """Holds a wrapper that knows the model's sizes; listed in `Plasticity.followers`."""
+
+    def renew(self) -> None:
+        """The sizes have changed."""
+
+
 class Wrapped:
     """A model in DistributedDataParallel, wrapped anew after each resize; made by `wrap`.
 
@@ -44,13 +52,14 @@ class Wrapped:
         self.ddp: DistributedDataParallel | None = None
         broadcast([*self.module.parameters(), *self.module.buffers()])
         self.renew()
-        plastic.followers.add(self)
+        plastic.followers[id(self)] = self
 
     def renew(self) -> None:
         """Wrap anew: after a resize, which does it by itself, or a change of what is frozen."""
         self.ddp = None  # the old one lets go of the gradients before the new one takes them
         if size() > 1:
-            self.ddp = DistributedDataParallel(self.module, **{"init_sync": False, **self.options})
+            self.ddp = DistributedDataParallel(self.module, init_sync=False, **self.options)
+            self.ddp.broadcast_buffers = False  # under masks it would overwrite masked buffers with other masked ones
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return (self.module if self.ddp is None else self.ddp)(*args, **kwargs)
@@ -60,13 +69,14 @@ def wrap(plastic: "Plasticity", module: nn.Module | None = None, **options: Any)
     """The model in DistributedDataParallel, to call inside `Plasticity.backward`; it stays right when sizes change.
 
     DistributedDataParallel keeps the sizes that it was made with; this makes another after each resize. Weights and
-    buffers are those of the first process. On one process it is the model itself. Call it on every process, outside
+    buffers begin as those of the first process; buffers such as batch statistics are each process's own from then on,
+    until `broadcast(plastic.model.buffers())`. On one process it is the model itself. Call it on every process, outside
     `backward`; evaluate on `plastic.model`.
 
     Args:
         plastic: the attached model.
         module: to wrap instead of `plastic.model`: one that contains it.
-        options: of `torch.nn.parallel.DistributedDataParallel`.
+        options: of `torch.nn.parallel.DistributedDataParallel`, but for those that say when it synchronises buffers.
 
     Example:
         >>> import npn
@@ -89,14 +99,31 @@ def check(plastic: "Plasticity") -> None:
     """
     if size() == 1:
         return
+    _compare(list(_shared(plastic)))
+
+
+def agree(what: str, value: object) -> None:
+    """Compare what the processes are about to do, before any of them does it.
+
+    Raises:
+        DistributedError: they differ. Raised on every process.
+
+    Example:
+        >>> agree("what grow adds", {"fc1": 2})
+    """
+    if size() > 1:
+        _compare([(what, value)])
+
+
+def _compare(mine: list[tuple[str, Any]]) -> None:
     everyone: list[Any] = [None] * size()
-    dist.all_gather_object(everyone, list(_shared(plastic)))
+    dist.all_gather_object(everyone, mine)
     for number, theirs in enumerate(everyone):
-        for ours, other in zip(everyone[0], theirs, strict=False):
-            if ours != other:
-                values = "" if ours[0] != other[0] or isinstance(ours[1], bytes) else f": {ours[1]} and {other[1]}"
+        for (name, first), (_, other) in zip(everyone[0], theirs, strict=False):
+            if first != other:
+                values = "" if isinstance(first, bytes) else f": {first} and {other}"
                 raise DistributedError(
-                    f"{ours[0]} must be the same on every process, but differs between 0 and {number}{values}. Set k, "
+                    f"{name} must be the same on every process, but differs between 0 and {number}{values}. Set k, "
                     "close, open and resize on each process alike, from numbers that all have (a validation loss: "
                     "npn.distributed.mean), call the model through npn.distributed.wrap, and step its optimizers"
                 )

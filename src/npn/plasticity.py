@@ -51,7 +51,7 @@ class Plasticity:
         self.optimizers: list[Optimizer] = []
         self.last_checkpoint: str | None = None
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.followers: weakref.WeakSet[distributed.Wrapped] = weakref.WeakSet()
+        self.followers: weakref.WeakValueDictionary[int, distributed.Follower] = weakref.WeakValueDictionary()
         self._readers: Readers | None = None
         self._cost: CostModel | None = None
         self._of_group: Tensor | None = None
@@ -292,10 +292,11 @@ class Plasticity:
         and it has not reopened. Every group keeps at least one unit: its likeliest.
 
         Raises:
-            ResizeError, OptimizerError: nothing has changed.
+            ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
         gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
         removed = {name: units for name, units in gone.items() if units}
+        distributed.agree("what compact removes", removed)
         return resize(self, plan_removal(self.structure, removed))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
@@ -306,7 +307,7 @@ class Plasticity:
             grace: calls of `backward` for which the new units are held open and unpenalised.
 
         Raises:
-            ResizeError, OptimizerError, ConfigurationError: nothing has changed.
+            ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
         wanted = {self.group(name).name: number for name, number in more.items()}
         for name, number in wanted.items():
@@ -315,6 +316,7 @@ class Plasticity:
             if not self.group(name).grows:
                 raise ConfigurationError(f"{name!r} are input columns, which come with their units: grow those instead")
         wanted = {name: number for name, number in wanted.items() if number}
+        distributed.agree("what grow adds", wanted)
         if not wanted:
             return resize(self, plan_removal(self.structure, {}))
         with self.calling(), full_length(self.model):
@@ -343,8 +345,8 @@ class Plasticity:
             group.traced = traced
         self._cost = None
         self.hook.reset()
-        for wrapped in self.followers:
-            wrapped.renew()
+        for follower in list(self.followers.values()):
+            follower.renew()
 
     # -- leaving
 
@@ -384,7 +386,7 @@ class Plasticity:
             if name not in skip:
                 setattr(new, name, copy.deepcopy(value, memo))
         new.optimizers, new._readers, new._full, new.shared_probability = [], None, self._full, None
-        new.followers = weakref.WeakSet()
+        new.followers = weakref.WeakValueDictionary()
         new.generator = torch.Generator(self.generator.device)
         new.generator.set_state(self.generator.get_state())
         return new

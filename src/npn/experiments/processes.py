@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from npn import distributed
-from npn.errors import ConfigurationError, PlasticityError
+from npn.errors import ConfigurationError, DistributedError, PlasticityError
 
 T = TypeVar("T")
 TIMEOUT = timedelta(minutes=10)  # for a process to wait for another: the first one evaluates and writes meanwhile
@@ -22,25 +22,33 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def silent() -> bool:
-    """Whether another process does the talking."""
-    return os.environ.get("RANK", "0") != "0"
-
-
 @contextmanager
 def group() -> Iterator[None]:
     """`torchrun`'s processes as a group inside; nothing without torchrun, or where there is one.
 
-    The device "cuda" is another GPU for each.
+    The device "cuda" is another GPU for each, as long as there are enough.
+
+    Raises:
+        DistributedError: another process has gone.
     """
     if launched() == 1 or dist.is_initialized():
         yield
         return
+    backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+        shared = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > torch.cuda.device_count()  # which nccl refuses
+        backend = "cpu:gloo,cuda:gloo" if shared else "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=TIMEOUT)
     try:
         yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise DistributedError(
+            f"process {distributed.rank()} waited in vain for another, which has ended or hangs and may say why itself; "
+            f"--resume continues from the last checkpoint ({str(error).splitlines()[0]})"
+        ) from error
     finally:
         dist.destroy_process_group()
 

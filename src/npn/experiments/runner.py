@@ -204,7 +204,7 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     call: Callable[[Tensor], Tensor] = partial(recipe.forward, recipe.plastic.model)
     if distributed.size() > 1:
         calling = processes.Calling(recipe.plastic.model, recipe.forward)
-        call = distributed.wrap(recipe.plastic, calling, broadcast_buffers=False)
+        call = distributed.wrap(recipe.plastic, calling)
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
         yield stage, _epoch(recipe, call, epoch, stage, epoch - _span(recipe.schedule, stage)[1], seed)

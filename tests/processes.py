@@ -1,0 +1,74 @@
+"""Runs a function on several gloo processes, as torchrun would, but as forks: nothing is imported anew."""
+
+import multiprocessing
+import os
+import pickle
+import traceback
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+SECONDS = 60.0
+
+
+class Died(Exception):
+    """A process ended otherwise than by returning; holds the exit codes, and the traceback of each that had one."""
+
+    def __init__(self, codes, errors):
+        super().__init__("\n".join([f"exit codes {codes}", *errors.values()]))
+        self.codes, self.errors = codes, errors
+
+
+def launch(count, work, *args):
+    """What `work(*args)` returns on each of `count` processes that have torchrun's environment, but no group yet."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("fork")
+    pipes, workers = [], []
+    for rank in range(count):
+        ours, theirs = context.Pipe(duplex=False)
+        workers.append(context.Process(target=_child, args=(theirs, rank, count, store.port, work, args)))
+        pipes.append(ours)
+        workers[-1].start()
+        theirs.close()
+    answers = []
+    for pipe in pipes:
+        try:
+            answers.append(pickle.loads(pipe.recv_bytes()) if pipe.poll(SECONDS) else (None, "no answer in time"))
+        except EOFError:
+            answers.append((None, ""))  # killed
+    for worker in workers:
+        worker.join(SECONDS)
+        if worker.is_alive():
+            worker.kill()
+            worker.join()
+    codes, errors = [worker.exitcode for worker in workers], {r: e for r, (_, e) in enumerate(answers) if e is not None}
+    if errors:
+        raise Died(codes, errors)
+    return [value for value, _ in answers]
+
+
+def together(count, work, *args):
+    """The same with a group: `torch.distributed` is ready inside."""
+    return launch(count, _grouped, work, args)
+
+
+def _grouped(work, args):
+    dist.init_process_group("gloo", timeout=timedelta(seconds=SECONDS))
+    try:
+        return work(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _child(pipe, rank, count, port, work, args):
+    where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
+    who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    os.environ |= {name: str(value) for name, value in (where | who).items()}
+    torch.set_num_threads(1)
+    try:
+        answer = pickle.dumps((work(*args), None))  # the pipe's own pickling would share tensors, not send them
+    except BaseException:
+        pipe.send_bytes(pickle.dumps((None, traceback.format_exc())))
+        os._exit(1)
+    pipe.send_bytes(answer)

@@ -1,0 +1,357 @@
+"""Two processes that train one model: what each draws, what all share, and what is said when they differ."""
+
+import hashlib
+import os
+import signal
+import time
+from unittest import mock
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import npn
+from npn import distributed
+
+from .processes import Died, together
+
+X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+Y = (X[:, 0] * X[:, 1] > 0).long()
+ADVICE = (
+    ". Set k, close, open and resize on each process alike, from numbers that all have (a validation loss: "
+    "npn.distributed.mean), call the model through npn.distributed.wrap, and step its optimizers"
+)
+
+
+def build(seed=0, k=7.0, **options):
+    """A model with gates and its two optimizers."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
+    plastic = npn.attach(model, X, **options)
+    weights = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    gates = torch.optim.Adam(plastic.logits(), lr=2e-2)
+    plastic.track(weights, gates)
+    plastic.k = k
+    return plastic, weights, gates
+
+
+def mine():
+    """This process's half of the data."""
+    rank, count = distributed.rank(), distributed.size()
+    return X.tensor_split(count)[rank], Y.tensor_split(count)[rank]
+
+
+def step(plastic, model, *optimizers, data=None, reduction="mean"):
+    x, y = mine() if data is None else data
+    for optimizer in optimizers:
+        optimizer.zero_grad()
+    loss = plastic.backward(lambda: F.cross_entropy(model(x), y, reduction=reduction))
+    for optimizer in optimizers:
+        optimizer.step()
+    return loss
+
+
+def gradients(plastic):
+    found = [p.grad.clone() for p in [*plastic.weights(), *plastic.logits()] if p.grad is not None]
+    for p in [*plastic.weights(), *plastic.logits()]:
+        p.grad = None
+    return found
+
+
+def alone(plastic, **options):
+    """The gradients that this process finds without the others; nothing is as if they had been asked for."""
+    state = plastic.state_dict()
+    with mock.patch.object(distributed, "synchronise"):
+        step(plastic, plastic.model, **options)
+    plastic.load_state_dict(state)
+    return gradients(plastic)
+
+
+def everywhere(value):
+    everyone = [None] * distributed.size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+def assert_means(plastic, model, **options):
+    """What `backward` leaves is the mean over processes, gradient by gradient; returns what each finds alone."""
+    each = everywhere(alone(plastic, **options))
+    step(plastic, model, **options)
+    together = gradients(plastic)
+    assert len(together) == len(each[0])
+    for gradient, *parts in zip(together, *each, strict=True):
+        torch.testing.assert_close(gradient, torch.stack(parts).mean(0))
+    assert all(torch.equal(a, b) for parts in everywhere(together) for a, b in zip(parts, together, strict=True))
+    return each
+
+
+def digest(plastic):
+    """Weights, gates and optimizers' state as one hash."""
+    tensors = [*plastic.weights(), *plastic.logits()]
+    for optimizer in plastic.optimizers:
+        tensors += [v for p in tensors if p in optimizer.state for v in optimizer.state[p].values() if v is not None]
+    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+# -- what is shared
+
+
+def mean_of_all(estimator, masks):
+    plastic, *_ = build(estimator=estimator, masks=masks, penalty=npn.Budget(cost="params", target=0.5))
+    model = distributed.wrap(plastic)
+    reduction = "none" if masks == "example" else "mean"
+    state = plastic.generator.get_state()
+    first, other = everywhere(plastic.draw())
+    assert not torch.equal(first, other) and first.shape == other.shape
+    plastic.generator.set_state(state)
+    whole = (X, Y)  # the same data, so that only the masks differ
+    first, other = assert_means(plastic, model, data=whole, reduction=reduction)
+    assert not any(torch.equal(a, b) for a, b in zip(first[-2:], other[-2:], strict=True))
+    assert float(plastic.penalty.multiplier) > 0
+    return float(plastic.penalty.multiplier), plastic.generator.get_state()
+
+
+@pytest.mark.parametrize(
+    ("estimator", "masks"),
+    [("reinmax", "batch"), ("disarm", "batch"), ("double_cv", "batch"), ("reinmax", "example"), ("disarm", "example")],
+)
+def test_each_process_draws_its_own_masks_and_the_gradients_are_the_mean(estimator, masks):
+    (price, state), (other_price, other_state) = together(2, mean_of_all, estimator, masks)
+    assert price == other_price and torch.equal(state, other_state)
+
+
+def spread(steps):
+    """Variance of the logits' gradient over steps at the same weights, and its mean."""
+    plastic, *_ = build(estimator="disarm", penalty=npn.Penalty(weight=0.0))
+    found = []
+    for _ in range(steps):
+        step(plastic, plastic.model, data=(X, Y))
+        found.append(torch.cat(gradients(plastic)[-2:]))
+    found = torch.stack(found)
+    return float(found.var(0).sum()), found.mean(0)
+
+
+def test_the_estimate_improves_with_the_number_of_processes():
+    alone, mean = together(1, spread, 200)[0]
+    both, same_mean = together(2, spread, 200)[0]
+    assert 0.3 < both / alone < 0.7
+    assert float((mean - same_mean).norm()) < 2 * (1.5 * alone / 200) ** 0.5 < 2 * float(mean.norm())
+
+
+def three_resizes(half):
+    plastic, weights, gates = build(penalty=npn.Penalty(weight=1e-3))
+    model = distributed.wrap(plastic)
+    sizes, wrappers = [], []
+    torch.manual_seed(distributed.rank())  # new rows would differ
+
+    def train(steps):
+        for _ in range(steps):
+            step(plastic, model, weights, gates, data=mine() if half else (X, Y))
+        wrappers.append(model.ddp)
+        assert_means(plastic, model)  # of the weights, too: the wrapper knows them all
+        distributed.check(plastic)
+        sizes.append((plastic.model[0].out_features, plastic.model[2].out_features))
+
+    train(5)
+    plastic.close("0", [1, 4, 7])
+    plastic.compact()
+    train(5)
+    plastic.grow({"0": 2, "2": 1}, grace=4)
+    train(5)
+    plastic.close("2", [0, 2])
+    plastic.compact()
+    train(5)
+    assert len({id(wrapper) for wrapper in wrappers}) == 4
+    return sizes, digest(plastic), digest(plastic) == digest(build()[0])
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_three_resizes_leave_the_same_on_all(half):
+    first, other = together(2, three_resizes, half)
+    assert first == other
+    assert first[0] == [(12, 8), (9, 8), (11, 9), (11, 7)] and not first[2]
+
+
+def curve(k, steps, estimator="reinmax"):
+    plastic, weights, gates = build(k=k, estimator=estimator, penalty=npn.Penalty(weight=2e-3))
+    model = distributed.wrap(plastic)
+    losses = [float(distributed.mean(step(plastic, model, weights, gates))) for _ in range(steps)]
+    plastic.k = float("inf")
+    with torch.no_grad():
+        return losses, float(F.cross_entropy(plastic.model(X), Y)), sum(plastic.sizes().values())
+
+
+def test_a_plain_network_learns_as_on_one_process():
+    ((one, end, _),), both = together(1, curve, float("inf"), 40), together(2, curve, float("inf"), 40)
+    assert both[0] == both[1]
+    assert one == pytest.approx(both[0][0], rel=1e-4) and end == pytest.approx(both[0][1], rel=1e-4)
+    assert one[-1] < 0.5 * one[0]
+
+
+def test_a_plastic_network_learns_about_as_on_one_process():
+    ((one, end, units),), (both, other) = together(1, curve, 7.0, 120), together(2, curve, 7.0, 120)
+    assert both == other and both[0] != one  # other masks
+    for part in (slice(0, 30), slice(30, 80), slice(80, 120)):
+        assert sum(both[0][part]) == pytest.approx(sum(one[part]), rel=0.35)
+    assert one[0] > 1.2 * sum(one[80:]) / 40  # it has learnt
+    assert both[1] == pytest.approx(end, abs=0.15) and abs(both[2] - units) <= 5 and units < 20
+
+
+# -- what is said when they differ
+
+
+def message(action):
+    """The error of this process; the same on all."""
+    try:
+        action()
+    except npn.DistributedError as error:
+        assert len(set(everywhere(str(error)))) == 1
+        return str(error)
+    return None
+
+
+def differences():
+    plastic, weights, gates = build(penalty=npn.Budget(cost="params", target=0.9))
+    model = distributed.wrap(plastic)
+    step(plastic, model, weights, gates)
+    other = distributed.rank() == 1
+    said = []
+
+    def check():
+        said.append(message(lambda: distributed.check(plastic)))
+
+    check()
+    plastic.k = 5.0 if other else 7.0
+    check()
+    plastic.k = 7.0
+    gate = plastic.groups[1].gate
+    for tensor in (gate.logits, gate.grace, plastic.penalty.multiplier, plastic.model[2].weight):
+        before = tensor.detach().clone()
+        with torch.no_grad():
+            tensor.view(-1)[0] += other
+        check()
+        with torch.no_grad():
+            tensor.copy_(before)
+    check()
+    plastic.close("0", [0, 1] if other else [0])
+    said.append(message(plastic.compact))
+    plastic.open("0", [0, 1])
+    said.append(message(lambda: plastic.grow({"2": 2 if other else 1})))
+    assert (plastic.model[0].out_features, plastic.model[2].out_features) == (12, 8)  # nothing has changed
+    with mock.patch.object(distributed, "agree"), mock.patch.object(distributed, "broadcast"):
+        plastic.grow({"2": 2 if other else 1})
+    check()
+    return said
+
+
+def test_what_differs_is_named():
+    said, same = together(2, differences)
+    assert said == same
+
+    def differs(name, values=""):
+        return f"{name} must be the same on every process, but differs between 0 and 1{values}{ADVICE}"
+
+    assert said[:4] == [None, differs("k", ": 7.0 and 5.0"), differs("logits of group '2'"), differs("grace of group '2'")]
+    start = "the penalty's state must be the same on every process, but differs between 0 and 1: {'type': 'Budget', "
+    assert said[4].startswith(start) and said[4].endswith(ADVICE)
+    assert said[5:] == [
+        differs("the value of 2.weight"),
+        None,
+        differs("what compact removes", ": {'0': [0]} and {'0': [0, 1]}"),
+        differs("what grow adds", ": {'2': 1} and {'2': 2}"),
+        differs("the size of group '2'", ": 9 and 10"),
+    ]
+
+
+def wrapped_once():
+    plastic, weights, gates = build()
+    model = DistributedDataParallel(plastic.model)
+    step(plastic, model, weights, gates)
+    distributed.check(plastic)
+    plastic.close("0", [3])
+    plastic.compact()
+    step(plastic, model, weights, gates)
+    return message(lambda: distributed.check(plastic))
+
+
+def test_a_wrapper_that_misses_a_resize_is_found_out():
+    said = f"the value of 0.weight must be the same on every process, but differs between 0 and 1{ADVICE}"
+    assert together(2, wrapped_once) == [said, said]
+
+
+# -- one process, and other numbers of them
+
+
+def single():
+    plastic, *_ = build()
+    model = distributed.wrap(plastic)
+    twin = torch.Generator()
+    twin.set_state(plastic.generator.get_state())
+    assert torch.equal(plastic.draw(3), torch.rand(3, 20, generator=twin))
+    with mock.patch.object(dist, "all_reduce", None), mock.patch.object(dist, "all_gather_object", None):
+        step(plastic, model)
+        distributed.check(plastic)
+        plastic.close("0", [0])
+        plastic.compact()
+        plastic.grow({"2": 1})
+    return model.ddp is None and model(X).shape == (64, 2)
+
+
+def test_one_process_draws_as_ever_and_tells_nobody():
+    assert single()
+    assert together(1, single) == [True]
+
+
+def to_file(path):
+    plastic, weights, gates = build()
+    model = distributed.wrap(plastic)
+    for _ in range(3):
+        step(plastic, model, weights, gates, data=(X, Y))
+    if distributed.rank() == 0:
+        npn.save(path, plastic)
+    dist.barrier()
+    return more(plastic, model, weights, gates)
+
+
+def from_file(path):
+    plastic, weights, gates = build(seed=5)
+    npn.load(path, plastic)
+    return more(plastic, distributed.wrap(plastic), weights, gates)
+
+
+def more(plastic, model, weights, gates):
+    for _ in range(3):
+        step(plastic, model, weights, gates, data=(X, Y))
+    distributed.check(plastic)
+    return digest(plastic), plastic.generator.get_state().sum().item(), torch.rand(4).tolist()
+
+
+def test_a_checkpoint_goes_on_with_any_number_of_processes(tmp_path):
+    file = tmp_path / "both.pt"
+    wrote = together(2, to_file, file)
+    read = together(2, from_file, file)
+    assert wrote[0][:2] == read[0][:2] == read[1][:2]
+    assert read[0][2] == wrote[0][2] != read[1][2]  # the first one's dropout goes on, the other's is another
+    for count in (1, 3):
+        digests = {answer[0] for answer in together(count, from_file, file)}
+        assert len(digests) == 1 and digests != {wrote[0][0]}
+
+
+def dies_at(fatal):
+    plastic, weights, gates = build()
+    model = distributed.wrap(plastic)
+    for number in range(10_000):
+        if number == fatal and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        step(plastic, model, weights, gates)
+
+
+def test_a_killed_process_ends_the_others_with_an_error():
+    began = time.monotonic()
+    with pytest.raises(Died) as death:
+        together(2, dies_at, 4)
+    assert death.value.codes == [1, -signal.SIGKILL] and "gloo" in death.value.errors[0]
+    assert time.monotonic() - began < 30  # the group's own timeout is a minute
