@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import npn
 from npn import distributed
+from npn.errors import DistributedError
 
 from .processes import Died, together
 
@@ -207,7 +208,7 @@ def message(action):
     """The error of this process; the same on all."""
     try:
         action()
-    except npn.DistributedError as error:
+    except DistributedError as error:
         assert len(set(everywhere(str(error)))) == 1
         return str(error)
     return None
@@ -254,7 +255,12 @@ def test_what_differs_is_named():
     def differs(name, values=""):
         return f"{name} must be the same on every process, but differs between 0 and 1{values}{ADVICE}"
 
-    assert said[:4] == [None, differs("k", ": 7.0 and 5.0"), differs("logits of group '2'"), differs("grace of group '2'")]
+    assert said[:4] == [
+        None,
+        differs("k", ": 7.0 and 5.0"),
+        differs("logits of group '2'"),
+        differs("grace of group '2'"),
+    ]
     start = "the penalty's state must be the same on every process, but differs between 0 and 1: {'type': 'Budget', "
     assert said[4].startswith(start) and said[4].endswith(ADVICE)
     assert said[5:] == [

@@ -46,8 +46,8 @@ def group() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise DistributedError(
-            f"process {distributed.rank()} waited in vain for another, which has ended or hangs and may say why itself; "
-            f"--resume continues from the last checkpoint ({str(error).splitlines()[0]})"
+            f"process {distributed.rank()} waited in vain for another, which has ended or hangs and may say why itself "
+            f"({str(error).splitlines()[0]}); --resume continues from the last checkpoint"
         ) from error
     finally:
         dist.destroy_process_group()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from npn.checkpoint import pack, unpack
@@ -17,12 +18,26 @@ from npn.integrations.session import Session, check_processes
 try:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.strategies import DDPStrategy
 except ImportError as error:
     raise ConfigurationError("lightning is not installed; pip install 'npn[lightning]'") from error
 
 
 class _Skipped(Exception):
     """`training_step` returned None."""
+
+
+class _Rewrapping:
+    """Has the strategy wrap the module anew after a resize."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self.strategy = trainer.strategy
+
+    def renew(self) -> None:
+        """Of the strategy's own making, with the options that it was given."""
+        if isinstance(self.strategy.model, DistributedDataParallel):
+            self.strategy.model = self.strategy.lightning_module
+            self.strategy.configure_ddp()
 
 
 @dataclass(eq=False, repr=False)
@@ -36,6 +51,9 @@ class PlasticityCallback(Session, Callback):
     `k`, `params` and units per group are logged as `npn/...`.
 
     Estimators with two forward passes call `training_step` twice; what the second call logs is dropped.
+
+    Of strategies for several processes `ddp` and its variants work: each process draws its own masks, and the wrapper
+    is made anew after each resize. The mean of `monitor` over the processes counts.
 
     Args:
         target: name of the submodule that gets gates; the whole module, through its `forward`, if not given.
@@ -51,12 +69,14 @@ class PlasticityCallback(Session, Callback):
     """
 
     target: str | None = None
+    rewrapping: _Rewrapping | None = None
 
     # -- Lightning's hooks, in the order in which they come
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check what cannot work, and wait for a checkpoint."""
-        check_processes(trainer.world_size)
+        strategy = trainer.strategy
+        check_processes(trainer.world_size, type(strategy).__name__, isinstance(strategy, DDPStrategy))
         if stage == "fit" and not pl_module.automatic_optimization:
             raise ConfigurationError(
                 "the module optimizes by hand (automatic_optimization=False); there, npn.attach the model and call "
@@ -70,6 +90,8 @@ class PlasticityCallback(Session, Callback):
         """Give the model its gates and step in between Lightning's closure and its backward pass."""
         self._begin(trainer)
         self.follow(trainer.optimizers)
+        self.rewrapping = _Rewrapping(trainer)
+        self.plastic.followers[id(self)] = self.rewrapping
         loop = trainer.fit_loop.epoch_loop.automatic_optimization
         if not hasattr(loop, "_make_closure"):
             raise ConfigurationError("this version of lightning is built in another way; use one from 2.4 to 2.6")
@@ -97,9 +119,10 @@ class PlasticityCallback(Session, Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Shrink, log, and stop when the schedule is over."""
         self.compact()
-        scalars = self.scalars()
-        pl_module.log_dict({name: scalars.pop(name) for name in ("npn/k", "npn/params")}, prog_bar=True)
-        pl_module.log_dict(scalars)
+        scalars, several = self.scalars(), trainer.world_size > 1  # the same on all, but Lightning wants to be sure
+        bar = {name: scalars.pop(name) for name in ("npn/k", "npn/params")}
+        pl_module.log_dict(bar, prog_bar=True, sync_dist=several)
+        pl_module.log_dict(scalars, sync_dist=several)
         if self.schedule.done:
             trainer.should_stop = True
 

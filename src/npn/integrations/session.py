@@ -4,13 +4,13 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn import distributed
 from npn.attach import attach
 from npn.checkpoint import Stateful
 from npn.count import count_params
@@ -138,8 +138,9 @@ class Session:
     # -- now and then
 
     def enter(self, epoch: int) -> None:
-        """An epoch begins."""
+        """An epoch begins; every process must have come to the same."""
         self.schedule.enter(epoch, self.plastic)
+        distributed.check(self.plastic)
 
     def compact(self) -> None:
         """Remove what has closed."""
@@ -160,6 +161,9 @@ class Session:
                 "log it while validating, or name another with monitor="
             )
         value = float(metrics[self.monitor])
+        if distributed.size() > 1:  # each process may have validated on a part of its own
+            device = self.plastic.readers.device
+            value = float(distributed.mean(torch.tensor(value, dtype=torch.float64, device=device)))
         self.schedule.observe(value)
         stage = self.schedule.stage
         if self.growth is None or stage is None or not math.isfinite(self.plastic.k):
@@ -207,16 +211,21 @@ class Session:
             yield
 
 
-def check_processes(processes: int) -> None:
-    """Several processes need gates that agree.
+def check_processes(processes: int, way: str, replicated: bool) -> None:
+    """Several processes need the whole model each.
+
+    Args:
+        processes: or devices.
+        way: how the model comes to be on all of them.
+        replicated: by DistributedDataParallel.
 
     Raises:
-        ConfigurationError: there are several, and this npn cannot synchronise them.
+        ConfigurationError: there are several, and it is another way.
     """
-    if processes > 1 and find_spec("npn.distributed") is None:
+    if processes > 1 and not replicated:
         raise ConfigurationError(
-            f"the training runs on {processes} devices at once, but this version of npn trains on one: gates and sizes "
-            "would differ between them. Use a single device"
+            f"the training runs on {processes} devices through {way}, but gates need the whole model in a process for "
+            "each device: use DistributedDataParallel, or a single device"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from npn.checkpoint import load, save
 from npn.errors import CheckpointError, ConfigurationError
@@ -23,6 +24,23 @@ except ImportError as error:
 FILE = "npn.pt"
 
 
+class _Rewrapped:
+    """What the accelerator wrapped, wrapped anew after each resize."""
+
+    def __init__(self, given: DistributedDataParallel, handler: Any) -> None:
+        self.given, self.handler = given, handler
+        self.model = given
+
+    def renew(self) -> None:
+        """With the options of the accelerator."""
+        options = {} if self.handler is None else self.handler.to_kwargs()
+        self.model = DistributedDataParallel(
+            self.given.module, self.given.device_ids, self.given.output_device, init_sync=False, **options
+        )
+        if self.handler is not None:
+            self.handler.register_comm_hook(self.model)
+
+
 @dataclass(eq=False, repr=False)
 class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused-ignore]
     """Gates, schedule, growth and resizes for a Trainer with `PlasticTrainerMixin`.
@@ -31,6 +49,8 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     Training stops at the schedule's end at the latest. Each `checkpoint-N` folder gets a file `npn.pt` beside the
     Trainer's own, from which `train(resume_from_checkpoint=...)` goes on with a freshly built model. The model's config
     keeps the sizes of the full model: keep a small model with `npn.save`, not `save_pretrained`.
+
+    Under `torchrun` each process draws its own masks; its wrapper is made anew after each resize.
 
     Args:
         schedule, penalty, ...: see `Session`. `example_inputs` are the first training batch if not given; `monitor` is
@@ -48,6 +68,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     monitor: str = "eval_loss"
     scaler: Any = None  # of the accelerator, where it trains in float16
     running: bool = False
+    wrapped: _Rewrapped | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -89,6 +110,8 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
         """All but the optimizer's state, which the Trainer keeps."""
+        if not state.is_world_process_zero:
+            return
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
         with self.alone():
             save(folder / FILE, self.plastic, extra=None, **self.stateful())
@@ -99,7 +122,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
 
     def prepare(self, args: TrainingArguments, model: nn.Module, loader: Any) -> None:
         """Gates for the model, from the first batch of a loader."""
-        check_processes(args.world_size * max(1, args.n_gpu))
+        check_processes(args.n_gpu, "DataParallel", replicated=False)  # in one process; torchrun leaves it one GPU
         self.begin(model, lambda: next(iter(getattr(loader, "base_dataloader", loader))))  # accelerate counts its own
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
@@ -116,6 +139,16 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
             )
         with self.alone():
             load(file, self.plastic, **self.stateful())
+
+    def rewrap(self, model: nn.Module, args: TrainingArguments, handler: Any) -> nn.Module:
+        """The wrapped model that has the present sizes; on one process the model itself."""
+        if not isinstance(model, DistributedDataParallel):
+            check_processes(args.world_size, type(model).__name__, replicated=False)
+            return model
+        if self.wrapped is None or self.wrapped.given is not model:
+            self.wrapped = _Rewrapped(model, handler)
+            self.plastic.followers[id(self)] = self.wrapped
+        return self.wrapped.model
 
     @contextlib.contextmanager
     def plain(self, model: nn.Module) -> Iterator[None]:
@@ -160,6 +193,7 @@ class PlasticTrainerMixin:
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """The Trainer's own step, under masks."""
         session, accelerator = self.plasticity, self.accelerator
+        model = session.rewrap(model, self.args, getattr(accelerator, "ddp_handler", None))
         step, backward = super().training_step, accelerator.backward  # type: ignore[misc]
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
 
