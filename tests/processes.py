@@ -13,11 +13,11 @@ SECONDS = 60.0
 
 
 class Died(Exception):
-    """A process ended otherwise than by returning; holds the exit codes, and the traceback of each that had one."""
+    """A process ended otherwise than by returning; holds exit codes, tracebacks, and what the others returned."""
 
-    def __init__(self, codes, errors):
+    def __init__(self, codes, errors, answers):
         super().__init__("\n".join([f"exit codes {codes}", *errors.values()]))
-        self.codes, self.errors = codes, errors
+        self.codes, self.errors, self.answers = codes, errors, answers
 
 
 def launch(count, work, *args):
@@ -44,7 +44,7 @@ def launch(count, work, *args):
             worker.join()
     codes, errors = [worker.exitcode for worker in workers], {r: e for r, (_, e) in enumerate(answers) if e is not None}
     if errors:
-        raise Died(codes, errors)
+        raise Died(codes, errors, [value for value, _ in answers])
     return [value for value, _ in answers]
 
 

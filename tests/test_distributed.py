@@ -79,6 +79,7 @@ def everywhere(value):
 
 def assert_means(plastic, model, **options):
     """What `backward` leaves is the mean over processes, gradient by gradient; returns what each finds alone."""
+    gradients(plastic)
     each = everywhere(alone(plastic, **options))
     step(plastic, model, **options)
     together = gradients(plastic)
@@ -176,29 +177,33 @@ def test_three_resizes_leave_the_same_on_all(half):
     assert first[0] == [(12, 8), (9, 8), (11, 9), (11, 7)] and not first[2]
 
 
-def curve(k, steps, estimator="reinmax"):
-    plastic, weights, gates = build(k=k, estimator=estimator, penalty=npn.Penalty(weight=2e-3))
-    model = distributed.wrap(plastic)
-    losses = [float(distributed.mean(step(plastic, model, weights, gates))) for _ in range(steps)]
+def curve(plain, plastic_steps):
+    """Losses of so many steps at k = inf and then at k = 7, the loss of the net that is left, and its units."""
+    plastic, weights, gates = build(penalty=npn.Penalty(weight=4e-4))
+    weights.param_groups[0]["lr"] = 0.15
+    model, losses = distributed.wrap(plastic), []
+    for number in range(plain + plastic_steps):
+        plastic.k = 7.0 if number >= plain else float("inf")
+        losses.append(float(distributed.mean(step(plastic, model, weights, gates))))
     plastic.k = float("inf")
     with torch.no_grad():
         return losses, float(F.cross_entropy(plastic.model(X), Y)), sum(plastic.sizes().values())
 
 
 def test_a_plain_network_learns_as_on_one_process():
-    ((one, end, _),), both = together(1, curve, float("inf"), 40), together(2, curve, float("inf"), 40)
-    assert both[0] == both[1]
-    assert one == pytest.approx(both[0][0], rel=1e-4) and end == pytest.approx(both[0][1], rel=1e-4)
-    assert one[-1] < 0.5 * one[0]
+    ((one, end, _),), (both, other) = together(1, curve, 30, 0), together(2, curve, 30, 0)
+    assert both == other
+    assert one == pytest.approx(both[0], rel=1e-3) and end == pytest.approx(both[1], rel=1e-3)
+    assert one[-1] < 0.8 * one[0]
 
 
 def test_a_plastic_network_learns_about_as_on_one_process():
-    ((one, end, units),), (both, other) = together(1, curve, 7.0, 120), together(2, curve, 7.0, 120)
+    ((one, end, units),), (both, other) = together(1, curve, 30, 60), together(2, curve, 30, 60)
     assert both == other and both[0] != one  # other masks
-    for part in (slice(0, 30), slice(30, 80), slice(80, 120)):
-        assert sum(both[0][part]) == pytest.approx(sum(one[part]), rel=0.35)
-    assert one[0] > 1.2 * sum(one[80:]) / 40  # it has learnt
-    assert both[1] == pytest.approx(end, abs=0.15) and abs(both[2] - units) <= 5 and units < 20
+    for part in (slice(30, 60), slice(60, 90)):
+        assert sum(both[0][part]) / 30 == pytest.approx(sum(one[part]) / 30, abs=0.1)
+    assert sum(one[60:]) / 30 < 0.4 * one[0]  # it has learnt
+    assert both[1] == pytest.approx(end, abs=0.1) and abs(both[2] - units) <= 4 and units < 18
 
 
 # -- what is said when they differ

@@ -59,8 +59,8 @@ def check_device(device: str | None) -> None:
     Raises:
         ConfigurationError: a single one was named for all.
     """
-    if distributed.size() > 1 and torch.device(device or "cpu").index is not None:
-        raise ConfigurationError(f"{distributed.size()} processes cannot share {device}; give --device cuda")
+    if launched() > 1 and torch.device(device or "cpu").index is not None:
+        raise ConfigurationError(f"{launched()} processes cannot share {device}; give --device cuda")
 
 
 def from_first(make: Callable[[], T]) -> T:

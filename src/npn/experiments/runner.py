@@ -155,8 +155,8 @@ def run(
     deadline = Deadline(stop_after)
     saved = directory.options(experiment.options) if resume else None
     options = options.over(experiment.defaults(options)) if saved is None else options.resumed(saved)
+    processes.check_device(options.device)
     with processes.group(), threads(experiment.threads):
-        processes.check_device(options.device)
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
         if resume:
