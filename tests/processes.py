@@ -63,7 +63,8 @@ def _grouped(work, args):
 
 def _child(pipe, rank, count, port, work, args):
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
-    who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
+    who["TORCHELASTIC_RUN_ID"] = "test"
     os.environ |= {name: str(value) for name, value in (where | who).items()}
     torch.set_num_threads(1)
     try:

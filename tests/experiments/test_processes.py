@@ -25,7 +25,7 @@ from .test_resnet56 import images
 
 OPTIONS = Options(mode="sparsify", seed=1, epochs="2,4,1", penalty=5e-2)
 EPOCHS = 7
-UNDRAWN = runner.Experiment(**{**vars(moons.EXPERIMENT), "draw": lambda *_: []})
+UNDRAWN = runner.Experiment(**{**vars(moons.EXPERIMENT), "draw": lambda *_: [], "checkpoint_every": 1})
 
 
 def train(path, resume=False, kill_after=None, interrupt=None, options=OPTIONS):

@@ -296,15 +296,6 @@ def test_what_cannot_work_is_refused():
         trainer(callback()).fit(build(), [["text"]])
 
 
-def test_several_processes_are_refused_while_npn_cannot_agree_between_them(monkeypatch):
-    from npn.integrations import session
-
-    monkeypatch.setattr(session, "find_spec", lambda name: None)
-    with pytest.raises(npn.PlasticityError, match=r"^the training runs on 2 devices at once, but this version of npn"):
-        session.check_processes(2)
-    session.check_processes(1)
-
-
 def test_a_loss_that_is_not_finite_stops_before_any_gradient():
     module = build()
     module.training_step = lambda batch, batch_idx: module(batch[0]).sum() * math.nan
