@@ -31,7 +31,7 @@ class _Rewrapping:
     """Has the strategy wrap the module anew after a resize."""
 
     def __init__(self, trainer: Trainer) -> None:
-        self.strategy = trainer.strategy
+        self.strategy: Any = trainer.strategy
 
     def renew(self) -> None:
         """Of the strategy's own making, with the options that it was given."""
