@@ -69,7 +69,7 @@ def hugging_face(folder, epochs, resume=None):
 
     AcceleratorState._reset_state(reset_partial_state=True)  # of trainings in the parent
     PartialState._reset_state()
-    model, method = single.bert(dropout=0.0), single.method()
+    model, method = single.bert(dropout=0.0), single.method(compact_below=0.5)  # resized soon
     train = single.trainer(
         folder, model, method, num_train_epochs=epochs, save_strategy="epoch", lr_scheduler_type="constant"
     )
