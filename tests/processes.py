@@ -1,4 +1,7 @@
-"""Runs a function on several gloo processes, as torchrun would, but as forks: nothing is imported anew."""
+"""Runs a function on several gloo processes, as torchrun would, but as forks of one that has done the imports.
+
+That one has no threads. A fork of the tests' own process would inherit the locks that its threads hold.
+"""
 
 import multiprocessing
 import os
@@ -10,6 +13,8 @@ import torch
 import torch.distributed as dist
 
 SECONDS = 60.0
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch.distributed", "sklearn.datasets", "npn.cli", "npn.experiments.moons"])
 
 
 class Died(Exception):
@@ -23,11 +28,10 @@ class Died(Exception):
 def launch(count, work, *args):
     """What `work(*args)` returns on each of `count` processes that have torchrun's environment, but no group yet."""
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    context = multiprocessing.get_context("fork")
     pipes, workers = [], []
     for rank in range(count):
-        ours, theirs = context.Pipe(duplex=False)
-        workers.append(context.Process(target=_child, args=(theirs, rank, count, store.port, work, args)))
+        ours, theirs = PROCESSES.Pipe(duplex=False)
+        workers.append(PROCESSES.Process(target=_child, args=(theirs, rank, count, store.port, work, args)))
         pipes.append(ours)
         workers[-1].start()
         theirs.close()
