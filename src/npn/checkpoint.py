@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from npn import distributed
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 from npn.surgery import bake, choices, input_dim, set_data, set_select
@@ -101,7 +100,8 @@ def pack(
 def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> Target:
     """Load a checkpoint into a freshly built model or the `Plasticity` of one, resized to the saved shapes.
 
-    Everything is checked before anything is changed.
+    Everything is checked before anything is changed. Of several processes each gets the random state of the one that
+    saved; a loop with dropout then wants `torch.manual_seed(npn.distributed.own_seed(...))`, as a Trainer does itself.
 
     Args:
         path: of the file.
@@ -361,11 +361,6 @@ def _set_rng_state(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(internal), gauss))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-    if distributed.rank() > 0:  # the file holds the first process's; dropout is to differ between them
-        seed = distributed.own_seed(state["torch"].numpy().tobytes())
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
 
 
 __all__ = ["load", "read_extra", "save"]
