@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from npn.surgery import completed, without_branches
+from npn.surgery import apart_from_branches, completed, without_branches
 from npn.tracing import Structure
 
 
@@ -83,7 +83,7 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
         Sizes by name; 0 where all that a group had goes with closed branches.
     """
     left = without_branches(structure, closed)
-    gone = completed(left, {part.name: closed.get(part.name, ()) for part in (*left.groups, *left.columns)})
+    gone = completed(left, apart_from_branches(left, closed))
     gates = torch.cat([_stays(part.size, gone.get(part.name, ())) for part in left.parts])
     pieces = effective(gates, feeders(left)).split([part.size for part in left.parts])
     sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}

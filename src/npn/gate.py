@@ -109,6 +109,13 @@ class UnitGroup:
         return isinstance(self.traced, Group)
 
     @property
+    def fixed(self) -> str:
+        """Why units cannot be added to what does not grow."""
+        if isinstance(self.traced, Branches):
+            return "are branches, which can go but not come; attach a model that has more of them"
+        return "are input columns, which come with their units: grow those instead"
+
+    @property
     def size(self) -> int:
         """Number of units that physically exist."""
         return self.traced.size

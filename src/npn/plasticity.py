@@ -21,7 +21,7 @@ from npn.masks import Readers
 from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, resize
 from npn.surgery import apply_plan, bake, check_shapes, full_length, plan_growth, plan_removal, set_data
-from npn.tracing import Branches, Frozen, Structure, grown
+from npn.tracing import Frozen, Structure, grown
 from npn.tracking import check_optimizers, watch
 
 
@@ -315,11 +315,7 @@ class Plasticity:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ConfigurationError(f"{name!r} can grow by a whole number >= 0 of units, got {number!r}")
             if not self.group(name).grows:
-                raise ConfigurationError(
-                    f"{name!r} are branches, which can go but not come back: attach with more of them to begin with"
-                    if isinstance(self.group(name).traced, Branches)
-                    else f"{name!r} are input columns, which come with their units: grow those instead"
-                )
+                raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
         wanted = {name: number for name, number in wanted.items() if number}
         if not wanted:
             return resize(self, plan_removal(self.structure, {}))

@@ -1,7 +1,14 @@
 """Identity-keeping surgery: resize a model and its optimizers in place. Knows nothing of gates."""
 
 from npn.surgery.apply import Extra, apply_plan, set_data
-from npn.surgery.branches import absent_paths, forget_edits, inside, removal_edits, without_branches
+from npn.surgery.branches import (
+    absent_paths,
+    apart_from_branches,
+    forget_edits,
+    inside,
+    removal_edits,
+    without_branches,
+)
 from npn.surgery.columns import NEW, completed
 from npn.surgery.plan import Plan, plan_growth, plan_removal
 from npn.surgery.scales import with_branches
@@ -13,6 +20,7 @@ __all__ = [
     "Extra",
     "Plan",
     "absent_paths",
+    "apart_from_branches",
     "apply_plan",
     "bake",
     "check_shapes",

@@ -95,6 +95,12 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
     )
 
 
+def apart_from_branches(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+    """Of what is to go, that which belongs to groups and columns of this structure."""
+    names = {part.name for part in structure.parts if part is not structure.branches}
+    return {name: numbers for name, numbers in removed.items() if name in names}
+
+
 def gone_paths(before: Structure, after: Structure) -> list[str]:
     """Paths of the branches that one structure has and the other has not."""
     if before.branches is None or after.branches is None:

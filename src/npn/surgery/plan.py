@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.surgery.branches import without_branches
+from npn.surgery.branches import apart_from_branches, without_branches
 from npn.surgery.columns import NEW, check_numbers, completed, left, narrowed
 from npn.tracing import Columns, Structure
 from npn.tracing.resize import without
@@ -49,8 +49,7 @@ def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> 
     """
     check_numbers(structure, removed)
     rest = without_branches(structure, removed)
-    known = {part.name for part in (*rest.groups, *rest.columns)}
-    gone = completed(rest, {name: numbers for name, numbers in removed.items() if name in known})
+    gone = completed(rest, apart_from_branches(rest, removed))
     units = {}
     for group in rest.groups:
         stay = sorted(set(range(group.size)) - set(gone.get(group.name, ())))
@@ -60,9 +59,9 @@ def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> 
             units[group.name] = torch.tensor(stay)
     after = without(rest, {name: gone[name] for name in units})
     plan = make_plan(rest, after, units, gone)
-    return (
-        plan if rest is structure else replace(plan, before=structure, units={**plan.units, **_lost(structure, rest)})
-    )
+    if rest is structure:
+        return plan
+    return replace(plan, before=structure, units={**plan.units, **_lost(structure, rest)})
 
 
 def _lost(structure: Structure, rest: Structure) -> dict[str, Tensor]:
