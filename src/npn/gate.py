@@ -112,7 +112,7 @@ class UnitGroup:
     def fixed(self) -> str:
         """Why units cannot be added to what does not grow."""
         if isinstance(self.traced, Branches):
-            return "are branches, which can go but not come; attach a model that has more of them"
+            return "are whole branches, which go but do not come back; attach a model that has more of them"
         return "are input columns, which come with their units: grow those instead"
 
     @property
