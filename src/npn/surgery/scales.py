@@ -17,6 +17,7 @@ from npn.tracing import Branches, Structure
 from npn.tracing.capture import output_tensors, preserved, raising_line, split_inputs
 
 _SHOWN = 12  # names that an error lists
+_MODES = (False, True, False, True)  # eval and train, each with two draws
 
 
 @dataclass
@@ -120,7 +121,8 @@ def _returned(seen: Seen, path: str, module: nn.Module, args: Any, output: Any) 
 
 def _run(model: nn.Module, example_inputs: Any, values: dict[str, Tensor]) -> list[Tensor]:
     args, kwargs = split_inputs(example_inputs)
-    return output_tensors(torch.func.functional_call(model, values, _copied(args), _copied(kwargs)))
+    with preserved(model):  # functional_call does not put back a module that has two names
+        return output_tensors(torch.func.functional_call(model, values, _copied(args), _copied(kwargs)))
 
 
 def _copied(inputs: Any) -> Any:
@@ -139,7 +141,7 @@ def _scales(model: nn.Module, path: str, seen: Seen) -> tuple[str, ...]:
     order += [name for name in reversed(owners) if name not in order]
     for name in order:
         chosen = [f"{name}.{leaf}".lstrip(".") for leaf in owners.get(name, ())]
-        if chosen and all(_silent(branch, path, chosen, seen, training) for training in (False, True)):
+        if chosen and all(_silent(branch, path, chosen, seen, training) for training in _MODES):
             return tuple(f"{path}.{leaf}" for leaf in chosen)
     raise TraceError(
         f"no layer of branch {path!r} makes its output zero when its weight and bias are zero; expected one tensor "
@@ -153,23 +155,27 @@ def _silent(branch: nn.Module, path: str, chosen: Sequence[str], seen: Seen, tra
 
     All else is moved off its initial value, since a bias that starts at zero must not pass for one that stays there.
     """
-    values = {name: _moved(tensor) for name, tensor in (*branch.named_parameters(), *branch.named_buffers())}
+    values = {name: _moved(tensor, 0.1) for name, tensor in branch.named_parameters()}
+    values |= {name: _moved(tensor, 0.1, up=True) for name, tensor in branch.named_buffers()}
     values |= {name: torch.zeros_like(values[name]) for name in chosen}
-    args, kwargs = tree_map(lambda x: _moved(x) if isinstance(x, Tensor) else x, seen.calls[path])
-    branch.train(training)
-    try:
-        output = torch.func.functional_call(branch, values, args, kwargs)
-    except Exception:
-        if training:  # BatchNorm wants several values per channel then, and an example may have one
-            return True
-        raise
-    finally:
-        branch.train(False)
+    args, kwargs = tree_map(lambda x: _moved(x, 1.0) if isinstance(x, Tensor) else x, seen.calls[path])
+    with preserved(branch):
+        branch.train(training)
+        try:
+            output = torch.func.functional_call(branch, values, args, kwargs)
+        except Exception:
+            if training:  # BatchNorm wants several values per channel then, and an example may have one
+                return True
+            raise
     return isinstance(output, Tensor) and bool((output == 0).all())
 
 
-def _moved(tensor: Tensor) -> Tensor:
-    return tensor + 0.1 * torch.rand_like(tensor) if tensor.is_floating_point() else tensor.clone()
+def _moved(tensor: Tensor, by: float, up: bool = False) -> Tensor:
+    """A tensor and normal noise, upwards only where it may be a variance; one of integers as it is."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    noise = torch.randn_like(tensor)
+    return tensor + by * (noise.abs() if up else noise)
 
 
 def _check_absent(model: nn.Module, example_inputs: Any, paths: Sequence[str], scales: Sequence[Sequence[str]]) -> None:
