@@ -13,7 +13,7 @@ from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
-from npn.surgery import with_columns
+from npn.surgery import with_branches, with_columns
 from npn.tracing import Frozen, Structure, trace
 
 
@@ -27,6 +27,7 @@ def attach(
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
     columns: str | Iterable[str] | None = None,
+    branches: str | Iterable[str] | None = None,
     masks: str = "batch",
 ) -> Plasticity:
     """Give a model gates on every unit that can be resized.
@@ -44,13 +45,16 @@ def attach(
         columns: patterns of names of layers (linear, convolution) whose single input columns get gates, too, in a
             group `<layer>.columns`: where one unit feeds several, as a channel does after flattening, some may go and
             the others stay. The compact model then selects the layer's inputs by index.
+        branches: patterns of names of submodules whose output is added to something, `x + branch(x)`: each gets one
+            gate, all of them in the group `branches`. A closed branch computes zero, and the units inside it cost
+            nothing and have no gradient of the data; `compact` replaces it by a module that returns zero, for good.
         masks: "batch" draws one mask per step, "example" one per example.
 
     Returns:
         The handle: groups, frozen dimensions, `backward`, `compact`, `grow`, `export`.
 
     Raises:
-        TraceError: the model cannot be followed, or nothing in it can be resized.
+        TraceError: the model cannot be followed, nothing in it can be resized, or it does not work without a branch.
         ConfigurationError: an unknown option.
 
     Example:
@@ -66,9 +70,12 @@ def attach(
         raise ConfigurationError(f"estimator must be one of {', '.join(step.ESTIMATORS)}, got {estimator!r}")
     if masks not in ("batch", "example"):
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
+    if masks == "example" and branches:
+        raise ConfigurationError('branches take part in masks="batch" only; leave out branches= or masks="example"')
     if any(isinstance(getattr(hook, "__self__", None), MaskedCall) for hook in model._forward_pre_hooks.values()):
         raise ConfigurationError("the model has plasticity already; call detach() on its handle before attaching anew")
     structure = select(trace(model, example_inputs), only, skip)
+    structure = with_branches(model, example_inputs, structure, _patterns(branches) or ())
     structure = with_columns(model, example_inputs, structure, _patterns(columns) or ())
     if not structure.parts:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"

@@ -3,7 +3,7 @@
 import copy
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -13,10 +13,21 @@ import torch
 from torch import Tensor, fx, nn
 
 from npn.errors import CheckpointError
+from npn.packing import mute, pack_branches, pack_columns, pack_groups
 from npn.plasticity import Plasticity
-from npn.surgery import bake, choices, input_dim, set_data, set_select
+from npn.surgery import (
+    absent_paths,
+    bake,
+    choices,
+    forget_edits,
+    input_dim,
+    inside,
+    removal_edits,
+    set_data,
+    set_select,
+    without_branches,
+)
 from npn.tracing import Structure
-from npn.tracing.capture import model_tensors
 
 FORMAT, VERSION = "npn", 1
 Target = TypeVar("Target", nn.Module, Plasticity)
@@ -85,13 +96,15 @@ def pack(
         "version": VERSION,
         "model": dict(model.state_dict()),
         "attributes": _integers(model),
+        "absent": absent_paths(model),
         "selects": [path for path, module in model.named_modules() if _is_baked(module)],
         "extra": dict(extra or {}),
         "stateful": {name: thing.state_dict() for name, thing in (stateful or {}).items()},
     }
     if isinstance(target, Plasticity):
         content["plastic"] = target.state_dict()
-        content["groups"], content["columns"] = _pack(target), _pack_columns(target)
+        content["groups"], content["columns"] = pack_groups(target), pack_columns(target)
+        content["branches"] = pack_branches(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
         content["rng"] = _rng_state()
     return content
@@ -122,8 +135,9 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
     """Take over what `pack` returned; `path` is where it came from, for errors."""
     model = target.model if isinstance(target, Plasticity) else target
     chosen = _chosen(path, model, content)
+    gone = _gone(path, model, content)
     tensors = _matching(
-        path, model, {k: v for k, v in content["model"].items() if k.removesuffix(".columns") not in chosen}
+        path, model, {k: v for k, v in content["model"].items() if k.removesuffix(".columns") not in chosen}, gone
     )
     kept = set(content["stateful"])
     if set(stateful) - kept or (isinstance(target, Plasticity) and set(stateful) != kept):
@@ -132,8 +146,12 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             "pass the same names to npn.save and npn.load"
         )
     if isinstance(target, Plasticity):
-        structure = _structure(path, target, content)
+        rest = _without(path, target, gone)
+        structure = _structure(path, target, content, rest, gone)
+        lost = [group.gate.logits for group in target.groups if group.name not in {part.name for part in rest.parts}]
         with torch.no_grad():
+            for edit in removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost):
+                edit()
             _put(model, tensors, content["attributes"])
             target.adopt(structure, {name: len(g["logits"]) for name, g in content["plastic"]["gates"].items()})
             for layer, index in choices(structure).items():
@@ -144,8 +162,10 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         _set_rng_state(content["rng"])
     else:
         with torch.no_grad():
+            for edit in removal_edits(model, gone, ()):
+                edit()
             _put(model, tensors, content["attributes"])
-            _mute(model, content)
+            mute(model, content)
             bake(model, chosen)
     for name, thing in stateful.items():
         thing.load_state_dict(content["stateful"][name])
@@ -181,9 +201,22 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _matching(path: Any, model: nn.Module, saved: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs of present and saved tensors; ranks and names must agree."""
-    present = dict(model.state_dict(keep_vars=True))
+def _gone(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list[str]:
+    """Branches that the checkpoint has no more, and the model has."""
+    gone = [branch for branch in content.get("absent", ()) if branch not in absent_paths(model)]
+    for branch in gone:
+        if branch not in dict(model.named_modules()):
+            raise CheckpointError(
+                f"{path} is of a model without its branch {branch!r}, this model has nothing there; nothing was loaded"
+            )
+    return gone
+
+
+def _matching(
+    path: Any, model: nn.Module, saved: Mapping[str, Any], gone: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of present and saved tensors; ranks and names must agree, but for branches that are to go."""
+    present = {name: value for name, value in model.state_dict(keep_vars=True).items() if not inside(name, gone)}
     if set(present) != set(saved):
         odd = sorted(set(present) ^ set(saved))[:5]
         raise CheckpointError(
@@ -244,51 +277,23 @@ def _chosen(path: Any, model: nn.Module, content: Mapping[str, Any]) -> dict[str
     return chosen
 
 
-def _pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
-    structure = plastic.structure
-    return [
-        {
-            "name": columns.name,
-            "closed": (~plastic.group(columns.name).gate.mask).nonzero().reshape(-1).cpu(),
-            "tensor": columns.tensor,
-            "axis": columns.axis,
-            "kept": columns.kept,
-            "full": structure.shapes[columns.tensor][columns.axis],
-        }
-        for columns in structure.columns
-    ]
+def _without(path: Any, plastic: Plasticity, gone: Sequence[str]) -> Structure:
+    """The present structure without branches that are to go."""
+    branches = plastic.structure.branches
+    if not gone:
+        return plastic.structure
+    if branches is None or not set(gone) <= set(branches.paths):
+        raise CheckpointError(
+            f"{path} has lost the branches {', '.join(gone)}, on which this model has no gates; build and attach it as "
+            "then. Nothing was loaded"
+        )
+    return without_branches(plastic.structure, {branches.name: [branches.paths.index(branch) for branch in gone]})
 
 
-def _pack(plastic: Plasticity) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": group.name,
-            "closed": (~group.gate.mask).nonzero().reshape(-1).cpu(),
-            "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
-        }
-        for group in plastic.groups
-        if group.grows
-    ]
-
-
-def _mute(model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Without gates, a closed unit is one that no weight reads."""
-    tensors = model_tensors(model)
-    columns = {(entry["tensor"], entry["axis"]): entry for entry in content.get("columns", ())}
-    muted = [(key, entry["closed"]) for key, entry in columns.items()]
-    for group in content.get("groups", ()):
-        for slot in group["slots"]:
-            if slot["reads"]:
-                key, positions = (slot["tensor"], slot["axis"]), slot["index"][group["closed"]].reshape(-1)
-                if key in columns:  # positions on the full axis; of these, some are there
-                    positions = torch.isin(columns[key]["kept"], positions).nonzero().reshape(-1)
-                muted.append((key, positions))
-    for (name, axis), positions in muted:
-        tensors[name].index_fill_(axis, positions.to(tensors[name].device), 0)
-
-
-def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> Structure:
-    """The present structure at the saved sizes."""
+def _structure(
+    path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure, gone: Sequence[str]
+) -> Structure:
+    """What is left of the present structure, at the saved sizes."""
     if "plastic" not in content:
         raise CheckpointError(f"{path} holds a plain model without gates; load it into the model before npn.attach")
     kinds = [type(o).__name__ for o in plastic.optimizers]
@@ -300,17 +305,19 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
         raise CheckpointError(
             f"{path} has gates of {function}, these are {plastic.function!r}; attach with the same function"
         )
-    names = [part.name for part in plastic.structure.parts]
-    saved_names = [part["name"] for part in (*content["groups"], *content.get("columns", ()))]
+    names = [part.name for part in rest.parts]
+    kinds_of_parts = (content["groups"], content.get("branches", ()), content.get("columns", ()))
+    saved_names = [part["name"] for parts in kinds_of_parts for part in parts]
     if names != saved_names:
         raise CheckpointError(
             f"{path} has groups {saved_names}, the model has {names}; "
             "attach it with the same options. Nothing was loaded"
         )
+    lost = {id(p) for name, p in plastic.model.named_parameters() if inside(name, gone)}
+    lost |= {id(group.gate.logits) for group in plastic.groups if group.name not in names}
     for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
-        ours, theirs = (
-            [len(g["params"]) for g in groups] for groups in (optimizer.param_groups, state["param_groups"])
-        )
+        ours = [sum(id(p) not in lost for p in group["params"]) for group in optimizer.param_groups]
+        theirs = [len(group["params"]) for group in state["param_groups"]]
         if ours != theirs:
             raise CheckpointError(
                 f"{path} holds {kind} with {theirs} parameters in its groups, the tracked one has {ours}; build it the "
@@ -318,7 +325,7 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
             )
     copy.deepcopy(plastic.penalty).load_state_dict(content["plastic"]["penalty"])  # raises if it is another kind
     groups = []
-    for group, saved in zip(plastic.structure.groups, content["groups"], strict=True):
+    for group, saved in zip(rest.groups, content["groups"], strict=True):
         if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:
             raise CheckpointError(
                 f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded"
@@ -326,13 +333,13 @@ def _structure(path: Any, plastic: Plasticity, content: Mapping[str, Any]) -> St
         slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
         groups.append(replace(group, size=len(slots[0].index), slots=slots))
     saved_shapes = {name: tuple(t.shape) for name, t in content["model"].items() if isinstance(t, Tensor)}
-    shapes = {name: saved_shapes.get(name, shape) for name, shape in plastic.structure.shapes.items()}
+    shapes = {name: saved_shapes.get(name, shape) for name, shape in rest.shapes.items()}
     columns = []
-    for part, saved in zip(plastic.structure.columns, content.get("columns", ()), strict=True):
+    for part, saved in zip(rest.columns, content.get("columns", ()), strict=True):
         columns.append(replace(part, kept=saved["kept"]))
         shape = shapes[part.tensor]
         shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
-    return replace(plastic.structure, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
+    return replace(rest, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
 
 
 def _rng_state() -> dict[str, Any]:

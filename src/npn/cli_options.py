@@ -66,6 +66,9 @@ DESCRIBED: dict[str, Any] = {
         bool | None,
         typer.Option("--stream", help="Gates on the residual streams, too; shortcuts are projections then."),
     ],
+    "blocks": Annotated[
+        bool | None, typer.Option("--blocks", help="Gates on whole blocks, too: a closed one is its shortcut.")
+    ],
     "precision": Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed). (default: fp32)")],
     "channels_last": Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")],
     "compile": Annotated[

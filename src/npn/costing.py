@@ -15,7 +15,8 @@ KINDS = ("params", "macs", "units", "layerwise")
 class CostModel:
     """Expected size of the whole network under independent gates.
 
-    A weight costs `(sum of its rows' pi) (sum of its columns' pi) kernel`; a unit on both its axes is counted once.
+    A weight costs `(sum of its rows' pi) (sum of its columns' pi) kernel`; a unit on both its axes is counted once. In
+    a branch it costs that times the branch's pi: gates are independent, `E[z_b z_u] = pi_b pi_u`.
 
     Args:
         model: for its parameters' names.
@@ -31,7 +32,7 @@ class CostModel:
         axes = max((len(structure.shapes[name]) for name in names), default=1) or 1
         self.constant = torch.ones(len(names), axes, dtype=torch.float64)
         self.counts = torch.zeros(len(names), axes, len(self.gated), dtype=torch.float64)
-        self.fan_out = torch.zeros(len(self.gated), dtype=torch.float64)
+        self.fan_out = torch.zeros(len(names), len(self.gated), dtype=torch.float64)  # weights that read a unit
         self.sizes = torch.zeros(len(self.gated), dtype=torch.float64)
         for name in names:
             for axis, size in enumerate(structure.shapes[name]):
@@ -43,7 +44,7 @@ class CostModel:
             self.counts[row[part.tensor], part.axis, g] = 1
             self.constant[row[part.tensor], part.axis] = 0
             shape = structure.shapes[part.tensor]
-            self.fan_out[g] = torch.Size(shape).numel() / shape[part.axis]
+            self.fan_out[row[part.tensor], g] = torch.Size(shape).numel() / shape[part.axis]
         for group in structure.groups:
             if group.name not in position:
                 continue
@@ -56,31 +57,48 @@ class CostModel:
                     self.constant[row[slot.tensor], slot.axis] -= each * group.size
                     if slot.reads:
                         shape = structure.shapes[slot.tensor]
-                        self.fan_out[g] += each * torch.Size(shape).numel() / shape[slot.axis]
+                        self.fan_out[row[slot.tensor], g] += each * torch.Size(shape).numel() / shape[slot.axis]
+        self.branches = structure.branches if structure.branches and structure.branches.name in position else None
+        self.home, self.scaled, self.owner = self._branches(structure, names)
         macs = torch.tensor([structure.positions.get(name, 0.0) for name in names], dtype=torch.float64)
         self.weight = {"params": torch.ones(len(names), dtype=torch.float64), "macs": macs}
         self.shared = {kind: self._shared(weight) for kind, weight in self.weight.items()}
         self._has_shared = {kind: bool(worth.any()) for kind, worth in self.shared.items()}
-        self._device_copy = self._on(device)
+        self._first = sum(int(s) for s in self.sizes[: position[self.branches.name]]) if self.branches else 0
+        self._exact, self._device_copy = self._on(torch.device("cpu"), torch.float64), self._on(device, torch.float32)
         self._prices: tuple[dict[str, float], Tensor] | None = None
 
+    def _branches(self, structure: Structure, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Branch in which each tensor lives (the number of all where none); weights that each gate multiplies; branch
+        in which each group lives wholly."""
+        branches = self.branches
+        if branches is None:
+            return torch.zeros(len(names), dtype=torch.long), torch.zeros(0), torch.zeros(len(self.gated))
+        self.sizes[self.gated.index(branches.name)] = branches.size
+        home = [branches.home(name) for name in names]
+        scaled = [float(sum(torch.Size(structure.shapes[n]).numel() for n in names)) for names in branches.scales]
+        homes = {part.name: {branches.home(slot.tensor) for slot in part.slots} for part in structure.parts}
+        owner = [homes[name].pop() if len(homes[name]) == 1 else branches.size for name in self.gated]
+        return torch.tensor(home), torch.tensor(scaled, dtype=torch.float64), torch.tensor(owner)
+
     def _shared(self, weight: Tensor) -> Tensor:
-        """Per group: what pi - pi^2 of one unit is worth, where it sits on two axes of the same weight."""
-        worth = torch.zeros(len(self.gated), dtype=torch.float64)
+        """(tensors, groups): what pi - pi^2 of one unit is worth, where it sits on two axes of the same weight."""
+        worth = torch.zeros(len(weight), len(self.gated), dtype=torch.float64)
         axes = self.constant.shape[1]
         for a in range(axes):
             for b in range(a + 1, axes):
                 others = [c for c in range(axes) if c not in (a, b)]
                 full = self.constant + self.counts @ self.sizes
                 rest = weight * full[:, others].prod(dim=1)
-                worth += (rest[:, None] * self.counts[:, a] * self.counts[:, b]).sum(0)
+                worth += rest[:, None] * self.counts[:, a] * self.counts[:, b]
         return worth
 
-    def _on(self, device: torch.device) -> dict[str, Tensor]:
-        tensors = {"constant": self.constant, "counts": self.counts, "fan_out": self.fan_out}
+    def _on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        tensors = {"constant": self.constant, "counts": self.counts, "fan_out": self.fan_out, "scaled": self.scaled}
         tensors |= {f"weight.{k}": w for k, w in self.weight.items()}
         tensors |= {f"shared.{k}": w for k, w in self.shared.items()}
-        return {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
+        found = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
+        return found | {"home": self.home.to(device), "owner": self.owner.to(device)}
 
     def expected(
         self, kind: str, probability: Tensor, sums: Tensor, of_group: Tensor, weights: Mapping[str, float] | None = None
@@ -88,26 +106,49 @@ class CostModel:
         """E[cost(z)], scalar, differentiable.
 
         Args:
-            kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it).
+            kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch those
+                that its gate multiplies).
             probability: (units,) of all gated groups, in order; of columns the effective one.
             sums: (groups,) their sums.
             of_group: (units,) group number of each unit.
             weights: group name -> factor, for "layerwise".
         """
-        on = self._device_copy
+        with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
+            if self.branches is None:
+                return self._cost(kind, self._device_copy, probability, sums, of_group, weights)
+            present = probability[self._first : self._first + self.branches.size]
+            return self._cost(kind, self._device_copy, probability, sums, of_group, weights, present)
+
+    def _cost(
+        self,
+        kind: str,
+        on: Mapping[str, Tensor],
+        probability: Tensor | None,
+        sums: Tensor,
+        of_group: Tensor | None,
+        weights: Mapping[str, float] | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """`expected`, given the keep probability of every branch; at the corners without `probability`."""
+        share = None if present is None else torch.cat([present, present.new_ones(1)])
         if kind == "units":
-            return sums.sum()
+            return sums.sum() if share is None else (sums * share[on["owner"]]).sum()
         if kind == "layerwise":
-            price = on["fan_out"]
-            if weights is not None:
-                price = price * self._factors(weights, price.device)
-            return (sums * price).sum()
+            factors = None if weights is None else self._factors(weights, sums.device)
+            price = on["fan_out"].sum(0) if share is None else share[on["home"]] @ on["fan_out"]
+            cost = (sums * price if factors is None else sums * price * factors).sum()
+            if self.branches is not None and present is not None:
+                own = (present * on["scaled"]).sum()
+                cost = cost + (own if factors is None else own * factors[self.gated.index(self.branches.name)])
+            return cost
         if kind not in self.weight:
             raise ConfigurationError(f"cost must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-        with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
-            cost = product_cost(sums, on[f"weight.{kind}"], on["constant"], on["counts"])
-        if self._has_shared[kind]:
-            cost = cost + shared_unit_correction(probability, on[f"shared.{kind}"][of_group])
+        weight = on[f"weight.{kind}"] if share is None else on[f"weight.{kind}"] * share[on["home"]]
+        cost = product_cost(sums, weight, on["constant"], on["counts"])
+        if self._has_shared[kind] and probability is not None and of_group is not None:
+            table = on[f"shared.{kind}"]
+            worth = table.sum(0) if share is None else share[on["home"]] @ table
+            cost = cost + shared_unit_correction(probability, worth[of_group])
         return cost
 
     def _factors(self, weights: Mapping[str, float], device: torch.device) -> Tensor:
@@ -118,12 +159,19 @@ class CostModel:
 
     def at(self, kind: str, sizes: Mapping[str, float]) -> float:
         """Cost with so many units open in each group, the others unchanged."""
+        return self._corner(kind, sizes, None)
+
+    def least(self, kind: str) -> float:
+        """Cost with one unit left in every group, and the branch that is then the cheapest."""
+        ones = dict.fromkeys(self.gated, 1.0)
+        if self.branches is None:
+            return self._corner(kind, ones, None)
+        return min(self._corner(kind, ones, number) for number in range(self.branches.size))
+
+    def _corner(self, kind: str, sizes: Mapping[str, float], only: int | None) -> float:
+        """Cost of a network without chance: with all branches, or with one only."""
         sums = torch.tensor([float(sizes.get(n, s)) for n, s in zip(self.gated, self.sizes.tolist(), strict=True)])
-        sums = sums.to(torch.float64)
-        if kind == "units":
-            return float(sums.sum())
-        if kind == "layerwise":
-            return float((sums * self.fan_out).sum())
-        if kind not in self.weight:
-            raise ConfigurationError(f"cost must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
-        return float(product_cost(sums, self.weight[kind], self.constant, self.counts))
+        present = torch.ones(self.branches.size, dtype=torch.float64) if self.branches is not None else None
+        if present is not None and only is not None:
+            present = torch.arange(len(present)).eq(only).double()
+        return float(self._cost(kind, self._exact, None, sums.double(), None, present=present))

@@ -1,7 +1,7 @@
 """Gates on single input columns act together with the gates of the units that feed these columns.
 
-Gates are numbered through all groups, then through all columns. A column c that unit u feeds is read where both are
-open, so its weights see `z_c z_u`: the *effective* gate.
+Gates are numbered through all groups, branches and columns, in this order. A column c that unit u feeds is read where
+both are open, so its weights see `z_c z_u`: the *effective* gate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from npn.surgery import completed
+from npn.surgery import apart_from_branches, completed, without_branches
 from npn.tracing import Structure
 
 
@@ -20,7 +20,7 @@ def feeders(structure: Structure) -> Tensor | None:
     """
     if not structure.columns:
         return None
-    units = sum(group.size for group in structure.groups)
+    units = structure.before_columns
     pieces = []
     for columns in structure.columns:
         feeder, start = torch.full((structure.shapes[columns.tensor][columns.axis],), units), 0
@@ -74,15 +74,20 @@ def chain(gradient: Tensor, gates: Tensor, feeder: Tensor | None) -> Tensor:
 
 
 def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Units of each group, and columns of each layer, that are left once what is closed has gone.
+    """Units of each group, branches, and columns of each layer, that are left once what is closed has gone.
 
     Args:
         closed: name -> numbers of the closed gates.
+
+    Returns:
+        Sizes by name; 0 where all that a group had goes with closed branches.
     """
-    gone = completed(structure, closed)
-    gates = torch.cat([_stays(part.size, gone.get(part.name, ())) for part in structure.parts])
-    pieces = effective(gates, feeders(structure)).split([part.size for part in structure.parts])
-    return {part.name: int(piece.sum()) for part, piece in zip(structure.parts, pieces, strict=True)}
+    left = without_branches(structure, closed)
+    gone = completed(left, apart_from_branches(left, closed))
+    gates = torch.cat([_stays(part.size, gone.get(part.name, ())) for part in left.parts])
+    pieces = effective(gates, feeders(left)).split([part.size for part in left.parts])
+    sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}
+    return {part.name: sizes.get(part.name, 0) for part in structure.parts}
 
 
 def _stays(size: int, gone: Sequence[int]) -> Tensor:

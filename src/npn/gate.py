@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from npn.functional import GateFunction, Sigmoid, keep_probability, logits_for
-from npn.tracing import Columns, Group, Slot
+from npn.tracing import Branches, Columns, Group, Slot
 
 OPEN, CLOSED = 0.95, 0.05  # where gates start (Li & Ji, IJCNN 2021)
 
@@ -91,22 +91,29 @@ class Gate:
 
 @dataclass(eq=False)
 class UnitGroup:
-    """Units that come and go together with all that belongs to them; or single input columns of one layer.
+    """Units that come and go together with all that belongs to them; or one layer's input columns; or whole branches.
 
     Attributes:
-        name: module that produces the units; module that reads the columns, and ".columns".
+        name: module that produces the units; module that reads the columns, and ".columns"; "branches".
         gate: their gates.
         traced: where the units live.
     """
 
     name: str
     gate: Gate
-    traced: Group | Columns
+    traced: Group | Branches | Columns
 
     @property
     def grows(self) -> bool:
-        """Whether units can be added; columns come with the units that feed them."""
+        """Whether units can be added; columns come with the units that feed them, and branches only go."""
         return isinstance(self.traced, Group)
+
+    @property
+    def fixed(self) -> str:
+        """Why units cannot be added to what does not grow."""
+        if isinstance(self.traced, Branches):
+            return "are whole branches, which go but do not come back; attach a model that has more of them"
+        return "are input columns, which come with their units: grow those instead"
 
     @property
     def size(self) -> int:

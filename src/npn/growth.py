@@ -207,8 +207,9 @@ class Growth:
                 "Look at the training loss: a lower learning rate or gradient clipping may help"
             )
         groups = self._groups(plastic)
-        limits = match_patterns(self.limits, [group.name for group in plastic.groups], "limit") if self.limits else {}
-        paces = match_patterns(self.units, [group.name for group in plastic.groups], "units")
+        names = _names(plastic)
+        limits = match_patterns(self.limits, names, "limit") if self.limits else {}
+        paces = match_patterns(self.units, names, "units")
         closed = {group.name: len(closed_units(group)) for group in groups}
         waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
 
@@ -274,7 +275,7 @@ class Growth:
         self.history = history
 
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
-        names = [group.name for group in plastic.groups]
+        names = _names(plastic)
         chosen = match_patterns(dict.fromkeys(self.only, True), names, "only")
         paces = match_patterns(self.units, names, "units")
         grows = [group for group in plastic.groups if getattr(group, "grows", True)]
@@ -286,6 +287,11 @@ class Growth:
             return True
         groups = self._groups(plastic)
         return all(group.size - len(closed_units(group)) >= limits.get(group.name, math.inf) for group in groups)
+
+
+def _names(plastic: Growable[Any]) -> list[str]:
+    """Names of the groups, those that have vanished with a branch included: a pattern may still mean them."""
+    return list(dict.fromkeys([*getattr(plastic, "names", ()), *(group.name for group in plastic.groups)]))
 
 
 def closed_units(group: _Group) -> list[int]:

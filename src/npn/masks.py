@@ -24,14 +24,15 @@ class Readers:
 
     Args:
         model: the model.
-        structure: its units; gates are numbered through all groups, then through all columns.
+        structure: its units; gates are numbered through all groups, branches and columns, in this order. The gate of
+            a branch multiplies whole parameters: its axis is None.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         tensors = model_tensors(model)
         self.units = sum(part.size for part in structure.parts)
         single = {part.key for part in structure.columns}
-        columns: dict[str, dict[int, Tensor]] = {}
+        columns: dict[str, dict[int | None, Tensor]] = {}
         start = 0
         for group in structure.groups:
             for slot in group.slots:
@@ -40,6 +41,10 @@ class Readers:
                     owner = columns.setdefault(slot.tensor, {}).setdefault(slot.axis, torch.full((size,), self.units))
                     owner[slot.index] = torch.arange(start, start + group.size)[:, None]
             start += group.size
+        for scales in structure.branches.scales if structure.branches is not None else ():
+            for name in scales:
+                columns.setdefault(name, {})[None] = torch.tensor([start])
+            start += 1
         for part in structure.columns:
             columns.setdefault(part.tensor, {})[part.axis] = torch.arange(start, start + part.size)
             start += part.size
@@ -92,8 +97,8 @@ class Readers:
         pieces = iter(padded[self.index].split(self.sizes))
         factors = []
         for parameter, axes in zip(self.parameters, self.axes, strict=True):
-            shape = [1] * parameter.dim()
-            factors.append([next(pieces).view([*shape[:a], -1, *shape[a + 1 :]]).to(parameter.dtype) for a in axes])
+            shapes = [[-1 if a == axis else 1 for a in range(parameter.dim())] for axis in axes]
+            factors.append([next(pieces).view(shape).to(parameter.dtype) for shape in shapes])
         return factors
 
     @contextlib.contextmanager
@@ -233,7 +238,7 @@ def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
     return out
 
 
-def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int]) -> list[Tensor]:
+def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
     """d loss / d factor of `weight * prod(factors)` from weight times gradient: float32 (size,) for each."""
     sums = []
     for j, axis in enumerate(axes):
@@ -241,5 +246,6 @@ def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int]) -> list[
         for other, factor in enumerate(factors):
             if other != j:
                 term = term * factor
-        sums.append(term.sum([a for a in range(term.dim()) if a != axis], dtype=torch.float32))
+        rest = [a for a in range(term.dim()) if a != axis]
+        sums.append(term.sum(rest, dtype=torch.float32).reshape(-1) if rest else term.float().reshape(-1))
     return sums

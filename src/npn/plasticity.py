@@ -47,6 +47,7 @@ class Plasticity:
         self.sharpness = Sharpness(function=function)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.parts]
+        self.names = [group.name for group in self.groups]  # those that vanish with a branch stay known
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
         self.optimizers: list[Optimizer] = []
         self.last_checkpoint: str | None = None
@@ -103,7 +104,10 @@ class Plasticity:
         raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
 
     def sizes(self) -> dict[str, int]:
-        """Open units of each group, by the deterministic mask, and open columns of open units."""
+        """Open units of each group, by the deterministic mask, and open columns of open units; branches that are open.
+
+        A group whose units are all inside closed branches has none open.
+        """
         return open_sizes(self.structure, self._closed())
 
     def _closed(self) -> dict[str, list[int]]:
@@ -282,14 +286,15 @@ class Plasticity:
         return self._full(kind, {})
 
     def minimum_cost(self, kind: str, /) -> float:
-        """Cost with one unit left in every group."""
-        return self.costs.at(kind, {group.name: 1.0 for group in self.groups})
+        """Cost with one unit left in every group, and the branch that is then the cheapest."""
+        return self.costs.least(kind)
 
     def compact(self, below: float = 1e-3) -> ResizeReport:
         """Physically remove units that have stayed closed.
 
         A unit goes when its keep probability is under `below` (at k = inf: when it is closed), or when `close` shut it
-        and it has not reopened. Every group keeps at least one unit: its likeliest.
+        and it has not reopened. Every group keeps at least one unit: its likeliest. A branch that goes takes the groups
+        with it that lived wholly inside, and does not come back.
 
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
@@ -314,7 +319,7 @@ class Plasticity:
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
                 raise ConfigurationError(f"{name!r} can grow by a whole number >= 0 of units, got {number!r}")
             if not self.group(name).grows:
-                raise ConfigurationError(f"{name!r} are input columns, which come with their units: grow those instead")
+                raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
         wanted = {name: number for name, number in wanted.items() if number}
         distributed.agree("what grow adds", wanted)
         if not wanted:
@@ -330,7 +335,7 @@ class Plasticity:
 
     def adopt(self, structure: Structure, sizes: Mapping[str, int]) -> None:
         """Take over the structure of a checkpoint, with new gates of these sizes, before their state is loaded."""
-        for group in self.groups:
+        for group in (group for group in self.groups if group.name in sizes):
             for tensor in group.gate.tensors:
                 set_data(tensor, tensor.new_zeros(sizes[group.name]))
         self.restructured(structure)
@@ -341,8 +346,10 @@ class Plasticity:
             self._readers.remove()
             self._readers = None
         self.structure = structure
-        for group, traced in zip(self.groups, structure.parts, strict=True):
-            group.traced = traced
+        parts = {part.name: part for part in structure.parts}
+        self.groups[:] = [group for group in self.groups if group.name in parts]  # others went with a branch
+        for group in self.groups:
+            group.traced = parts[group.name]
         self._cost = None
         self.hook.reset()
         for follower in list(self.followers.values()):

@@ -37,14 +37,14 @@ def test_the_shortcut_without_parameters():
 @pytest.mark.parametrize("projection", [False, True])
 def test_a_block_without_inside_is_its_shortcut(projection):
     block = Block(4, 8, 5, 2, projection).eval()
-    torch.nn.init.zeros_(block.bn2.weight)
+    torch.nn.init.zeros_(block.branch.bn2.weight)
     x = torch.randn(2, 4, 6, 6)
     assert torch.equal(block(x), torch.relu(block.shortcut(x)))
 
 
 def test_widths():
     narrow = ResNet(20, 100, width=0.2, stream=False)
-    assert [b.conv1.out_channels for b in narrow.blocks] == [3, 3, 3, 6, 6, 6, 13, 13, 13]
+    assert [b.branch.conv1.out_channels for b in narrow.blocks] == [3, 3, 3, 6, 6, 6, 13, 13, 13]
     assert narrow.conv1.out_channels == 16 and narrow.fc.weight.shape == (100, 64)
     thin = ResNet(8, width=0.2, projection=True)
     assert thin.conv1.out_channels == 3 and thin.fc.in_features == 13

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_a_short_run_leaves_what_a_long_one_does(finished):
     assert result["accuracy"] == 1.0
     assert (rows[-1]["params"] > rows[0]["params"]) == (result["mode"] == "expand")
     assert all((path / name).stat().st_size > 0 for name in ("curves.png", "keep_probability.png", "model.pt"))
-    assert set(result["base"]) == {"zero_padding", "projection"}
+    assert set(result["base"]) == {"zero_padding", "projection"} and result["blocks"] == 3
     table = (path / "table.md").read_text().splitlines()
     assert len(table) == 7
     base = result["base"]["zero_padding"]
@@ -144,8 +145,8 @@ def test_a_limit_that_cannot_be(tmp_path):
 @pytest.mark.parametrize("stream", [False, True])
 def test_measures_agree_with_counts_of_the_compact_model(stream):
     plastic = recipe_of(stream=stream).plastic
-    names = ["blocks.0.conv1", "blocks.1.conv1", "blocks.2.conv1"]
-    streams = ["conv1", "blocks.1.conv2", "blocks.2.conv2"]
+    names = ["blocks.0.branch.conv1", "blocks.1.branch.conv1", "blocks.2.branch.conv1"]
+    streams = ["conv1", "blocks.1.branch.conv2", "blocks.2.branch.conv2"]
     assert sorted(plastic.sizes()) == sorted(names + streams * stream)
     for number, group in enumerate(plastic.groups):
         plastic.close(group.name, range(2 + number))
@@ -165,6 +166,73 @@ def test_measures_agree_with_counts_of_the_compact_model(stream):
         assert measured["architecture"] == "16(14) 32(29) 64(60)" and measured["channels"] == [14, 29, 60]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_measures_without_a_block(stream):
+    """The second block, whose shortcut changes the shape, is closed, then gone."""
+    plastic = recipe_of(stream=stream, blocks=True).plastic
+    assert plastic.group("branches").traced.paths == tuple(f"blocks.{number}.branch" for number in range(3))
+    plastic.close("branches", [1])
+    for name, number in (("blocks.0.branch.conv1", 2), ("blocks.2.branch.conv1", 4)):
+        plastic.close(name, range(number))
+    small = plastic.export()
+    measured = resnet56.measure(plastic)
+    assert measured["params"] == npn.count_params(small, biases=False)
+    assert measured["params_with_biases"] == npn.count_params(small)
+    assert measured["macs"] == npn.count_macs(small, torch.zeros(1, 3, 32, 32))
+    assert measured["architecture"] == "16(14) 32(0) 64(60)"
+    assert measured["channels"] == [14, 0, 60] and measured["blocks"] == 2
+    plastic.compact()
+    assert resnet56.measure(plastic) == measured
+    assert plastic.costs.at("macs", {}) == measured["macs"]
+
+
+def losing(options):
+    """The recipe, but for the second block, which closes in the second plastic epoch."""
+    recipe = resnet56.build(options)
+
+    def step(stage, position, batch):
+        recipe.step(stage, position, batch)
+        if (stage.name, position, batch) == ("plastic", 1, 0):
+            recipe.plastic.close("branches", [1])
+
+    return replace(recipe, step=step)
+
+
+def test_a_run_that_loses_a_block(tmp_path):
+    """Interrupted before and after the loss, it ends the same; pictures, table and the saved model know of it."""
+    options = ResNetOptions(depth=8, epochs="1,3,1", seed=1, budget=0.9, blocks=True)
+    drawn = replace(resnet56.EXPERIMENT, build=losing)
+    outcome = runner.run(drawn, options, RunDirectory(tmp_path / "whole"), Recorder())
+    assert [row["blocks"] for row in outcome.rows] == [3, 3, 2, 2, 2] and outcome.result["blocks"] == 2
+    assert [row["units"].get("blocks.1.branch.conv1") for row in outcome.rows] == [32, 32, None, None, None]
+    assert [row["units"]["branches"] for row in outcome.rows] == [3, 3, 2, 2, 2]
+    table = (tmp_path / "whole" / "table.md").read_text().splitlines()
+    assert [line.split("|")[3].strip() for line in table[2:]] == ["3", "3", "3", "2", "2"]
+    assert all((tmp_path / "whole" / name).stat().st_size > 0 for name in ("curves.png", "keep_probability.png"))
+    small = npn.load(tmp_path / "whole" / "model.pt", resnet56.ResNet(8))
+    assert npn.count_params(small, biases=False) == outcome.result["params"]
+    assert npn.count_macs(small, torch.zeros(1, 3, 32, 32)) == outcome.result["macs"]
+
+    undrawn, observer = replace(drawn, draw=lambda *_: []), Disturbed(1, 2)
+    for turn in range(2):
+        with pytest.raises(Interrupted):
+            runner.run(undrawn, options, RunDirectory(tmp_path / "parts"), observer, resume=turn > 0)
+    runner.run(undrawn, ResNetOptions(), RunDirectory(tmp_path / "parts"), observer, resume=True)
+    assert observer.epochs == list(range(5))
+    same(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_histograms_by_section():
+    found = resnet56.by_section({"blocks.3.branch.conv1": [1, 2], "branches": [0, 4], "conv1": [5, 0]}, 2)
+    assert found == {
+        "blocks of section 1": [0, 0],
+        "blocks of section 2": [1, 2],
+        "blocks of section 3": [0, 0],
+        "branches": [0, 4],
+        "streams": [5, 0],
+    }
+
+
 def test_a_budget_is_a_share_of_the_base_in_either_mode():
     base = resnet56.base(8, 10)["zero_padding"]["macs"]
     for mode in ("sparsify", "expand"):
@@ -178,14 +246,10 @@ def test_a_budget_is_a_share_of_the_base_in_either_mode():
 
 def test_growth_stops_at_the_base_width():
     recipe = recipe_of(mode="expand", stream=True)
-    assert recipe.plastic.sizes() == {
-        "conv1": 3, "blocks.0.conv1": 3, "blocks.1.conv1": 6, "blocks.1.conv2": 6, "blocks.2.conv1": 13,
-        "blocks.2.conv2": 13,
-    }  # fmt: skip
-    assert recipe.growth.limits == {
-        "conv1": 16, "blocks.0.conv1": 16, "blocks.1.conv1": 32, "blocks.1.conv2": 32, "blocks.2.conv1": 64,
-        "blocks.2.conv2": 64,
-    }  # fmt: skip
+    blocks = [f"blocks.{name}" for name in ("0.branch.conv1", "1.branch.conv1", "1.branch.conv2", "2.branch.conv1")]
+    names = ["conv1", *blocks, "blocks.2.branch.conv2"]
+    assert recipe.plastic.sizes() == dict(zip(names, [3, 3, 6, 6, 13, 13], strict=True))
+    assert recipe.growth.limits == dict(zip(names, [16, 16, 32, 32, 64, 64], strict=True))
 
 
 def test_learning_rates_fall_at_the_papers_epochs():

@@ -74,7 +74,8 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     worst = min(row["accuracy"] for row in rows)
     accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3))
     for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
-        units.step(epochs, [row["units"][name] for row in rows], where="mid", label=name, color=colour)
+        left = [row["units"].get(name) or math.nan for row in rows]  # groups end with the branch that they are in
+        units.step(epochs, left, where="mid", label=name, color=colour)
     units.set(ylabel="open units", yscale="log")
     params.step(epochs, [row["params"] for row in rows], where="mid", color="0.25")
     params.set(ylabel="parameters", yscale="log")

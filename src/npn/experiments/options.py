@@ -85,6 +85,7 @@ class ResNetOptions(Options):
         depth: layers, 6n + 2.
         dataset: "cifar10" or "cifar100".
         stream: gates on the residual streams, too.
+        blocks: gates on whole blocks, too: a closed one is its shortcut.
         precision: "fp32", "bf16" or "fp16".
         channels_last: memory layout of images and kernels.
         compile: call the model through `torch.compile`.
@@ -93,6 +94,7 @@ class ResNetOptions(Options):
     depth: int | None = None
     dataset: str | None = None
     stream: bool | None = None
+    blocks: bool | None = None
     precision: str | None = None
     channels_last: bool | None = None
     compile: bool | None = None

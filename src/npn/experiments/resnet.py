@@ -1,6 +1,6 @@
 """Residual networks for 32x32 images, with shortcuts that have no parameters or with projections."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,14 +29,37 @@ class Strided(nn.Module):
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
-class Block(nn.Module):
-    """relu(shortcut(x) + bn(conv(relu(bn(conv(x)))))), with 3x3 convolutions.
+class Branch(nn.Module):
+    """bn(conv(relu(bn(conv(x))))), with 3x3 convolutions: what a block adds to its shortcut.
 
     Args:
         old: channels in.
         new: channels out.
         middle: channels between the convolutions.
         stride: of the first convolution.
+    """
+
+    def __init__(self, old: int, new: int, middle: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(old, middle, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, new, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(new)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, new, H / stride, W / stride) of (B, old, H, W)."""
+        out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return out
+
+
+class Block(nn.Module):
+    """relu(shortcut(x) + branch(x)).
+
+    Args:
+        old: channels in.
+        new: channels out.
+        middle: channels inside the branch.
+        stride: of the branch's first convolution.
         projection: where the shape changes, the shortcut is a strided 1x1 convolution with BatchNorm (option B)
             instead of `Strided` (option A).
     """
@@ -44,10 +67,7 @@ class Block(nn.Module):
     def __init__(self, old: int, new: int, middle: int, stride: int, projection: bool) -> None:
         super().__init__()
         self.stride = stride
-        self.conv1 = nn.Conv2d(old, middle, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(middle)
-        self.conv2 = nn.Conv2d(middle, new, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(new)
+        self.branch = Branch(old, new, middle, stride)
         self.shortcut: nn.Module = nn.Identity()
         if stride > 1 or old != new:
             self.shortcut = (
@@ -61,10 +81,17 @@ class Block(nn.Module):
         """Whether the shortcut has parameters."""
         return isinstance(self.shortcut, nn.Sequential)
 
+    @property
+    def more(self) -> int:
+        """Channels that come out more than go in."""
+        if isinstance(self.shortcut, Strided):
+            return self.shortcut.before + self.shortcut.after
+        first = self.shortcut[0] if isinstance(self.shortcut, nn.Sequential) else None
+        return first.out_channels - first.in_channels if isinstance(first, nn.Conv2d) else 0
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, new, H / stride, W / stride) of (B, old, H, W)."""
-        inside: Tensor = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.shortcut(x) + self.bn2(self.conv2(inside)))
+        return F.relu(self.shortcut(x) + self.branch(x))
 
 
 class ResNet(nn.Module):
@@ -116,26 +143,33 @@ class ResNet(nn.Module):
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
 
-    def channels(self, open_units: Mapping[str, int]) -> tuple[list[int], list[tuple[int, int, int, Block]]]:
+    def channels(
+        self, open_units: Mapping[str, int], closed: Collection[str] = ()
+    ) -> tuple[list[int], list[tuple[int, int, int, Block]]]:
         """How many channels there are where some are closed.
 
         Args:
             open_units: as `npn.Plasticity.sizes` gives them; what is not gated is as wide as it is.
+            closed: paths of branches that are closed.
 
         Returns:
-            Channels of the three streams; and `(in, out, inside, block)` of every block.
+            Channels of the three streams; and `(in, out, inside, block)` of every block, with nothing inside where the
+            branch is closed or gone.
         """
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         per = len(blocks) // len(WIDTHS)
-        streams = [open_units.get("conv1", self.conv1.out_channels)]
+        width = self.conv1.out_channels
+        streams = [open_units.get("conv1", width)]
         for section in range(1, len(WIDTHS)):
-            name = f"blocks.{section * per}.conv2"
-            streams.append(open_units.get(name, blocks[section * per].conv2.out_channels))
+            width += blocks[section * per].more
+            streams.append(open_units.get(f"blocks.{section * per}.branch.conv2", width))
         found = []
         for number, block in enumerate(blocks):
             section, first = divmod(number, per)
             old = streams[max(0, section - (first == 0))]
-            middle = open_units.get(f"blocks.{number}.conv1", block.conv1.out_channels)
+            path, middle = f"blocks.{number}.branch", 0
+            if path not in closed and isinstance(block.branch, Branch):
+                middle = open_units.get(f"{path}.conv1", block.branch.conv1.out_channels)
             found.append((old, streams[section], middle, block))
         return streams, found
 

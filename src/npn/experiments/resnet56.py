@@ -29,7 +29,8 @@ EPOCHS = 220  # what the milestones are for; shorter schedules have them earlier
 MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
 BUDGET_RATE, FASTEST = 1e-3, 1e-2  # for the full plastic stage; a shorter one has less time to find the price
 COMPACT_BELOW = 1e-2
-INNER = "blocks.*.conv1"  # groups of the channels inside each block
+INNER = "blocks.*.branch.conv1"  # groups of the channels inside each block
+BRANCHES = "blocks.*.branch"  # what each block adds to its shortcut
 
 
 def defaults(options: Options) -> ResNetOptions:
@@ -45,6 +46,7 @@ def defaults(options: Options) -> ResNetOptions:
         depth=56,
         dataset="cifar10",
         stream=False,
+        blocks=False,
         precision="fp32",
         channels_last=False,
         compile=False,
@@ -77,6 +79,7 @@ def build(options: Options) -> Recipe:
         function=options.function,
         penalty=_penalty(options, sizes, rate),
         only=None if options.stream else INNER,
+        branches=BRANCHES if options.blocks else None,
     )
     weights = torch.optim.SGD(plastic.weights(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
@@ -149,11 +152,11 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
 
     `params` are weights without biases and BatchNorm, `macs` those of the convolutions and the last layer. The
     `architecture` gives for each section the channels of its stream and those inside all of its blocks together;
-    `channels` has the latter block by block.
+    `channels` has the latter block by block, 0 for one that is only its shortcut, and `blocks` counts the others.
     """
-    model, open_units = plastic.model, plastic.sizes()
+    model = plastic.model
     assert isinstance(model, ResNet)
-    streams, blocks = model.channels(open_units)
+    streams, blocks = model.channels(plastic.sizes(), closed_branches(plastic))
     inner = [middle for _, _, middle, _ in blocks]
     area = 32 * 32
     weights, macs, normalisation = 27 * streams[0], 27 * streams[0] * area, 2 * streams[0]
@@ -161,7 +164,7 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         area //= block.stride**2
         own = 9 * (old + new) * middle + (old * new if block.projects else 0)
         weights, macs = weights + own, macs + own * area
-        normalisation += 2 * (middle + (2 if block.projects else 1) * new)
+        normalisation += 2 * (middle + new * (bool(middle) + block.projects))
     last = streams[-1] * model.fc.out_features
     per = len(inner) // len(WIDTHS)
     totals = [sum(inner[start : start + per]) for start in range(0, len(inner), per)]
@@ -171,7 +174,17 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         "macs": macs + last,
         "architecture": " ".join(f"{stream}({total})" for stream, total in zip(streams, totals, strict=True)),
         "channels": inner,
+        "blocks": sum(middle > 0 for middle in inner),
     }
+
+
+def closed_branches(plastic: npn.Plasticity) -> list[str]:
+    """Paths of the branches that exist and are closed."""
+    branches = plastic.structure.branches
+    if branches is None:
+        return []
+    mask = plastic.group(branches.name).gate.mask.tolist()
+    return [path for path, is_open in zip(branches.paths, mask, strict=True) if not is_open]
 
 
 def _model(options: ResNetOptions, classes: int, width: float) -> ResNet:
@@ -194,6 +207,7 @@ def _growth(plastic: npn.Plasticity, depth: int, batches: int) -> npn.Growth:
     sections = {
         group.name: int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
         for group in plastic.groups
+        if group.grows
     }
     limit = {name: WIDTHS[section] for name, section in sections.items()}
     return npn.Growth(units=0.2, limit=limit, grace=batches // 4, patience=10)
@@ -203,7 +217,7 @@ def draw(path: Path, outcome: Outcome) -> list[Path]:
     """Learning curves, keep probabilities by section, and Table II."""
     result = outcome.result
     title = f"ResNet-{result['depth']} on {result['dataset']}, {result['mode']}, seed {result['seed']}"
-    rows = [{**row, "keep": by_section(row["keep"])} for row in outcome.rows]
+    rows = [{**row, "keep": by_section(row["keep"], (result["depth"] - 2) // 6)} for row in outcome.rows]
     drawn = [
         figures.learning_curves(path / "curves.png", outcome.rows, title),
         figures.keep_probabilities(path / "keep_probability.png", rows, f"{title}: keep probabilities"),
@@ -212,27 +226,34 @@ def draw(path: Path, outcome: Outcome) -> list[Path]:
     return [file for file in drawn if file is not None]
 
 
-def by_section(histograms: dict[str, list[int]]) -> dict[str, list[int]]:
-    """The histograms of blocks with equally many, added up by thirds of the network; streams together, apart."""
-    inside = [counts for name, counts in histograms.items() if name.endswith(".conv1")]
-    streams = [counts for name, counts in histograms.items() if not name.endswith(".conv1")]
-    per = len(inside) // len(WIDTHS)
-    parts = {f"blocks of section {i + 1}": inside[i * per : (i + 1) * per] for i in range(len(WIDTHS))}
-    parts |= {"streams": streams} if streams else {}
-    return {name: [sum(column) for column in zip(*part, strict=True)] for name, part in parts.items()}
+def by_section(histograms: dict[str, list[int]], per: int) -> dict[str, list[int]]:
+    """The histograms of what is inside blocks, added up by sections of so many blocks; streams and branches apart."""
+    empty = [0] * len(next(iter(histograms.values())))
+    found = {f"blocks of section {i + 1}": [empty] for i in range(len(WIDTHS))}  # all of them may be gone
+    for name, counts in histograms.items():
+        if name.endswith(".branch.conv1"):
+            found[f"blocks of section {int(name.split('.')[1]) // per + 1}"].append(counts)
+        else:
+            found.setdefault("branches" if name == "branches" else "streams", []).append(counts)
+    return {name: [sum(column) for column in zip(*part, strict=True)] for name, part in found.items()}
 
 
 def table(path: Path, result: Row) -> Path:
     """Sizes and accuracies beside both bases, in Markdown (the paper's Table II); reductions are in percent."""
     first = result["base"]["zero_padding"]
     names = {"zero_padding": "base, zero-padding shortcuts", "projection": "base, projection shortcuts"}
-    sizes = [(names[name], "", entry, "") for name, entry in result["base"].items()]
+    full = (result["depth"] - 2) // 2
+    sizes = [(names[name], "", {**entry, "blocks": full}, "") for name, entry in result["base"].items()]
     sizes += [(e["stage"], e["architecture"], e, percent(e["accuracy"])) for e in result["stages"]]
-    header = ("stage", "stream channels (in blocks)", "parameters", "reduction", "MACs", "reduction", "test accuracy")
+    header = (
+        *("stage", "stream channels (in blocks)", "blocks", "parameters", "reduction", "MACs", "reduction"),
+        "test accuracy",
+    )
     rows = [
         (
             stage,
             architecture,
+            str(size.get("blocks", full)),
             f"{size['params']:,}",
             percent(1 - size["params"] / first["params"], 1),
             f"{size['macs'] / 1e6:.2f} M",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn.surgery.branches import Edit, forget_edits, gone_paths, removal_edits
 from npn.surgery.columns import NEW
 from npn.surgery.fill import fresh
 from npn.surgery.optimizer import gather, moved_state
@@ -44,6 +45,7 @@ def apply_plan(
     """
     with torch.no_grad(), torch.inference_mode(False):
         edits = _edits(model, plan, optimizers) + _extra_edits(plan, optimizers, extras)
+        edits += removal_edits(model, gone_paths(plan.before, plan.after), optimizers)
         changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
         changed += described_sizes(model, plan)
     done: list[Callable[[], None]] = []
@@ -63,9 +65,6 @@ def apply_plan(
         raise
 
 
-Edit = Callable[[], Callable[[], None]]
-
-
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:
     tensors = model_tensors(model)
     edits: list[Edit] = []
@@ -82,6 +81,9 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
     for extra in extras:
         source = plan.units.get(extra.group)
         if source is None:
+            continue
+        if not len(source):  # the group vanishes with a branch
+            edits += forget_edits(optimizers, [extra.tensor])
             continue
         value = gather(extra.tensor.data, {0: source})
         value[source.to(value.device) == NEW] = extra.new

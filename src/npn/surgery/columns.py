@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.tracing import Columns, Group, Structure
+from npn.tracing import Branches, Columns, Group, Structure
 
 NEW = -1  # no old entry stands behind a new one
 
@@ -24,7 +24,7 @@ def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dic
     Raises:
         ResizeError: an unknown name or number.
     """
-    _check(structure, removed)
+    check_numbers(structure, removed)
     done = {name: sorted(set(numbers)) for name, numbers in removed.items() if len(numbers)}
     by_key = {columns.key: columns for columns in structure.columns}
     for group in structure.groups if by_key else ():
@@ -83,8 +83,13 @@ def narrowed(columns: Columns, source: Tensor, there: Tensor) -> tuple[Columns, 
     return replace(columns, kept=kept), behind, must_be_zero
 
 
-def _check(structure: Structure, removed: Mapping[str, Sequence[int]]) -> None:
-    named: dict[str, Group | Columns] = {part.name: part for part in structure.parts}
+def check_numbers(structure: Structure, removed: Mapping[str, Sequence[int]]) -> None:
+    """Every name is one of a group, of branches or of columns, and every number one that it has.
+
+    Raises:
+        ResizeError: naming the first that is not.
+    """
+    named: dict[str, Group | Branches | Columns] = {part.name: part for part in structure.parts}
     for name, numbers in removed.items():
         if name not in named:
             raise ResizeError(f"no group {name!r}; the model has: {', '.join(named)}")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.surgery.columns import NEW, completed, left, narrowed
+from npn.surgery.branches import apart_from_branches, without_branches
+from npn.surgery.columns import NEW, check_numbers, completed, left, narrowed
 from npn.tracing import Columns, Structure
 from npn.tracing.resize import without
 
@@ -20,8 +21,8 @@ class Plan:
 
     Attributes:
         before, after: structures.
-        units: for each group (and each layer's columns) that changes, the old unit behind each new one, `NEW` where
-            there is none.
+        units: for each group (and branches, and each layer's columns) that changes, the old unit behind each new one,
+            `NEW` where there is none; empty for what vanishes with a branch.
         sources: tensor name -> axis -> old position behind each new position, `NEW` where there is none.
         zeroed: tensor name -> axis -> positions that read new units (they start at zero).
         attributes: (module path, attribute, new value).
@@ -36,24 +37,44 @@ class Plan:
 
 
 def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Plan:
-    """Plan to remove units and columns, and what goes with them: see `npn.surgery.columns.completed`.
+    """Plan to remove units, branches and columns, and what goes with them.
+
+    See `npn.surgery.columns.completed` and `npn.surgery.branches.without_branches`.
 
     Args:
-        removed: name -> numbers; at least one unit of each group must stay.
+        removed: name -> numbers; at least one unit of each group must stay, and one branch.
 
     Raises:
         ResizeError: an unknown group or unit, or nothing would stay.
     """
-    gone = completed(structure, removed)
+    check_numbers(structure, removed)
+    rest = without_branches(structure, removed)
+    gone = completed(rest, apart_from_branches(rest, removed))
     units = {}
-    for group in structure.groups:
+    for group in rest.groups:
         stay = sorted(set(range(group.size)) - set(gone.get(group.name, ())))
         if not stay:
             raise ResizeError(f"cannot remove all {group.size} units of {group.name!r}: keep at least one")
         if len(stay) < group.size:
             units[group.name] = torch.tensor(stay)
-    after = without(structure, {name: gone[name] for name in units})
-    return make_plan(structure, after, units, gone)
+    after = without(rest, {name: gone[name] for name in units})
+    plan = make_plan(rest, after, units, gone)
+    if rest is structure:
+        return plan
+    return replace(plan, before=structure, units={**plan.units, **_lost(structure, rest)})
+
+
+def _lost(structure: Structure, rest: Structure) -> dict[str, Tensor]:
+    """The branches that stay, and no unit of what vanishes with the others."""
+    assert structure.branches is not None and rest.branches is not None
+    if not rest.branches.size:
+        raise ResizeError(
+            f"cannot remove all {structure.branches.size} units of {structure.branches.name!r}: keep at least one"
+        )
+    names = {part.name for part in rest.parts}
+    lost = {part.name: torch.zeros(0, dtype=torch.long) for part in structure.parts if part.name not in names}
+    stay = [i for i, path in enumerate(structure.branches.paths) if path in rest.branches.paths]
+    return lost | {structure.branches.name: torch.tensor(stay)}
 
 
 def plan_growth(before: Structure, after: Structure) -> Plan:

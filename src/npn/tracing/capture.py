@@ -188,7 +188,7 @@ def _contents(value: Any) -> Any:
 
 
 def _refill(value: Any, contents: Any) -> None:
-    if contents is None or value == contents is True:
+    if contents is None:
         return
     value.clear()
     (value.extend if isinstance(value, list) else value.update)(contents)

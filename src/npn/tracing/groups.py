@@ -90,6 +90,35 @@ class Columns:
 
 
 @dataclass(frozen=True)
+class Branches:
+    """Submodules whose output is added to something: each has one gate, all of them are one group.
+
+    Attributes:
+        name: of the group.
+        paths: of the submodules, in the model's order.
+        scales: for each, the parameters that its gate multiplies: with these at zero its output is zero.
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    scales: tuple[tuple[str, ...], ...]
+
+    @property
+    def size(self) -> int:
+        """Number of branches that physically exist."""
+        return len(self.paths)
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """None: a branch is no entry of an axis, its gate multiplies whole parameters."""
+        return ()
+
+    def home(self, name: str) -> int:
+        """Number of the branch in which a tensor or module of that name lives, the number of all where none."""
+        return next((i for i, path in enumerate(self.paths) if f"{name}.".startswith(f"{path}.")), self.size)
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A dimension that keeps its size, and why.
 
@@ -118,6 +147,7 @@ class Structure:
         fingerprint: ops and float constants of the graph.
         outputs: shapes of the model's outputs.
         columns: input columns with gates of their own.
+        branches: whole submodules with gates of their own.
     """
 
     groups: tuple[Group, ...]
@@ -127,11 +157,17 @@ class Structure:
     fingerprint: tuple[str, ...] = field(repr=False)
     outputs: tuple[tuple[int, ...], ...] = field(repr=False)
     columns: tuple[Columns, ...] = ()
+    branches: Branches | None = None
 
     @property
-    def parts(self) -> tuple[Group | Columns, ...]:
-        """Groups, then columns: all that has gates."""
-        return (*self.groups, *self.columns)
+    def parts(self) -> tuple[Group | Branches | Columns, ...]:
+        """Groups, branches, then columns: all that has gates, in the order of the gates."""
+        return (*self.groups, *([] if self.branches is None else [self.branches]), *self.columns)
+
+    @property
+    def before_columns(self) -> int:
+        """Number of gates of groups and branches; those of columns come after them."""
+        return sum(group.size for group in self.groups) + (self.branches.size if self.branches is not None else 0)
 
     def physical(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors as they are in memory, without the columns that are gone."""

@@ -147,7 +147,8 @@ def match(structure: Structure, found: Structure) -> Structure | None:
         slots = {slot.key: slot for slot in other.slots}
         ordered: tuple[Slot, ...] = tuple(slots[slot.key] for slot in group.slots)
         groups.append(replace(group, size=other.size, slots=ordered))
-    return replace(found, groups=tuple(groups), frozen=structure.frozen, columns=structure.columns)
+    found = replace(found, columns=structure.columns, branches=structure.branches)
+    return replace(found, groups=tuple(groups), frozen=structure.frozen)
 
 
 def _signature(group: Group) -> list[tuple[str, int, int]]:

@@ -1,0 +1,227 @@
+"""Which parameters the gate of a branch multiplies: found by running the branch without them."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from npn.errors import ConfigurationError, TraceError
+from npn.surgery.branches import absent, inside
+from npn.tracing import Branches, Structure
+from npn.tracing.capture import output_tensors, preserved, raising_line, split_inputs
+
+_SHOWN = 12  # names that an error lists
+_MODES = (False, True, False, True)  # eval and train, each with two draws
+
+
+@dataclass
+class Seen:
+    """What one forward pass showed of the branches.
+
+    Attributes:
+        calls: path -> the arguments of each branch, the last time it was called.
+        order: paths of the modules inside, as they returned.
+    """
+
+    calls: dict[str, tuple[Any, Any]]
+    order: list[str]
+
+
+def with_branches(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:
+    """The structure with gates on the submodules that match.
+
+    Raises:
+        ConfigurationError: a pattern matches no submodule, or one shares its parameters or lies in another one.
+        TraceError: a gate cannot make a submodule's output zero, or the model fails without it.
+    """
+    paths = _matching(model, patterns)
+    if not paths:
+        return structure
+    _check_own(model, paths)
+    with preserved(model), _forked(model), torch.no_grad():
+        model.eval()
+        seen = _observe(model, example_inputs, paths)
+        scales = tuple(_scales(model, path, seen) for path in paths)
+        _check_absent(model, example_inputs, paths, scales)
+    name = "branches#2" if any(part.name == "branches" for part in structure.parts) else "branches"
+    return replace(structure, branches=Branches(name, tuple(paths), scales))
+
+
+def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    known = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in known):
+            more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
+            raise ConfigurationError(
+                f"branches={pattern!r} matches no submodule with parameters; the model has: "
+                f"{', '.join(known[:_SHOWN]) or 'none'}{more}"
+            )
+    return [path for path in known if any(fnmatchcase(path, pattern) for pattern in patterns)]
+
+
+def _check_own(model: nn.Module, paths: Sequence[str]) -> None:
+    """No branch in another one, and no parameter of a branch anywhere else."""
+    for path in paths:
+        outer = [other for other in paths if other != path and inside(path, [other])]
+        if outer:
+            raise ConfigurationError(
+                f"branch {path!r} lies inside branch {outer[0]!r}; give gates to one of them with branches="
+            )
+    homes: dict[int, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        home = next((path for path in paths if inside(name, [path])), "")
+        other = homes.setdefault(id(parameter), home)
+        if other != home:
+            raise ConfigurationError(
+                f"branch {home or other!r} shares {name} with other parts of the model, which would lose it; leave it "
+                "out of branches="
+            )
+
+
+@contextlib.contextmanager
+def _forked(model: nn.Module) -> Iterator[None]:
+    """Draws on the model's own device are undone, too; `preserved` sees to the others."""
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(devices)):
+        yield
+
+
+def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> Seen:
+    """One forward pass, watched by hooks."""
+    seen, handles = Seen({}, []), []
+    for path, module in model.named_modules():
+        if path in paths:
+            handles.append(module.register_forward_pre_hook(partial(_called, seen, path), with_kwargs=True))
+        if inside(path, paths):
+            handles.append(module.register_forward_hook(partial(_returned, seen, path)))
+    try:
+        _run(model, example_inputs, {})
+    finally:
+        for handle in handles:
+            handle.remove()
+    for path in paths:
+        if path not in seen.calls:
+            raise TraceError(f"branch {path!r} is not called in the forward pass; leave it out of branches=")
+    return seen
+
+
+def _called(seen: Seen, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    seen.calls[path] = _copied((args, kwargs))
+
+
+def _returned(seen: Seen, path: str, module: nn.Module, args: Any, output: Any) -> None:
+    seen.order.append(path)
+
+
+def _run(model: nn.Module, example_inputs: Any, values: dict[str, Tensor]) -> list[Tensor]:
+    args, kwargs = split_inputs(example_inputs)
+    with preserved(model):  # functional_call does not put back a module that has two names
+        return output_tensors(torch.func.functional_call(model, values, _copied(args), _copied(kwargs)))
+
+
+def _copied(inputs: Any) -> Any:
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+
+
+def _scales(model: nn.Module, path: str, seen: Seen) -> tuple[str, ...]:
+    """Parameters of the last layer of a branch without which its output is exactly zero.
+
+    Layers are tried from the last one to return backwards, and those that are never called by themselves at the end.
+    """
+    branch = model.get_submodule(path)
+    owners = {name: [n for n, _ in m.named_parameters(recurse=False)] for name, m in branch.named_modules()}
+    called = [name for name in dict.fromkeys(reversed(seen.order)) if inside(name, [path])]
+    order = [name[len(path) + 1 :] for name in called]
+    order += [name for name in reversed(owners) if name not in order]
+    for name in order:
+        chosen = [f"{name}.{leaf}".lstrip(".") for leaf in owners.get(name, ())]
+        if chosen and all(_silent(branch, path, chosen, seen, training) for training in _MODES):
+            return tuple(f"{path}.{leaf}" for leaf in chosen)
+    raise TraceError(
+        f"no layer of branch {path!r} makes its output zero when its weight and bias are zero; expected one tensor "
+        "from a layer with a weight, such as a linear or convolution layer or BatchNorm, and after it only what keeps "
+        "zeros. End the branch with such a layer, or leave it out of branches="
+    )
+
+
+def _silent(branch: nn.Module, path: str, chosen: Sequence[str], seen: Seen, training: bool) -> bool:
+    """Whether the output is zero without these parameters, whatever the other values are.
+
+    All else is moved off its initial value, since a bias that starts at zero must not pass for one that stays there.
+    """
+    values = {name: _moved(tensor, 0.1) for name, tensor in branch.named_parameters()}
+    values |= {name: _moved(tensor, 0.1, up=True) for name, tensor in branch.named_buffers()}
+    values |= {name: torch.zeros_like(values[name]) for name in chosen}
+    args, kwargs = tree_map(lambda x: _moved(x, 1.0) if isinstance(x, Tensor) else x, seen.calls[path])
+    with preserved(branch):
+        branch.train(training)
+        try:
+            output = torch.func.functional_call(branch, values, args, kwargs)
+        except Exception:
+            if training:  # BatchNorm wants several values per channel then, and an example may have one
+                return True
+            raise
+    return isinstance(output, Tensor) and bool((output == 0).all())
+
+
+def _moved(tensor: Tensor, by: float, up: bool = False) -> Tensor:
+    """A tensor and normal noise, upwards only where it may be a variance; one of integers as it is."""
+    if not tensor.is_floating_point():
+        return tensor.clone()
+    noise = torch.randn_like(tensor)
+    return tensor + by * (noise.abs() if up else noise)
+
+
+def _check_absent(model: nn.Module, example_inputs: Any, paths: Sequence[str], scales: Sequence[Sequence[str]]) -> None:
+    """Without its branches the model computes what it does with their outputs at zero."""
+    if _same_without(model, example_inputs, paths, scales) is None:
+        return
+    for path, names in zip(paths, scales, strict=True):
+        problem = _same_without(model, example_inputs, [path], [names])
+        if problem is not None:
+            raise TraceError(
+                f"branch {path!r} cannot go: with a scalar zero in its place {problem}; expected an output that is "
+                "added to a tensor of its shape, as in x + branch(x). Leave it out of branches="
+            )
+    problem = _same_without(model, example_inputs, paths, scales)
+    raise TraceError(
+        f"the branches {', '.join(paths)} cannot all go: with scalar zeros in their places {problem}; expected a "
+        "shortcut beside them. Leave one out of branches="
+    )
+
+
+def _same_without(
+    model: nn.Module, example_inputs: Any, paths: Sequence[str], scales: Sequence[Sequence[str]]
+) -> str | None:
+    tensors = dict(model.named_parameters())
+    silent = {name: torch.zeros_like(tensors[name]) for names in scales for name in names}
+    expected = _run(model, example_inputs, silent)
+    with _without(model, paths):
+        try:
+            found = _run(model, example_inputs, {})
+        except Exception as error:
+            return f"the model fails at {raising_line(error)}: {type(error).__name__}: {error}"
+    alike = len(expected) == len(found) and all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
+        for a, b in zip(expected, found, strict=True)
+    )
+    return None if alike else "the model's output is another one"
+
+
+@contextlib.contextmanager
+def _without(model: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+    homes = [(model.get_submodule(path.rpartition(".")[0])._modules, path.rpartition(".")[2]) for path in paths]
+    before = [home[leaf] for home, leaf in homes]
+    for home, leaf in homes:
+        home[leaf] = absent().eval()
+    try:
+        yield
+    finally:
+        for (home, leaf), module in zip(homes, before, strict=True):
+            home[leaf] = module
