@@ -1,5 +1,6 @@
 """The `npn` command: what it prints, what it leaves behind, and what it says when something is wrong."""
 
+import inspect
 import json
 import os
 import signal
@@ -12,7 +13,9 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
+from npn.cli_options import spelled_out
 from npn.experiments import runner
+from npn.experiments.options import Options
 
 SHORT = ["run", "moons", "--epochs", "2,3,2", "--seed", "1"]
 
@@ -199,3 +202,16 @@ def test_without_the_extra_the_command_says_what_to_install():
     assert result.returncode == 1
     assert "needs rich, matplotlib" in result.stderr and "pip install 'npn[cli]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_command_may_take_an_option_of_its_own_under_a_shared_name():
+    """`npn bench estimators --epochs` once had no effect: the shared option of that name swallowed it."""
+    seen = {}
+
+    @spelled_out(without=["mode", "epochs"])
+    def command(options: Options, epochs: str = "3,10,5") -> None:
+        seen.update(options=options, epochs=epochs)
+
+    own = inspect.signature(command).parameters
+    command(**{name: parameter.default for name, parameter in own.items()} | {"epochs": "1,2,1", "seed": 3})
+    assert seen == {"options": Options(seed=3), "epochs": "1,2,1"}

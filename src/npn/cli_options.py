@@ -93,7 +93,8 @@ def spelled_out(without: Collection[str] = ()) -> Callable[[Callable[..., None]]
     """Let a command take dataclasses: on the command line each is its fields, as described above.
 
     Args:
-        without: fields that this command does not offer; they keep their defaults.
+        without: fields that this command does not offer, or under whose name it takes something of its own; they keep
+            their defaults.
     """
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
@@ -114,7 +115,7 @@ def spelled_out(without: Collection[str] = ()) -> Callable[[Callable[..., None]]
         @functools.wraps(function)
         def command(**given: Any) -> None:
             whole = {
-                name: kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name in given})
+                name: kind(**{f.name: given.pop(f.name) for f in fields(kind) if f.name not in without})
                 for name, kind in shared.items()
             }
             function(**whole, **given)
