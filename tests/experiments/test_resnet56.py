@@ -107,7 +107,7 @@ def test_the_exported_model_has_the_size_that_was_reported(finished):
     assert outcome.result["params"] == sum(
         v.numel() for k, v in torch.load(path / "model.pt", weights_only=True)["model"].items() if v.dim() > 1
     )
-    assert model.fc.out_features == 10
+    assert model.eval()(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
 @pytest.mark.parametrize("finished", ["expand"], indirect=True)
@@ -147,7 +147,7 @@ def test_measures_agree_with_counts_of_the_compact_model(stream):
     plastic = recipe_of(stream=stream).plastic
     names = ["blocks.0.branch.conv1", "blocks.1.branch.conv1", "blocks.2.branch.conv1"]
     streams = ["conv1", "blocks.1.branch.conv2", "blocks.2.branch.conv2"]
-    assert sorted(plastic.sizes()) == sorted(names + streams * stream)
+    assert sorted(plastic.sizes()) == sorted([*names, "fc.columns", *streams * stream])
     for number, group in enumerate(plastic.groups):
         plastic.close(group.name, range(2 + number))
     image = torch.zeros(1, 3, 32, 32)
@@ -223,13 +223,15 @@ def test_a_run_that_loses_a_block(tmp_path):
 
 
 def test_histograms_by_section():
-    found = resnet56.by_section({"blocks.3.branch.conv1": [1, 2], "branches": [0, 4], "conv1": [5, 0]}, 2)
+    histograms = {"blocks.3.branch.conv1": [1, 2], "branches": [0, 4], "conv1": [5, 0], "fc.columns": [0, 9]}
+    found = resnet56.by_section(histograms, 2)
     assert found == {
         "blocks of section 1": [0, 0],
         "blocks of section 2": [1, 2],
         "blocks of section 3": [0, 0],
         "branches": [0, 4],
         "streams": [5, 0],
+        "inputs of the last layer": [0, 9],
     }
 
 
@@ -248,7 +250,7 @@ def test_growth_stops_at_the_base_width():
     recipe = recipe_of(mode="expand", stream=True)
     blocks = [f"blocks.{name}" for name in ("0.branch.conv1", "1.branch.conv1", "1.branch.conv2", "2.branch.conv1")]
     names = ["conv1", *blocks, "blocks.2.branch.conv2"]
-    assert recipe.plastic.sizes() == dict(zip(names, [3, 3, 6, 6, 13, 13], strict=True))
+    assert recipe.plastic.sizes() == {**dict(zip(names, [3, 3, 6, 6, 13, 13], strict=True)), "fc.columns": 13}
     assert recipe.growth.limits == dict(zip(names, [16, 16, 32, 32, 64, 64], strict=True))
 
 

@@ -30,6 +30,7 @@ MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
 BUDGET_RATE, FASTEST = 1e-3, 1e-2  # for the full plastic stage; a shorter one has less time to find the price
 COMPACT_BELOW = 1e-2
 INNER = "blocks.*.branch.conv1"  # groups of the channels inside each block
+LAST = "fc"  # single inputs of the last layer have gates, as in the paper
 BRANCHES = "blocks.*.branch"  # what each block adds to its shortcut
 
 
@@ -79,6 +80,7 @@ def build(options: Options) -> Recipe:
         function=options.function,
         penalty=_penalty(options, sizes, rate),
         only=None if options.stream else INNER,
+        columns=LAST,
         branches=BRANCHES if options.blocks else None,
     )
     weights = torch.optim.SGD(plastic.weights(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
@@ -153,10 +155,12 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
     `params` are weights without biases and BatchNorm, `macs` those of the convolutions and the last layer. The
     `architecture` gives for each section the channels of its stream and those inside all of its blocks together;
     `channels` has the latter block by block, 0 for one that is only its shortcut, and `blocks` counts the others.
+    `features` are the inputs of the last layer.
     """
     model = plastic.model
     assert isinstance(model, ResNet)
-    streams, blocks = model.channels(plastic.sizes(), closed_branches(plastic))
+    sizes = plastic.sizes()
+    streams, blocks = model.channels(sizes, closed_branches(plastic))
     inner = [middle for _, _, middle, _ in blocks]
     area = 32 * 32
     weights, macs, normalisation = 27 * streams[0], 27 * streams[0] * area, 2 * streams[0]
@@ -165,7 +169,8 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         own = 9 * (old + new) * middle + (old * new if block.projects else 0)
         weights, macs = weights + own, macs + own * area
         normalisation += 2 * (middle + new * (bool(middle) + block.projects))
-    last = streams[-1] * model.fc.out_features
+    features = sizes[f"{LAST}.columns"]
+    last = features * model.fc.out_features
     per = len(inner) // len(WIDTHS)
     totals = [sum(inner[start : start + per]) for start in range(0, len(inner), per)]
     return {
@@ -174,6 +179,7 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         "macs": macs + last,
         "architecture": " ".join(f"{stream}({total})" for stream, total in zip(streams, totals, strict=True)),
         "channels": inner,
+        "features": features,
         "blocks": sum(middle > 0 for middle in inner),
     }
 
@@ -227,14 +233,15 @@ def draw(path: Path, outcome: Outcome) -> list[Path]:
 
 
 def by_section(histograms: dict[str, list[int]], per: int) -> dict[str, list[int]]:
-    """The histograms of what is inside blocks, added up by sections of so many blocks; streams and branches apart."""
+    """The histograms of what is inside blocks, added up by sections of so many blocks; the others apart."""
     empty = [0] * len(next(iter(histograms.values())))
     found = {f"blocks of section {i + 1}": [empty] for i in range(len(WIDTHS))}  # all of them may be gone
     for name, counts in histograms.items():
         if name.endswith(".branch.conv1"):
             found[f"blocks of section {int(name.split('.')[1]) // per + 1}"].append(counts)
         else:
-            found.setdefault("branches" if name == "branches" else "streams", []).append(counts)
+            other = {"branches": "branches", f"{LAST}.columns": "inputs of the last layer"}.get(name, "streams")
+            found.setdefault(other, []).append(counts)
     return {name: [sum(column) for column in zip(*part, strict=True)] for name, part in found.items()}
 
 
