@@ -1,4 +1,4 @@
-"""The README's loop is code that runs."""
+"""The README's code runs."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,12 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 @pytest.fixture
-def loop() -> str:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) == 1
-    return str(blocks[0])
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_loop_trains_and_exports_a_plain_model(loop: str) -> None:
+def test_the_loops_train_and_export_a_plain_model(blocks: list[str]) -> None:
+    loop, several = blocks
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 2))
     x = torch.randn(64, 4)
@@ -38,6 +37,8 @@ def test_the_loop_trains_and_exports_a_plain_model(loop: str) -> None:
     assert (small(x).argmax(1) == y).float().mean() > 0.9
     with torch.no_grad():
         torch.testing.assert_close(small(x), model(x))
+    exec(compile(several, str(README), "exec"), {**scope, "x": x, "y": y})
+    assert type(scope["plastic"].export()) is nn.Sequential
 
 
 def test_what_the_readme_points_to_exists() -> None:

@@ -175,7 +175,7 @@ def statistics(precision):
         with processes.group():
             torch.manual_seed(0)
             recipe = resnet56.build(options.over(resnet56.defaults(options)))
-            recipe.plastic.close("blocks.0.conv1", [0, 3])  # the first epoch ends with a resize
+            recipe.plastic.close("blocks.0.branch.conv1", [0, 3])  # the first epoch ends with a resize
             rows = [row for _, row in runner.epochs(recipe, 0)]
         assert all(row["loss"] < 10 for row in rows)
         buffers = {name: value.tolist() for name, value in recipe.plastic.model.named_buffers()}
@@ -186,7 +186,7 @@ def statistics(precision):
 def test_a_resnet_keeps_the_first_processs_batch_statistics(precision):
     first, other = launch(2, statistics, precision)
     assert first == other
-    assert len(first[1]) == 4 and first[1][-1]["units"]["blocks.0.conv1"] == 14
+    assert len(first[1]) == 4 and first[1][-1]["units"]["blocks.0.branch.conv1"] == 14
     assert (first[2] is None) == (precision == "fp32")
 
 
