@@ -17,7 +17,7 @@ from npn.export import write_model
 from npn.surgery import absent_paths, plan_removal
 from npn.tracing import Branches
 
-from .zoo.checks import as_double, check_training, warm_up
+from .zoo.checks import as_double, check_training, elsewhere, warm_up
 
 
 class Residual(nn.Module):
@@ -213,12 +213,7 @@ def test_export_formats_know_what_is_gone(tmp_path: object) -> None:
     small = plastic.export().eval()
     expected = small(x)
     assert type(small) is Net and torch.equal(model.eval()(x), expected)
-    for other in (
-        copy.deepcopy(small),
-        pickle.loads(pickle.dumps(small)),
-        torch.jit.trace(small, x),
-        torch.export.export(small, (x,)).module(),
-    ):
+    for other in elsewhere(small, x):
         assert torch.allclose(other(x), expected, atol=1e-6)
         assert isinstance(other, torch.jit.ScriptModule | torch.fx.GraphModule) or len(absent_paths(other)) == 2
     assert b"npn" not in pickle.dumps(small.blocks[0].branch)

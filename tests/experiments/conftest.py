@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from npn.experiments import moons, runner
+from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.runner import Outcome, Row
@@ -24,6 +26,20 @@ class Recorder:
 
     def stage(self, entry: Row) -> None:
         self.stages.append(entry["stage"])
+
+
+def squares(train: int, others: int) -> Data:
+    """Three classes of bright squares, in so many images, that a small net learns at once."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> Split:
+        y = torch.arange(count) % 3
+        x = 0.1 * torch.randn(count, 1, 28, 28, generator=generator)
+        for i, label in enumerate(y.tolist()):
+            x[i, 0, 8 * label : 8 * label + 8, 4:20] += 2.0
+        return Split(x, y)
+
+    return Data(draw(train), draw(others), draw(others), classes=10)
 
 
 def short_run(mode: str, path: Path) -> tuple[Outcome, RunDirectory]:

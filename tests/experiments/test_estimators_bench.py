@@ -13,11 +13,12 @@ from torch import nn
 import npn
 from npn.errors import ConfigurationError
 from npn.experiments import estimators, gradients, lenet5, runner
-from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.timing import interleaved
 from npn.functional import exact_gradient
+
+from .conftest import Recorder, squares
 
 K = 2.0
 
@@ -115,25 +116,7 @@ def test_the_groups_share_the_variance(tiny):
 
 
 def digits(folder=None):
-    """Three classes of bright squares."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count):
-        y = torch.arange(count) % 3
-        x = 0.1 * torch.randn(count, 1, 28, 28, generator=generator)
-        for i, label in enumerate(y.tolist()):
-            x[i, 0, 8 * label : 8 * label + 8, 4:20] += 2.0
-        return Split(x, y)
-
-    return Data(draw(128), draw(30), draw(30), classes=10)
-
-
-class Silent:
-    def epoch(self, row, epochs):
-        pass
-
-    def stage(self, entry):
-        pass
+    return squares(128, 30)
 
 
 def test_the_bench_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypatch):
@@ -145,7 +128,7 @@ def test_the_bench_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypat
     def train(experiment, options, path, resume):
         trained.append(path.name)
         experiment = replace(experiment, draw=lambda path, outcome: [])  # pictures take most of the time
-        runner.run(experiment, options, RunDirectory(path), Silent(), resume=resume)
+        runner.run(experiment, options, RunDirectory(path), Recorder(), resume=resume)
 
     how = estimators.Settings(draws=3, reference=6, batches=1, rounds=1)
     arguments = (Options(epochs="1,3,1", budget=400.0), [0], ["double_cv"], how, train)
@@ -164,6 +147,8 @@ def test_the_bench_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypat
     done = list(trained)
     estimators.bench(tmp_path / "out", tmp_path / "runs", *arguments)
     assert trained == done
+    estimators.bench(tmp_path / "out", tmp_path / "runs", *arguments[:2], ["reinmax"], *arguments[3:])
+    assert trained == done, "the run of the moments is one of those compared"
     with pytest.raises(ConfigurationError, match=r"moments holds a run with other settings: expected .*budget=401.0"):
         other = (replace(arguments[0], budget=401.0), *arguments[1:])
         estimators.bench(tmp_path / "out", tmp_path / "runs", *other)

@@ -14,21 +14,13 @@ from npn.experiments.moons import EXPERIMENT as MOONS
 from npn.experiments.options import Options
 from npn.experiments.rundir import RunDirectory
 
+from .conftest import Recorder
+
 OPTIONS = {
     "sparsify": Options(mode="sparsify", seed=3, epochs="4,14,4", penalty=1e-2),
     "expand": Options(mode="expand", seed=3, epochs="4,14,4"),
 }
 STEPS = 22 * 4  # updates of the weights in one run, and as many of the gates
-
-
-class Silent:
-    """An observer that shows nothing."""
-
-    def epoch(self, row, epochs):
-        pass
-
-    def stage(self, entry):
-        pass
 
 
 def train(experiment, options, path, resume, kill_after=None, kill_in_write=False):
@@ -53,7 +45,7 @@ def train(experiment, options, path, resume, kill_after=None, kill_in_write=Fals
     torch.optim.Adam.step = counted
     try:
         experiment = runner.Experiment(**{**vars(experiment), "draw": lambda *_: [], "checkpoint_every": 1})
-        runner.run(experiment, options, RunDirectory(path), Silent(), resume=resume)
+        runner.run(experiment, options, RunDirectory(path), Recorder(), resume=resume)
     finally:
         torch.optim.Adam.step, os.fsync = step, fsync
 

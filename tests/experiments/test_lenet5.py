@@ -10,9 +10,10 @@ import torch
 
 from npn.errors import ConfigurationError
 from npn.experiments import lenet5, mnist, runner
-from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
 from npn.experiments.rundir import RunDirectory
+
+from .conftest import Recorder, squares
 
 
 @pytest.fixture
@@ -54,33 +55,15 @@ def test_another_file_or_none_is_refused(official):
         mnist.mnist(official)
 
 
-class Silent:
-    def epoch(self, row, epochs):
-        pass
-
-    def stage(self, entry):
-        pass
-
-
 def digits(folder=None):
-    """Three classes of bright squares that a small net learns at once."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count):
-        y = torch.arange(count) % 3
-        x = 0.1 * torch.randn(count, 1, 28, 28, generator=generator)
-        for i, label in enumerate(y.tolist()):
-            x[i, 0, 8 * label : 8 * label + 8, 4:20] += 2.0
-        return Split(x, y)
-
-    return Data(draw(256), draw(60), draw(60), classes=10)
+    return squares(256, 60)
 
 
 @pytest.mark.parametrize("mode", ["sparsify", "expand"])
 def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(lenet5, "mnist", digits)
     options = Options(mode=mode, seed=0, epochs="20,20,30")  # two steps each
-    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Silent())
+    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["accuracy"] > 0.9
     for name in ("curves.png", "filters.png", "table.md", "model.pt"):
         assert (tmp_path / name).stat().st_size > 0
@@ -95,7 +78,7 @@ def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
 def test_nets_that_keep_their_size_are_trained_beside(tmp_path, monkeypatch, mode, widths):
     monkeypatch.setattr(lenet5, "mnist", digits)
     options = Options(mode=mode, seed=0, epochs="2", budget=None if mode == "dense" else 2304.0)
-    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Silent())
+    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["architecture"] == widths
     assert [(row["stage"], row["k"]) for row in outcome.rows] == [("train", "inf")] * 2
 

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,16 @@ def call(model: nn.Module, inputs: Any) -> list[Tensor]:
     """All tensors that the model returns."""
     args, kwargs = split_inputs(inputs)
     return output_tensors(model(*args, **kwargs))
+
+
+def elsewhere(model: nn.Module, x: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    """The model copied, pickled, traced to TorchScript and exported."""
+    return [
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        torch.jit.trace(model, x),
+        torch.export.export(model, (x,)).module(),
+    ]
 
 
 def warm_up(model: nn.Module, inputs: Any, steps: int = 3) -> None:

@@ -77,7 +77,8 @@ def bench(
             raise ConfigurationError(f"estimators must be among {', '.join(ESTIMATORS)}, got {name!r}")
     lengths = stage_lengths(options.epochs, STAGES)
     options = replace(options, mode="sparsify", epochs=_text(lengths))
-    moments = measure_moments(runs, replace(options, seed=seeds[0], estimator=TRAINED_BY), how, train)
+    watched = replace(options, seed=seeds[0], estimator=TRAINED_BY)
+    moments = measure_moments(runs, watched, how, train)
     cost = step_costs(moments)
     rows = []
     for seed in seeds:
@@ -85,7 +86,7 @@ def bench(
             equal_time = shortened(lengths, cost[name] / cost[TRAINED_BY])
             for protocol, stages in (("equal epochs", lengths), ("equal time", equal_time)):
                 wanted = replace(options, seed=seed, estimator=name, epochs=_text(stages))
-                path = runs / f"{name}-{'-'.join(map(str, stages))}-{seed}"
+                path = runs / ("moments" if wanted == watched else f"{name}-{'-'.join(map(str, stages))}-{seed}")
                 rows.append(_row(protocol, finished(path, lenet5.EXPERIMENT, wanted, train)))
     summary = {
         "experiment": "estimators on lenet5-mnist, sparsify",
