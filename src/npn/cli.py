@@ -171,6 +171,28 @@ def bench_lenet5(
     _list_files(files)
 
 
+@bench_app.command("resnet56")
+@spelled_out(without=["mode", "seed", "budget", "penalty"])
+def bench_resnet56(
+    options: ResNetOptions,
+    seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-2",
+    modes: Annotated[str, typer.Option(help="Of dense, scratch, sparsify, expand.")] = "dense,scratch,sparsify,expand",
+    budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
+    out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/resnet56"),
+    runs: Annotated[Path, typer.Option(help="Folder for the single runs; finished ones are not made again.")] = Path(
+        "runs/bench-resnet56"
+    ),
+) -> None:
+    """ResNets on CIFAR over modes and seeds: accuracy against MACs, shrunk and grown beside plain nets."""
+    from npn.experiments import resnet_bench
+    from npn.experiments.report import parse_seeds
+
+    sizes = [float(part) for part in budgets.split(",")]
+    files = resnet_bench.bench(out, runs, options, parse_seeds(seeds), modes.split(","), sizes, _train_in)
+    console.print(files[1].read_text(), highlight=False, markup=False)
+    _list_files(files)
+
+
 @bench_app.command("estimators")
 @spelled_out(without=["mode", "seed", "estimator", "function", "penalty", "epochs"])
 def bench_estimators(
@@ -182,7 +204,7 @@ def bench_estimators(
     ] = None,
     draws: Annotated[int, typer.Option(help="Single draws of each estimator per batch.")] = 500,
     reference: Annotated[int, typer.Option(help="Draws of the unbiased reference per batch.")] = 4000,
-    batches: Annotated[int, typer.Option(help="Batches of 128 images to average over.")] = 1,
+    batches: Annotated[int, typer.Option(help="Batches of training images to average over.")] = 1,
     rounds: Annotated[int, typer.Option(help="Measurements of each step's time.")] = 30,
     out: Annotated[Path, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = Path("results/estimators"),
     runs: Annotated[Path, typer.Option(help="Folder for the single runs; what is there is not made again.")] = Path(

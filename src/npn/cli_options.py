@@ -33,8 +33,8 @@ DESCRIBED: dict[str, Any] = {
     "mode": Annotated[
         str | None,
         typer.Option(
-            help="sparsify (start full, remove) or expand (start tiny, add); LeNet-5 has dense and scratch, too. "
-            "(default: sparsify)"
+            help="sparsify (start full, remove) or expand (start tiny, add); but for moons also dense (full net) and "
+            "scratch (a plain net of the budget's size). (default: sparsify)"
         ),
     ],
     "seed": Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. (default: 0)")],
@@ -62,6 +62,9 @@ DESCRIBED: dict[str, Any] = {
     ],
     "depth": Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")],
     "dataset": Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")],
+    "decay": Annotated[
+        str | None, typer.Option(help="Of the learning rates: steps (the paper's) or cosine. (default: steps)")
+    ],
     "stream": Annotated[
         bool | None,
         typer.Option("--stream", help="Gates on the residual streams, too; shortcuts are projections then."),

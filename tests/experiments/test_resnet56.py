@@ -241,7 +241,7 @@ def test_a_budget_is_a_share_of_the_base_in_either_mode():
         assert recipe_of(mode=mode).plastic.penalty.bound == int(0.5 * base)
     absolute = recipe_of(budget=3e6, epochs="2,90,2").plastic.penalty
     assert absolute.bound == 3_000_000
-    assert absolute.rate == 2e-3, "half the epochs, twice the pace"
+    assert absolute.rate == 2 * resnet56.PRICE["rate"], "half the epochs, twice the pace"
     penalty = recipe_of(penalty=1e-9).plastic.penalty
     assert (penalty.cost, penalty.weight) == ("macs", 1e-9)
 
@@ -266,6 +266,49 @@ def test_learning_rates_fall_at_the_papers_epochs():
     assert changes == [60, 120, 180] and len(found) == 220
     for epoch, weights, gates in ((0, 0.1, 1e-3), (60, 1e-2, 1e-3), (120, 1e-3, 1e-4), (180, 1e-4, 1e-5)):
         assert found[epoch] == pytest.approx((weights, gates))
+
+
+def test_a_cosine_falls_with_every_step_and_gates_hurry_in_a_short_schedule():
+    recipe = recipe_of(decay="cosine", epochs="1,90,1")
+    first, plastic, last = recipe.schedule.stages
+    recipe.step(first, 0, 0)
+    rates = [tuple(o.param_groups[0]["lr"] for o in (recipe.weights, recipe.gates))]
+    assert rates[0] == (0.1, 2e-3)
+    for stage, position, batch in ((first, 0, 1), (plastic, 45, 0), (last, 0, 2)):
+        recipe.step(stage, position, batch)
+        rates.append(tuple(o.param_groups[0]["lr"] for o in (recipe.weights, recipe.gates)))
+    assert rates[2] == pytest.approx((0.05, 1e-3))
+    assert rates[0] > rates[1] > rates[2] > rates[3] and rates[3][0] > 0.0, "three batches of 16 an epoch"
+    assert recipe_of(epochs="1,10,1").gates.param_groups[0]["lr"] == 5e-3, "five times is the most"
+
+
+def test_a_decay_that_there_is_not():
+    with pytest.raises(ConfigurationError) as error:
+        recipe_of(decay="linear")
+    assert str(error.value) == "decay must be one of 'steps', 'cosine', got 'linear'"
+
+
+def test_plain_nets_train_in_one_stage_and_keep_their_size(tmp_path):
+    base = resnet56.base(8, 10)["zero_padding"]
+    for mode, most in (("dense", 1.0), ("scratch", 0.5)):
+        options = ResNetOptions(mode=mode, depth=8, epochs="2")
+        outcome = run(tmp_path / mode, options)
+        assert [(row["stage"], row["k"]) for row in outcome.rows] == [("train", "inf")] * 2
+        assert 0.45 * base["macs"] < outcome.result["macs"] <= most * base["macs"]
+        assert outcome.result["macs"] == outcome.rows[0]["macs"]
+    assert outcome.result["options"]["budget"] == 0.5
+    with pytest.raises(ConfigurationError, match="one number of at least 1 "):
+        recipe_of(mode="dense", epochs="1,2,1")
+
+
+def test_a_plain_net_is_the_widest_within_its_budget():
+    def macs(width):
+        return npn.count_macs(resnet56.ResNet(20, width=width, stream=False).eval(), torch.zeros(1, 3, 32, 32))
+
+    budget = 0.3 * macs(1.0)
+    width = resnet56.plain_width(20, 10, budget)
+    assert macs(width) <= budget < macs(width + 1 / 64)
+    assert resnet56.plain_width(20, 10, 1.0) == 1 / 64, "one channel at least"
 
 
 def test_a_checkpoint_is_the_weights_their_momentum_and_little_else(tmp_path):

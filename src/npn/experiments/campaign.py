@@ -25,7 +25,7 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     """
     directory, options = RunDirectory(path), options.over(experiment.defaults(options))
     if directory.finished or directory.unfinished:
-        there, wanted = replace(directory.options(), data=None), replace(options, data=None)
+        there, wanted = replace(directory.options(experiment.options), data=None), replace(options, data=None)
         if there != wanted:
             raise ConfigurationError(
                 f"{path} holds a run with other settings: expected {wanted}, found {there}; delete it, or choose "

@@ -37,7 +37,7 @@ class Settings:
     Attributes:
         draws: single draws of each estimator, per batch.
         reference: draws of the unbiased reference, per batch.
-        batches: training batches of 128 to average over.
+        batches: training batches to average over.
         rounds: measurements of each step's time.
     """
 

@@ -84,6 +84,7 @@ class ResNetOptions(Options):
     Attributes:
         depth: layers, 6n + 2.
         dataset: "cifar10" or "cifar100".
+        decay: of the learning rates: "steps" (the paper's) or "cosine".
         stream: gates on the residual streams, too.
         blocks: gates on whole blocks, too: a closed one is its shortcut.
         precision: "fp32", "bf16" or "fp16".
@@ -93,6 +94,7 @@ class ResNetOptions(Options):
 
     depth: int | None = None
     dataset: str | None = None
+    decay: str | None = None
     stream: bool | None = None
     blocks: bool | None = None
     precision: str | None = None

@@ -1,5 +1,6 @@
 """The paper's third experiment (VI-C): ResNet-56 on CIFAR-10, shrunk from full width or grown from a fifth of it."""
 
+import bisect
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import npn
+from npn.errors import ConfigurationError
 from npn.experiments import execution, figures
 from npn.experiments.augment import crop_and_flip
 from npn.experiments.cifar import cifar, normalised, statistics
@@ -17,7 +19,7 @@ from npn.experiments.report import markdown_table, percent
 from npn.experiments.resnet import WIDTHS, ResNet
 from npn.experiments.runner import Experiment, Outcome, Recipe, Row
 
-STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20)}
+STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs
 SMALL = 0.2  # share of the width that expand starts with
 SETTLE = 0.4  # share of the plastic stage, at its end, in which nothing grows
@@ -27,7 +29,9 @@ LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
 GATE_LEARNING_RATE = 1e-3
 EPOCHS = 220  # what the milestones are for; shorter schedules have them earlier, in proportion
 MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
-BUDGET_RATE, FASTEST = 1e-3, 1e-2  # for the full plastic stage; a shorter one has less time to find the price
+DECAYS = ("steps", "cosine")
+PRICE: dict[str, Any] = {"rate": 5e-4, "gain": 1.5, "scale": 5e-3}
+HURRY = 5.0  # gates and price are faster where the plastic stage is shorter than the paper's, up to so many times
 COMPACT_BELOW = 1e-2
 INNER = "blocks.*.branch.conv1"  # groups of the channels inside each block
 LAST = "fc"  # single inputs of the last layer have gates, as in the paper
@@ -36,16 +40,18 @@ BRANCHES = "blocks.*.branch"  # what each block adds to its shortcut
 
 def defaults(options: Options) -> ResNetOptions:
     """The settings of the paper, as far as it gives them."""
+    mode = options.mode or "sparsify"
     return ResNetOptions(
-        mode=options.mode or "sparsify",
+        mode=mode,
         seed=0,
         k=7.0,
         estimator="reinmax",
         function="sigmoid",
-        budget=BUDGET if options.penalty is None else None,
+        budget=BUDGET if options.penalty is None and mode != "dense" else None,
         device="cpu",
         depth=56,
         dataset="cifar10",
+        decay="steps",
         stream=False,
         blocks=False,
         precision="fp32",
@@ -59,7 +65,8 @@ def build(options: Options) -> Recipe:
     mode = options.checked_mode(STAGES)
     assert isinstance(options, ResNetOptions) and options.depth and options.dataset and options.precision
     assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
-    expand = mode == "expand"
+    if options.decay not in DECAYS:
+        raise ConfigurationError(f"decay must be one of {', '.join(map(repr, DECAYS))}, got {options.decay!r}")
     device = torch.device(options.device or "cpu")
     context = execution.autocast(options.precision, device)
     layout = torch.channels_last if options.channels_last else torch.contiguous_format
@@ -70,39 +77,48 @@ def build(options: Options) -> Recipe:
         return normalised(x, mean, std).contiguous(memory_format=layout)
 
     sizes = base(options.depth, data.classes)
-    model = _model(options, data.classes, SMALL if expand else 1.0).to(device)
+    budget = _macs(options.budget, sizes)
+    width = SMALL if mode == "expand" else 1.0
+    if mode == "scratch" and budget is not None:
+        width = plain_width(options.depth, data.classes, budget)
+    model = _model(options, data.classes, width).to(device)
+    model.to(memory_format=layout)  # type: ignore[call-overload]  # which resizes keep
     lengths = stage_lengths(options.epochs, STAGES[mode])
-    rate = min(FASTEST, BUDGET_RATE * STAGES[mode][1] / lengths[1])
+    names = ("pretrain", "plastic", "finetune") if len(lengths) == 3 else ("train",)
+    hurry = min(HURRY, STAGES[mode][1] / lengths[1]) if len(lengths) == 3 else 1.0
     plastic = npn.attach(
         model,
         prepare(data.train.x[:1]),  # costs count the example batch: one image
         estimator=options.estimator,
         function=options.function,
-        penalty=_penalty(options, sizes, rate),
+        penalty=cost_term(
+            replace(options, budget=budget if mode != "scratch" else None),
+            "macs",
+            **PRICE | {"rate": hurry * PRICE["rate"]},
+        ),
         only=None if options.stream else INNER,
         columns=LAST,
         branches=BRANCHES if options.blocks else None,
     )
     weights = torch.optim.SGD(plastic.weights(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
-    gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
+    gates = torch.optim.Adam(plastic.logits(), lr=hurry * GATE_LEARNING_RATE)
     plastic.track(weights, gates)
-    stages = [npn.Stage("pretrain", lengths[0]), npn.Stage("plastic", lengths[1], k=options.k)]
-    stages.append(npn.Stage("finetune", lengths[2]))
+    stages = [
+        npn.Stage(name, length, k=options.k if name == "plastic" else math.inf)
+        for name, length in zip(names, lengths, strict=True)
+    ]
     starts = {stage.name: sum(lengths[:index]) for index, stage in enumerate(stages)}
+    batches = math.ceil(len(data.train) / BATCH_SIZE)
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
-        """Learning rates by the epoch; kernels that a resize has made anew get their layout back."""
-        if batch:
-            return
-        epoch = starts[stage.name] + position
+        """Learning rates."""
+        done = (starts[stage.name] + position + batch / batches) / sum(lengths)
         for optimizer, rate, milestones in (
             (weights, LEARNING_RATE, MILESTONES),
-            (gates, GATE_LEARNING_RATE, GATE_MILESTONES),
+            (gates, hurry * GATE_LEARNING_RATE, GATE_MILESTONES),
         ):
             for group in optimizer.param_groups:
-                group["lr"] = rate * decay(epoch, sum(lengths), milestones)
-        if options.channels_last:
-            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+                group["lr"] = rate * (steps(done, milestones) if options.decay == "steps" else cosine(done))
 
     return Recipe(
         plastic=plastic,
@@ -112,8 +128,8 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(plastic, options.depth, math.ceil(len(data.train) / BATCH_SIZE)) if expand else None,
-        settle=round(SETTLE * lengths[1]),
+        growth=_growth(plastic, options.depth, batches) if mode == "expand" else None,
+        settle=round(SETTLE * lengths[1]) if len(lengths) == 3 else 0,
         compact_below=COMPACT_BELOW,
         step=step,
         augment=crop_and_flip,
@@ -124,15 +140,29 @@ def build(options: Options) -> Recipe:
     )
 
 
-def decay(epoch: int, epochs: int, milestones: tuple[int, ...]) -> float:
-    """0.1 to the number of milestones passed, where those are given for a schedule of 220 epochs.
+def steps(done: float, milestones: tuple[int, ...]) -> float:
+    """0.1 to the number of milestones passed, which are given in epochs of 220.
+
+    Args:
+        done: share of the training that is behind.
+        milestones: where it falls.
 
     Example:
-        >>> [decay(epoch, 22, (60, 120, 180)) for epoch in (5, 6, 12, 21)]
+        >>> [steps(epoch / 22, (60, 120, 180)) for epoch in (5, 6, 12, 21)]
         [1.0, 0.1, 0.01, 0.001]
     """
-    passed = sum(EPOCHS * epoch >= milestone * epochs for milestone in milestones)
+    passed = sum(EPOCHS * done >= milestone - 1e-6 for milestone in milestones)
     return float(f"1e-{passed}")
+
+
+def cosine(done: float) -> float:
+    """Half a cosine from 1 down to 0 over the training.
+
+    Example:
+        >>> cosine(0.0), round(cosine(0.5), 2), round(cosine(1.0), 2)
+        (1.0, 0.5, 0.0)
+    """
+    return 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def base(depth: int, classes: int) -> dict[str, dict[str, int]]:
@@ -200,11 +230,25 @@ def _model(options: ResNetOptions, classes: int, width: float) -> ResNet:
     return ResNet(options.depth, classes, projection=stream, width=width, stream=stream)
 
 
-def _penalty(options: ResNetOptions, sizes: dict[str, dict[str, int]], rate: float) -> npn.Penalty | npn.Budget:
+def _macs(budget: float | None, sizes: dict[str, dict[str, int]]) -> float | None:
     """A share is one of the base's MACs, whatever network training starts with."""
-    if options.budget is not None and options.budget <= 1:
-        options = replace(options, budget=options.budget * sizes["zero_padding"]["macs"])
-    return cost_term(options, "macs", rate=rate)
+    return budget if budget is None or budget > 1 else budget * sizes["zero_padding"]["macs"]
+
+
+def plain_width(depth: int, classes: int, macs: float) -> float:
+    """The largest width inside the blocks with at most so many MACs, in 64ths of the full one.
+
+    Example:
+        >>> plain_width(8, 10, macs=7e6)
+        0.53125
+    """
+
+    def cost(width: int) -> float:
+        with torch.random.fork_rng(devices=[]):
+            model = ResNet(depth, classes, width=width / WIDTHS[-1], stream=False).eval()
+        return npn.count_macs(model, torch.zeros(1, 3, 32, 32))
+
+    return max(1, bisect.bisect_right(range(1, WIDTHS[-1] + 1), macs, key=cost)) / WIDTHS[-1]
 
 
 def _growth(plastic: npn.Plasticity, depth: int, batches: int) -> npn.Growth:

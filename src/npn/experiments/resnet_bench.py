@@ -1,0 +1,206 @@
+"""Residual networks over modes and seeds: accuracy against MACs, with learning curves, as files of `results/`."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from matplotlib.axes import Axes
+
+from npn.errors import ConfigurationError
+from npn.experiments import figures, resnet56
+from npn.experiments.campaign import Train, finished
+from npn.experiments.frontier import points
+from npn.experiments.options import ResNetOptions, stage_lengths
+from npn.experiments.report import command_line, machine, markdown_table, percent, versions
+from npn.experiments.rundir import RunDirectory, write_json
+
+LABELS = {
+    "dense": "full net",
+    "scratch": "plain net of the budget's size",
+    "sparsify": "shrunk by npn",
+    "expand": "grown by npn from a fifth",
+}
+
+
+def bench(
+    out: Path,
+    runs: Path,
+    options: ResNetOptions,
+    seeds: Sequence[int],
+    modes: Sequence[str],
+    budgets: Sequence[float],
+    train: Train,
+) -> list[Path]:
+    """Train every mode to every budget with every seed, and write `out` with the endings .json, .md and .png.
+
+    What `runs` holds already is not made again, so that a stopped bench goes on where it was.
+
+    Args:
+        out: path without ending.
+        runs: folder of the single runs.
+        options: of every run but for mode, seed and budget. Modes of one stage train as long as the others.
+        seeds, modes: to train with.
+        budgets: of every mode but "dense".
+        train: trains an experiment with options in a folder, resuming if told to.
+
+    Raises:
+        ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
+    """
+    for mode in modes:
+        if mode not in LABELS:
+            raise ConfigurationError(f"modes must be among {', '.join(LABELS)}, got {mode!r}")
+    lengths = stage_lengths(options.epochs, resnet56.STAGES["sparsify"])
+    found: list[RunDirectory] = []
+    for seed in seeds:
+        for mode in modes:
+            own = lengths if len(resnet56.STAGES[mode]) == len(lengths) else [sum(lengths)]
+            epochs = ",".join(map(str, own))
+            for budget in (None,) if mode == "dense" else budgets:
+                name = f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}"
+                wanted = replace(options, mode=mode, seed=seed, budget=budget, epochs=epochs)
+                found.append(finished(runs / name, resnet56.EXPERIMENT, wanted, train))
+    return write(out, found)
+
+
+def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
+    """Write `out` with the endings .json, .md and .png, and beside it the learning curves of a run of each mode.
+
+    Args:
+        out: path without ending.
+        runs: finished ones of any modes, budgets and seeds, all of one depth and data set.
+
+    Returns:
+        The files written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = [run.result() for run in runs]
+    first = results[0]
+    own = ("mode", "seed", "budget", "epochs", "data")
+    summary: dict[str, Any] = {
+        "experiment": first["experiment"],
+        **{key: first[key] for key in ("depth", "dataset", "base")},
+        "points": points(results),
+        "command": command_line(),
+        "options": {key: value for key, value in first["options"].items() if key not in own},
+        "versions": versions(),
+        "machine": machine(first["machine"]["device"]) | {"threads": first["machine"]["threads"]},
+    }
+    files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
+    write_json(files[0], summary)
+    draw(files[2], summary, [(result, run.metrics()) for result, run in zip(results, runs, strict=True)])
+    parts, pictures = [], []
+    for result, run in zip(results, runs, strict=True):
+        target = out.with_name(f"{out.name}-{result['mode']}-curves.png")
+        if target not in pictures:
+            pictures.append(target)
+            shutil.copyfile(run.path / "curves.png", target)
+            title = f"{LABELS[result['mode']]}, seed {result['seed']}"
+            parts += [f"## {title[0].upper()}{title[1:]}", "", (run.path / "table.md").read_text(encoding="utf-8")]
+            parts += [f"![{title}]({target.name})", ""]
+    files[1].write_text(page(summary, files[2].name, parts), encoding="utf-8")
+    return files + pictures
+
+
+def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> str:
+    """The Markdown page: every point, every seed, and how it was made.
+
+    Args:
+        summary: see `write`.
+        picture: name of the figure.
+        runs: lines about single runs.
+    """
+    used, base = summary["machine"], summary["base"]["zero_padding"]
+    header = ("network", "epochs", "seeds", "MACs", "of the base", "weights", "test accuracy", "seconds")
+    rows = [
+        (
+            _title(point),
+            point["epochs"],
+            point["runs"],
+            f"{point['macs']['mean'] / 1e6:.2f} M",
+            percent(point["macs"]["mean"] / base["macs"], 1),
+            f"{point['params']['mean']:,.0f}",
+            f"**{percent(point['accuracy']['mean'])}** ± {100 * point['accuracy']['std']:.2f}",
+            f"{point['seconds']['mean']:,.0f} ± {point['seconds']['std']:.0f}",
+        )
+        for point in summary["points"]
+    ]
+    singles = [
+        (_title(point), seed["seed"], percent(seed["accuracy"]), f"{seed['params']:,}", seed["architecture"])
+        for point in summary["points"]
+        for seed in point["seeds"]
+    ]
+    made = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
+    return "\n".join(
+        [
+            f"# ResNet-{summary['depth']} on {summary['dataset'].upper().replace('CIFAR', 'CIFAR-')}",
+            "",
+            f"![Learning curves and accuracy against MACs]({picture})",
+            "",
+            markdown_table(header, rows),
+            "",
+            f"The base has {base['macs'] / 1e6:.2f} M MACs and {base['params']:,} weights, BatchNorm and biases not "
+            "counted. Accuracy is that of the exported network at the last epoch; mean and standard deviation over the "
+            "seeds. All networks see the same 45,000 images as often, with the same optimizer; the 5,000 validation "
+            "images steer growth, the test images nothing. Seconds include an evaluation of both after each epoch, and "
+            "were taken with other work on the machine.",
+            "",
+            *runs,
+            "## Every run",
+            "",
+            markdown_table(("network", "seed", "test accuracy", "weights", "stream channels (in blocks)"), singles),
+            "",
+            f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads "
+            f"a run, device {used['device']}, with {made}.",
+            "",
+        ]
+    )
+
+
+def _title(point: Mapping[str, Any]) -> str:
+    budget = point["budget"]
+    return LABELS[point["mode"]] + (f", budget {budget:g}" if budget else "")
+
+
+@figures.styled
+def draw(path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Mapping[str, Any], figures.Rows]]) -> Path:
+    """Test accuracy and MACs over the epochs, every run thin and each mode's mean thick; and where they end."""
+    figure, axes = figures.canvas(1, 3, 11.5, 3.6)
+    accuracy, macs, ends = axes[0]
+    colours = dict(zip(LABELS, figures.COLOURS, strict=False))
+    for axis, key, factor in ((accuracy, "accuracy", 100.0), (macs, "macs", 1e-6)):
+        _curves(axis, runs, key, factor, colours)
+    longest = max((rows for _, rows in runs), key=lambda rows: (len(figures.stages_of(rows)), len(rows)))
+    for axis in (accuracy, macs):
+        figures.shade_stages(axis, longest, label=True)
+        axis.set(xlabel="epoch", xlim=(0.5, len(longest) + 0.5))
+    accuracy.set(ylabel="test accuracy in %")
+    accuracy.legend(loc="lower right", fontsize=8)
+    macs.set(ylabel="million MACs", ylim=(0.0, None))
+    for mode, colour in colours.items():
+        chosen = [point for point in summary["points"] if point["mode"] == mode]
+        if chosen:
+            sizes = [point["macs"]["mean"] / 1e6 for point in chosen]
+            means = [100 * point["accuracy"]["mean"] for point in chosen]
+            spreads = [100 * point["accuracy"]["std"] for point in chosen]
+            ends.errorbar(sizes, means, spreads, color=colour, marker="o", ms=4, capsize=2, lw=1.2, label=LABELS[mode])
+    ends.set(xlabel="million MACs", ylabel="test accuracy in %, last epoch")
+    return figures.save(figure, path)
+
+
+def _curves(
+    axis: Axes,
+    runs: Sequence[tuple[Mapping[str, Any], figures.Rows]],
+    key: str,
+    factor: float,
+    colours: Mapping[str, str],
+) -> None:
+    for mode, colour in colours.items():
+        lines = [[factor * row[key] for row in rows] for result, rows in runs if result["mode"] == mode]
+        for line in lines:
+            axis.plot(range(1, len(line) + 1), line, color=colour, lw=0.6, alpha=0.4)
+        if lines:
+            mean = [fmean(values) for values in zip(*lines, strict=True)]
+            axis.plot(range(1, len(mean) + 1), mean, color=colour, label=LABELS[mode])

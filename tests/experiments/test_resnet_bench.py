@@ -1,0 +1,55 @@
+"""The bench of residual networks: which runs it makes, and the files it writes of them."""
+
+import json
+from functools import partial
+
+import pytest
+
+from npn.errors import ConfigurationError
+from npn.experiments import resnet_bench, runner
+from npn.experiments.options import ResNetOptions
+from npn.experiments.rundir import RunDirectory
+
+from .conftest import Recorder
+from .test_resnet56 import tiny  # noqa: F401 - few images, for every test here
+
+MODES = ("dense", "scratch", "sparsify", "expand")
+
+
+def train(asked, experiment, options, path, resume):
+    asked.append(path.name)
+    runner.run(experiment, options, RunDirectory(path), Recorder(), resume=resume)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    asked = []
+    options = ResNetOptions(depth=8, epochs="1,2,1", decay="cosine")
+    whole = partial(resnet_bench.bench, tmp_path / "results" / "r", tmp_path / "runs", options)
+    return lambda seeds, modes, budgets: (whole(seeds, modes, budgets, partial(train, asked)), asked)
+
+
+def test_every_mode_seed_and_budget_once(bench):
+    files, asked = bench([0, 1], MODES, [0.5])
+    kinds = ("dense-{}", "scratch-0.5-{}", "sparsify-0.5-{}", "expand-0.5-{}")
+    assert asked == [kind.format(seed) for seed in (0, 1) for kind in kinds]
+    assert [file.name for file in files] == ["r.json", "r.md", "r.png", *(f"r-{mode}-curves.png" for mode in MODES)]
+    assert all(file.stat().st_size > 0 for file in files)
+    summary = json.loads(files[0].read_text())
+    assert [(p["mode"], p["budget"], p["runs"], p["epochs"]) for p in summary["points"]] == [
+        ("sparsify", 0.5, 2, 4), ("expand", 0.5, 2, 4), ("scratch", 0.5, 2, 4), ("dense", None, 2, 4)
+    ]  # fmt: skip
+    assert summary["depth"] == 8 and summary["options"]["decay"] == "cosine"
+    page = files[1].read_text()
+    assert page.startswith("# ResNet-8 on CIFAR-10\n")
+    assert "| full net | 4 | 2 | 12.24 M | 100.0% |" in page
+    assert "## Shrunk by npn, seed 0" in page and "![full net, seed 0](r-dense-curves.png)" in page
+    again, _ = bench([0, 1], MODES, [0.5])
+    assert len(asked) == 8, "what is there is not made again"
+    assert [file.name for file in again] == [file.name for file in files]
+
+
+def test_modes_that_there_are_not(bench):
+    with pytest.raises(ConfigurationError) as error:
+        bench([0], ["sparsify", "grow"], [0.5])
+    assert str(error.value) == "modes must be among dense, scratch, sparsify, expand, got 'grow'"
