@@ -251,6 +251,8 @@ def test_growth_stops_at_the_base_width():
     blocks = [f"blocks.{name}" for name in ("0.branch.conv1", "1.branch.conv1", "1.branch.conv2", "2.branch.conv1")]
     names = ["conv1", *blocks, "blocks.2.branch.conv2"]
     assert recipe.plastic.sizes() == {**dict(zip(names, [3, 3, 6, 6, 13, 13], strict=True)), "fc.columns": 13}
+    assert recipe.growth.units == {"*": pytest.approx(0.6)}, "three times the pace of a full schedule"
+    assert recipe_of(mode="expand", epochs=None).growth.units == {"*": 0.2}
     assert recipe.growth.limits == dict(zip(names, [16, 16, 32, 32, 64, 64], strict=True))
 
 
@@ -279,7 +281,7 @@ def test_a_cosine_falls_with_every_step_and_gates_hurry_in_a_short_schedule():
         rates.append(tuple(o.param_groups[0]["lr"] for o in (recipe.weights, recipe.gates)))
     assert rates[2] == pytest.approx((0.05, 1e-3))
     assert rates[0] > rates[1] > rates[2] > rates[3] and rates[3][0] > 0.0, "three batches of 16 an epoch"
-    assert recipe_of(epochs="1,10,1").gates.param_groups[0]["lr"] == 5e-3, "five times is the most"
+    assert recipe_of(epochs="1,10,1").gates.param_groups[0]["lr"] == 8e-3, "eight times is the most"
 
 
 def test_a_decay_that_there_is_not():

@@ -22,7 +22,7 @@ from npn.experiments.runner import Experiment, Outcome, Recipe, Row
 STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs
 SMALL = 0.2  # share of the width that expand starts with
-SETTLE = 0.4  # share of the plastic stage, at its end, in which nothing grows
+SETTLE = 0.3  # share of the plastic stage, at its end, in which nothing grows
 BATCH_SIZE = 128
 # the paper's plain recipe: weight decay on every parameter, those of BatchNorm and the biases among them
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-4
@@ -31,7 +31,8 @@ EPOCHS = 220  # what the milestones are for; shorter schedules have them earlier
 MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
 DECAYS = ("steps", "cosine")
 PRICE: dict[str, Any] = {"rate": 5e-4, "gain": 1.5, "scale": 5e-3}
-HURRY = 5.0  # gates and price are faster where the plastic stage is shorter than the paper's, up to so many times
+HURRY = 8.0  # gates and price are faster where the plastic stage is shorter than the paper's, up to so many times
+GROWTH = 0.2  # share of a layer that is added at a time; up to three times that in a hurry
 COMPACT_BELOW = 1e-2
 INNER = "blocks.*.branch.conv1"  # groups of the channels inside each block
 LAST = "fc"  # single inputs of the last layer have gates, as in the paper
@@ -128,7 +129,7 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(plastic, options.depth, batches) if mode == "expand" else None,
+        growth=_growth(plastic, options.depth, batches, GROWTH * min(3.0, hurry)) if mode == "expand" else None,
         settle=round(SETTLE * lengths[1]) if len(lengths) == 3 else 0,
         compact_below=COMPACT_BELOW,
         step=step,
@@ -251,8 +252,8 @@ def plain_width(depth: int, classes: int, macs: float) -> float:
     return max(1, bisect.bisect_right(range(1, WIDTHS[-1] + 1), macs, key=cost)) / WIDTHS[-1]
 
 
-def _growth(plastic: npn.Plasticity, depth: int, batches: int) -> npn.Growth:
-    """A fifth of a layer at a time, up to the base's width."""
+def _growth(plastic: npn.Plasticity, depth: int, batches: int, units: float) -> npn.Growth:
+    """Such a share of every layer at a time, up to the base's width."""
     per = (depth - 2) // 6
     sections = {
         group.name: int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
@@ -260,7 +261,7 @@ def _growth(plastic: npn.Plasticity, depth: int, batches: int) -> npn.Growth:
         if group.grows
     }
     limit = {name: WIDTHS[section] for name, section in sections.items()}
-    return npn.Growth(units=0.2, limit=limit, grace=batches // 4, patience=10)
+    return npn.Growth(units=units, limit=limit, grace=batches // 4, patience=10)
 
 
 def draw(path: Path, outcome: Outcome) -> list[Path]:
