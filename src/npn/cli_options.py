@@ -33,8 +33,8 @@ DESCRIBED: dict[str, Any] = {
     "mode": Annotated[
         str | None,
         typer.Option(
-            help="sparsify (start full, remove) or expand (start tiny, add); but for moons also dense (full net) and "
-            "scratch (a plain net of the budget's size). (default: sparsify)"
+            help="sparsify (start full, remove) or expand (start tiny, add); LeNet-5 and ResNets also dense (the full "
+            "net) and scratch (a plain net of the budget's size). (default: sparsify)"
         ),
     ],
     "seed": Annotated[int | None, typer.Option(min=0, help="Draws data, weights and masks. (default: 0)")],

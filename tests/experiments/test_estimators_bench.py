@@ -93,6 +93,18 @@ def test_quality_of_draws_with_known_moments():
     assert found["reference_error"] == pytest.approx(math.sqrt(8 / 20000) / 5, rel=0.05)
 
 
+def test_no_bias_is_claimed_that_chance_explains():
+    generator = torch.Generator().manual_seed(3)
+    spread = torch.linspace(0.1, 2.0, 40, dtype=torch.float64)  # fewer draws than units, and not all alike
+
+    def draw(count, centre=0.0):
+        return 1.0 + centre + spread * torch.randn(count, 40, generator=generator, dtype=torch.float64)
+
+    claims = [gradients.quality(draw(20), draw(30))["excess"] > 0 for _ in range(200)]
+    assert sum(claims) < 20, "beyond two standard errors in a few of 200 cases"
+    assert all(gradients.quality(draw(20, 0.5), draw(30))["excess"] > 0 for _ in range(20))
+
+
 def test_a_reference_that_is_all_noise_says_so():
     generator = torch.Generator().manual_seed(2)
     found = gradients.quality(torch.ones(3, 2), torch.randn(4, 2, generator=generator))
@@ -152,6 +164,11 @@ def test_the_bench_writes_its_files_and_goes_on_where_it_was(tmp_path, monkeypat
     with pytest.raises(ConfigurationError, match=r"moments holds a run with other settings: expected .*budget=401.0"):
         other = (replace(arguments[0], budget=401.0), *arguments[1:])
         estimators.bench(tmp_path / "out", tmp_path / "runs", *other)
+    (tmp_path / "runs" / "moments" / "middle.npn").unlink()
+    with pytest.raises(
+        ConfigurationError, match=r"moments holds a finished run that kept no state for middle: not one"
+    ):
+        estimators.bench(tmp_path / "out", tmp_path / "runs", *arguments)
 
 
 def test_unknown_estimators_and_too_few_draws_are_refused(tmp_path):

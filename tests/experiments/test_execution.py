@@ -1,5 +1,7 @@
 """Precision, memory layout and compiler change how a model is called, not what it is."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -51,6 +53,37 @@ def test_a_compiled_model_is_compiled_anew_only_after_a_resize():
         assert len(compiled) == before + 1
     other = nn.Linear(4, 2)
     assert torch.equal(call(other, x), other(x)) and len(compiled) == 20
+
+
+def test_a_run_is_compiled_once_for_training_and_once_for_evaluation_per_size(tmp_path, monkeypatch):
+    compiled = []
+
+    def backend(graph, example):
+        compiled.append(torch.is_grad_enabled())
+        return graph.forward
+
+    class Counting(Disturbed):
+        def epoch(self, row, epochs):
+            super().epoch(row, epochs)
+            counts.append((row["units"], row["loss"], sorted(compiled)))
+            compiled.clear()
+
+    monkeypatch.setattr(resnet56, "cifar", images)
+    monkeypatch.setattr(resnet56, "BATCH_SIZE", 16)
+    monkeypatch.setattr(resnet56, "GATE_LEARNING_RATE", 0.5)
+    monkeypatch.setattr(execution, "forward", partial(execution.forward, backend=backend))
+    losses = {}
+    for name in (True, False):
+        counts = []
+        options = ResNetOptions(depth=8, epochs="1,3,1", budget=0.3, compile=name)
+        runner.run(UNDRAWN, options, RunDirectory(tmp_path / str(name)), Counting())
+        losses[name] = [loss for _, loss, _ in counts]
+        if name:
+            sizes = [units for units, _, _ in counts]
+            assert sizes[0] != sizes[1] == sizes[2] == sizes[3], "one resize, at the end of the second epoch"
+            # the graph for training under masks is the one without; after the resize evaluation comes first
+            assert [made for _, _, made in counts] == [[False, True], [False], [True], [], []]
+    assert losses[True] == pytest.approx(losses[False])
 
 
 @pytest.mark.parametrize(

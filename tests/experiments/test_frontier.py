@@ -22,7 +22,8 @@ def result(mode, budget, seed, accuracy=0.99, params=5000):
         "stages": [{"epochs": 3}, {"epochs": 60}],
         "architecture": "9-8-100-20",
         "options": {"mode": mode, "seed": seed, "budget": budget, "k": 7.0},
-        "machine": {"device": "cpu", "threads": 1},
+        "machine": {"processor": "P", "cores": 2, "device": "cpu", "threads": 1 + (seed > 1)},
+        "versions": {"python": "3", "torch": "2"},
     }
 
 
@@ -77,6 +78,32 @@ def test_runs_that_are_there_are_not_made_again(tmp_path):
     frontier.bench(tmp_path / "out", tmp_path, options, [0, 1], ["sparsify"], [2800.0], train)
     with pytest.raises(ConfigurationError, match="holds a run with other settings"):
         frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,1,2"), [0], ["sparsify"], [2800.0], train)
+
+
+def test_modes_of_one_stage_train_as_long_as_the_others(tmp_path):
+    made = []
+
+    def train(experiment, options, path, resume):
+        made.append((options.mode, options.budget, options.epochs))
+        directory = RunDirectory(path)
+        directory.start(options)
+        write_json(directory.result_file, result(options.mode, options.budget, options.seed))
+
+    modes = ["scratch", "dense"]
+    frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,2,1"), [0], modes, [2000.0], train)
+    assert made == [("scratch", 2000.0, "4"), ("dense", None, "4")]
+    made.clear()
+    with pytest.raises(ConfigurationError, match=r"^epochs must be one number of at least 3 or 3 numbers"):
+        frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,2"), [1], ["sparsify", *modes], None, train)
+    assert made == [], "before any training"
+
+
+def test_what_the_runs_were_made_with_is_on_the_page(tmp_path):
+    files = frontier.write(tmp_path / "lenet5", [result("sparsify", 0.0125, seed) for seed in (0, 2)], {})
+    summary, page = json.loads(files[0].read_text()), files[1].read_text()
+    assert summary["machine"]["threads"] == "1 / 2" and summary["machine"]["cores"] == 2
+    assert "1 / 2 threads a run" in page and "with python 3, torch 2." in page
+    assert "| sparsify | 0.0125 | 63 |" in page and "| sparsify 0.0125 | 0 |" in page
 
 
 def test_an_unknown_mode(tmp_path):

@@ -41,3 +41,15 @@ def test_a_resumed_run_keeps_its_settings() -> None:
     assert Options(seed=3).resumed(saved) == saved
     with pytest.raises(ConfigurationError, match=r"seed=3.*seed=4"):
         Options(seed=4).resumed(saved)
+
+
+def test_one_stage_has_one_number() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        stage_lengths("1,2", [220])
+    assert str(error.value) == "epochs must be one number of at least 1, got '1,2'"
+
+
+def test_a_plain_net_has_no_price() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Options(mode="scratch", penalty=1e-6).checked_mode(["scratch"])
+    assert str(error.value) == "scratch trains a plain net of the budget's size: give a budget, not a penalty"

@@ -53,10 +53,13 @@ def test_the_ratio_is_that_of_the_larger_to_the_smaller() -> None:
 
 
 def test_the_command_is_as_a_user_types_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/npn", "run", "moons", "--out", "a b"])
     assert report.command_line() == "npn run moons --out 'a b'"
     monkeypatch.setattr(sys, "argv", ["/somewhere/npn/__main__.py", "run", "moons"])
     assert report.command_line() == "npn run moons"
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert report.command_line() == "OMP_NUM_THREADS=2 npn run moons"
 
 
 def test_the_environment_names_what_a_number_depends_on() -> None:

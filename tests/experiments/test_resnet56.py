@@ -299,7 +299,7 @@ def test_plain_nets_train_in_one_stage_and_keep_their_size(tmp_path):
         assert 0.45 * base["macs"] < outcome.result["macs"] <= most * base["macs"]
         assert outcome.result["macs"] == outcome.rows[0]["macs"]
     assert outcome.result["options"]["budget"] == 0.5
-    with pytest.raises(ConfigurationError, match="one number of at least 1 "):
+    with pytest.raises(ConfigurationError, match="one number of at least 1, got"):
         recipe_of(mode="dense", epochs="1,2,1")
 
 

@@ -12,6 +12,17 @@ from npn.experiments.runner import Experiment
 Train = Callable[[Experiment, Options, Path, bool], object]  # the last: resume
 
 
+def run_name(options: Options) -> str:
+    """Name of a run's folder among those of other modes, budgets and seeds.
+
+    Example:
+        >>> run_name(Options(mode="expand", seed=1, budget=0.5)), run_name(Options(mode="dense", seed=0))
+        ('expand-0.5-1', 'dense-0')
+    """
+    parts = (options.mode, None if options.budget is None else f"{options.budget:g}", options.seed)
+    return "-".join(str(part) for part in parts if part is not None)
+
+
 def finished(path: Path, experiment: Experiment, options: Options, train: Train) -> RunDirectory:
     """The run of these options, trained unless it is there already.
 

@@ -15,7 +15,7 @@ import npn
 from npn.errors import ConfigurationError
 from npn.experiments import estimators_page, gradients, lenet5
 from npn.experiments.campaign import Train, finished
-from npn.experiments.gradients import DENSE, ESTIMATORS, UNBIASED, Quality
+from npn.experiments.gradients import ESTIMATORS, UNBIASED, Quality
 from npn.experiments.options import Options, stage_lengths
 from npn.experiments.report import command_line, machine, spread, versions
 from npn.experiments.rundir import RunDirectory, write_json
@@ -109,6 +109,11 @@ def measure_moments(runs: Path, options: Options, how: Settings, train: Train) -
     folder = runs / "moments"
     watched = replace(lenet5.EXPERIMENT, build=lambda o: _stopping(lenet5.build(o), folder))
     finished(folder, watched, options, train)
+    if missing := [moment for moment in MOMENTS if not (folder / f"{moment}.npn").exists()]:
+        raise ConfigurationError(
+            f"{folder} holds a finished run that kept no state for {', '.join(missing)}: not one of this bench; "
+            "delete it, or choose another folder with --runs"
+        )
     settings = {**asdict(how), "threads": torch.get_num_threads()}
     measured = {}
     for moment in MOMENTS:
@@ -189,10 +194,9 @@ def _mean(batches: Sequence[Mapping[str, Quality]]) -> dict[str, Quality]:
 
 
 def step_costs(moments: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of a step with each estimator over those of a dense one, both summed over the moments."""
-    first = next(iter(moments.values()))["step"]
-    total = {name: sum(moment["step"][name]["seconds"] for moment in moments.values()) for name in first}
-    return {name: total[name] / total[DENSE] for name in total}
+    """A step with each estimator over a dense one, mean over the moments of the interleaved measurements' medians."""
+    steps = [moment["step"] for moment in moments.values()]
+    return {name: fmean(step[name]["median"] for step in steps) for name in steps[0]}
 
 
 def shortened(lengths: Sequence[int], factor: float) -> list[int]:

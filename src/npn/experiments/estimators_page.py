@@ -38,7 +38,8 @@ def page(summary: Summary, picture: str) -> str:
         f"Each row: {how['draws']:,} single draws on {_batches(how['batches'])} of {found['batch_size']} training "
         "images, weights and gates fixed, train mode, the penalty left out. `cosine` is the mean over single draws of "
         "the cosine to the reference, `variance` the trace of the covariance over the squared norm of the gradient; "
-        "`bias` is |mean of the single draws - reference| over that norm, and chance alone gives `floor`. `step` is a "
+        "`bias` is |mean of the single draws - reference| over that norm, and chance alone gives `floor`; beyond "
+        "chance is what exceeds it, 0 where that is less than two standard errors. `step` is a "
         "whole training step over one of the same net without gates, medians of "
         f"{how['rounds']} interleaved measurements. The net was trained with {summary['trained_by']}.",
         "",
@@ -54,7 +55,7 @@ def page(summary: Summary, picture: str) -> str:
         "",
         "Accuracy is that of the last epoch on the test data, which steer nothing. Spread is the standard deviation "
         "over the seeds. For equal time the plastic stage, the only one that uses an estimator, is shorter by the "
-        "ratio of the steps' times, summed over the three moments.",
+        "ratio of `step`, mean of the three moments.",
         "",
         markdown_table(
             ["protocol", "estimator", "seed", "epochs", "test accuracy", "parameters", "architecture", "seconds"],

@@ -8,9 +8,9 @@ from typing import Any
 
 from npn.errors import ConfigurationError
 from npn.experiments import figures, lenet5
-from npn.experiments.campaign import Train, finished
-from npn.experiments.options import Options
-from npn.experiments.report import command_line, machine, markdown_table, percent, spread, versions
+from npn.experiments.campaign import Train, finished, run_name
+from npn.experiments.options import Options, in_one_stage
+from npn.experiments.report import command_line, common, markdown_table, percent, spread
 from npn.experiments.rundir import write_json
 
 Result = Mapping[str, Any]
@@ -69,15 +69,19 @@ def bench(
     for mode in modes:
         if mode not in BUDGETS:
             raise ConfigurationError(f"modes must be among {', '.join(BUDGETS)}, got {mode!r}")
+    whole = in_one_stage(options.epochs, lenet5.STAGES["sparsify"])
+    wanted = [
+        replace(options, mode=mode, seed=seed, budget=budget, epochs=options.epochs if mode in SHOWN else whole)
+        for seed in seeds
+        for mode in modes
+        for budget in (budgets if budgets and mode != "dense" else BUDGETS[mode])
+    ]
     results, shown = [], {}
-    for seed in seeds:
-        for mode in modes:
-            for budget in budgets if budgets and mode != "dense" else BUDGETS[mode]:
-                name = f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}"
-                wanted = replace(options, mode=mode, seed=seed, budget=budget)
-                results.append(finished(runs / name, lenet5.EXPERIMENT, wanted, train).result())
-                if seed == seeds[0] and mode in SHOWN and budget == lenet5.BUDGET[mode]:
-                    shown[f"{mode}, seed {seed}"] = runs / name
+    for each in wanted:
+        folder = runs / run_name(each)
+        results.append(finished(folder, lenet5.EXPERIMENT, each, train).result())
+        if each.seed == seeds[0] and each.mode in SHOWN and each.budget == lenet5.BUDGET[each.mode]:
+            shown[f"{each.mode}, seed {each.seed}"] = folder
     return write(out, results, shown)
 
 
@@ -100,8 +104,8 @@ def write(out: Path, results: Sequence[Result], shown: Mapping[str, Path]) -> li
         "published": {name: {"params": params, "error": error} for name, (params, error) in PUBLISHED.items()},
         "command": command_line(),
         "options": {k: v for k, v in first["options"].items() if k not in ("mode", "seed", "budget", "data")},
-        "versions": versions(),
-        "machine": machine(first["machine"]["device"]) | {"threads": first["machine"]["threads"]},
+        "versions": common([result["versions"] for result in results]),
+        "machine": common([result["machine"] for result in results]),
     }
     files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
     write_json(files[0], summary)
@@ -152,7 +156,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
     rows = [
         (
             point["mode"],
-            f"{point['budget']:,.0f}" if point["budget"] else "",
+            _budget(point),
             point["epochs"],
             point["runs"],
             f"{point['params']['mean']:,.0f}",
@@ -165,7 +169,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
     ]
     singles = [
         (
-            f"{p['mode']} {p['budget'] or 0:,.0f}".replace(" 0", ""),
+            f"{p['mode']} {_budget(p)}".strip(),
             s["seed"],
             percent(s["accuracy"]),
             f"{s['params']:,}",
@@ -206,6 +210,12 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "",
         ]
     )
+
+
+def _budget(point: Mapping[str, Any]) -> str:
+    """Weights, or a share of them."""
+    budget = point["budget"]
+    return "" if budget is None else f"{budget:,.0f}" if budget > 1 else f"{budget:g}"
 
 
 @figures.styled

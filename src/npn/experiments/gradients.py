@@ -55,17 +55,18 @@ def quality(singles: Tensor, reference: Tensor) -> Quality:
 
     With g the true gradient, m its mean over N reference draws and e^2 = tr(cov) / N the squared standard error of m:
     |g|^2 is |m|^2 - e^2, which is unbiased. Of M single draws h: the bias is |mean(h) - m|, of which chance alone gives
-    sqrt(tr(cov(h)) / M + e^2).
+    sqrt(tr(C)), C = cov(h) / M + cov(reference) / N; the square of the bias then has a standard error of
+    sqrt(2 tr(C^2)).
 
     Args:
         singles: (M, n), M >= 2.
-        reference: (N, n) draws of an unbiased estimator, none of them among the singles.
+        reference: (N, n) draws of an unbiased estimator, N >= 2, none of them among the singles.
 
     Returns:
         `cosine` of a single draw to m (mean over draws) and the `ceiling` that g itself would reach; `variance`
-        tr(cov(h)) / |g|^2; relative `bias`, its `floor` and `excess` sqrt(bias^2 - floor^2), 0 where that is negative;
-        relative standard error of m as `reference_error`; `norm` |g|. None for all but the norm and the cosine where
-        the reference does not tell g from 0.
+        tr(cov(h)) / |g|^2; relative `bias`, its `floor` by chance, and `excess` sqrt(bias^2 - floor^2), 0 where the
+        difference is less than two standard errors; relative standard error of m as `reference_error`; `norm` |g|.
+        None for all but the norm and the cosine where the reference does not tell g from 0.
 
     Example:
         >>> reference = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -85,14 +86,30 @@ def quality(singles: Tensor, reference: Tensor) -> Quality:
         return found | dict.fromkeys(("ceiling", "reference_error", "variance", "bias", "floor", "excess"))
     bias = float((singles.mean(0) - mean).square().sum()) / square
     floor = (spread / len(singles) + error) / square
+    doubt = math.sqrt(2 * _squared_covariance(singles, reference)) / square
     return found | {
         "ceiling": 1 / math.sqrt(1 + error / square),
         "reference_error": math.sqrt(error / square),
         "variance": spread / square,
         "bias": math.sqrt(bias),
         "floor": math.sqrt(floor),
-        "excess": math.sqrt(max(0.0, bias - floor)),
+        "excess": math.sqrt(bias - floor) if bias - floor > 2 * doubt else 0.0,
     }
+
+
+def _squared_covariance(singles: Tensor, reference: Tensor) -> float:
+    """tr(C^2) of `quality`'s C without bias: the plain estimate is too large where there are fewer draws than units."""
+    parts = [draws - draws.mean(0) for draws in (singles, reference)]
+    own = 0.0
+    for part in parts:
+        gram, free = part @ part.T, len(part) - 1
+        plain, trace = float(gram.square().sum()) / free**2, float(gram.trace()) / free
+        if free > 1:
+            plain = max(0.0, free**2 / ((free - 1) * (free + 2)) * (plain - trace**2 / free))
+        own += plain / len(part) ** 2
+    m, n = map(len, parts)
+    both = float((parts[0] @ parts[1].T).square().sum()) / ((m - 1) * (n - 1))
+    return own + 2 * both / (m * n)
 
 
 def by_group(plastic: npn.Plasticity, singles: Tensor, reference: Tensor) -> dict[str, Quality]:

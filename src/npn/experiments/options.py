@@ -64,12 +64,14 @@ class Options:
         """The mode, once it is known to be one of `modes` and the settings do not contradict each other.
 
         Raises:
-            ConfigurationError: it is not, or both a penalty and a budget are given.
+            ConfigurationError: it is not, or both a penalty and a budget are given, or a penalty where nothing pays.
         """
         if self.mode is None or self.mode not in modes:
             raise ConfigurationError(f"mode must be one of {', '.join(map(repr, modes))}, got {self.mode!r}")
         if self.penalty is not None and self.budget is not None:
             raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
+        if self.mode == "scratch" and self.penalty is not None:
+            raise ConfigurationError("scratch trains a plain net of the budget's size: give a budget, not a penalty")
         return self.mode
 
     def as_dict(self) -> dict[str, Any]:
@@ -146,9 +148,9 @@ def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
     if len(numbers) == len(default) and all(number >= 1 for number in numbers):
         return numbers
     if len(numbers) != 1 or numbers[0] < len(default):
+        several = f" or {len(default)} numbers of at least 1, one per stage and separated by commas"
         raise ConfigurationError(
-            f"epochs must be one number of at least {len(default)} or {len(default)} numbers of at least 1, one per "
-            f"stage and separated by commas, got {epochs!r}"
+            f"epochs must be one number of at least {len(default)}{several * (len(default) > 1)}, got {epochs!r}"
         )
     # whole shares of what is left, stage by stage: the sum is exact and no stage goes empty
     left, weight, lengths = numbers[0], sum(default), []
@@ -158,3 +160,20 @@ def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
         lengths.append(length)
         left, weight = left - length, weight - share
     return lengths
+
+
+def in_one_stage(epochs: str | None, default: Sequence[int]) -> str | None:
+    """The same epochs for a mode that has a single stage; None stays None.
+
+    Args:
+        epochs: as for `stage_lengths`.
+        default: epochs of each stage of the other mode.
+
+    Raises:
+        ConfigurationError: as `stage_lengths`.
+
+    Example:
+        >>> in_one_stage("1,2,3", default=[20, 60, 20])
+        '6'
+    """
+    return None if epochs is None else str(sum(stage_lengths(epochs, default)))

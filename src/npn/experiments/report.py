@@ -18,12 +18,15 @@ from npn.errors import ConfigurationError
 
 Result = Mapping[str, Any]
 PACKAGES = ("npn", "torch", "numpy", "scikit-learn")
+THREADS = "OMP_NUM_THREADS"  # part of a command: times depend on it, and in the last digits results do
 
 
 def command_line() -> str:
     """The command that started this process, as a user would type it."""
     program = Path(sys.argv[0]).name
-    return shlex.join(["npn" if program in ("npn", "__main__.py") else program, *sys.argv[1:]])
+    command = shlex.join(["npn" if program in ("npn", "__main__.py") else program, *sys.argv[1:]])
+    threads = os.environ.get(THREADS)
+    return command if threads is None else f"{THREADS}={shlex.quote(threads)} {command}"
 
 
 def versions() -> dict[str, str]:
@@ -49,6 +52,17 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(torch.device(device))
     return found
+
+
+def common(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs were made with; where they differ, all of it.
+
+    Example:
+        >>> common([{"torch": "2.12", "cores": 2}, {"torch": "2.13", "cores": 2}])
+        {'torch': '2.12 / 2.13', 'cores': 2}
+    """
+    values = {name: list(dict.fromkeys(entry.get(name) for entry in entries)) for name in entries[0]}
+    return {name: found[0] if len(found) == 1 else " / ".join(map(str, found)) for name, found in values.items()}
 
 
 def _processor() -> str:

@@ -80,13 +80,13 @@ def build(options: Options) -> Recipe:
     sizes = base(options.depth, data.classes)
     budget = _macs(options.budget, sizes)
     width = SMALL if mode == "expand" else 1.0
-    if mode == "scratch" and budget is not None:
-        width = plain_width(options.depth, data.classes, budget)
+    if mode == "scratch":
+        width = plain_width(options.depth, data.classes, budget or sizes["zero_padding"]["macs"])
     model = _model(options, data.classes, width).to(device)
     model.to(memory_format=layout)  # type: ignore[call-overload]  # which resizes keep
     lengths = stage_lengths(options.epochs, STAGES[mode])
     names = ("pretrain", "plastic", "finetune") if len(lengths) == 3 else ("train",)
-    hurry = min(HURRY, STAGES[mode][1] / lengths[1]) if len(lengths) == 3 else 1.0
+    hurry = max(1.0, min(HURRY, STAGES[mode][1] / lengths[1])) if len(lengths) == 3 else 1.0
     plastic = npn.attach(
         model,
         prepare(data.train.x[:1]),  # costs count the example batch: one image

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 
 from npn.errors import ConfigurationError
 from npn.experiments import figures, resnet56
-from npn.experiments.campaign import Train, finished
+from npn.experiments.campaign import Train, finished, run_name
 from npn.experiments.frontier import points
-from npn.experiments.options import ResNetOptions, stage_lengths
-from npn.experiments.report import command_line, machine, markdown_table, percent, versions
+from npn.experiments.options import ResNetOptions, in_one_stage
+from npn.experiments.report import command_line, common, markdown_table, percent
 from npn.experiments.rundir import RunDirectory, write_json
 
 LABELS = {
@@ -23,6 +23,7 @@ LABELS = {
     "sparsify": "shrunk by npn",
     "expand": "grown by npn from a fifth",
 }
+PLASTIC = ("sparsify", "expand")
 
 
 def bench(
@@ -52,17 +53,14 @@ def bench(
     for mode in modes:
         if mode not in LABELS:
             raise ConfigurationError(f"modes must be among {', '.join(LABELS)}, got {mode!r}")
-    lengths = stage_lengths(options.epochs, resnet56.STAGES["sparsify"])
-    found: list[RunDirectory] = []
-    for seed in seeds:
-        for mode in modes:
-            own = lengths if len(resnet56.STAGES[mode]) == len(lengths) else [sum(lengths)]
-            epochs = ",".join(map(str, own))
-            for budget in (None,) if mode == "dense" else budgets:
-                name = f"{mode}-{seed}" if budget is None else f"{mode}-{budget:g}-{seed}"
-                wanted = replace(options, mode=mode, seed=seed, budget=budget, epochs=epochs)
-                found.append(finished(runs / name, resnet56.EXPERIMENT, wanted, train))
-    return write(out, found)
+    whole = in_one_stage(options.epochs, resnet56.STAGES["sparsify"])
+    wanted = [
+        replace(options, mode=mode, seed=seed, budget=budget, epochs=options.epochs if mode in PLASTIC else whole)
+        for seed in seeds
+        for mode in modes
+        for budget in ((None,) if mode == "dense" else budgets)
+    ]
+    return write(out, [finished(runs / run_name(each), resnet56.EXPERIMENT, each, train) for each in wanted])
 
 
 def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
@@ -85,8 +83,8 @@ def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
         "points": points(results),
         "command": command_line(),
         "options": {key: value for key, value in first["options"].items() if key not in own},
-        "versions": versions(),
-        "machine": machine(first["machine"]["device"]) | {"threads": first["machine"]["threads"]},
+        "versions": common([result["versions"] for result in results]),
+        "machine": common([result["machine"] for result in results]),
     }
     files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
     write_json(files[0], summary)
@@ -145,7 +143,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "counted. Accuracy is that of the exported network at the last epoch; mean and standard deviation over the "
             "seeds. All networks see the same 45,000 images as often, with the same optimizer; the 5,000 validation "
             "images steer growth, the test images nothing. Seconds include an evaluation of both after each epoch, and "
-            "were taken with other work on the machine.",
+            "whatever else the machine did meanwhile.",
             "",
             *runs,
             "## Every run",
@@ -198,9 +196,15 @@ def _curves(
     colours: Mapping[str, str],
 ) -> None:
     for mode, colour in colours.items():
-        lines = [[factor * row[key] for row in rows] for result, rows in runs if result["mode"] == mode]
-        for line in lines:
-            axis.plot(range(1, len(line) + 1), line, color=colour, lw=0.6, alpha=0.4)
-        if lines:
+        label: str | None = LABELS[mode]
+        for budget in {result["options"]["budget"]: None for result, _ in runs if result["mode"] == mode}:
+            lines = [
+                [factor * row[key] for row in rows]
+                for result, rows in runs
+                if (result["mode"], result["options"]["budget"]) == (mode, budget)
+            ]
+            for line in lines:
+                axis.plot(range(1, len(line) + 1), line, color=colour, lw=0.6, alpha=0.4)
             mean = [fmean(values) for values in zip(*lines, strict=True)]
-            axis.plot(range(1, len(mean) + 1), mean, color=colour, label=LABELS[mode])
+            axis.plot(range(1, len(mean) + 1), mean, color=colour, label=label)
+            label = None  # one entry in the legend for all of a mode's budgets
