@@ -127,13 +127,12 @@ class Plasticity:
         The last unit of a group stays open, with a warning.
         """
         self._set(group, units, CLOSED)
-        gate = self.group(group).gate
-        if not bool((gate.logits > 0).any()):
-            warnings.warn(
-                f"every unit of {self.group(group).name!r} is closed; unit {int(gate.logits.argmax())} stays open, "
-                "since a layer without units would cut the network in two",
-                stacklevel=2,
-            )
+        found = self.group(group)
+        if not bool((found.gate.logits > 0).any()):
+            of_branches = found.traced is self.structure.branches
+            why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
+            last = int(found.gate.logits.argmax())
+            warnings.warn(f"every unit of {found.name!r} is closed; unit {last} stays open, since {why}", stacklevel=2)
 
     def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
         """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
