@@ -273,6 +273,16 @@ def test_checkpoints(tmp_path: object) -> None:
     for one, two in zip(optimizers, others, strict=True):
         assert str(one.state_dict()) == str(two.state_dict())
 
+    _, refusing, more = fresh()
+    before, state = copy.deepcopy(refusing.model), str([o.state_dict() for o in more])
+    hook = more[-1].register_load_state_dict_pre_hook(lambda optimizer, state: state["nothing"])
+    with pytest.raises(CheckpointError, match=r"that the given \w+ refuses: 'nothing'; build it"):
+        npn.load(path, refusing)
+    assert absent_paths(refusing.model) == [] and str([o.state_dict() for o in more]) == state
+    assert repr(refusing.model) == repr(before)
+    hook.remove()
+    assert units(npn.load(path, refusing)) == units(resumed)
+
     muted = npn.load(path, Net()).eval()
     assert absent_paths(muted) == ["blocks.0.branch"] and torch.allclose(muted(x), expected, atol=1e-6)
     small = npn.load(f"{tmp_path}/model", npn.load(f"{tmp_path}/model", Net())).eval()

@@ -197,11 +197,11 @@ class Plasticity:
             self._readers = None
         if self._readers is None:
             check_shapes(self.model, self.structure)
-            self._follow_device()
+            self.follow_device()
             self._readers = Readers(self.model, self.structure)
         return self._readers
 
-    def _follow_device(self) -> None:
+    def follow_device(self) -> None:
         """The gates live where the model's parameters do."""
         device = next(self.model.parameters()).device
         if self.groups[0].gate.logits.device == device:
@@ -336,6 +336,7 @@ class Plasticity:
         """Take over the structure of a checkpoint, with new gates of these sizes, before their state is loaded."""
         for group in (group for group in self.groups if group.name in sizes):
             for tensor in group.gate.tensors:
+                tensor.grad = None
                 set_data(tensor, tensor.new_zeros(sizes[group.name]))
         self.restructured(structure)
 
