@@ -195,7 +195,9 @@ def test_growth_does_not_mind_groups_that_have_gone() -> None:
 
 def test_the_last_branch_stays() -> None:
     _, _, plastic = make()
-    with pytest.warns(UserWarning, match=r"^every unit of 'branches' is closed; unit 0 stays open"):
+    with pytest.warns(
+        UserWarning, match=r"^every unit of 'branches' is closed; unit 0 stays open, since one branch is always kept$"
+    ):
         plastic.close("branches", [0, 1, 2])
     plastic.compact()
     assert plastic.sizes() == {"stem": 4, "blocks.0.branch.0": 5, "branches": 1}
@@ -270,6 +272,16 @@ def test_checkpoints(tmp_path: object) -> None:
         assert torch.equal(one, two)
     for one, two in zip(optimizers, others, strict=True):
         assert str(one.state_dict()) == str(two.state_dict())
+
+    _, refusing, more = fresh()
+    before, state = copy.deepcopy(refusing.model), str([o.state_dict() for o in more])
+    hook = more[-1].register_load_state_dict_pre_hook(lambda optimizer, state: state["nothing"])
+    with pytest.raises(CheckpointError, match=r"that the given \w+ refuses: 'nothing'; build it"):
+        npn.load(path, refusing)
+    assert absent_paths(refusing.model) == [] and str([o.state_dict() for o in more]) == state
+    assert repr(refusing.model) == repr(before)
+    hook.remove()
+    assert units(npn.load(path, refusing)) == units(resumed)
 
     muted = npn.load(path, Net()).eval()
     assert absent_paths(muted) == ["blocks.0.branch"] and torch.allclose(muted(x), expected, atol=1e-6)

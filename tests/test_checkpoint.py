@@ -125,6 +125,100 @@ def test_stateful_objects_go_along(tiny, tmp_path):
     )
 
 
+def schedule(*epochs):
+    return npn.Schedule(*(npn.Stage(f"stage {number}", count, k=7.0) for number, count in enumerate(epochs)))
+
+
+def refuse(optimizer, state):
+    raise ValueError("no such state")
+
+
+def refuse_late(optimizer):
+    raise ValueError("no such state")
+
+
+@pytest.mark.parametrize("refused", ["stateful", "optimizer", "optimizer, late", "both"])
+def test_what_is_refused_late_changes_nothing(tiny, tmp_path, refused):
+    """Not even what took its state before another object refused."""
+    path = tmp_path / "run.npn"
+    run = build(tiny)
+    steps, stages = torch.optim.lr_scheduler.StepLR(run[2], 1), schedule(1, 2)
+    train(tiny, *run, 2)
+    steps.step(), stages.enter(1, run[1])
+    run[1].close("0", [0, 1])
+    run[1].compact()
+    npn.save(path, run[1], steps=steps, stages=stages)
+
+    fresh = build(tiny, seed=3)
+    train(tiny, *fresh, 1)
+    ours, other = torch.optim.lr_scheduler.StepLR(fresh[2], 1), schedule(1, 2 if refused.startswith("opt") else 3)
+    if refused == "optimizer, late":
+        fresh[3].register_load_state_dict_post_hook(refuse_late)
+    elif refused != "stateful":
+        fresh[3].register_load_state_dict_pre_hook(refuse)
+
+    def now():
+        states = [thing.state_dict() for thing in (*fresh[2:], ours, other, fresh[1])]
+        return repr((fresh[0], fresh[1].structure, states)), everything(fresh[1]), torch.get_rng_state()
+
+    before = now()
+    if refused == "stateful":
+        error = (
+            "'stages' that the given Schedule refuses: the state belongs to other stages: expected [['stage 0', 1], "
+            "['stage 1', 3]], got [['stage 0', 1], ['stage 1', 2]]; build those"
+        )
+    else:
+        error = "'Adam' that the given Adam refuses: no such state"
+    message = f"{path} holds a state of {error}; build it as the saved one was. Nothing was loaded"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        npn.load(path, fresh[1], steps=ours, stages=other)
+    after = now()
+    assert before[0] == after[0] and same(before[1], after[1]) and torch.equal(before[2], after[2])
+    if refused == "stateful":
+        plain = tiny["dropping"].model()
+        with pytest.raises(CheckpointError, match=r"'stages' that the given Schedule refuses"):
+            npn.load(path, plain, steps=ours, stages=other)
+        assert plain[0].out_features == 8 and after[0] == now()[0]
+        npn.load(path, fresh[1], steps=ours, stages=schedule(1, 2))
+        assert fresh[0][0].out_features == 6 and ours.last_epoch == 1
+        assert same(everything(run[1]), everything(fresh[1]))
+
+
+def test_gradients_of_the_old_size_go(tiny, tmp_path):
+    run = build(tiny)
+    run[1].close("0", [0, 1])
+    run[1].compact()
+    npn.save(tmp_path / "run.npn", run[1])
+    fresh = build(tiny)
+    fresh[1].k = 3.0
+    x, y = tiny["dropping"].data()
+    fresh[1].backward(lambda: F.cross_entropy(fresh[0](x), y))
+    assert all(logits.grad is not None for logits in fresh[1].logits())
+    npn.load(tmp_path / "run.npn", fresh[1])
+    assert [logits.grad for logits in fresh[1].logits()] == [None, None]
+    assert all(p.grad is None or p.grad.shape == p.shape for p in fresh[1].weights())
+    train(tiny, *fresh, 1)
+
+
+def test_another_kind_of_device_draws_from_a_seed(tiny, tmp_path, monkeypatch):
+    """A GPU's generator has a state of 16 bytes; and there may have been more GPUs."""
+    run = build(tiny)
+    npn.save(tmp_path / "run.npn", run[1])
+    content, draws = torch.load(tmp_path / "run.npn", weights_only=True), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    placed = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device="cuda": placed.append((state, device)))
+    for byte in (1, 1, 2):
+        content["plastic"]["generator"] = torch.full((16,), byte, dtype=torch.uint8)
+        content["rng"]["cuda"] = ["first", "second"]
+        fresh = build(tiny)
+        checkpoint.unpack(content, "the checkpoint", fresh[1], {})
+        draws.append(fresh[1].draw())
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert placed == [("first", 0)] * 3
+
+
 def spoiled(tmp_path, kind, good):
     path = tmp_path / f"{kind}.npn"
     data = good.read_bytes()

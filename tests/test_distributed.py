@@ -1,7 +1,9 @@
 """Two processes that train one model: what each draws, what all share, and what is said when they differ."""
 
+import copy
 import hashlib
 import os
+import pickle
 import signal
 import time
 from unittest import mock
@@ -309,6 +311,31 @@ def single():
         plastic.compact()
         plastic.grow({"2": 1})
     return model.ddp is None and model(X).shape == (64, 2)
+
+
+def asked_of_the_wrapper():
+    plastic, *_ = build()
+    model = distributed.wrap(plastic)
+    assert model.eval() is plastic.model and not plastic.model.training
+    assert model.train() is plastic.model and plastic.model.training and model.training
+    assert [id(p) for p in model.parameters()] == [id(p) for p in plastic.weights()]
+    assert model.state_dict().keys() == plastic.model.state_dict().keys()
+    plastic.close("0", [0])
+    plastic.compact()
+    assert model.get_parameter("0.weight").shape == (11, 4)
+    with pytest.raises(AttributeError, match=r"^'Sequential' object has no attribute 'misspelt'"):
+        model.misspelt  # noqa: B018
+    return model(X).shape
+
+
+def test_the_wrapper_answers_for_the_model():
+    assert asked_of_the_wrapper() == together(2, asked_of_the_wrapper)[1] == (64, 2)
+    module = nn.Linear(4, 2)
+    model = distributed.wrap(build()[0], module)
+    for twin in (copy.deepcopy(model), copy.copy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(X), module(X)) and twin.out_features == 2
+    with pytest.raises(AttributeError, match=r"^'Wrapped' object has no attribute 'module'$"):
+        distributed.Wrapped.__new__(distributed.Wrapped).train()
 
 
 def test_one_process_draws_as_ever_and_tells_nobody():

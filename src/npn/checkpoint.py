@@ -2,19 +2,21 @@
 
 import copy
 import os
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.optim import Optimizer
 
 from npn.errors import CheckpointError
 from npn.packing import mute, pack_branches, pack_columns, pack_groups
 from npn.plasticity import Plasticity
+from npn.state import collect_randomness, restore_randomness
 from npn.surgery import (
     absent_paths,
     bake,
@@ -106,15 +108,19 @@ def pack(
         content["groups"], content["columns"] = pack_groups(target), pack_columns(target)
         content["branches"] = pack_branches(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
-        content["rng"] = _rng_state()
+        content["rng"] = collect_randomness()
     return content
 
 
 def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> Target:
     """Load a checkpoint into a freshly built model or the `Plasticity` of one, resized to the saved shapes.
 
-    Everything is checked before anything is changed. Of several processes each gets the random state of the one that
-    saved; a loop with dropout then wants `torch.manual_seed(npn.distributed.own_seed(...))`, as a Trainer does itself.
+    All that can refuse its state comes before the model, and gets its own back if another refuses. On another kind of
+    device than the saved one the gates draw other masks.
+
+    Of several processes each gets the random state of the one that saved; a loop with dropout then wants
+    `torch.manual_seed(npn.distributed.own_seed(...))` on all but the first. The Lightning callback does so itself;
+    Hugging Face's Trainer keeps a random state for each process.
 
     Args:
         path: of the file.
@@ -126,7 +132,8 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
         The target.
 
     Raises:
-        CheckpointError: the file is damaged, foreign or of another model; the target is as it was.
+        CheckpointError: the file is damaged, foreign or of another model, or an optimizer or one of `stateful` does
+            not take its state; target, optimizers and `stateful` are as they were.
     """
     return unpack(_read(path), path, target, stateful)
 
@@ -145,30 +152,35 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             f"{path} keeps the state of {sorted(content['stateful'])}, load was given {sorted(stateful)}; "
             "pass the same names to npn.save and npn.load"
         )
+    states = [(name, thing, content["stateful"][name]) for name, thing in stateful.items()]
     if isinstance(target, Plasticity):
         rest = _without(path, target, gone)
         structure = _structure(path, target, content, rest, gone)
         lost = [group.gate.logits for group in target.groups if group.name not in {part.name for part in rest.parts}]
-        with torch.no_grad():
-            for edit in removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost):
-                edit()
-            _put(model, tensors, content["attributes"])
+        target.follow_device()
+        edits = removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost)
+        pairs = zip(target.optimizers, content["optimizers"], strict=True)
+        states = [(kind, optimizer, state) for optimizer, (kind, state) in pairs] + states
+    else:
+        edits = removal_edits(model, gone, ())
+    with torch.no_grad():
+        with ExitStack() as undo:
+            for edit in edits:
+                undo.callback(edit())
+            for name, thing, state in states:
+                undo.callback(_memory(thing))
+                _take_over(path, name, thing, state)
+            undo.pop_all()  # from here on nothing is refused
+        _put(model, tensors, content["attributes"])
+        if isinstance(target, Plasticity):
             target.adopt(structure, {name: len(g["logits"]) for name, g in content["plastic"]["gates"].items()})
             for layer, index in choices(structure).items():
                 set_select(model.get_submodule(layer), index)
-        target.load_state_dict(content["plastic"])
-        for optimizer, (_, state) in zip(target.optimizers, content["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        _set_rng_state(content["rng"])
-    else:
-        with torch.no_grad():
-            for edit in removal_edits(model, gone, ()):
-                edit()
-            _put(model, tensors, content["attributes"])
+            target.load_state_dict(content["plastic"])
+            restore_randomness(content["rng"])
+        else:
             mute(model, content)
             bake(model, chosen)
-    for name, thing in stateful.items():
-        thing.load_state_dict(content["stateful"][name])
     return target
 
 
@@ -234,6 +246,23 @@ def _matching(
             )
         pairs[name] = (tensor, value)
     return pairs
+
+
+def _memory(thing: Stateful) -> Callable[[], Any]:
+    """Puts back what `load_state_dict` changes. PyTorch's optimizers replace their attributes, so nothing is copied."""
+    if isinstance(thing, Optimizer):
+        return partial(vars(thing).update, dict(vars(thing)))
+    return partial(thing.load_state_dict, copy.deepcopy(thing.state_dict()))
+
+
+def _take_over(path: Any, name: str, thing: Stateful, state: Any) -> None:
+    try:
+        thing.load_state_dict(state)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} holds a state of {name!r} that the given {type(thing).__name__} refuses: {error}; build it as the "
+            "saved one was. Nothing was loaded"
+        ) from error
 
 
 def _put(model: nn.Module, tensors: Mapping[str, tuple[Tensor, Tensor]], attributes: Mapping[str, Any]) -> None:
@@ -340,34 +369,6 @@ def _structure(
         shape = shapes[part.tensor]
         shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
     return replace(rest, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
-
-
-def _rng_state() -> dict[str, Any]:
-    kind, keys, position, has_gauss, cached = np.random.get_state()
-    state = {
-        "torch": torch.get_rng_state(),
-        "numpy": (
-            str(kind),
-            torch.from_numpy(np.asarray(keys).astype(np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ),
-        "python": random.getstate(),
-    }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def _set_rng_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 __all__ = ["load", "read_extra", "save"]

@@ -42,7 +42,10 @@ class Follower(Protocol):
 class Wrapped:
     """A model in DistributedDataParallel, wrapped anew after each resize; made by `wrap`.
 
+    Whatever else is asked of it (`train`, `eval`, `parameters`, `state_dict`, ...) is the model's own.
+
     Attributes:
+        module: the model.
         ddp: the present wrapper; None on one process.
     """
 
@@ -64,14 +67,20 @@ class Wrapped:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return (self.module if self.ddp is None else self.ddp)(*args, **kwargs)
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "module" or name.startswith("__"):  # of a copy in the making, or of what copies it
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(self.module, name)
+
 
 def wrap(plastic: "Plasticity", module: nn.Module | None = None, **options: Any) -> Wrapped:
     """The model in DistributedDataParallel, to call inside `Plasticity.backward`; it stays right when sizes change.
 
     DistributedDataParallel keeps the sizes that it was made with; this makes another after each resize. Weights and
     buffers begin as those of the first process; buffers such as batch statistics are each process's own from then on,
-    until `broadcast(plastic.model.buffers())`. On one process it is the model itself. Call it on every process, outside
-    `backward`; evaluate on `plastic.model`.
+    until `broadcast(plastic.model.buffers())`. On one process a call of it is a call of the model. Other methods and
+    attributes are the model's own: `train`, `eval` and `to` return the model, unwrapped. Call `wrap` on every process,
+    outside `backward`; evaluate on `plastic.model`.
 
     Args:
         plastic: the attached model.

@@ -127,13 +127,12 @@ class Plasticity:
         The last unit of a group stays open, with a warning.
         """
         self._set(group, units, CLOSED)
-        gate = self.group(group).gate
-        if not bool((gate.logits > 0).any()):
-            warnings.warn(
-                f"every unit of {self.group(group).name!r} is closed; unit {int(gate.logits.argmax())} stays open, "
-                "since a layer without units would cut the network in two",
-                stacklevel=2,
-            )
+        found = self.group(group)
+        if not bool((found.gate.logits > 0).any()):
+            of_branches = found.traced is self.structure.branches
+            why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
+            last = int(found.gate.logits.argmax())
+            warnings.warn(f"every unit of {found.name!r} is closed; unit {last} stays open, since {why}", stacklevel=2)
 
     def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
         """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
@@ -198,11 +197,11 @@ class Plasticity:
             self._readers = None
         if self._readers is None:
             check_shapes(self.model, self.structure)
-            self._follow_device()
+            self.follow_device()
             self._readers = Readers(self.model, self.structure)
         return self._readers
 
-    def _follow_device(self) -> None:
+    def follow_device(self) -> None:
         """The gates live where the model's parameters do."""
         device = next(self.model.parameters()).device
         if self.groups[0].gate.logits.device == device:
@@ -337,6 +336,7 @@ class Plasticity:
         """Take over the structure of a checkpoint, with new gates of these sizes, before their state is loaded."""
         for group in (group for group in self.groups if group.name in sizes):
             for tensor in group.gate.tensors:
+                tensor.grad = None
                 set_data(tensor, tensor.new_zeros(sizes[group.name]))
         self.restructured(structure)
 

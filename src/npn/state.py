@@ -1,7 +1,13 @@
-"""What a checkpoint keeps of the gates."""
+"""What a checkpoint keeps of the gates and of randomness."""
 
+import random
+import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from npn.errors import ConfigurationError
 
@@ -43,5 +49,44 @@ def restore(plastic: "Plasticity", state: Mapping[str, Any]) -> None:
     for group in plastic.groups:
         group.gate.load_state_dict(state["gates"][group.name])
     plastic.grace_left = max(int(group.gate.grace.max()) for group in plastic.groups)
-    plastic.generator.set_state(state["generator"].cpu())
+    _go_on(plastic.generator, state["generator"].cpu())
     plastic.hook.reset()
+
+
+def _go_on(generator: torch.Generator, saved: Tensor) -> None:
+    """On another kind of device, whose generators have other states, from a seed that follows from the saved one."""
+    if saved.shape == generator.get_state().shape:
+        generator.set_state(saved)
+    else:
+        generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
+
+
+def collect_randomness() -> dict[str, Any]:
+    """The state of every random number generator but the gates', in plain values and tensors."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def restore_randomness(state: Mapping[str, Any]) -> None:
+    """Take over what `collect_randomness` returned; of GPUs, those that are there."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        for number, each in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(each, number)

@@ -4,6 +4,7 @@ import hashlib
 from unittest import mock
 
 import pytest
+import torch
 
 import npn
 from npn.errors import ConfigurationError
@@ -23,33 +24,38 @@ def digest(model, plastic):
 
 
 def lightning(folder, epochs=6, resume=None, renew=True):
-    """Sizes after each epoch, what is there at the end, and where it is kept."""
+    """Sizes after each epoch, what is there at the end, where it is kept; and where dropout begins."""
     from npn.integrations import lightning as ours
 
     from . import test_lightning as single
 
-    module, sizes = single.build(dropout=0.0), single.Sizes()
+    class Begins(single.pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.random = torch.get_rng_state().numpy().tobytes()
+
+    module, sizes, begins = single.build(dropout=0.0), single.Sizes(), Begins()
     method = single.callback(weight=2e-2, gate_lr=0.1, growth=npn.Growth(units=2, grace=2, limit=20))
     saver = single.pl.callbacks.ModelCheckpoint(dirpath=folder, filename=f"{epochs}", save_top_k=-1)
     train = single.pl.Trainer(
-        accelerator="cpu", devices=2, strategy="ddp", callbacks=[method, saver, sizes], max_epochs=epochs,
+        accelerator="cpu", devices=2, strategy="ddp", callbacks=[method, saver, sizes, begins], max_epochs=epochs,
         logger=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1,
     )  # fmt: skip
     with mock.patch.object(ours._Rewrapping, "renew", ours._Rewrapping.renew if renew else lambda self: None):
         train.fit(module, single.loader(batch=8), single.loader(), ckpt_path=resume)
     grown = [event.added for event in method.growth.history]
-    return sizes.units, grown, digest(module, method.plastic), saver.best_model_path
+    return sizes.units, grown, digest(module, method.plastic), saver.best_model_path, begins.random
 
 
 def test_lightning_resizes_alike_on_two_processes_and_resumes(tmp_path):
     pytest.importorskip("lightning.pytorch")
     whole, other = launch(2, lightning, tmp_path)
     assert whole == other
-    units, grown, end, _ = whole
+    units, grown, end, *_ = whole
     assert len(set(units)) > 1 and any(grown)
-    (*_, path), _ = launch(2, lightning, tmp_path, 4)
-    resumed, _ = launch(2, lightning, tmp_path, 6, path)
-    assert resumed[0] == units[4:] and resumed[2] == end
+    (*_, path, _), _ = launch(2, lightning, tmp_path, 4)
+    resumed, second = launch(2, lightning, tmp_path, 6, path)
+    assert resumed[0] == units[4:] and resumed[2] == second[2] == end
+    assert resumed[4] != second[4]  # each drops out other units
 
 
 def test_a_wrapper_of_the_old_sizes_does_not_go_unseen(tmp_path):

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from npn import distributed
 from npn.checkpoint import pack, unpack
 from npn.errors import ConfigurationError
 from npn.integrations.session import Session, check_processes
@@ -163,6 +164,8 @@ class PlasticityCallback(Session, Callback):
             weights = {n.removeprefix(start): v for n, v in checkpoint["state_dict"].items() if n.startswith(start)}
             with self.alone():
                 unpack({**content, "model": weights}, "the Trainer's checkpoint", self.plastic, self.stateful())
+            if distributed.rank() > 0:  # the random state is the first one's, and dropout would be the same on all
+                torch.manual_seed(distributed.own_seed(torch.get_rng_state().numpy().tobytes()))
         load(checkpoint, strict=strict)
 
     def _make_closure(self, trainer: Trainer, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
