@@ -106,29 +106,38 @@ def build(options: Options) -> Recipe:
     )
 
 
+def sample(options: Options) -> tuple[nn.Module, Tensor]:
+    """A network to load a run's model into, and an example batch."""
+    return MoonsNet(), torch.zeros(2, 2)
+
+
 def _growth() -> npn.Growth:
     """Ten units at a time: one or two more than a net of three tell the validation loss too little."""
     return npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]})
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:
-    """Size by open units.
-
-    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of
-    the network's, projection and biases included, as penalty and budget count.
-    """
+    """Size by open units, see `sizes`."""
     features, hidden = (
         next(size for name, size in plastic.sizes().items() if name.startswith(part))
         for part in ("projection", "hidden")
     )
+    return {**sizes(features, hidden), "architecture": f"{features}-{hidden}-2"}
+
+
+def sizes(features: int, hidden: int) -> dict[str, int]:
+    """Size of a network of these widths.
+
+    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of
+    the network's, projection and biases included, as penalty and budget count.
+
+    Example:
+        >>> sizes(100, 80)
+        {'params': 8160, 'params_with_biases': 8242, 'params_total': 8442}
+    """
     weights = features * hidden + hidden * 2
     trained = weights + hidden + 2
-    return {
-        "params": weights,
-        "params_with_biases": trained,
-        "params_total": trained + 2 * features,
-        "architecture": f"{features}-{hidden}-2",
-    }
+    return {"params": weights, "params_with_biases": trained, "params_total": trained + 2 * features}
 
 
 def confidence(model: nn.Module, device: torch.device) -> Tensor:
@@ -191,4 +200,4 @@ def _boundary(axis: Axes, probability: Tensor, test: Split) -> Any:
     return filled
 
 
-EXPERIMENT = Experiment("moons", defaults, build, draw, checkpoint_every=20, threads=1)
+EXPERIMENT = Experiment("moons", defaults, build, draw, sample, checkpoint_every=20, threads=1)
