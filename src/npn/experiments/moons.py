@@ -1,6 +1,7 @@
 """The paper's first experiment (VI-A): two moons, a network of 100 features and 80 hidden units, shrunk or grown."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=cost_term(options),
+        penalty=cost_term(replace(options, budget=_params(options.budget))),
     )
     weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
@@ -109,6 +110,13 @@ def build(options: Options) -> Recipe:
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
     """A network to load a run's model into, and an example batch."""
     return MoonsNet(), torch.zeros(2, 2)
+
+
+def _params(budget: float | None) -> float | None:
+    """The budget in parameters, where it may be a share of the full network, whatever network training starts with."""
+    if budget is None or budget > 1:
+        return budget
+    return max(2.0, budget * sizes(*FULL)["params_total"])  # up to 1 it would again be a share
 
 
 def _growth() -> npn.Growth:
