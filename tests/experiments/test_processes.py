@@ -146,6 +146,9 @@ def test_the_command_says_what_to_do_and_only_one_process_talks(tmp_path):
     assert answers[0][0] == 0 and "on the test data with" in answers[0][1] and answers[1] == (0, "")
     answers = launch(2, command, [*arguments, "--resume"])
     assert answers[0][0] == 0 and "is finished already" in answers[0][1] and answers[1] == (0, "")
+    (code, text), (other, error) = launch(2, command, arguments)
+    assert code == other == 1 and "holds a finished run: --overwrite deletes it" in text
+    assert error.startswith("error in process 1: ")
 
 
 def test_bench_is_for_one_process(monkeypatch):
