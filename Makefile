@@ -16,8 +16,8 @@ help:
 	@echo "make clean   remove .venv and the caches"
 
 demo: $(STAMP)
-	$(BIN)/npn run moons --mode sparsify --out $(OUT)/sparsify
-	$(BIN)/npn run moons --mode expand --out $(OUT)/expand
+	$(BIN)/npn run moons --mode sparsify --overwrite --out $(OUT)/sparsify
+	$(BIN)/npn run moons --mode expand --overwrite --out $(OUT)/expand
 	@echo
 	@echo "Pictures:"
 	@ls $(OUT)/sparsify/*.png $(OUT)/expand/*.png

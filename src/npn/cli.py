@@ -1,6 +1,7 @@
 """The `npn` command: `npn run` trains an experiment, `npn bench` makes the committed results."""
 
 import contextlib
+import math
 import os
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from typer.core import TyperGroup  # noqa: E402
 
 from npn.cli_model import register as register_model_commands  # noqa: E402
 from npn.cli_options import Launch, spelled_out  # noqa: E402
+from npn.errors import ConfigurationError, PlasticityError  # noqa: E402
 from npn.experiments.options import Options, ResNetOptions  # noqa: E402
 
 if TYPE_CHECKING:
@@ -35,8 +37,6 @@ class FriendlyGroup(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the command."""
-        from npn.errors import PlasticityError
-
         try:
             return super().invoke(ctx)
         except PlasticityError as error:
@@ -95,13 +95,17 @@ def run_lenet5(
     preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
-    from npn.errors import ConfigurationError
-    from npn.experiments.lenet5 import EXPERIMENT, PAPER_STAGES
+    from npn.experiments.lenet5 import EXPERIMENT, PAPER_STAGES, STAGES
 
     if preset not in (None, "paper"):
         raise ConfigurationError(f'preset must be "paper", got {preset!r}')
     if preset and options.epochs:
         raise ConfigurationError("give --preset or --epochs, not both")
+    if preset and len(STAGES.get(options.mode or "", PAPER_STAGES)) != len(PAPER_STAGES):
+        raise ConfigurationError(
+            f"--preset paper is for the modes sparsify and expand, which have its three stages, got {options.mode!r}; "
+            "give --epochs instead"
+        )
     if preset:
         options = replace(options, epochs=",".join(map(str, PAPER_STAGES)))
     _run(EXPERIMENT, options, launch)
@@ -119,7 +123,6 @@ def run_resnet56(options: ResNetOptions, launch: Launch) -> None:
 @bench_app.callback()
 def bench() -> None:
     """Run an experiment over several seeds and write its table."""
-    from npn.errors import ConfigurationError
     from npn.experiments.processes import launched
 
     if launched() > 1:
@@ -136,13 +139,14 @@ def bench_moons(
 ) -> None:
     """Both modes of the two moons over several seeds, beside the paper's numbers."""
     from npn.experiments import bench, moons
-    from npn.experiments.report import parse_seeds
+    from npn.experiments.report import command_line, parse_seeds
 
     outcomes: dict[str, list[Outcome]] = {}
     for mode in moons.STAGES:
         for seed in parse_seeds(seeds):
             chosen = replace(options, mode=mode, seed=seed)
-            outcome = _train(moons.EXPERIMENT, chosen, Launch(runs / f"{mode}-{seed}"))
+            launch = Launch(runs / f"{mode}-{seed}")
+            outcome = _train(moons.EXPERIMENT, chosen, launch, f"Start again with: {command_line()}")
             outcomes.setdefault(mode, []).append(outcome)
     files = bench.moons(out, outcomes)
     console.print(files[1].read_text(), highlight=False, markup=False)
@@ -150,7 +154,7 @@ def bench_moons(
 
 
 @bench_app.command("lenet5")
-@spelled_out(without=["mode", "seed", "budget"])
+@spelled_out(without=["mode", "seed", "budget", "penalty"])
 def bench_lenet5(
     options: Options,
     seeds: Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')] = "0-2",
@@ -165,8 +169,8 @@ def bench_lenet5(
     from npn.experiments import frontier
     from npn.experiments.report import parse_seeds
 
-    sizes = [float(part) for part in budgets.split(",")] if budgets else None
-    files = frontier.bench(out, runs, options, parse_seeds(seeds), modes.split(","), sizes, _train_in)
+    sizes = _sizes(budgets) if budgets else None
+    files = frontier.bench(out, runs, options, parse_seeds(seeds), _listed(modes), sizes, _train_in)
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
 
@@ -187,8 +191,7 @@ def bench_resnet56(
     from npn.experiments import resnet_bench
     from npn.experiments.report import parse_seeds
 
-    sizes = [float(part) for part in budgets.split(",")]
-    files = resnet_bench.bench(out, runs, options, parse_seeds(seeds), modes.split(","), sizes, _train_in)
+    files = resnet_bench.bench(out, runs, options, parse_seeds(seeds), _listed(modes), _sizes(budgets), _train_in)
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
 
@@ -216,7 +219,7 @@ def bench_estimators(
     from npn.experiments.gradients import ESTIMATORS
     from npn.experiments.report import parse_seeds
 
-    names = [name.strip() for name in estimators.split(",")] if estimators else ESTIMATORS
+    names = _listed(estimators) if estimators else ESTIMATORS
     files = bench.bench(
         out,
         runs,
@@ -230,6 +233,24 @@ def bench_estimators(
     _list_files(files)
 
 
+def _listed(text: str) -> list[str]:
+    """What commas separate."""
+    return [part.strip() for part in text.split(",")]
+
+
+def _sizes(budgets: str) -> list[float]:
+    """What commas separate, as budgets."""
+    try:
+        sizes = [float(part) for part in _listed(budgets)]
+    except ValueError:
+        sizes = []
+    if not sizes or not all(0 < size < math.inf for size in sizes):
+        raise ConfigurationError(
+            f'budgets must be numbers above 0, separated by commas, as "0.5,0.25", got {budgets!r}'
+        )
+    return sizes
+
+
 def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
     from npn.experiments import processes
@@ -240,7 +261,8 @@ def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     with processes.group():
         resume = processes.from_first(lambda: _resumes(directory, launch))
         if resume is not None:
-            _train(experiment, options, replace(launch, resume=resume))
+            go_on = f"Go on with: npn run {experiment.name} --resume --out {out}"
+            _train(experiment, options, replace(launch, resume=resume), go_on)
     if console.quiet:
         return
     result = directory.result()
@@ -254,8 +276,6 @@ def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
 
 def _resumes(directory: "RunDirectory", launch: Launch) -> bool | None:
     """Whether to go on where a run was stopped; None if it is finished."""
-    from npn.errors import ConfigurationError
-
     out = directory.path
     if launch.resume and directory.finished:
         console.print(f"The run in {out} is finished already.", highlight=False, soft_wrap=True)
@@ -267,11 +287,13 @@ def _resumes(directory: "RunDirectory", launch: Launch) -> bool | None:
         raise ConfigurationError(
             f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
         )
+    if directory.finished and not launch.overwrite:
+        raise ConfigurationError(f"{out} holds a finished run: --overwrite deletes it, --out takes another")
     return launch.resume
 
 
-def _train(experiment: "Experiment", options: Options, launch: Launch) -> "Outcome":
-    """Run an experiment with a progress display."""
+def _train(experiment: "Experiment", options: Options, launch: Launch, go_on: str) -> "Outcome":
+    """Run an experiment with a progress display; `go_on` is what to do if it is stopped."""
     import npn
     from npn.experiments import runner
     from npn.experiments.console import ProgressDisplay
@@ -295,14 +317,15 @@ def _train(experiment: "Experiment", options: Options, launch: Launch) -> "Outco
     except Interrupted as stopped:
         late = isinstance(stopped, OutOfTime)
         why = f"Stopped: another epoch would not fit into {minutes:g} minutes." if late else "Stopped."
-        console.print(
-            f"{why} Go on with: npn run {experiment.name} --resume --out {launch.out}", highlight=False, soft_wrap=True
-        )
+        console.print(f"{why} {go_on}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
 def _train_in(experiment: "Experiment", options: Options, path: Path, resume: bool) -> "Outcome":
-    return _train(experiment, options, Launch(path, resume))
+    """A bench's run: what the bench finds in its folder when started again is not made again."""
+    from npn.experiments.report import command_line
+
+    return _train(experiment, options, Launch(path, resume), f"Go on with the same command: {command_line()}")
 
 
 def _list_files(files: list[Path]) -> None:

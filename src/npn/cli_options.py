@@ -17,7 +17,7 @@ class Launch:
     Attributes:
         out: folder of the run.
         resume: go on where it was stopped.
-        overwrite: delete an unfinished run.
+        overwrite: delete what an earlier run left there.
         stop_after: minutes.
         tensorboard: write curves for TensorBoard as well.
     """
@@ -79,7 +79,7 @@ DESCRIBED: dict[str, Any] = {
     ],
     "out": Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")],
     "resume": Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")],
-    "overwrite": Annotated[bool, typer.Option("--overwrite", help="Delete an unfinished run in --out.")],
+    "overwrite": Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out.")],
     "stop_after": Annotated[
         float | None,
         typer.Option(

@@ -115,6 +115,20 @@ def test_confidence_has_rows_from_bottom_to_top() -> None:
     assert grid[0, -1] < 0.01  # bottom right
 
 
+@pytest.mark.parametrize("mode", ["sparsify", "expand"])
+@pytest.mark.parametrize(("budget", "bound"), [(0.5, 4221), (1.0, 8442), (300.0, 300)])
+def test_a_budget_is_a_share_of_the_full_net_in_either_mode(mode: str, budget: float, bound: int) -> None:
+    given = Options(mode=mode, budget=budget)
+    penalty = moons.build(given.over(moons.defaults(given))).plastic.penalty
+    assert isinstance(penalty, npn.Budget) and penalty.bound == bound
+
+
+def test_a_share_that_is_next_to_nothing_is_not_taken_for_a_larger_one() -> None:
+    given = Options(mode="sparsify", budget=1e-4)
+    with pytest.raises(ConfigurationError, match="allows 2 params, but with one unit left in every group"):
+        moons.build(given.over(moons.defaults(given)))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

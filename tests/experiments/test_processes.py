@@ -146,6 +146,9 @@ def test_the_command_says_what_to_do_and_only_one_process_talks(tmp_path):
     assert answers[0][0] == 0 and "on the test data with" in answers[0][1] and answers[1] == (0, "")
     answers = launch(2, command, [*arguments, "--resume"])
     assert answers[0][0] == 0 and "is finished already" in answers[0][1] and answers[1] == (0, "")
+    (code, text), (other, error) = launch(2, command, arguments)
+    assert code == other == 1 and "holds a finished run: --overwrite deletes it" in text
+    assert error.startswith("error in process 1: ")
 
 
 def test_bench_is_for_one_process(monkeypatch):
@@ -228,7 +231,27 @@ def test_what_the_first_process_makes_or_raises_is_everyones():
     assert launch(2, from_first, True) == ["the first one's", "the first one's"]
 
 
+def test_devices_are_those_that_torch_finds(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert processes.devices() == ["cpu"]
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    assert processes.devices() == ["cpu", "cuda", "cuda:0", "cuda:1"]
+
+
+def test_a_device_that_is_not_here(monkeypatch):
+    processes.check_device(None)
+    monkeypatch.setattr(processes, "devices", lambda: ["cpu", "cuda", "cuda:0"])
+    message = (
+        r"^device must be one that torch finds here \(cpu, cuda, cuda:0\), got 'cuda:1'; choose one of these, or "
+        r"install a torch and a driver that find it$"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        processes.check_device("cuda:1")
+
+
 def test_several_processes_do_not_share_one_named_gpu(monkeypatch):
+    monkeypatch.setattr(processes, "devices", lambda: ["cpu", "cuda", "cuda:0", "cuda:1"])
     processes.check_device("cuda:1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     processes.check_device("cuda")

@@ -63,7 +63,8 @@ def test_a_run_is_unfinished_until_its_result_is_there(directory: RunDirectory) 
 def test_a_new_run_leaves_nothing_of_the_old_one(directory: RunDirectory) -> None:
     directory.append({"epoch": 0})
     directory.finish({"accuracy": 1.0})
-    (directory.path / "curves.png").write_bytes(b"old")
+    for name in ("curves.png", "table.md", "model.pt", "model.onnx", "model.pt2"):
+        (directory.path / name).write_bytes(b"old")
     (directory.path / "notes.txt").write_text("the user's own")
     directory.start(Options(seed=9))
     assert sorted(file.name for file in directory.path.iterdir()) == ["metrics.jsonl", "notes.txt", "options.json"]

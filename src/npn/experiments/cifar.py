@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.experiments.data import Data, Split, split_off
+from npn.experiments.data import Data, Split, download, split_off
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 PIXELS = 3 * 32 * 32
@@ -64,7 +64,7 @@ def cifar(name: str = "cifar10", folder: str | os.PathLike[str] | None = None, v
         validation: training images set aside for growth, stopping and tuning, the same ones each time.
 
     Raises:
-        ConfigurationError: an unknown data set, or a folder without the official files.
+        ConfigurationError: an unknown data set, a folder without the official files, or no way to download them.
     """
     if name not in SOURCES:
         raise ConfigurationError(f"dataset must be one of {', '.join(map(repr, SOURCES))}, got {name!r}")
@@ -128,13 +128,7 @@ def _local(folder: Path, name: str, source: Source) -> Path:
 def _download(source: Source) -> Path:
     import pooch
 
-    unpacked = pooch.retrieve(
-        URL + source.archive,
-        known_hash=f"md5:{source.md5}",
-        fname=source.archive,
-        path=pooch.os_cache("npn"),
-        processor=pooch.Untar(),
-    )
+    unpacked = download(URL + source.archive, f"md5:{source.md5}", pooch.Untar())
     wanted = next(iter(source.test))
     return next(Path(file).parent for file in unpacked if Path(file).name == wanted)
 

@@ -1,6 +1,7 @@
 """Data sets as tensors in memory, split into training, validation and test."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,6 +70,32 @@ def split_off(split: Split, count: int, seed: int) -> tuple[Split, Split]:
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     stay, aside = order[:-count], order[-count:]
     return Split(split.x[stay], split.y[stay]), Split(split.x[aside], split.y[aside])
+
+
+def download(url: str, known_hash: str, processor: Any = None) -> Any:
+    """Fetch a file into the user's cache, unless it is there, and check it.
+
+    Args:
+        url: of the file.
+        known_hash: "sha256:..." or "md5:...".
+        processor: one of pooch's, for archives.
+
+    Returns:
+        Its path, or what the processor makes of it.
+
+    Raises:
+        ConfigurationError: it cannot be had, or is another file.
+    """
+    import pooch
+
+    name = url.rpartition("/")[2]
+    try:
+        return pooch.retrieve(url, known_hash, fname=name, path=pooch.os_cache("npn"), processor=processor)
+    except (OSError, ValueError) as error:  # those of requests are OSErrors, a wrong checksum is a ValueError
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigurationError(
+            f"expected to download {url}, got {why}; fetch it elsewhere and name its folder with --data or NPN_DATA"
+        ) from error
 
 
 def moons(seed: int, *, train: int = 500, validation: int = 100, test: int = 500, noise: float = 0.1) -> Data:

@@ -126,6 +126,11 @@ def build(options: Options) -> Recipe:
     )
 
 
+def sample(options: Options) -> tuple[nn.Module, Tensor]:
+    """A network to load a run's model into, and an example batch."""
+    return LeNet5(), torch.zeros(2, 1, 28, 28)
+
+
 def _weights(budget: float | None) -> float | None:
     """The budget in weights, where it may be a share of the full network."""
     return budget if budget is None or budget > 1 else budget * count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
@@ -225,4 +230,4 @@ def table(path: Path, outcome: Outcome) -> Path:
     return path
 
 
-EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, checkpoint_every=1)
+EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, checkpoint_every=1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.experiments.data import Data, Split
+from npn.experiments.data import Data, Split, download
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 SHA256 = {
@@ -33,7 +33,7 @@ def mnist(folder: str | os.PathLike[str] | None = None) -> Data:
             not given. Without either the files are downloaded to the user's cache and checked.
 
     Raises:
-        ConfigurationError: the folder lacks a file, or one is not the official file.
+        ConfigurationError: the folder lacks a file, one is not the official file, or it cannot be downloaded.
     """
     folder = folder or os.environ.get("NPN_DATA")
     files = {name: _local(Path(folder), name) if folder else _download(name) for name in SHA256}
@@ -58,9 +58,7 @@ def _local(folder: Path, name: str) -> Path:
 
 
 def _download(name: str) -> Path:
-    import pooch
-
-    return Path(pooch.retrieve(URL + name, known_hash=f"sha256:{SHA256[name]}", fname=name, path=pooch.os_cache("npn")))
+    return Path(download(URL + name, f"sha256:{SHA256[name]}"))
 
 
 def _images(path: Path) -> Tensor:

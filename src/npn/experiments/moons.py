@@ -1,6 +1,7 @@
 """The paper's first experiment (VI-A): two moons, a network of 100 features and 80 hidden units, shrunk or grown."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=cost_term(options),
+        penalty=cost_term(replace(options, budget=_params(options.budget))),
     )
     weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
@@ -106,29 +107,45 @@ def build(options: Options) -> Recipe:
     )
 
 
+def sample(options: Options) -> tuple[nn.Module, Tensor]:
+    """A network to load a run's model into, and an example batch."""
+    return MoonsNet(), torch.zeros(2, 2)
+
+
+def _params(budget: float | None) -> float | None:
+    """The budget in parameters, where it may be a share of the full network, whatever network training starts with."""
+    if budget is None or budget > 1:
+        return budget
+    return max(2.0, budget * sizes(*FULL)["params_total"])  # up to 1 it would again be a share
+
+
 def _growth() -> npn.Growth:
     """Ten units at a time: one or two more than a net of three tell the validation loss too little."""
     return npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]})
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:
-    """Size by open units.
-
-    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of
-    the network's, projection and biases included, as penalty and budget count.
-    """
+    """Size by open units, see `sizes`."""
     features, hidden = (
         next(size for name, size in plastic.sizes().items() if name.startswith(part))
         for part in ("projection", "hidden")
     )
+    return {**sizes(features, hidden), "architecture": f"{features}-{hidden}-2"}
+
+
+def sizes(features: int, hidden: int) -> dict[str, int]:
+    """Size of a network of these widths.
+
+    `params` are the weights of the two trained layers without biases, as the paper counts; `params_total` are all of
+    the network's, projection and biases included, as penalty and budget count.
+
+    Example:
+        >>> sizes(100, 80)
+        {'params': 8160, 'params_with_biases': 8242, 'params_total': 8442}
+    """
     weights = features * hidden + hidden * 2
     trained = weights + hidden + 2
-    return {
-        "params": weights,
-        "params_with_biases": trained,
-        "params_total": trained + 2 * features,
-        "architecture": f"{features}-{hidden}-2",
-    }
+    return {"params": weights, "params_with_biases": trained, "params_total": trained + 2 * features}
 
 
 def confidence(model: nn.Module, device: torch.device) -> Tensor:
@@ -191,4 +208,4 @@ def _boundary(axis: Axes, probability: Tensor, test: Split) -> Any:
     return filled
 
 
-EXPERIMENT = Experiment("moons", defaults, build, draw, checkpoint_every=20, threads=1)
+EXPERIMENT = Experiment("moons", defaults, build, draw, sample, checkpoint_every=20, threads=1)

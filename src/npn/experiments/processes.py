@@ -53,13 +53,26 @@ def group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def devices() -> list[str]:
+    """What torch can compute on here, as `torch.device` takes it."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    kind = [] if found is None else [found.type]
+    return ["cpu", *kind, *(f"{name}:{i}" for name in kind for i in range(torch.accelerator.device_count()))]
+
+
 def check_device(device: str | None) -> None:
-    """Several processes on GPUs have one each.
+    """The device is here, and several processes on GPUs have one each.
 
     Raises:
-        ConfigurationError: a single one was named for all.
+        ConfigurationError: there is no such device, or a single one was named for all.
     """
-    if launched() > 1 and torch.device(device or "cpu").index is not None:
+    device, here = device or "cpu", devices()
+    if device not in here:
+        raise ConfigurationError(
+            f"device must be one that torch finds here ({', '.join(here)}), got {device!r}; choose one of these, or "
+            "install a torch and a driver that find it"
+        )
+    if launched() > 1 and torch.device(device).index is not None:
         raise ConfigurationError(f"{launched()} processes cannot share {device}; give --device cuda")
 
 

@@ -16,7 +16,7 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
-    """The compact model of a finished run, and an example batch for it.
+    """The compact model of a finished run and an example batch for it, without its data and on the CPU.
 
     Raises:
         CheckpointError: there is no finished run at `path`.
@@ -26,6 +26,5 @@ def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
         raise CheckpointError(f"there is no finished run in {path}: expected its result.json and model.pt")
     experiment = EXPERIMENTS[directory.result()["experiment"]]
     options = directory.options(experiment.options)
-    recipe = experiment.build(options.over(experiment.defaults(options)))
-    model = npn.load(directory.model_file, recipe.plastic.detach())
-    return model.eval(), recipe.prepare(recipe.data.test.x[:2])
+    model, example = experiment.sample(options.over(experiment.defaults(options)))
+    return npn.load(directory.model_file, model).eval(), example

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import npn
 from npn.errors import ConfigurationError
 from npn.experiments import execution, figures
 from npn.experiments.augment import crop_and_flip
-from npn.experiments.cifar import cifar, normalised, statistics
+from npn.experiments.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.options import Options, ResNetOptions, cost_term, stage_lengths
 from npn.experiments.report import markdown_table, percent
 from npn.experiments.resnet import WIDTHS, ResNet
@@ -231,6 +231,15 @@ def _model(options: ResNetOptions, classes: int, width: float) -> ResNet:
     return ResNet(options.depth, classes, projection=stream, width=width, stream=stream)
 
 
+def sample(options: Options) -> tuple[nn.Module, Tensor]:
+    """A network to load a run's model into, and an example batch."""
+    assert isinstance(options, ResNetOptions) and options.dataset
+    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    model = _model(options, SOURCES[options.dataset].classes, 1.0)
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    return model, torch.zeros(2, 3, 32, 32).contiguous(memory_format=layout)
+
+
 def _macs(budget: float | None, sizes: dict[str, dict[str, int]]) -> float | None:
     """A share is one of the base's MACs, whatever network training starts with."""
     return budget if budget is None or budget > 1 else budget * sizes["zero_padding"]["macs"]
@@ -318,4 +327,4 @@ def table(path: Path, result: Row) -> Path:
     return path
 
 
-EXPERIMENT = Experiment("resnet56-cifar10", defaults, build, draw, options=ResNetOptions)
+EXPERIMENT = Experiment("resnet56-cifar10", defaults, build, draw, sample, options=ResNetOptions)

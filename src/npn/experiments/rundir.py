@@ -40,16 +40,12 @@ class RunDirectory:
         return self.checkpoint_file.exists() and not self.finished
 
     def start(self, options: Options) -> None:
-        """Begin a new run, without what an earlier one left here."""
+        """Begin a new run, without what an earlier one left here, the exports of its model included."""
         self.path.mkdir(parents=True, exist_ok=True)
-        for file in (
-            self.result_file,
-            self.checkpoint_file,
-            self.model_file,
-            self.metrics_file,
-            *self.path.glob("*.png"),
-        ):
-            file.unlink(missing_ok=True)
+        left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md")
+        for file in (*left, *self.path.glob("*.png"), *self.path.glob("model.*")):
+            if file.is_file():
+                file.unlink()
         write_json(self.options_file, options.as_dict())
         self.metrics_file.touch()
 

@@ -97,6 +97,8 @@ class Experiment:
         defaults: the settings that a user leaves open, given those that are set.
         build: makes the recipe from complete settings; everything random in it follows from the global seed.
         draw: makes the pictures in the run's folder.
+        sample: a plain model of the recipe's kind at any width and an example batch of two for it, from complete
+            settings; without data, on the CPU.
         checkpoint_every: epochs between checkpoints.
         threads: how many torch may use, or None for its own choice. Small networks only wait for a second one, all the
             more on a machine that has other work.
@@ -107,6 +109,7 @@ class Experiment:
     defaults: Callable[[Options], Options]
     build: Callable[[Options], Recipe]
     draw: Callable[[Path, "Outcome"], list[Path]]
+    sample: Callable[[Options], tuple[nn.Module, Tensor]]
     checkpoint_every: int = 1
     threads: int | None = None
     options: type[Options] = Options

@@ -1,0 +1,250 @@
+"""What the `npn` command does with settings: handed on as they were given, or refused in one line."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import requests
+from typer.testing import CliRunner
+
+import npn
+from npn import cli
+from npn.experiments import estimators, frontier, lenet5, moons, processes, resnet56, resnet_bench, runner
+from npn.experiments.estimators import ESTIMATORS, Settings
+from npn.experiments.options import Options, ResNetOptions
+from npn.experiments.rundir import RunDirectory
+from npn.experiments.stopping import Interrupted
+
+MAKEFILE = Path(__file__).parents[1] / "Makefile"
+
+
+def call(*arguments):
+    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    return result.exit_code, result.output.lstrip("\n")  # an empty progress display
+
+
+def content(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A folder as a finished run leaves it."""
+    directory = RunDirectory(tmp_path / "run")
+    directory.start(Options(mode="sparsify", seed=1, epochs="2,3,2", device="cpu"))
+    npn.save(directory.model_file, moons.MoonsNet(7, 4))
+    sizes = {"params": 36, "params_with_biases": 42, "architecture": "7-4-2", "macs": 50}
+    directory.finish({"experiment": "moons", "accuracy": 0.5, **sizes})
+    return directory
+
+
+# -- runs that are there
+
+
+def test_a_finished_run_is_deleted_only_when_told_to(finished, monkeypatch):
+    out, started = finished.path, []
+    monkeypatch.setattr(runner, "run", lambda *args, **kwargs: started.append((args[2].path, kwargs["resume"])))
+    before = content(out)
+    message = f"error: {out} holds a finished run: --overwrite deletes it, --out takes another\n"
+    assert call("run", "moons", "--seed", "1", "--out", out) == (1, message)
+    assert not started and content(out) == before
+    assert call("run", "moons", "--seed", "1", "--out", out, "--overwrite")[0] == 0
+    assert started == [(out, False)]
+
+
+def test_the_default_folder_is_protected_as_well(finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished.path, "runs/moons-sparsify-0")
+    message = "error: runs/moons-sparsify-0 holds a finished run: --overwrite deletes it, --out takes another\n"
+    assert call("run", "moons") == (1, message)
+
+
+def test_the_help_says_what_overwrite_deletes():
+    text = CliRunner().invoke(cli.app, ["run", "moons", "--help"], env={"COLUMNS": "200"}).output
+    assert "Delete what an earlier run left in --out." in text
+
+
+def test_the_demo_can_be_repeated():
+    runs = [line for line in MAKEFILE.read_text().splitlines() if "/npn run " in line]
+    assert runs and all("--overwrite" in line for line in runs)
+
+
+# -- devices and downloads
+
+
+@pytest.mark.parametrize("device", ["gpu0", "cuda", "cuda:3"])
+def test_a_device_that_is_not_here_is_refused_before_anything_is_deleted(finished, monkeypatch, device):
+    monkeypatch.setattr(processes, "devices", lambda: ["cpu", "mps"])
+    before = content(finished.path)
+    assert call("run", "moons", "--device", device, "--out", finished.path, "--overwrite") == (
+        1,
+        f"error: device must be one that torch finds here (cpu, mps), got {device!r}; choose one of these, or install "
+        "a torch and a driver that find it\n",
+    )
+    assert content(finished.path) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("lenet5-mnist", "https://ossci-datasets.s3.amazonaws.com/mnist/train-images-idx3-ubyte.gz"),
+        ("resnet56-cifar10", "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"),
+    ],
+)
+@pytest.mark.parametrize("error", [requests.ConnectionError("no\nroute"), ValueError("another hash")], ids=type)
+def test_without_a_network_the_data_can_be_named(tmp_path, monkeypatch, name, url, error):
+    def retrieve(*args, **kwargs):
+        raise error
+
+    monkeypatch.delenv("NPN_DATA", raising=False)
+    monkeypatch.setattr("pooch.retrieve", retrieve)
+    why = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    assert call("run", name, "--out", tmp_path / "run") == (
+        1,
+        f"error: expected to download {url}, got {why}; fetch it elsewhere and name its folder with --data or "
+        "NPN_DATA\n",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+# -- the paper's epochs
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """What `npn run` would have been given."""
+    seen = []
+    monkeypatch.setattr(cli, "_run", lambda *given: seen.append(given))
+    return seen
+
+
+@pytest.mark.parametrize("mode", [None, "sparsify", "expand"])
+def test_the_papers_preset_sets_the_epochs(ran, mode):
+    chosen = [] if mode is None else ["--mode", mode]
+    assert call("run", "lenet5-mnist", "--preset", "paper", *chosen) == (0, "")
+    assert ran == [(lenet5.EXPERIMENT, Options(mode=mode, epochs="100,250,150"), cli.Launch())]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--preset", "short"], "preset must be \"paper\", got 'short'"),
+        (["--preset", "paper", "--epochs", "3"], "give --preset or --epochs, not both"),
+        *(
+            (
+                ["--preset", "paper", "--mode", mode],
+                "--preset paper is for the modes sparsify and expand, which have its three stages, got "
+                f"{mode!r}; give --epochs instead",
+            )
+            for mode in ("dense", "scratch")
+        ),
+    ],
+)
+def test_presets_that_cannot_be(ran, given, message):
+    assert call("run", "lenet5-mnist", *given) == (1, f"error: {message}\n")
+    assert ran == []
+
+
+# -- benches
+
+BENCHES = {"lenet5": frontier, "resnet56": resnet_bench, "estimators": estimators}
+
+
+@pytest.fixture
+def benched(tmp_path, monkeypatch):
+    """What each bench would have been given; its page says its name."""
+    seen = []
+    page = tmp_path / "page.md"
+    page.write_text("the page\n")
+
+    def bench(*given):
+        seen.append(given)
+        return [tmp_path / "page.json", page]
+
+    for module in BENCHES.values():
+        monkeypatch.setattr(module, "bench", bench)
+    return seen
+
+
+SHARED = ["--device", "cpu", "--data", "d", "--seeds", "0-1,4", "--out", "o", "--runs", "r"]
+GIVEN = {"device": "cpu", "data": "d"}
+PLACES = (Path("o"), Path("r"))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected"),
+    [
+        (
+            "lenet5",
+            ["--modes", "sparsify, expand", "--budgets", "1600, 0.5", "--k", "5", "--epochs", "1,2,3"],
+            (Options(**GIVEN, k=5.0, epochs="1,2,3"), [0, 1, 4], ["sparsify", "expand"], [1600.0, 0.5]),
+        ),
+        ("lenet5", [], (Options(**GIVEN), [0, 1, 4], ["sparsify", "expand", "scratch", "dense"], None)),
+        (
+            "resnet56",
+            ["--modes", "dense , scratch", "--budgets", "0.5, 0.25", "--depth", "20", "--stream"],
+            (ResNetOptions(**GIVEN, depth=20, stream=True), [0, 1, 4], ["dense", "scratch"], [0.5, 0.25]),
+        ),
+        (
+            "estimators",
+            ["--estimators", "arm, rloo", "--epochs", "1,2,1", "--budget", "4000", "--draws", "7", "--rounds", "2"],
+            (Options(**GIVEN, budget=4000.0, epochs="1,2,1"), [0, 1, 4], ["arm", "rloo"], Settings(7, 4000, 1, 2)),
+        ),
+        ("estimators", [], (Options(**GIVEN, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
+    ],
+)
+def test_a_bench_gets_what_was_given(benched, name, options, expected):
+    code, text = call("bench", name, *SHARED, *options)
+    assert code == 0 and text.startswith("the page\n"), text
+    assert benched == [(*PLACES, *expected, cli._train_in)]
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet56"])
+@pytest.mark.parametrize("budgets", ["abc", "0.5,", "0.5;0.25", "-1", "0", "nan", "inf"])
+def test_budgets_that_are_no_numbers(benched, name, budgets):
+    assert call("bench", name, f"--budgets={budgets}") == (
+        1,
+        f'error: budgets must be numbers above 0, separated by commas, as "0.5,0.25", got {budgets!r}\n',
+    )
+    assert benched == []
+
+
+@pytest.mark.parametrize("name", ["lenet5", "resnet56"])
+def test_a_bench_to_budgets_takes_no_penalty(benched, name):
+    assert call("bench", name, "--penalty", "1e-6")[0] == 2
+    assert benched == []
+
+
+@pytest.mark.parametrize("name", [*BENCHES, "moons"])
+def test_a_stopped_bench_goes_on_with_its_own_command(tmp_path, monkeypatch, name):
+    def stopped(*args, **kwargs):
+        raise Interrupted
+
+    def bench(out, runs, *rest):
+        experiment = resnet56.EXPERIMENT if name == "resnet56" else lenet5.EXPERIMENT
+        rest[-1](experiment, Options(), runs / "one", False)
+
+    monkeypatch.setattr(runner, "run", stopped)
+    if name in BENCHES:
+        monkeypatch.setattr(BENCHES[name], "bench", bench)
+    command = ["bench", name, "--seeds", "0", "--runs", str(tmp_path / "the runs")]
+    monkeypatch.setattr(sys, "argv", ["/bin/npn", *command])
+    how = "Start again with" if name == "moons" else "Go on with the same command"  # the moons' runs are not kept
+    assert call(*command) == (
+        130,
+        f"Stopped. {how}: npn bench {name} --seeds 0 --runs '{tmp_path / 'the runs'}'\n",
+    )
+
+
+# -- export
+
+
+def test_a_run_on_a_gpu_is_exported_without_one(finished, monkeypatch):
+    options = json.loads(finished.options_file.read_text()) | {"device": "cuda", "data": "/gone"}
+    finished.options_file.write_text(json.dumps(options))
+    monkeypatch.setattr(moons, "moons", None)
+    code, text = call("export", finished.path, "--format", "pt2")
+    assert code == 0, text
+    assert (finished.path / "model.pt2").stat().st_size > 0
