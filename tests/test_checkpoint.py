@@ -1,10 +1,8 @@
-"""Checkpoints: nothing lost, nothing half done, nothing unpickled."""
+"""Checkpoints: nothing lost, nothing unpickled."""
 
 import math
 import os
-import pickle
 import random
-import re
 import subprocess
 import sys
 import textwrap
@@ -18,41 +16,7 @@ import npn
 from npn import checkpoint
 from npn.errors import CheckpointError
 
-
-def build(tiny, name="dropping", estimator="reinmax", seed=0, **options):
-    model, plastic = tiny[name].attach(seed, estimator=estimator, **options)
-    weights = torch.optim.AdamW(plastic.weights(), lr=0.02)
-    gates = torch.optim.Adam(plastic.logits(), lr=0.05)
-    plastic.track(weights, gates)
-    return model, plastic, weights, gates
-
-
-def train(tiny, model, plastic, weights, gates, steps, name="dropping"):
-    for _ in range(steps):
-        x, y = tiny[name].data(seed=random.randrange(1000))
-        x = x + 0.1 * torch.randn_like(x) + float(np.random.rand())
-        weights.zero_grad()
-        gates.zero_grad()
-        plastic.backward(lambda x=x, y=y: F.cross_entropy(model(x), y))
-        weights.step()
-        gates.step()
-
-
-def everything(plastic):
-    tensors = [*plastic.model.state_dict().values(), *(p.detach() for p in plastic.logits())]
-    for o in plastic.optimizers:
-        for group in o.param_groups:
-            for p in group["params"]:
-                tensors += [v for v in o.state.get(p, {}).values() if isinstance(v, torch.Tensor)]
-    return [t.clone() for t in tensors]
-
-
-def same(a, b):
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
-
-
-def seed_all(n):
-    torch.manual_seed(n), random.seed(n), np.random.seed(n)
+from .checkpoints import build, everything, same, seed_all, train
 
 
 @pytest.mark.parametrize("name", ["dropping", "conv"])
@@ -125,65 +89,6 @@ def test_stateful_objects_go_along(tiny, tmp_path):
     )
 
 
-def schedule(*epochs):
-    return npn.Schedule(*(npn.Stage(f"stage {number}", count, k=7.0) for number, count in enumerate(epochs)))
-
-
-def refuse(optimizer, state):
-    raise ValueError("no such state")
-
-
-def refuse_late(optimizer):
-    raise ValueError("no such state")
-
-
-@pytest.mark.parametrize("refused", ["stateful", "optimizer", "optimizer, late", "both"])
-def test_what_is_refused_late_changes_nothing(tiny, tmp_path, refused):
-    """Not even what took its state before another object refused."""
-    path = tmp_path / "run.npn"
-    run = build(tiny)
-    steps, stages = torch.optim.lr_scheduler.StepLR(run[2], 1), schedule(1, 2)
-    train(tiny, *run, 2)
-    steps.step(), stages.enter(1, run[1])
-    run[1].close("0", [0, 1])
-    run[1].compact()
-    npn.save(path, run[1], steps=steps, stages=stages)
-
-    fresh = build(tiny, seed=3)
-    train(tiny, *fresh, 1)
-    ours, other = torch.optim.lr_scheduler.StepLR(fresh[2], 1), schedule(1, 2 if refused.startswith("opt") else 3)
-    if refused == "optimizer, late":
-        fresh[3].register_load_state_dict_post_hook(refuse_late)
-    elif refused != "stateful":
-        fresh[3].register_load_state_dict_pre_hook(refuse)
-
-    def now():
-        states = [thing.state_dict() for thing in (*fresh[2:], ours, other, fresh[1])]
-        return repr((fresh[0], fresh[1].structure, states)), everything(fresh[1]), torch.get_rng_state()
-
-    before = now()
-    if refused == "stateful":
-        error = (
-            "'stages' that the given Schedule refuses: the state belongs to other stages: expected [['stage 0', 1], "
-            "['stage 1', 3]], got [['stage 0', 1], ['stage 1', 2]]; build those"
-        )
-    else:
-        error = "'Adam' that the given Adam refuses: no such state"
-    message = f"{path} holds a state of {error}; build it as the saved one was. Nothing was loaded"
-    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
-        npn.load(path, fresh[1], steps=ours, stages=other)
-    after = now()
-    assert before[0] == after[0] and same(before[1], after[1]) and torch.equal(before[2], after[2])
-    if refused == "stateful":
-        plain = tiny["dropping"].model()
-        with pytest.raises(CheckpointError, match=r"'stages' that the given Schedule refuses"):
-            npn.load(path, plain, steps=ours, stages=other)
-        assert plain[0].out_features == 8 and after[0] == now()[0]
-        npn.load(path, fresh[1], steps=ours, stages=schedule(1, 2))
-        assert fresh[0][0].out_features == 6 and ours.last_epoch == 1
-        assert same(everything(run[1]), everything(fresh[1]))
-
-
 def test_gradients_of_the_old_size_go(tiny, tmp_path):
     run = build(tiny)
     run[1].close("0", [0, 1])
@@ -217,128 +122,6 @@ def test_another_kind_of_device_draws_from_a_seed(tiny, tmp_path, monkeypatch):
         draws.append(fresh[1].draw())
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert placed == [("first", 0)] * 3
-
-
-def spoiled(tmp_path, kind, good):
-    path = tmp_path / f"{kind}.npn"
-    data = good.read_bytes()
-    if kind == "truncated":
-        path.write_bytes(data[: len(data) // 2])
-    elif kind == "cut-by-a-byte":
-        path.write_bytes(data[:-1])
-    elif kind == "empty":
-        path.write_bytes(b"")
-    elif kind == "text":
-        path.write_text("not a checkpoint")
-    elif kind == "pickle":
-        path.write_bytes(pickle.dumps(Bomb()))
-    elif kind == "torch-pickle":
-        torch.save({"format": "npn", "version": 1, "bomb": Bomb()}, path)
-    elif kind == "state-dict":
-        torch.save({"0.weight": torch.zeros(2)}, path)
-    elif kind == "list":
-        torch.save([1, 2], path)
-    elif kind == "newer":
-        torch.save(torch.load(good, weights_only=True) | {"version": 99}, path)
-    return path
-
-
-class Bomb:
-    exploded = False
-
-    def __reduce__(self):
-        return (setattr, (Bomb, "exploded", True))
-
-
-@pytest.mark.parametrize(("kind", "message"), [
-    ("truncated", "cannot be read as a checkpoint .*damaged, incomplete.*go back to an older file"),
-    ("cut-by-a-byte", "cannot be read as a checkpoint"),
-    ("empty", "cannot be read as a checkpoint"),
-    ("text", "cannot be read as a checkpoint"),
-    ("pickle", "cannot be read as a checkpoint"),
-    ("torch-pickle", "cannot be read as a checkpoint"),
-    ("state-dict", "was not written by npn.save; nothing was loaded"),
-    ("list", "was not written by npn.save; nothing was loaded"),
-    ("newer", "has format version 99, this npn reads version 1; use the npn that wrote it"),
-    ("absent", "there is no checkpoint at"),
-])  # fmt: skip
-def test_bad_files(tiny, tmp_path, kind, message):
-    run = build(tiny)
-    train(tiny, *run, 1)
-    good = tmp_path / "good.npn"
-    npn.save(good, run[1])
-    path = spoiled(tmp_path, kind, good)
-    before = everything(run[1])
-    for target in (run[1], tiny["dropping"].model()):
-        with pytest.raises(CheckpointError, match=message):
-            npn.load(path, target)
-    with pytest.raises(CheckpointError, match=message):
-        npn.read_extra(path)
-    assert same(before, everything(run[1])) and not Bomb.exploded
-
-
-def test_mismatches_touch_nothing(tiny, tmp_path):
-    path = tmp_path / "run.npn"
-    run = build(tiny)
-    train(tiny, *run, 1)
-    run[1].close("0", [0])
-    run[1].compact()
-    npn.save(path, run[1])
-
-    def refused(plastic, message):
-        before, rng = everything(plastic), torch.get_rng_state()
-        attributes = repr(plastic.model)
-        with pytest.raises(CheckpointError, match=message):
-            npn.load(path, plastic)
-        assert same(before, everything(plastic)) and repr(plastic.model) == attributes
-        assert torch.equal(rng, torch.get_rng_state()) and plastic.k == math.inf
-
-    refused(build(tiny, "conv")[1], "is of another model: .* are in one of them only; nothing was loaded")
-    _, untracked = tiny["dropping"].attach()
-    refused(untracked, re.escape("holds optimizers ['AdamW', 'Adam'], plastic.track was given []; track the same"))
-    _, other = tiny["dropping"].attach()
-    other.track(torch.optim.SGD(other.weights(), lr=0.1), torch.optim.Adam(other.logits()))
-    refused(other, r"plastic.track was given \['SGD', 'Adam'\]")
-    model, fewer = tiny["dropping"].attach()
-    fewer.track(torch.optim.AdamW([model[0].weight]), torch.optim.Adam(fewer.logits()))
-    refused(fewer, r"holds AdamW with \[8\] parameters in its groups, the tracked one has \[1\]; .*Nothing was loaded")
-    _, partly = tiny["dropping"].attach(skip="4")
-    partly.track(torch.optim.AdamW(partly.weights()), torch.optim.Adam(partly.logits()))
-    refused(partly, r"has groups \['0', '4'\], the model has \['0'\]; attach it with the same options")
-    refused(build(tiny, penalty=npn.Budget("params", 0.5))[1], "the state belongs to another penalty")
-    double = build(tiny)
-    double[0].double()
-    refused(
-        double[1], r"has 0.weight as \(7, 3\) torch.float32, the model as \(8, 3\) torch.float64; nothing was loaded"
-    )
-    plain = tmp_path / "plain.npn"
-    npn.save(plain, tiny["dropping"].model())
-    path = plain
-    refused(build(tiny)[1], "holds a plain model without gates; load it into the model before npn.attach")
-
-
-def test_failing_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
-    path = tmp_path / "run.npn"
-    run = build(tiny)
-    npn.save(path, run[1])
-    old = path.read_bytes()
-    train(tiny, *run, 1)
-
-    def broken(content, file):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", broken)
-        with pytest.raises(OSError, match=r"disk full"):
-            npn.save(path, run[1])
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", broken)
-        with pytest.raises((OSError, AttributeError)):
-            npn.save(path, run[1])
-    assert path.read_bytes() == old and os.listdir(tmp_path) == ["run.npn"]
-    npn.save(tmp_path / "new" / "folder" / "x.npn", run[1])
-    assert (tmp_path / "new" / "folder" / "x.npn").exists()
 
 
 @pytest.mark.parametrize("name", ["mlp", "conv", "residual", "recurrent", "depthwise"])
