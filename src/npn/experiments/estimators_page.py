@@ -55,7 +55,7 @@ def page(summary: Summary, picture: str) -> str:
         "",
         "Accuracy is that of the last epoch on the test data, which steer nothing. Spread is the standard deviation "
         "over the seeds. For equal time the plastic stage, the only one that uses an estimator, is shorter by the "
-        "ratio of `step`, mean of the three moments.",
+        "ratio of `step`, mean of the three moments. Seconds hold whatever else the machine did meanwhile.",
         "",
         markdown_table(
             ["protocol", "estimator", "seed", "epochs", "test accuracy", "parameters", "architecture", "seconds"],
@@ -154,7 +154,7 @@ def _number(value: float | None) -> str:
 
 @figures.styled
 def draw(path: Path, summary: Summary) -> Path:
-    """Cosine and variance at the three moments, and accuracy against time."""
+    """Cosine and variance at the three moments, and accuracy against size."""
     figure, axes = figures.canvas(1, 3, 12.0, 3.6)
     moments = summary["moments"]
     names = list(next(iter(moments.values()))["quality"])
@@ -167,26 +167,28 @@ def draw(path: Path, summary: Summary) -> Path:
         axis.set(xlabel="moment of the plastic stage")
     axes[0, 0].set(ylabel="cosine of one draw to the gradient", ylim=(min(0.0, axes[0, 0].get_ylim()[0]), 1.0))
     axes[0, 1].set(ylabel="variance / |gradient|²", yscale="log")
-    _times(axes[0, 2], summary, colours)
+    _sizes(axes[0, 2], summary, colours)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names))
     return figures.save(figure, path)
 
 
-def _times(axis: Axes, summary: Summary, colours: Mapping[str, Any]) -> None:
-    """Mean and standard deviation of accuracy over mean seconds, one marker per protocol."""
+def _sizes(axis: Axes, summary: Summary, colours: Mapping[str, Any]) -> None:
+    """Mean and standard deviation of accuracy over those of the size, one marker per protocol."""
     for protocol, estimators in summary["ends"].items():
         for name, entry in estimators.items():
             accuracy = entry["accuracy"]
             axis.errorbar(
-                entry["seconds"]["mean"],
+                entry["params"]["mean"],
                 100 * accuracy["mean"],
                 yerr=100 * accuracy["std"],
-                xerr=entry["seconds"]["std"],
+                xerr=entry["params"]["std"],
                 fmt=MARKERS[protocol],
                 color=colours[name],
                 ms=5,
                 lw=0.8,
             )
         axis.plot([], [], MARKERS[protocol], color="0.4", label=protocol)
-    axis.set(xlabel="seconds of training", ylabel="test accuracy in %")
+    axis.set(xlabel="weights left", ylabel="test accuracy in %")
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.locator_params(axis="x", nbins=4)
     axis.legend(loc="lower right", fontsize=8)
