@@ -53,3 +53,11 @@ def test_a_plain_net_has_no_price() -> None:
     with pytest.raises(ConfigurationError) as error:
         Options(mode="scratch", penalty=1e-6).checked_mode(["scratch"])
     assert str(error.value) == "scratch trains a plain net of the budget's size: give a budget, not a penalty"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize("name", ["penalty", "budget"])
+def test_prices_and_budgets_are_finite(name: str, value: float) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Options(mode="sparsify", **{name: value}).checked_mode(["sparsify"])
+    assert str(error.value) == f"{name} must be a finite number of at least 0, got {value}"

@@ -1,5 +1,6 @@
 """What a user may set for a run, and how a run's settings survive until it is resumed."""
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -64,10 +65,14 @@ class Options:
         """The mode, once it is known to be one of `modes` and the settings do not contradict each other.
 
         Raises:
-            ConfigurationError: it is not, or both a penalty and a budget are given, or a penalty where nothing pays.
+            ConfigurationError: it is not, or both a penalty and a budget are given, or a penalty where nothing pays, or
+                one of them is no finite number.
         """
         if self.mode is None or self.mode not in modes:
             raise ConfigurationError(f"mode must be one of {', '.join(map(repr, modes))}, got {self.mode!r}")
+        for name, value in (("penalty", self.penalty), ("budget", self.budget)):
+            if value is not None and not 0.0 <= value < math.inf:
+                raise ConfigurationError(f"{name} must be a finite number of at least 0, got {value}")
         if self.penalty is not None and self.budget is not None:
             raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
         if self.mode == "scratch" and self.penalty is not None:
