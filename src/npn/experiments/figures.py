@@ -76,7 +76,8 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
         left = [row["units"].get(name) or math.nan for row in rows]  # groups end with the branch that they are in
         units.step(epochs, left, where="mid", label=name, color=colour)
-    units.set(ylabel="open units", yscale="log")
+    many = len(rows[0]["units"]) > len(COLOURS)
+    units.set(ylabel="open units" + "\n(dark: first layers)" * many, yscale="log")
     params.step(epochs, [row["params"] for row in rows], where="mid", color="0.25")
     params.set(ylabel="parameters", yscale="log")
     ks = [float(row["k"]) for row in rows]
@@ -87,13 +88,14 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     levels = sorted({*finite}) if len({*finite}) <= 2 else [min(finite), max(finite)]
     sharpness.set_yticks([*levels, top], [*(f"{k:g}" for k in levels), "∞"])
     for axis in (units, params):
+        axis.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     for axis in axes[:, 0]:
         shade_stages(axis, rows, label=axis is accuracy)
     accuracy.legend(loc="lower right", ncols=2)
     figure.suptitle(title, fontsize=10)
-    if len(rows[0]["units"]) <= len(COLOURS):
+    if not many:
         units.legend(loc="upper right", ncols=2)
     return save(figure, path)
 

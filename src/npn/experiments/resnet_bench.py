@@ -1,6 +1,5 @@
 """Residual networks over modes and seeds: accuracy against MACs, with learning curves, as files of `results/`."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -88,14 +87,15 @@ def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
     }
     files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
     write_json(files[0], summary)
-    draw(files[2], summary, [(result, run.metrics()) for result, run in zip(results, runs, strict=True)])
+    rows = [run.metrics() for run in runs]
+    draw(files[2], summary, list(zip(results, rows, strict=True)))
     parts, pictures = [], []
-    for result, run in zip(results, runs, strict=True):
+    for result, run, curve in zip(results, runs, rows, strict=True):
         target = out.with_name(f"{out.name}-{result['mode']}-curves.png")
         if target not in pictures:
             pictures.append(target)
-            shutil.copyfile(run.path / "curves.png", target)
             title = f"{LABELS[result['mode']]}, seed {result['seed']}"
+            figures.learning_curves(target, curve, f"ResNet-{result['depth']}, {title}")
             parts += [f"## {title[0].upper()}{title[1:]}", "", (run.path / "table.md").read_text(encoding="utf-8")]
             parts += [f"![{title}]({target.name})", ""]
     files[1].write_text(page(summary, files[2].name, parts), encoding="utf-8")
