@@ -227,6 +227,7 @@ def test_a_stopped_bench_goes_on_with_its_own_command(tmp_path, monkeypatch, nam
         rest[-1](experiment, Options(), runs / "one", False)
 
     monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if name in BENCHES:
         monkeypatch.setattr(BENCHES[name], "bench", bench)
     command = ["bench", name, "--seeds", "0", "--runs", str(tmp_path / "the runs")]
