@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from npn.experiments.lenet5 import LeNet5
-from npn.experiments.report import machine, markdown_table, versions
+from npn.experiments.report import machine, made_by, markdown_table, versions
 from npn.experiments.rundir import write_json
 
 BATCH_SIZE = 128
@@ -46,12 +46,7 @@ def write(
     out.parent.mkdir(parents=True, exist_ok=True)
     files = [out.with_suffix(".json"), out.with_suffix(".md")]
     write_json(files[0], {**about, **measured})
-    used = about["machine"]
-    made = (
-        f"Made by `{about['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads, "
-        f"device {used['device']}, with " + ", ".join(f"{name} {v}" for name, v in about["versions"].items()) + "."
-    )
-    files[1].write_text("\n\n".join([f"# {title}", *tables, *notes, made]) + "\n", encoding="utf-8")
+    files[1].write_text("\n\n".join([f"# {title}", *tables, *notes, made_by(about)]) + "\n", encoding="utf-8")
     return files
 
 

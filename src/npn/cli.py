@@ -149,8 +149,7 @@ def bench_moons(
             outcome = _train(moons.EXPERIMENT, chosen, launch, f"Start again with: {command_line()}")
             outcomes.setdefault(mode, []).append(outcome)
     files = bench.moons(out, outcomes)
-    console.print(files[1].read_text(), highlight=False, markup=False)
-    _list_files(files)
+    _show(files)
 
 
 @bench_app.command("lenet5")
@@ -171,8 +170,7 @@ def bench_lenet5(
 
     sizes = _sizes(budgets) if budgets else None
     files = frontier.bench(out, runs, options, parse_seeds(seeds), _listed(modes), sizes, _train_in)
-    console.print(files[1].read_text(), highlight=False, markup=False)
-    _list_files(files)
+    _show(files)
 
 
 @bench_app.command("resnet56")
@@ -192,8 +190,7 @@ def bench_resnet56(
     from npn.experiments.report import parse_seeds
 
     files = resnet_bench.bench(out, runs, options, parse_seeds(seeds), _listed(modes), _sizes(budgets), _train_in)
-    console.print(files[1].read_text(), highlight=False, markup=False)
-    _list_files(files)
+    _show(files)
 
 
 @bench_app.command("estimators")
@@ -229,6 +226,11 @@ def bench_estimators(
         bench.Settings(draws, reference, batches, rounds),
         _train_in,
     )
+    _show(files)
+
+
+def _show(files: list[Path]) -> None:
+    """A bench's page, the second of its files, and where they are."""
     console.print(files[1].read_text(), highlight=False, markup=False)
     _list_files(files)
 

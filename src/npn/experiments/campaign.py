@@ -1,15 +1,47 @@
 """Many runs in one folder: each is made once, resumed where it was stopped, and never taken for another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from npn.errors import ConfigurationError
-from npn.experiments.options import Options
+from npn.experiments.options import Options, in_one_stage
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.runner import Experiment
 
 Train = Callable[[Experiment, Options, Path, bool], object]  # the last: resume
+
+
+def planned(
+    options: Options,
+    stages: Mapping[str, Sequence[int]],
+    seeds: Sequence[int],
+    modes: Sequence[str],
+    budgets: Mapping[str, Sequence[float | None]],
+) -> list[Options]:
+    """Settings of every seed, mode and budget; modes of one stage train as long as those of several.
+
+    Args:
+        options: of every run but for mode, seed and budget.
+        stages: mode -> epochs of each stage by default, "sparsify" among them.
+        seeds, modes: to train with.
+        budgets: mode -> what it trains to, for every mode that there is.
+
+    Raises:
+        ConfigurationError: an unknown mode, or epochs that cannot be.
+    """
+    for mode in modes:
+        if mode not in budgets:
+            raise ConfigurationError(f"modes must be among {', '.join(budgets)}, got {mode!r}")
+    whole = in_one_stage(options.epochs, stages["sparsify"])
+    return [
+        replace(
+            options, mode=mode, seed=seed, budget=budget, epochs=whole if len(stages[mode]) == 1 else options.epochs
+        )
+        for seed in seeds
+        for mode in modes
+        for budget in budgets[mode]
+    ]
 
 
 def run_name(options: Options) -> str:

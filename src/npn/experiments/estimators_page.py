@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from npn.experiments import figures
-from npn.experiments.report import markdown_table, percent
+from npn.experiments.report import made_by, markdown_table, percent
 from npn.experiments.rundir import write_json
 
 Summary = Mapping[str, Any]
@@ -30,7 +30,7 @@ def write(out: Path, summary: Summary) -> list[Path]:
 
 def page(summary: Summary, picture: str) -> str:
     """The tables, and how they were made."""
-    how, used = summary["settings"], summary["machine"]
+    how = summary["settings"]
     lines = ["# Gradient estimators on LeNet-5", "", "## One gradient", ""]
     for moment, found in summary["moments"].items():
         lines += [*_moment(moment, found), ""]
@@ -71,8 +71,7 @@ def page(summary: Summary, picture: str) -> str:
             ],
         ),
         "",
-        f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads, "
-        f"device {used['device']}, with " + ", ".join(f"{name} {v}" for name, v in summary["versions"].items()) + ".",
+        made_by(summary),
         "",
         f"![{picture}]({picture})",
     ]

@@ -2,15 +2,13 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npn.errors import ConfigurationError
 from npn.experiments import figures, lenet5
-from npn.experiments.campaign import Train, finished, run_name
-from npn.experiments.options import Options, in_one_stage
-from npn.experiments.report import command_line, common, markdown_table, percent, spread
+from npn.experiments.campaign import Train, finished, planned, run_name
+from npn.experiments.options import Options
+from npn.experiments.report import command_line, common, made_by, markdown_table, percent, spread
 from npn.experiments.rundir import write_json
 
 Result = Mapping[str, Any]
@@ -66,18 +64,9 @@ def bench(
     Raises:
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
-    for mode in modes:
-        if mode not in BUDGETS:
-            raise ConfigurationError(f"modes must be among {', '.join(BUDGETS)}, got {mode!r}")
-    whole = in_one_stage(options.epochs, lenet5.STAGES["sparsify"])
-    wanted = [
-        replace(options, mode=mode, seed=seed, budget=budget, epochs=options.epochs if mode in SHOWN else whole)
-        for seed in seeds
-        for mode in modes
-        for budget in (budgets if budgets and mode != "dense" else BUDGETS[mode])
-    ]
+    offered = {mode: budgets if budgets and mode != "dense" else own for mode, own in BUDGETS.items()}
     results, shown = [], {}
-    for each in wanted:
+    for each in planned(options, lenet5.STAGES, seeds, modes, offered):
         folder = runs / run_name(each)
         results.append(finished(folder, lenet5.EXPERIMENT, each, train).result())
         if each.seed == seeds[0] and each.mode in SHOWN and each.budget == lenet5.BUDGET[each.mode]:
@@ -178,7 +167,6 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
         for s in p["seeds"]
     ]
     published = [(name, f"{params:,}", f"{100 - error:.2f}%") for name, (params, error) in PUBLISHED.items()]
-    used = summary["machine"]
     return "\n".join(
         [
             "# LeNet-5 on MNIST: parameters against error",
@@ -203,10 +191,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "",
             markdown_table(("run", "seed", "test accuracy", "weights"), singles),
             "",
-            f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads "
-            f"a run, device {used['device']}, with "
-            + ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
-            + ".",
+            made_by(summary, per=" a run"),
             "",
         ]
     )

@@ -102,7 +102,7 @@ def _squared_covariance(singles: Tensor, reference: Tensor) -> float:
     parts = [draws - draws.mean(0) for draws in (singles, reference)]
     own = 0.0
     for part in parts:
-        gram, free = part @ part.T, len(part) - 1
+        gram, free = part @ part.T if len(part) < part.shape[1] else part.T @ part, len(part) - 1
         plain, trace = float(gram.square().sum()) / free**2, float(gram.trace()) / free
         if free > 1:
             plain = max(0.0, free**2 / ((free - 1) * (free + 2)) * (plain - trace**2 / free))

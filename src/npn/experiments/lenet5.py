@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import npn
 from npn.experiments import figures
 from npn.experiments.mnist import mnist
-from npn.experiments.options import Options, cost_term, stage_lengths
+from npn.experiments.options import Options, cost_term, in_full, stage_lengths
 from npn.experiments.report import markdown_table, percent
 from npn.experiments.runner import Experiment, Outcome, Recipe
 
@@ -73,7 +73,8 @@ def build(options: Options) -> Recipe:
     """Data, model, gates, optimizers and schedule of one run."""
     mode = options.checked_mode(STAGES)
     assert options.k is not None and options.estimator and options.function  # defaults() has filled them in
-    device, budget = torch.device(options.device or "cpu"), _weights(options.budget)
+    device = torch.device(options.device or "cpu")
+    budget = in_full(options.budget, count_weights(*FULL[:2], 16 * FULL[1], FULL[2]))
     data = mnist(options.data).to(device)
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
     model = LeNet5(*widths).to(device)
@@ -129,11 +130,6 @@ def build(options: Options) -> Recipe:
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
     """A network to load a run's model into, and an example batch."""
     return LeNet5(), torch.zeros(2, 1, 28, 28)
-
-
-def _weights(budget: float | None) -> float | None:
-    """The budget in weights, where it may be a share of the full network."""
-    return budget if budget is None or budget > 1 else budget * count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
 
 
 def _growth(batches: int, budget: float | None) -> npn.Growth:

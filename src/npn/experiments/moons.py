@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import npn
 from npn.experiments import figures
 from npn.experiments.data import Split, moons
-from npn.experiments.options import Options, cost_term, stage_lengths
+from npn.experiments.options import Options, cost_term, in_full, stage_lengths
 from npn.experiments.report import percent
 from npn.experiments.runner import Experiment, Outcome, Recipe
 
@@ -75,7 +75,7 @@ def build(options: Options) -> Recipe:
         data.train.x[:2],
         estimator=options.estimator,
         function=options.function,
-        penalty=cost_term(replace(options, budget=_params(options.budget))),
+        penalty=cost_term(replace(options, budget=in_full(options.budget, sizes(*FULL)["params_total"]))),
     )
     weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
@@ -110,13 +110,6 @@ def build(options: Options) -> Recipe:
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
     """A network to load a run's model into, and an example batch."""
     return MoonsNet(), torch.zeros(2, 2)
-
-
-def _params(budget: float | None) -> float | None:
-    """The budget in parameters, where it may be a share of the full network, whatever network training starts with."""
-    if budget is None or budget > 1:
-        return budget
-    return max(2.0, budget * sizes(*FULL)["params_total"])  # up to 1 it would again be a share
 
 
 def _growth() -> npn.Growth:

@@ -126,6 +126,16 @@ def cost_term(options: Options, cost: CostKind = "params", **budget: Any) -> Pen
     return Budget(cost=cost, target=options.budget if options.budget <= 1 else int(options.budget), **budget)
 
 
+def in_full(budget: float | None, full: float) -> float | None:
+    """The budget as a size, where it may be a share of the full network, whatever network training starts with.
+
+    Example:
+        >>> in_full(0.5, full=8442), in_full(300.0, full=8442)
+        (4221.0, 300.0)
+    """
+    return budget if budget is None or budget > 1 else max(2.0, budget * full)  # up to 1 it would again be a share
+
+
 def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
     """Epochs of each stage.
 

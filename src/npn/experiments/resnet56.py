@@ -14,7 +14,7 @@ from npn.errors import ConfigurationError
 from npn.experiments import execution, figures
 from npn.experiments.augment import crop_and_flip
 from npn.experiments.cifar import SOURCES, cifar, normalised, statistics
-from npn.experiments.options import Options, ResNetOptions, cost_term, stage_lengths
+from npn.experiments.options import Options, ResNetOptions, cost_term, in_full, stage_lengths
 from npn.experiments.report import markdown_table, percent
 from npn.experiments.resnet import WIDTHS, ResNet
 from npn.experiments.runner import Experiment, Outcome, Recipe, Row
@@ -70,7 +70,7 @@ def build(options: Options) -> Recipe:
         raise ConfigurationError(f"decay must be one of {', '.join(map(repr, DECAYS))}, got {options.decay!r}")
     device = torch.device(options.device or "cpu")
     context = execution.autocast(options.precision, device)
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
+    layout = _layout(options)
     data = cifar(options.dataset, options.data).to(device)
     mean, std = statistics(data.train.x)
 
@@ -78,12 +78,11 @@ def build(options: Options) -> Recipe:
         return normalised(x, mean, std).contiguous(memory_format=layout)
 
     sizes = base(options.depth, data.classes)
-    budget = _macs(options.budget, sizes)
+    budget = in_full(options.budget, sizes["zero_padding"]["macs"])
     width = SMALL if mode == "expand" else 1.0
     if mode == "scratch":
         width = plain_width(options.depth, data.classes, budget or sizes["zero_padding"]["macs"])
     model = _model(options, data.classes, width).to(device)
-    model.to(memory_format=layout)  # type: ignore[call-overload]  # which resizes keep
     lengths = stage_lengths(options.epochs, STAGES[mode])
     names = ("pretrain", "plastic", "finetune") if len(lengths) == 3 else ("train",)
     hurry = max(1.0, min(HURRY, STAGES[mode][1] / lengths[1])) if len(lengths) == 3 else 1.0
@@ -228,21 +227,20 @@ def _model(options: ResNetOptions, classes: int, width: float) -> ResNet:
     """Streams that are gated need projections: channels added to zeros can neither go nor come."""
     assert options.depth
     stream = bool(options.stream)
-    return ResNet(options.depth, classes, projection=stream, width=width, stream=stream)
+    model = ResNet(options.depth, classes, projection=stream, width=width, stream=stream)
+    model.to(memory_format=_layout(options))  # type: ignore[call-overload]  # which resizes keep
+    return model
+
+
+def _layout(options: ResNetOptions) -> torch.memory_format:
+    return torch.channels_last if options.channels_last else torch.contiguous_format
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
     """A network to load a run's model into, and an example batch."""
     assert isinstance(options, ResNetOptions) and options.dataset
-    layout = torch.channels_last if options.channels_last else torch.contiguous_format
     model = _model(options, SOURCES[options.dataset].classes, 1.0)
-    model.to(memory_format=layout)  # type: ignore[call-overload]
-    return model, torch.zeros(2, 3, 32, 32).contiguous(memory_format=layout)
-
-
-def _macs(budget: float | None, sizes: dict[str, dict[str, int]]) -> float | None:
-    """A share is one of the base's MACs, whatever network training starts with."""
-    return budget if budget is None or budget > 1 else budget * sizes["zero_padding"]["macs"]
+    return model, torch.zeros(2, 3, 32, 32).contiguous(memory_format=_layout(options))
 
 
 def plain_width(depth: int, classes: int, macs: float) -> float:

@@ -1,19 +1,17 @@
 """Residual networks over modes and seeds: accuracy against MACs, with learning curves, as files of `results/`."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
 
-from npn.errors import ConfigurationError
 from npn.experiments import figures, resnet56
-from npn.experiments.campaign import Train, finished, run_name
+from npn.experiments.campaign import Train, finished, planned, run_name
 from npn.experiments.frontier import points
-from npn.experiments.options import ResNetOptions, in_one_stage
-from npn.experiments.report import command_line, common, markdown_table, percent
+from npn.experiments.options import ResNetOptions
+from npn.experiments.report import command_line, common, made_by, markdown_table, percent
 from npn.experiments.rundir import RunDirectory, write_json
 
 LABELS = {
@@ -22,7 +20,6 @@ LABELS = {
     "sparsify": "shrunk by npn",
     "expand": "grown by npn from a fifth",
 }
-PLASTIC = ("sparsify", "expand")
 
 
 def bench(
@@ -49,16 +46,8 @@ def bench(
     Raises:
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
-    for mode in modes:
-        if mode not in LABELS:
-            raise ConfigurationError(f"modes must be among {', '.join(LABELS)}, got {mode!r}")
-    whole = in_one_stage(options.epochs, resnet56.STAGES["sparsify"])
-    wanted = [
-        replace(options, mode=mode, seed=seed, budget=budget, epochs=options.epochs if mode in PLASTIC else whole)
-        for seed in seeds
-        for mode in modes
-        for budget in ((None,) if mode == "dense" else budgets)
-    ]
+    offered = {mode: (None,) if mode == "dense" else budgets for mode in LABELS}
+    wanted = planned(options, resnet56.STAGES, seeds, modes, offered)
     return write(out, [finished(runs / run_name(each), resnet56.EXPERIMENT, each, train) for each in wanted])
 
 
@@ -110,7 +99,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
         picture: name of the figure.
         runs: lines about single runs.
     """
-    used, base = summary["machine"], summary["base"]["zero_padding"]
+    base = summary["base"]["zero_padding"]
     header = ("network", "epochs", "seeds", "MACs", "of the base", "weights", "test accuracy", "seconds")
     rows = [
         (
@@ -130,7 +119,6 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
         for point in summary["points"]
         for seed in point["seeds"]
     ]
-    made = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     return "\n".join(
         [
             f"# ResNet-{summary['depth']} on {summary['dataset'].upper().replace('CIFAR', 'CIFAR-')}",
@@ -150,8 +138,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "",
             markdown_table(("network", "seed", "test accuracy", "weights", "stream channels (in blocks)"), singles),
             "",
-            f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, {used['threads']} threads "
-            f"a run, device {used['device']}, with {made}.",
+            made_by(summary, per=" a run"),
             "",
         ]
     )
