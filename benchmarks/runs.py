@@ -21,8 +21,9 @@ from common import BATCH_SIZE, batch, parser, write
 from npn.experiments import lenet5
 from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
+from npn.experiments.recipe import Recipe, Row
 from npn.experiments.report import markdown_table, percent
-from npn.experiments.runner import Recipe, Row, epochs, evaluate, shuffled
+from npn.experiments.runner import epochs, evaluate, shuffled
 from npn.experiments.timing import interleaved
 
 SETTINGS = {

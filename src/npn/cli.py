@@ -26,8 +26,8 @@ from npn.errors import ConfigurationError, PlasticityError  # noqa: E402
 from npn.experiments.options import Options, ResNetOptions  # noqa: E402
 
 if TYPE_CHECKING:
+    from npn.experiments.recipe import Experiment, Outcome
     from npn.experiments.rundir import RunDirectory
-    from npn.experiments.runner import Experiment, Outcome
 
 INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
 

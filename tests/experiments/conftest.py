@@ -8,8 +8,8 @@ import torch
 from npn.experiments import moons, runner
 from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
+from npn.experiments.recipe import Outcome, Row
 from npn.experiments.rundir import RunDirectory
-from npn.experiments.runner import Outcome, Row
 
 EPOCHS = "3,12,3"
 

@@ -12,6 +12,7 @@ import torch
 from npn.experiments import runner
 from npn.experiments.moons import EXPERIMENT as MOONS
 from npn.experiments.options import Options
+from npn.experiments.recipe import Experiment
 from npn.experiments.rundir import RunDirectory
 
 from .conftest import Recorder
@@ -44,7 +45,7 @@ def train(experiment, options, path, resume, kill_after=None, kill_in_write=Fals
 
     torch.optim.Adam.step = counted
     try:
-        experiment = runner.Experiment(**{**vars(experiment), "draw": lambda *_: [], "checkpoint_every": 1})
+        experiment = Experiment(**{**vars(experiment), "draw": lambda *_: [], "checkpoint_every": 1})
         runner.run(experiment, options, RunDirectory(path), Recorder(), resume=resume)
     finally:
         torch.optim.Adam.step, os.fsync = step, fsync

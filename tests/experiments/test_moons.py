@@ -12,8 +12,8 @@ from npn.errors import ConfigurationError
 from npn.experiments import bench, moons, runner
 from npn.experiments.data import moons as data
 from npn.experiments.options import Options
+from npn.experiments.recipe import Outcome
 from npn.experiments.rundir import RunDirectory
-from npn.experiments.runner import Outcome
 
 from .conftest import Recorder
 

@@ -16,6 +16,7 @@ from npn.errors import ConfigurationError
 from npn.experiments import moons, processes, resnet56, runner
 from npn.experiments.console import Console
 from npn.experiments.options import Options, ResNetOptions
+from npn.experiments.recipe import Experiment
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.stopping import Interrupted
 
@@ -25,7 +26,7 @@ from .test_resnet56 import images
 
 OPTIONS = Options(mode="sparsify", seed=1, epochs="2,12,1", penalty=1.0)
 EPOCHS = 15
-UNDRAWN = runner.Experiment(**{**vars(moons.EXPERIMENT), "draw": lambda *_: [], "checkpoint_every": 1})
+UNDRAWN = Experiment(**{**vars(moons.EXPERIMENT), "draw": lambda *_: [], "checkpoint_every": 1})
 
 
 def train(path, resume=False, kill_after=None, interrupt=None, options=OPTIONS):

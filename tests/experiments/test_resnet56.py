@@ -1,6 +1,7 @@
 """The ResNet recipe on a few synthetic images: both modes, streams, measures, and stops that change nothing."""
 
 import json
+import math
 import os
 import signal
 from dataclasses import replace
@@ -13,6 +14,7 @@ from npn.errors import ConfigurationError
 from npn.experiments import resnet56, runner
 from npn.experiments.data import Data, Split
 from npn.experiments.options import Options, ResNetOptions
+from npn.experiments.recipe import Experiment
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.stopping import Interrupted, OutOfTime
 
@@ -39,7 +41,7 @@ def tiny(monkeypatch):
 
 
 BUDGETS = {"sparsify": 0.3, "expand": 0.9}
-UNDRAWN = runner.Experiment(**{**vars(resnet56.EXPERIMENT), "draw": lambda *_: []})
+UNDRAWN = Experiment(**{**vars(resnet56.EXPERIMENT), "draw": lambda *_: []})
 
 
 def recipe_of(**options):
@@ -246,14 +248,37 @@ def test_a_budget_is_a_share_of_the_base_in_either_mode():
     assert (penalty.cost, penalty.weight) == ("macs", 1e-9)
 
 
-def test_growth_stops_at_the_base_width():
-    recipe = recipe_of(mode="expand", stream=True)
+def test_growth_stops_at_the_base_width_where_there_is_no_budget():
+    recipe = recipe_of(mode="expand", stream=True, penalty=1e-9)
     blocks = [f"blocks.{name}" for name in ("0.branch.conv1", "1.branch.conv1", "1.branch.conv2", "2.branch.conv1")]
     names = ["conv1", *blocks, "blocks.2.branch.conv2"]
     assert recipe.plastic.sizes() == {**dict(zip(names, [3, 3, 6, 6, 13, 13], strict=True)), "fc.columns": 13}
-    assert recipe.growth.units == {"*": pytest.approx(0.6)}, "three times the pace of a full schedule"
-    assert recipe_of(mode="expand", epochs=None).growth.units == {"*": 0.2}
     assert recipe.growth.limits == dict(zip(names, [16, 16, 32, 32, 64, 64], strict=True))
+    assert recipe.growth.units == {"*": pytest.approx(1.0)}, "five times the pace of a full schedule"
+    assert recipe_of(mode="expand", epochs=None).growth.units == {"*": 0.2}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_growth_stops_somewhat_above_the_budget(stream):
+    recipe = recipe_of(mode="expand", stream=stream)
+    plastic, limits = recipe.plastic, recipe.growth.limits
+    plastic.grow({name: limits[name] - plastic.group(name).size for name in limits})
+    share = resnet56.measure(plastic)["macs"] / recipe.plastic.penalty.bound
+    assert 1.0 < share <= resnet56.OVERSHOOT
+    assert all(limit >= 1 for limit in recipe_of(mode="expand", stream=stream, budget=0.2).growth.limits.values())
+
+
+def test_the_price_waits_for_growth():
+    """Growth may go on after the first four of six plastic epochs; the last of them is not followed by any."""
+    recipe = recipe_of(mode="expand", budget=0.06, stream=True)
+    recipe.growth.limits = {}  # growth has no end of its own
+    assert [recipe.grows(recipe.schedule.stages[1], position) for position in range(6)] == [True] * 4 + [False] * 2
+    prices = {}
+    for stage, _ in runner.epochs(recipe, seed=0):
+        prices.setdefault(stage.name, []).append(float(recipe.plastic.penalty.multiplier))
+    one_step = recipe.plastic.penalty.scale * (math.exp(recipe.plastic.penalty.rate) - 1.0)
+    first, rest = prices["plastic"][:4], prices["plastic"][4:]
+    assert all(price <= 1.01 * one_step for price in first) and all(price > 2 * one_step for price in rest)
 
 
 def test_learning_rates_fall_at_the_papers_epochs():
@@ -308,9 +333,9 @@ def test_a_plain_net_is_the_widest_within_its_budget():
         return npn.count_macs(resnet56.ResNet(20, width=width, stream=False).eval(), torch.zeros(1, 3, 32, 32))
 
     budget = 0.3 * macs(1.0)
-    width = resnet56.plain_width(20, 10, budget)
+    width = resnet56.plain_width(ResNetOptions(depth=20), 10, budget)
     assert macs(width) <= budget < macs(width + 1 / 64)
-    assert resnet56.plain_width(20, 10, 1.0) == 1 / 64, "one channel at least"
+    assert resnet56.plain_width(ResNetOptions(depth=20), 10, 1.0) == 1 / 64, "one channel at least"
 
 
 def test_a_checkpoint_is_the_weights_their_momentum_and_little_else(tmp_path):

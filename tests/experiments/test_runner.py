@@ -12,8 +12,9 @@ from npn.errors import CheckpointError, ConfigurationError
 from npn.experiments import moons, runner
 from npn.experiments.data import Data, Split
 from npn.experiments.options import Options
+from npn.experiments.recipe import Experiment, Outcome, Row
 from npn.experiments.rundir import RunDirectory
-from npn.experiments.runner import Interrupted, Outcome, Row
+from npn.experiments.runner import Interrupted
 
 from .conftest import EPOCHS, Recorder
 
@@ -80,7 +81,7 @@ def test_a_crashed_run_ends_the_same(
 ) -> None:
     whole = finished[1]
     directory, observer = RunDirectory(tmp_path), Disturbed(epochs, crash)
-    experiment = runner.Experiment(**{**vars(moons.EXPERIMENT), "checkpoint_every": 4})
+    experiment = Experiment(**{**vars(moons.EXPERIMENT), "checkpoint_every": 4})
     for turn in range(len(epochs)):
         with pytest.raises(Crash):
             runner.run(experiment, whole.options(), directory, observer, resume=turn > 0)

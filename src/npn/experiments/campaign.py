@@ -6,8 +6,8 @@ from pathlib import Path
 
 from npn.errors import ConfigurationError
 from npn.experiments.options import Options, in_one_stage
+from npn.experiments.recipe import Experiment
 from npn.experiments.rundir import RunDirectory
-from npn.experiments.runner import Experiment
 
 Train = Callable[[Experiment, Options, Path, bool], object]  # the last: resume
 

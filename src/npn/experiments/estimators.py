@@ -17,9 +17,10 @@ from npn.experiments import estimators_page, gradients, lenet5
 from npn.experiments.campaign import Train, finished
 from npn.experiments.gradients import ESTIMATORS, UNBIASED, Quality
 from npn.experiments.options import Options, stage_lengths
+from npn.experiments.recipe import Recipe
 from npn.experiments.report import command_line, machine, spread, versions
 from npn.experiments.rundir import RunDirectory, write_json
-from npn.experiments.runner import Recipe, shuffled
+from npn.experiments.runner import shuffled
 
 Row = dict[str, Any]
 

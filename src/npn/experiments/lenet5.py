@@ -14,8 +14,8 @@ import npn
 from npn.experiments import figures
 from npn.experiments.mnist import mnist
 from npn.experiments.options import Options, cost_term, in_full, stage_lengths
+from npn.experiments.recipe import Experiment, Outcome, Recipe
 from npn.experiments.report import markdown_table, percent
-from npn.experiments.runner import Experiment, Outcome, Recipe
 
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
 SMALL = (3, 3, 3)
@@ -98,12 +98,9 @@ def build(options: Options) -> Recipe:
         for name, length in zip(names, lengths, strict=True)
     ]
     batches = math.ceil(len(data.train) / BATCH_SIZE)
-    growth = _growth(batches, budget) if mode == "expand" else None
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
-        """Linear warm-up at the very beginning, half a cosine down in the last stage; no price while growth lasts."""
-        if growth is not None and not growth.done and isinstance(plastic.penalty, npn.Budget):
-            plastic.penalty.reset()
+        """Linear warm-up at the very beginning, half a cosine down in the last stage."""
         rate, done = LEARNING_RATE, position * batches + batch
         if stage.name == names[0]:
             rate *= min(1.0, (done + 1) / min(WARMUP, batches))
@@ -120,7 +117,8 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=growth,
+        growth=_growth(batches, budget) if mode == "expand" else None,
+        grow_first=True,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},

@@ -14,8 +14,8 @@ import npn
 from npn.experiments import figures
 from npn.experiments.data import Split, moons
 from npn.experiments.options import Options, cost_term, in_full, stage_lengths
+from npn.experiments.recipe import Experiment, Outcome, Recipe
 from npn.experiments.report import percent
-from npn.experiments.runner import Experiment, Outcome, Recipe
 
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
 SMALL = (3, 3)  # what expand starts with

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 import npn
 from npn.errors import CheckpointError
 from npn.experiments import lenet5, moons, resnet56
+from npn.experiments.recipe import Experiment
 from npn.experiments.rundir import RunDirectory
-from npn.experiments.runner import Experiment
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, resnet56.EXPERIMENT)

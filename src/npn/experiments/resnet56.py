@@ -15,9 +15,9 @@ from npn.experiments import execution, figures
 from npn.experiments.augment import crop_and_flip
 from npn.experiments.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.options import Options, ResNetOptions, cost_term, in_full, stage_lengths
+from npn.experiments.recipe import Experiment, Outcome, Recipe, Row
 from npn.experiments.report import markdown_table, percent
-from npn.experiments.resnet import WIDTHS, ResNet
-from npn.experiments.runner import Experiment, Outcome, Recipe, Row
+from npn.experiments.resnet import WIDTHS, ResNet, scaled
 
 STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs
@@ -32,7 +32,8 @@ MILESTONES, GATE_MILESTONES = (60, 120, 180), (120, 180)
 DECAYS = ("steps", "cosine")
 PRICE: dict[str, Any] = {"rate": 5e-4, "gain": 1.5, "scale": 5e-3}
 HURRY = 8.0  # gates and price are faster where the plastic stage is shorter than the paper's, up to so many times
-GROWTH = 0.2  # share of a layer that is added at a time; up to three times that in a hurry
+GROWTH, FASTEST = 0.2, 1.0  # share of a layer that is added at a time: in a full schedule, and at most in a hurry
+OVERSHOOT = 1.3  # growth ends at a plain net of so many times the budget, or of the base's width
 COMPACT_BELOW = 1e-2
 INNER = "blocks.*.branch.conv1"  # groups of the channels inside each block
 LAST = "fc"  # single inputs of the last layer have gates, as in the paper
@@ -81,7 +82,7 @@ def build(options: Options) -> Recipe:
     budget = in_full(options.budget, sizes["zero_padding"]["macs"])
     width = SMALL if mode == "expand" else 1.0
     if mode == "scratch":
-        width = plain_width(options.depth, data.classes, budget or sizes["zero_padding"]["macs"])
+        width = plain_width(options, data.classes, budget or sizes["zero_padding"]["macs"])
     model = _model(options, data.classes, width).to(device)
     lengths = stage_lengths(options.epochs, STAGES[mode])
     names = ("pretrain", "plastic", "finetune") if len(lengths) == 3 else ("train",)
@@ -128,7 +129,8 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(plastic, options.depth, batches, GROWTH * min(3.0, hurry)) if mode == "expand" else None,
+        growth=_growth(plastic, options, data.classes, budget, hurry, batches) if mode == "expand" else None,
+        grow_first=True,
         settle=round(SETTLE * lengths[1]) if len(lengths) == 3 else 0,
         compact_below=COMPACT_BELOW,
         step=step,
@@ -243,32 +245,35 @@ def sample(options: Options) -> tuple[nn.Module, Tensor]:
     return model, torch.zeros(2, 3, 32, 32).contiguous(memory_format=_layout(options))
 
 
-def plain_width(depth: int, classes: int, macs: float) -> float:
-    """The largest width inside the blocks with at most so many MACs, in 64ths of the full one.
+def plain_width(options: ResNetOptions, classes: int, macs: float) -> float:
+    """The largest width with at most so many MACs, in 64ths of the full one.
 
     Example:
-        >>> plain_width(8, 10, macs=7e6)
+        >>> plain_width(ResNetOptions(depth=8), 10, macs=7e6)
         0.53125
     """
 
     def cost(width: int) -> float:
         with torch.random.fork_rng(devices=[]):
-            model = ResNet(depth, classes, width=width / WIDTHS[-1], stream=False).eval()
+            model = _model(options, classes, width / WIDTHS[-1]).eval()
         return npn.count_macs(model, torch.zeros(1, 3, 32, 32))
 
     return max(1, bisect.bisect_right(range(1, WIDTHS[-1] + 1), macs, key=cost)) / WIDTHS[-1]
 
 
-def _growth(plastic: npn.Plasticity, depth: int, batches: int, units: float) -> npn.Growth:
-    """Such a share of every layer at a time, up to the base's width."""
-    per = (depth - 2) // 6
-    sections = {
-        group.name: int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
-        for group in plastic.groups
-        if group.grows
-    }
-    limit = {name: WIDTHS[section] for name, section in sections.items()}
-    return npn.Growth(units=units, limit=limit, grace=batches // 4, patience=10)
+def _growth(
+    plastic: npn.Plasticity, options: ResNetOptions, classes: int, budget: float | None, hurry: float, batches: int
+) -> npn.Growth:
+    """The same share of every layer at a time, up to somewhat more than the budget, which leaves a choice."""
+    assert options.depth
+    per = (options.depth - 2) // 6
+    width = plain_width(options, classes, OVERSHOOT * budget) if budget else 1.0
+    limit = {}
+    for group in plastic.groups:
+        if group.grows:
+            section = int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
+            limit[group.name] = max(group.size, scaled(WIDTHS[section], width))
+    return npn.Growth(units=min(FASTEST, hurry * GROWTH), limit=limit, grace=batches // 4, patience=10)
 
 
 def draw(path: Path, outcome: Outcome) -> list[Path]:

@@ -2,16 +2,14 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim import Optimizer
 
 import npn
 from npn import distributed
@@ -20,62 +18,13 @@ from npn.experiments.data import Data, Split
 from npn.experiments.execution import threads
 from npn.experiments.observers import Observer, Observers
 from npn.experiments.options import Options
+from npn.experiments.recipe import Experiment, Outcome, Recipe, Row
 from npn.experiments.report import command_line, machine, versions
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.stopping import Deadline, Interrupted, OutOfTime, stop_signal
 from npn.integrations.tensorboard import keep_histogram
 
-Row = dict[str, Any]
 HISTOGRAM_BINS = 20
-
-
-@dataclass
-class Recipe:
-    """What an experiment hands to the runner: everything that a training needs, built and tracked.
-
-    Attributes:
-        plastic: the attached model.
-        schedule: its stages.
-        weights: optimizer of `plastic.weights()`.
-        gates: optimizer of `plastic.logits()`.
-        data: on the model's device.
-        batch_size: examples per step.
-        measure: the size as the experiment reports it, at least `params` and `architecture`.
-        growth: the policy that adds units during stages of finite k, if any.
-        compact_below: units whose keep probability has fallen below this are removed after each epoch.
-        settle: epochs at the end of a stage in which nothing grows, so that what is new has time to prove itself.
-        step: called before each training step with the stage, the epoch's position in it and the batch's position in
-            the epoch; sets learning rates and the like.
-        snapshot: called at the end of each stage; its tensors are kept for the pictures.
-        augment: changes a batch of training inputs, as stored; its draws come from the generator alone, which follows
-            from seed and epoch.
-        prepare: makes what the model takes of inputs as stored.
-        forward: calls the model, or a plain copy of it, on prepared inputs.
-        scaler: of the loss, where the precision needs one.
-        about: goes into the result as it is.
-    """
-
-    plastic: npn.Plasticity
-    schedule: npn.Schedule
-    weights: Optimizer
-    gates: Optimizer
-    data: Data
-    batch_size: int
-    measure: Callable[[npn.Plasticity], dict[str, Any]]
-    growth: npn.Growth | None = None
-    compact_below: float = 1e-3
-    settle: int = 1
-    step: Callable[[npn.Stage, int, int], None] = lambda stage, position, batch: None
-    snapshot: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
-    prepare: Callable[[Tensor], Tensor] = lambda x: x
-    forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
-    scaler: torch.amp.GradScaler | None = None
-    about: Mapping[str, Any] = field(default_factory=dict)
-
-    def logits(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The logits of a batch of inputs as stored."""
-        return self.forward(model, self.prepare(x))
 
 
 @dataclass
@@ -86,42 +35,6 @@ class Progress:
     seconds: float = 0.0
     stages: list[Row] = field(default_factory=list)
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One entry of `npn run`.
-
-    Attributes:
-        name: as on the command line.
-        defaults: the settings that a user leaves open, given those that are set.
-        build: makes the recipe from complete settings; everything random in it follows from the global seed.
-        draw: makes the pictures in the run's folder.
-        sample: a plain model of the recipe's kind at any width and an example batch of two for it, from complete
-            settings; without data, on the CPU.
-        checkpoint_every: epochs between checkpoints.
-        threads: how many torch may use, or None for its own choice. Small networks only wait for a second one, all the
-            more on a machine that has other work.
-        options: the class of its settings.
-    """
-
-    name: str
-    defaults: Callable[[Options], Options]
-    build: Callable[[Options], Recipe]
-    draw: Callable[[Path, "Outcome"], list[Path]]
-    sample: Callable[[Options], tuple[nn.Module, Tensor]]
-    checkpoint_every: int = 1
-    threads: int | None = None
-    options: type[Options] = Options
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished run: its result, one row per epoch, and each stage's snapshot."""
-
-    result: Row
-    rows: list[Row]
-    snapshots: dict[str, dict[str, Tensor]]
 
 
 def run(
@@ -288,10 +201,13 @@ def _epoch(
     device = recipe.data.train.x.device
     generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
     total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
+    held = recipe.grow_first and recipe.grows(stage, position)
     processes.reseed(seed, epoch)
     model.train()
     for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
         recipe.step(stage, position, batch)
+        if held:
+            plastic.penalty.reset()
         recipe.weights.zero_grad()
         recipe.gates.zero_grad()
         size = len(y)
@@ -309,7 +225,7 @@ def _epoch(
     distributed.broadcast(model.buffers())  # BatchNorm's statistics: the first process's, of its part of the data
     row = processes.from_first(lambda: _measured(recipe, epoch, stage, float(total) / examples))
     recipe.schedule.observe(row["validation_loss"])
-    if recipe.growth is not None and math.isfinite(plastic.k) and position < stage.epochs - recipe.settle:
+    if recipe.growth is not None and recipe.grows(stage, position):
         recipe.growth.step(row["validation_loss"], plastic)
     distributed.check(plastic)
     return row
