@@ -71,6 +71,21 @@ def test_the_demo_can_be_repeated():
     assert runs and all("--overwrite" in line for line in runs)
 
 
+@pytest.mark.parametrize("command", [("run",), ("bench",)])
+def test_a_folder_that_cannot_be_is_refused_before_training(tmp_path, monkeypatch, command):
+    monkeypatch.setattr(runner, "epochs", lambda *_: pytest.fail("nothing may train"))
+    taken = tmp_path / "file"
+    taken.touch()
+    out = taken if command == ("run",) else taken / "moons"  # a bench writes beside this name
+    message = f"cannot make the folder {taken} for results: [Errno 17] File exists: '{taken}'; --out takes another"
+    assert call(*command, "moons", "--epochs", "1,1,1", "--out", out) == (1, f"error: {message}\n")
+
+
+def test_settings_are_checked_before_a_file_is_written(tmp_path):
+    code, text = call("run", "moons", "--epochs", "1,x,1", "--out", tmp_path / "run", "--tensorboard")
+    assert code == 1 and text.startswith("error: epochs must be") and not (tmp_path / "run").exists()
+
+
 # -- devices and downloads
 
 

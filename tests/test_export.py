@@ -59,7 +59,8 @@ def test_safetensors_hold_the_weights(small, tmp_path):
 
 def test_the_mode_is_as_before_and_formats_are_checked(small, tmp_path):
     small.train()
+    small.norm.eval()  # as where its statistics are frozen
     write_model(small, torch.randn(2, 1, 6, 6), tmp_path / "model.pt2", "pt2")
-    assert small.training
+    assert small.training and small.conv.training and not small.norm.training
     with pytest.raises(ConfigurationError, match=r"format must be one of 'onnx', 'pt2', 'safetensors', got 'tflite'"):
         write_model(small, torch.zeros(1, 1, 6, 6), tmp_path / "x", "tflite")

@@ -24,10 +24,10 @@ from npn.cli_model import register as register_model_commands  # noqa: E402
 from npn.cli_options import Launch, spelled_out  # noqa: E402
 from npn.errors import ConfigurationError, PlasticityError  # noqa: E402
 from npn.experiments.options import Options, ResNetOptions  # noqa: E402
+from npn.experiments.rundir import RunDirectory, make_folder  # noqa: E402
 
 if TYPE_CHECKING:
     from npn.experiments.recipe import Experiment, Outcome
-    from npn.experiments.rundir import RunDirectory
 
 INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
 
@@ -141,6 +141,7 @@ def bench_moons(
     from npn.experiments import bench, moons
     from npn.experiments.report import command_line, parse_seeds
 
+    make_folder(out.parent)
     outcomes: dict[str, list[Outcome]] = {}
     for mode in moons.STAGES:
         for seed in parse_seeds(seeds):
@@ -169,6 +170,7 @@ def bench_lenet5(
     from npn.experiments.report import parse_seeds
 
     sizes = _sizes(budgets) if budgets else None
+    make_folder(out.parent)
     files = frontier.bench(out, runs, options, parse_seeds(seeds), _listed(modes), sizes, _train_in)
     _show(files)
 
@@ -189,6 +191,7 @@ def bench_resnet56(
     from npn.experiments import resnet_bench
     from npn.experiments.report import parse_seeds
 
+    make_folder(out.parent)
     files = resnet_bench.bench(out, runs, options, parse_seeds(seeds), _listed(modes), _sizes(budgets), _train_in)
     _show(files)
 
@@ -217,6 +220,7 @@ def bench_estimators(
     from npn.experiments.report import parse_seeds
 
     names = _listed(estimators) if estimators else ESTIMATORS
+    make_folder(out.parent)
     files = bench.bench(
         out,
         runs,
@@ -256,7 +260,6 @@ def _sizes(budgets: str) -> list[float]:
 def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
     from npn.experiments import processes
-    from npn.experiments.rundir import RunDirectory
 
     out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
     launch, directory = replace(launch, out=out), RunDirectory(out)
@@ -276,7 +279,7 @@ def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     _list_files(sorted(out.iterdir()))
 
 
-def _resumes(directory: "RunDirectory", launch: Launch) -> bool | None:
+def _resumes(directory: RunDirectory, launch: Launch) -> bool | None:
     """Whether to go on where a run was stopped; None if it is finished."""
     out = directory.path
     if launch.resume and directory.finished:
@@ -300,7 +303,6 @@ def _train(experiment: "Experiment", options: Options, launch: Launch, go_on: st
     from npn.experiments import runner
     from npn.experiments.console import ProgressDisplay
     from npn.experiments.observers import Observer, Observers
-    from npn.experiments.rundir import RunDirectory
     from npn.experiments.stopping import Interrupted, OutOfTime
 
     assert launch.out is not None

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_map
 
 from npn.errors import ConfigurationError
 from npn.tracing.capture import split_inputs
+from npn.tracing.trace import evaluating
 
 FORMATS = ("onnx", "pt2", "safetensors")
 
@@ -35,12 +36,8 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         raise ConfigurationError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         _WRITERS[format](model, example_inputs, path)
-    finally:
-        model.train(training)
     return path
 
 

@@ -1,9 +1,10 @@
 """Shows a run in TensorBoard, beside whatever else follows it."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-from npn.integrations.tensorboard import PlasticityWriter
+from npn.integrations.tensorboard import PlasticityWriter, require_tensorboard
 
 
 @final
@@ -13,10 +14,19 @@ class Board:
     Args:
         folder: of the event files.
         done: epochs that the run's checkpoint holds; what lies after it in the folder is written anew.
+
+    Raises:
+        ConfigurationError: tensorboard is not installed.
     """
 
     def __init__(self, folder: Path, done: int = 0) -> None:
-        self.writer = PlasticityWriter(folder, purge_step=done)
+        require_tensorboard()
+        self.folder, self.done = folder, done
+
+    @cached_property
+    def writer(self) -> PlasticityWriter:
+        """Opened by the first epoch: a run that never gets there leaves no folder behind."""
+        return PlasticityWriter(self.folder, purge_step=self.done)
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
         """Numbers as curves, keep probabilities as histograms."""
@@ -32,4 +42,5 @@ class Board:
 
     def close(self) -> None:
         """The run is over."""
-        self.writer.close()
+        if "writer" in vars(self):
+            self.writer.close()

@@ -16,6 +16,7 @@ from npn.experiments.data import Split, moons
 from npn.experiments.options import Options, cost_term, in_full, stage_lengths
 from npn.experiments.recipe import Experiment, Outcome, Recipe
 from npn.experiments.report import percent
+from npn.tracing.trace import evaluating
 
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
 SMALL = (3, 3)  # what expand starts with
@@ -146,11 +147,8 @@ def confidence(model: nn.Module, device: torch.device) -> Tensor:
     left, right, bottom, top = EXTENT
     x, y = torch.linspace(left, right, GRID), torch.linspace(bottom, top, GRID)
     points = torch.cartesian_prod(y, x).flip(1).to(device)
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         probability = model(points).softmax(1)[:, 1]
-    model.train(training)
     shaped: Tensor = probability.reshape(GRID, GRID).cpu()
     return shaped
 

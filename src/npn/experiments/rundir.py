@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from npn.errors import CheckpointError
+from npn.errors import CheckpointError, ConfigurationError
 from npn.experiments.options import Options
 
 
@@ -40,8 +40,12 @@ class RunDirectory:
         return self.checkpoint_file.exists() and not self.finished
 
     def start(self, options: Options) -> None:
-        """Begin a new run, without what an earlier one left here, the exports of its model included."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Begin a new run, without what an earlier one left here, the exports of its model included.
+
+        Raises:
+            ConfigurationError: nothing can be written here.
+        """
+        make_folder(self.path)
         left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md")
         for file in (*left, *self.path.glob("*.png"), *self.path.glob("model.*")):
             if file.is_file():
@@ -97,6 +101,20 @@ class RunDirectory:
         """What `finish` wrote."""
         result: dict[str, Any] = json.loads(self.result_file.read_text())
         return result
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for results, and those above it.
+
+    Raises:
+        ConfigurationError: it cannot be made or written to.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"cannot make the folder {path} for results: {error}; --out takes another") from error
+    if not os.access(path, os.W_OK):
+        raise ConfigurationError(f"the folder {path} for results may not be written to; --out takes another")
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from npn.experiments.report import command_line, machine, versions
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.stopping import Deadline, Interrupted, OutOfTime, stop_signal
 from npn.integrations.tensorboard import keep_histogram
+from npn.tracing.trace import evaluating
 
 HISTOGRAM_BINS = 20
 
@@ -162,7 +163,7 @@ def evaluate(
     batch_size: int = 1024,
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x),
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in eval mode; the model's own mode is as before afterwards.
+    """Mean cross-entropy and accuracy in eval mode; every module's own mode is as before afterwards.
 
     Args:
         model: maps a batch of inputs to logits (B, classes).
@@ -173,15 +174,12 @@ def evaluate(
     Returns:
         Loss in nats per example, and the share of examples classified correctly.
     """
-    training = model.training
-    model.eval()
     loss, correct = 0.0, 0
-    with torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
             logits = forward(model, x)
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
             correct += int((logits.argmax(1) == y).sum())
-    model.train(training)
     return loss / len(split), correct / len(split)
 
 

@@ -15,6 +15,16 @@ from npn.plasticity import Plasticity
 BINS = 20
 
 
+def require_tensorboard() -> None:
+    """Nothing, where tensorboard is installed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    if find_spec("tensorboard") is None:
+        raise ConfigurationError("tensorboard is not installed; pip install 'npn[tensorboard]'")
+
+
 @final
 class PlasticityWriter:
     """Writes a training's sizes to TensorBoard; a context manager.
@@ -35,8 +45,7 @@ class PlasticityWriter:
     """
 
     def __init__(self, log_dir: str | os.PathLike[str], purge_step: int = 0) -> None:
-        if find_spec("tensorboard") is None:
-            raise ConfigurationError("tensorboard is not installed; pip install 'npn[tensorboard]'")
+        require_tensorboard()
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer: Any = SummaryWriter(os.fspath(log_dir), purge_step=purge_step)
