@@ -7,6 +7,7 @@ group, all its processes must train the one model, and call what resizes it alik
 communicates.
 """
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,6 +67,13 @@ class Wrapped:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return (self.module if self.ddp is None else self.ddp)(*args, **kwargs)
+
+    def no_sync(self) -> contextlib.AbstractContextManager[None]:
+        """Gradients of steps inside stay each process's own until the next step outside; for accumulation."""
+        context: contextlib.AbstractContextManager[None] = (
+            contextlib.nullcontext() if self.ddp is None else self.ddp.no_sync()
+        )
+        return context
 
     def __getattr__(self, name: str) -> Any:
         if name == "module" or name.startswith("__"):  # of a copy in the making, or of what copies it

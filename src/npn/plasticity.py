@@ -23,7 +23,7 @@ from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, resize
 from npn.surgery import apply_plan, bake, check_shapes, full_length, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
-from npn.tracking import check_optimizers, watch
+from npn.tracking import check_optimizers, union, watch
 
 
 class Plasticity:
@@ -161,7 +161,7 @@ class Plasticity:
         Raises:
             OptimizerError: a parameter is in two of them, or gates are subject to weight decay.
         """
-        known = [*self.optimizers, *(o for o in optimizers if not any(o is other for other in self.optimizers))]
+        known = union(self.optimizers, optimizers)
         check_optimizers(known, self)
         self.optimizers = known
 

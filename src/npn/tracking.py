@@ -1,7 +1,7 @@
 """What optimizers may hold, checked when they are tracked and before every resize."""
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch.optim import Optimizer
@@ -11,6 +11,17 @@ from npn.errors import OptimizerError
 
 if TYPE_CHECKING:
     from npn.plasticity import Plasticity
+
+
+def union(known: Sequence[Optimizer], more: Iterable[Optimizer]) -> list[Optimizer]:
+    """Each optimizer once, and itself where only a view of it is given."""
+    return list({id(optimizer): optimizer for optimizer in (*known, *map(_bare, more))}.values())
+
+
+def _bare(optimizer: Optimizer) -> Optimizer:
+    """What a wrapper holds that has no state of its own, such as Accelerate's."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _bare(inner) if isinstance(inner, Optimizer) and inner.state is optimizer.state else optimizer
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], plastic: "Plasticity") -> None:
