@@ -109,7 +109,8 @@ class CostTerm(ABC):
     """The part of the objective that pays for size: `Penalty` or `Budget`.
 
     Args:
-        cost: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it).
+        cost: "params", "macs" (of the whole example batch, as `count_macs` has them: give `attach` a batch of one for
+            those of one example), "units" or "layerwise" (each unit costs the weights that read it).
     """
 
     def __init__(self, cost: CostKind) -> None:
@@ -154,7 +155,7 @@ class Penalty(CostTerm):
     and `weight` may give each group l its lambda_l.
 
     Args:
-        cost: "params", "macs", "units" or "layerwise".
+        cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
         weight: price in loss units per parameter (or per MAC, or per unit), >= 0; for "layerwise" also a dict from name
             pattern to price, first match first; groups that match no pattern cost nothing.
 
@@ -219,7 +220,7 @@ class Budget(CostTerm):
     the target the price falls to exactly 0, and nothing is removed for its sake.
 
     Args:
-        cost: "params", "macs", "units" or "layerwise".
+        cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
         target: a float up to 1 is a fraction of the cost that the model had at attach; an int, or a value above 1, is
             the cost itself.
         rate: how fast the price is looked for, per step, in units of its logarithm. Slower gates (a small learning
