@@ -3,11 +3,15 @@
 import contextlib
 import copy
 import math
+import sys
+import threading
 from collections.abc import Iterator
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from npn.errors import PlasticityError
 
@@ -30,18 +34,21 @@ class MaskedCall:
         self._key: tuple[Any, ...] | None = None
         self._mask: Tensor | None = None
         self._saved: Any = None
-        self._ids: tuple[int, int] = (0, 0)
+        self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
+        self._ids: tuple[int, int, int] = (0, 0, 0)
 
     def register(self, model: nn.Module) -> None:
         """Hook into a model."""
         before = model.register_forward_pre_hook(self.before)
         after = model.register_forward_hook(self.after, always_call=True)
-        self._ids = (before.id, after.id)
+        saving = model.register_state_dict_pre_hook(self.saving)
+        self._ids = (before.id, after.id, saving.id)
 
     def unregister(self, model: nn.Module) -> None:
         """Take the hooks off a model, or off a deep copy of it."""
-        before, after = self._ids
-        for name, key in (("_forward_pre_hooks", before), ("_forward_hooks", after)):
+        before, after, saving = self._ids
+        hooks = {"_forward_pre_hooks": before, "_forward_hooks": after, "_state_dict_pre_hooks": saving}
+        for name, key in hooks.items():
             getattr(model, name).pop(key, None)
         model._forward_hooks_always_called.pop(after, None)
         model._forward_pre_hooks_with_kwargs.pop(before, None)
@@ -69,7 +76,7 @@ class MaskedCall:
         gates = [group.gate for group in self.plastic.groups]
         key = (self.plastic.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
         if key != self._key or self.plastic.k != math.inf or gates[0].logits.device.type == "cpu":
-            mask = torch.cat([gate.mask | (gate.grace > 0) for gate in gates])
+            mask = torch.cat([gate.present for gate in gates])
             self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
             self._key = key
         return self._mask
@@ -78,6 +85,8 @@ class MaskedCall:
         """Forward pre-hook."""
         if self.active:
             return
+        if self.entered:
+            self.recover()
         if self.entered:
             self._inner += 1
         else:
@@ -90,20 +99,34 @@ class MaskedCall:
         elif self.entered:
             self._leave()
 
+    def saving(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
+        """State dict pre-hook: after Ctrl-C many a loop saves its model."""
+        self.recover()
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def recover(self) -> None:
+        """Put the weights back after a call that was interrupted: torch calls forward hooks on errors only."""
+        if self.entered and self._caller is not None:
+            thread, frame = self._caller
+            if thread == threading.get_ident() and frame not in _stack():
+                self._inner = 0
+                self._leave()
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter(self) -> None:
-        mask = self.closed_mask()
-        readers = self.plastic.readers
-        readers.forget_outside()
-        if mask is not None:
-            with torch.inference_mode(False), torch.no_grad():
-                factors = readers.expand(mask)
+        with torch.inference_mode(False), torch.no_grad():  # what is cached here is used in training, too
+            mask = self.closed_mask()
+            readers = self.plastic.readers
+            readers.forget_outside()
+            factors = None if mask is None else readers.expand(mask)
+        if factors is not None:
             self._saved = readers.enter_outside(factors)
+            self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
             self.entered = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave(self) -> None:
-        self.entered = False
+        self.entered, self._caller = False, None
         self.plastic.readers.leave_outside(self._saved)
         self._saved = None
 
@@ -117,6 +140,25 @@ class MaskedCall:
         new = object.__new__(type(self))
         memo[id(self)] = new
         vars(new).update(vars(self))
-        new._key, new._mask, new._saved = None, None, None
+        new._key, new._mask, new._saved, new._caller = None, None, None, None
         new.plastic = copy.deepcopy(self.plastic, memo)
         return new
+
+
+def computed(model: nn.Module) -> dict[int, Tensor]:
+    """Copies, by id, of tensors with a history that forward passes have left in modules: no deep copy takes those."""
+    left = tree_leaves([list(vars(module).values()) for module in model.modules()])
+    return {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}
+
+
+def _stack() -> Iterator[FrameType]:
+    """The frames that are running in this thread, innermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _passing(frame: FrameType) -> bool:
+    """Whether the frame is one of these hooks, or of the compiler between them, and ends before the model's call."""
+    return frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename

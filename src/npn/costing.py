@@ -64,6 +64,7 @@ class CostModel:
         self.weight = {"params": torch.ones(len(names), dtype=torch.float64), "macs": macs}
         self.shared = {kind: self._shared(weight) for kind, weight in self.weight.items()}
         self._has_shared = {kind: bool(worth.any()) for kind, worth in self.shared.items()}
+        self.of_group = torch.repeat_interleave(torch.arange(len(self.sizes)), self.sizes.long()).to(device)
         self._first = sum(int(s) for s in self.sizes[: position[self.branches.name]]) if self.branches else 0
         self._exact, self._device_copy = self._on(torch.device("cpu"), torch.float64), self._on(device, torch.float32)
         self._prices: tuple[dict[str, float], Tensor] | None = None
@@ -100,19 +101,17 @@ class CostModel:
         found = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
         return found | {"home": self.home.to(device), "owner": self.owner.to(device)}
 
-    def expected(
-        self, kind: str, probability: Tensor, sums: Tensor, of_group: Tensor, weights: Mapping[str, float] | None = None
-    ) -> Tensor:
+    def expected(self, kind: str, probability: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)], scalar, differentiable.
 
         Args:
             kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch those
                 that its gate multiplies).
             probability: (units,) of all gated groups, in order; of columns the effective one.
-            sums: (groups,) their sums.
-            of_group: (units,) group number of each unit.
             weights: group name -> factor, for "layerwise".
         """
+        of_group = self.of_group
+        sums = probability.new_zeros(len(self.gated)).index_add(0, of_group, probability)
         with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
             if self.branches is None:
                 return self._cost(kind, self._device_copy, probability, sums, of_group, weights)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import CheckpointError
 
 from npn import functional
 from npn.errors import ConfigurationError, NonFiniteLossError
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from npn.plasticity import Plasticity
 
 _LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+_CHECKPOINTS = (
+    'masks="example" does not reach into activation checkpoints, which run their layers again in the backward pass; '
+    'use masks="batch", or no checkpoints'
+)
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
@@ -45,6 +50,7 @@ class ExampleMasks(TorchFunctionMode):
         self.make = mask
         self.mask: Tensor | None = None
         self.met: set[tuple[int, int]] = set()
+        self.without_grad = False  # whether a layer was met that records no graph
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -54,6 +60,7 @@ class ExampleMasks(TorchFunctionMode):
             axis = 0 if func in _TRANSPOSED else 1
             if columns is not None and axis in columns:
                 self.met.add((id(weight), axis))
+                self.without_grad |= not torch.is_grad_enabled()
                 args = (args[0] * self._factor(func, args[0], columns[axis]), *args[1:])
         return func(*args, **kwargs)
 
@@ -146,16 +153,36 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         mode = ExampleMasks(plastic, lambda n: mask(n).requires_grad_(gradient))
-        with mode:
-            losses = _losses(closure, None)
-        mode.check()
-        assert mode.mask is not None
-        if len(mode.mask) != len(losses):
-            raise ConfigurationError(
-                f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples"
-            )
-        (losses.mean() * scale).backward()
+        with plastic.readers.unmasked():
+            with mode:
+                losses = _losses(closure, None)
+            mode.check()
+            assert mode.mask is not None
+            if len(mode.mask) != len(losses):
+                raise ConfigurationError(
+                    f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples"
+                )
+            if mode.without_grad and _has_checkpoints(losses):
+                raise ConfigurationError(_CHECKPOINTS)
+            try:
+                (losses.mean() * scale).backward()
+            except CheckpointError as error:
+                raise ConfigurationError(_CHECKPOINTS) from error
     return mode.mask, losses.detach()
+
+
+def _has_checkpoints(losses: Tensor) -> bool:
+    """Whether a reentrant activation checkpoint is in the graph."""
+    seen, left = set(), [losses.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        left += [following for following, _ in node.next_functions]
+    return False
 
 
 def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:

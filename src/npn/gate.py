@@ -1,12 +1,13 @@
 """Gates: one logit per unit, and the group of units that they open and close."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from npn.errors import ConfigurationError
 from npn.functional import GateFunction, Sigmoid, keep_probability, logits_for
 from npn.tracing import Branches, Columns, Group, Slot
 
@@ -30,6 +31,17 @@ class Sharpness:
     def logit(self, probability: float) -> float:
         """phi with g(scale phi) = probability."""
         return float(logits_for(torch.tensor(probability, dtype=torch.float64), self.scale, self.function))
+
+
+def checked_grace(grace: int) -> int:
+    """A number of training steps.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if isinstance(grace, bool) or not isinstance(grace, int) or grace < 0:
+        raise ConfigurationError(f"grace must be a whole number >= 0 of calls of backward, got {grace!r}")
+    return grace
 
 
 class Gate:
@@ -68,6 +80,54 @@ class Gate:
             return mask.index_fill(0, self.logits.argmax(), True)
 
     @property
+    def present(self) -> Tensor:
+        """Units that take part, bool (size,): open by the deterministic mask, or held open in a grace period."""
+        return self.mask | (self.grace > 0)
+
+    @property
+    def closed_units(self) -> list[int]:
+        """Numbers of the units that take no part."""
+        units: list[int] = (~self.present).nonzero().reshape(-1).tolist()
+        return units
+
+    def indices(self, units: Sequence[int] | Tensor) -> Tensor:
+        """Numbers of units, int64, from a sequence of them or a mask over all.
+
+        Raises:
+            ConfigurationError: something else, or a number that no unit has.
+        """
+        size, device = len(self.logits), self.logits.device
+        try:
+            given = torch.as_tensor(units if isinstance(units, Tensor) else list(units), device=device).reshape(-1)
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError(f"units must be a list or tensor of numbers, got {units!r}") from error
+        if given.dtype == torch.bool and len(given) == size:
+            given = given.nonzero().reshape(-1)
+        if len(given) and (given.is_floating_point() or given.is_complex() or given.dtype == torch.bool):
+            raise ConfigurationError(
+                f"units must be whole numbers, or a mask with one bool for each of the {size} units, got {units!r}"
+            )
+        if len(given) and not (int(given.min()) >= 0 and int(given.max()) < size):
+            raise ConfigurationError(f"there are units 0 to {size - 1}, got {given.tolist()}")
+        return given.long()
+
+    def set(self, index: Tensor, probability: float, grace: int = 0) -> None:
+        """Give units a keep probability by hand."""
+        with torch.no_grad():
+            self.logits[index] = self.sharpness.logit(probability)
+            self.shut[index] = probability < 0.5
+            self.grace[index] = grace
+
+    def to(self, device: torch.device) -> None:
+        """Move all tensors."""
+        self.logits.data = self.logits.data.to(device)
+        self.grace, self.shut = self.grace.to(device), self.shut.to(device)
+
+    def notice_reopened(self) -> None:
+        """A unit that was closed by hand and is open is no longer so."""
+        self.shut.logical_and_(~self.mask)
+
+    @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All that has one entry per unit, the logits first."""
         return (self.logits, self.grace, self.shut)
@@ -75,7 +135,7 @@ class Gate:
     def gone(self, below: float) -> Tensor:
         """Units to remove, bool (size,): closed and less likely than `below`, or closed by hand; not in grace."""
         with torch.no_grad():
-            return ((self.keep_probability() < below) | self.shut) & ~self.mask & (self.grace == 0)
+            return ((self.keep_probability() < below) | self.shut) & ~self.present
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all tensors."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from npn.errors import ConfigurationError
 from npn.feeding import chain, effective, feeders
 from npn.tracing import Structure
 from npn.tracing.capture import model_tensors
@@ -65,6 +66,7 @@ class Readers:
         self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
         self._unmasked = False
+        self._aside = False
         self._handles: dict[int, RemovableHandle] = {}
         # fresh memory for every masked copy costs more than the product itself
         self._copies: list[Tensor] = []
@@ -119,14 +121,25 @@ class Readers:
             parameter.requires_grad_(True)
             parameter.grad = None
         self._watch()
+        versions = [parameter._version for parameter in self.parameters]
         try:
             yield
+            self._check_untouched(versions)
         finally:
             self._masks = None
             self._swap_out()
             for parameter, grad in lent:
                 parameter.requires_grad_(False)
                 parameter.grad = grad
+
+    def _check_untouched(self, versions: list[int]) -> None:
+        """A change of what is lent for a call would be lost with it."""
+        for name, parameter, version in zip(self.names, self.parameters, versions, strict=True):
+            if parameter._version != version:
+                raise ConfigurationError(
+                    f"{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step "
+                    "optimizers, and normalise or clip weights in place, after plastic.backward"
+                )
 
     def mask_gradient(self) -> Tensor:
         """dL/dz (units,) of the last `applied(collect=True)`: sum over its readers of weight times gradient."""
@@ -180,6 +193,15 @@ class Readers:
         finally:
             self._unmasked = False
 
+    @contextlib.contextmanager
+    def not_collecting(self) -> Iterator[None]:
+        """What the closure itself differentiates inside is masked, but is no part of dL/dz."""
+        self._aside = True
+        try:
+            yield
+        finally:
+            self._aside = False
+
     def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
         values = [parameter.data for parameter in self.parameters]
         if reuse:
@@ -206,17 +228,22 @@ class Readers:
             self._scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
         return self._scratch[: like.numel()].view(like.shape)
 
+    def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
+        """Add weight times gradient, summed for each unit, to what there is of this weight."""
+        product = torch.mul(self._values[i], _conjugate(gradient), out=self._room(gradient))
+        before, sums = collected[i], _mask_sums(product, factors, self.axes[i])
+        # a reentrant checkpoint delivers the gradient of a weight in several parts
+        collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
+
     def _hook(self, i: int) -> Any:
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
             if masks is None or self._unmasked:
                 return None
             factors = masks[i]
-            if self._collected is not None:
-                product = torch.mul(self._values[i], gradient, out=self._room(gradient))
-                before, sums = self._collected[i], _mask_sums(product, factors, self.axes[i])
-                # a reentrant checkpoint delivers the gradient of a weight in several parts
-                self._collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
+            if self._collected is not None and not self._aside:
+                with torch.no_grad():
+                    self._collect(i, gradient, factors, self._collected)
             for factor in factors:
                 gradient = gradient * factor
             return gradient
@@ -238,9 +265,16 @@ def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
     return out
 
 
+def _conjugate(gradient: Tensor) -> Tensor:
+    """Of a complex weight w with gradient G, d loss / d factor is the real part of w conj(G)."""
+    return gradient.conj() if gradient.is_complex() else gradient
+
+
 def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
     """d loss / d factor of `weight * prod(factors)` from weight times gradient: float32 (size,) for each."""
     sums = []
+    product = product.real if product.is_complex() else product
+    factors = [factor.real if factor.is_complex() else factor for factor in factors]
     for j, axis in enumerate(axes):
         term = product
         for other, factor in enumerate(factors):

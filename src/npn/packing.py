@@ -16,7 +16,7 @@ def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
     return [
         {
             "name": columns.name,
-            "closed": (~plastic.group(columns.name).gate.mask).nonzero().reshape(-1).cpu(),
+            "closed": (~plastic.group(columns.name).gate.present).nonzero().reshape(-1).cpu(),
             "tensor": columns.tensor,
             "axis": columns.axis,
             "kept": columns.kept,
@@ -31,7 +31,7 @@ def pack_groups(plastic: Plasticity) -> list[dict[str, Any]]:
     return [
         {
             "name": group.name,
-            "closed": (~group.gate.mask).nonzero().reshape(-1).cpu(),
+            "closed": (~group.gate.present).nonzero().reshape(-1).cpu(),
             "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
         }
         for group in plastic.groups
@@ -44,7 +44,7 @@ def pack_branches(plastic: Plasticity) -> list[dict[str, Any]]:
     branches = plastic.structure.branches
     if branches is None:
         return []
-    closed = (~plastic.group(branches.name).gate.mask).nonzero().reshape(-1).cpu()
+    closed = (~plastic.group(branches.name).gate.present).nonzero().reshape(-1).cpu()
     scales = [list(names) for names in branches.scales]
     return [{"name": branches.name, "paths": list(branches.paths), "scales": scales, "closed": closed}]
 

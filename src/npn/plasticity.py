@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import distributed, state, step
-from npn.call import MaskedCall
+from npn import distributed, state, step, surgery
+from npn.call import MaskedCall, computed
 from npn.costing import CostModel
 from npn.errors import ConfigurationError
 from npn.feeding import effective, open_sizes
 from npn.functional import GateFunction, keep_probability
-from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup
+from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup, checked_grace
 from npn.masks import Readers
 from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, resize
-from npn.surgery import apply_plan, bake, check_shapes, full_length, plan_growth, plan_removal, set_data
 from npn.tracing import Frozen, Structure, grown
 from npn.tracking import check_optimizers, union, watch
 
@@ -39,7 +38,8 @@ class Plasticity:
         penalty: CostTerm | None,
         masks: str,
     ) -> None:
-        self.model = model
+        self._model = model
+        self.hook = MaskedCall(self)
         self.example_inputs = example_inputs
         self.structure = structure
         self.estimator = estimator
@@ -55,16 +55,20 @@ class Plasticity:
         self.followers: weakref.WeakValueDictionary[int, distributed.Follower] = weakref.WeakValueDictionary()
         self._readers: Readers | None = None
         self._cost: CostModel | None = None
-        self._of_group: Tensor | None = None
         self.grace_left = 0
         self.shared_probability: Tensor | None = None
         self._full = self.costs.at  # of the structure at attach
-        self.hook = MaskedCall(self)
         self.hook.register(model)
         self.penalty.bind(self)
         watch(self)
 
     # -- what the gates are
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, with its own weights even after a call of it was interrupted."""
+        self.hook.recover()
+        return self._model
 
     @property
     def k(self) -> float:
@@ -104,14 +108,15 @@ class Plasticity:
         raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
 
     def sizes(self) -> dict[str, int]:
-        """Open units of each group, by the deterministic mask, and open columns of open units; branches that are open.
+        """Units of each group that take part: open by the deterministic mask, or held open; of columns, those of such
+        units.
 
         A group whose units are all inside closed branches has none open.
         """
         return open_sizes(self.structure, self._closed())
 
     def _closed(self) -> dict[str, list[int]]:
-        return {group.name: (~group.gate.mask).nonzero().reshape(-1).tolist() for group in self.groups}
+        return {group.name: group.gate.closed_units for group in self.groups}
 
     def weights(self) -> list[nn.Parameter]:
         """Every parameter of the model; no gate among them."""
@@ -136,22 +141,17 @@ class Plasticity:
 
     def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
         """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
-        index = self._set(group, units, OPEN)
-        self.group(group).gate.grace[index] = grace
+        self._set(group, units, OPEN, checked_grace(grace))
         self.grace_left = max(self.grace_left, grace)
 
-    def _set(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float) -> Tensor:
-        gate = self.group(group).gate
-        index = torch.as_tensor(units, dtype=torch.long, device=gate.logits.device).reshape(-1)
-        if len(index) and not (int(index.min()) >= 0 and int(index.max()) < len(gate.logits)):
-            raise ConfigurationError(
-                f"group {self.group(group).name!r} has units 0 to {len(gate.logits) - 1}, got {index.tolist()}"
-            )
-        with torch.no_grad():
-            gate.logits[index] = self.sharpness.logit(probability)
-            gate.shut[index] = probability < 0.5
-            gate.grace[index] = 0
-        return index
+    def _set(self, name: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
+        group = self.group(name)
+        try:
+            index = group.gate.indices(units)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"group {group.name!r}: {error}") from error
+        group.gate.set(index, probability, grace)
+        surgery.forget_momentum(self.optimizers, group.gate.logits, index)
 
     # -- training
 
@@ -196,9 +196,10 @@ class Plasticity:
             self._readers.remove()
             self._readers = None
         if self._readers is None:
-            check_shapes(self.model, self.structure)
-            self.follow_device()
-            self._readers = Readers(self.model, self.structure)
+            surgery.check_shapes(self.model, self.structure)
+            with torch.inference_mode(False):  # what is made here is used in training, whoever asks for it first
+                self.follow_device()
+                self._readers = Readers(self.model, self.structure)
         return self._readers
 
     def follow_device(self) -> None:
@@ -207,15 +208,14 @@ class Plasticity:
         if self.groups[0].gate.logits.device == device:
             return
         for group in self.groups:
-            gate = group.gate
-            gate.logits.data = gate.logits.data.to(device)
-            gate.grace, gate.shut = gate.grace.to(device), gate.shut.to(device)
+            group.gate.to(device)
         self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
         self._cost = None
         self.hook.reset()
 
     def calling(self) -> Any:
         """Context in which the model's call hook stands aside."""
+        self.hook.recover()
         return self.hook.aside()
 
     def draw(self, *batch: int) -> Tensor:
@@ -249,6 +249,8 @@ class Plasticity:
         """Add to the logits' gradients, group by group."""
         for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
             logits = group.gate.logits
+            if not logits.requires_grad:
+                continue
             part = part.to(logits.dtype)  # of a float64 model it comes as float64
             logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
 
@@ -264,9 +266,8 @@ class Plasticity:
         if self._cost is None:
             names = [group.name for group in self.groups]
             device = self.groups[0].gate.logits.device
-            self._cost = CostModel(self.model, self.structure, names, device)
-            sizes = torch.tensor([group.size for group in self.groups])
-            self._of_group = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device)
+            with torch.inference_mode(False):
+                self._cost = CostModel(self.model, self.structure, names, device)
         return self._cost
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
@@ -274,11 +275,7 @@ class Plasticity:
         probability = self.flat_probability()
         if self.grace_left:
             probability = torch.where(self.held(), torch.ones_like(probability), probability)
-        probability = effective(probability, self.readers.feeder)
-        costs = self.costs
-        assert self._of_group is not None
-        sums = probability.new_zeros(len(self.groups)).index_add(0, self._of_group, probability)
-        return costs.expected(kind, probability, sums, self._of_group, weights)
+        return self.costs.expected(kind, effective(probability, self.readers.feeder), weights)
 
     def full_cost(self, kind: str, /) -> float:
         """Cost of the model at attach, every gate open."""
@@ -298,10 +295,12 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
+        for group in self.groups:
+            group.gate.notice_reopened()
         gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
         removed = {name: units for name, units in gone.items() if units}
         distributed.agree("what compact removes", removed)
-        return resize(self, plan_removal(self.structure, removed))
+        return resize(self, surgery.plan_removal(self.structure, removed))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units: fan-in initialised, zero fan-out, so the function is as before.
@@ -313,6 +312,7 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
+        checked_grace(grace)
         wanted = {self.group(name).name: number for name, number in more.items()}
         for name, number in wanted.items():
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -322,10 +322,10 @@ class Plasticity:
         wanted = {name: number for name, number in wanted.items() if number}
         distributed.agree("what grow adds", wanted)
         if not wanted:
-            return resize(self, plan_removal(self.structure, {}))
-        with self.calling(), full_length(self.model):
+            return resize(self, surgery.plan_removal(self.structure, {}))
+        with self.calling(), surgery.full_length(self.model):
             larger = grown(self.model, self.example_inputs, self.structure, wanted)
-        report = resize(self, plan_growth(self.structure, larger))
+        report = resize(self, surgery.plan_growth(self.structure, larger))
         distributed.broadcast(self.weights())  # each process has drawn other new rows
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
@@ -337,7 +337,7 @@ class Plasticity:
         for group in (group for group in self.groups if group.name in sizes):
             for tensor in group.gate.tensors:
                 tensor.grad = None
-                set_data(tensor, tensor.new_zeros(sizes[group.name]))
+                surgery.set_data(tensor, tensor.new_zeros(sizes[group.name]))
         self.restructured(structure)
 
     def restructured(self, structure: Structure) -> None:
@@ -359,17 +359,17 @@ class Plasticity:
 
     def export(self) -> nn.Module:
         """A plain copy of the model without its closed units and without a trace of npn."""
-        clone = copy.deepcopy(self.model, {id(self): None})
+        clone = copy.deepcopy(self.model, {id(self): None} | computed(self.model))
         self.hook.unregister(clone)
-        apply_plan(clone, plan_removal(self.structure, self._closed()))
-        bake(clone)
+        surgery.apply_plan(clone, surgery.plan_removal(self.structure, self._closed()))
+        surgery.bake(clone)
         return clone
 
     def detach(self) -> nn.Module:
         """Take the gates off; the model is as it was, closed units still there."""
         self.readers.remove()
         self.hook.unregister(self.model)
-        bake(self.model)
+        surgery.bake(self.model)
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

@@ -34,6 +34,11 @@ def restore(plastic: "Plasticity", state: Mapping[str, Any]) -> None:
     Raises:
         ConfigurationError: it does not; nothing was loaded.
     """
+    missing = sorted({"function", "k", "scale", "resting", "gates", "penalty", "generator"} - set(state))
+    if missing:
+        raise ConfigurationError(
+            f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"
+        )
     sizes = {group.name: group.size for group in plastic.groups}
     theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
     if sizes != theirs:

@@ -36,7 +36,7 @@ class Pass:
 
 def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
     """Gradients of E[loss] + penalty for weights and gates, see `Plasticity.backward`."""
-    evaluate = partial(_evaluate, closure, plastic.last_checkpoint)
+    evaluate = partial(_evaluate, plastic, closure)
     if plastic.masks == "example":
         return around(plastic, evaluate, scale, lambda pi: example.estimate(plastic, closure, pi, scale))
     return around(plastic, evaluate, scale)
@@ -94,17 +94,20 @@ def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
     plastic.penalty.update(plastic)
 
 
-def _evaluate(closure: Closure, last_checkpoint: str | None, factor: float | Tensor, gradient: bool) -> Tensor:
+def _evaluate(plastic: "Plasticity", closure: Closure, factor: float | Tensor, gradient: bool) -> Tensor:
     """Run the closure, and differentiate it unless only its value is wanted."""
     with torch.enable_grad() if gradient else torch.no_grad():
-        loss = closure()
+        with plastic.readers.not_collecting():
+            loss = closure()
+        if plastic.masks == "example" and isinstance(loss, Tensor) and loss.dim() == 1:
+            loss = loss.mean()  # at k = inf, where all have the same mask
         if not isinstance(loss, Tensor) or loss.dim() != 0:
             came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ConfigurationError(
                 f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
                 'masks="example" for one mask and one loss per example'
             )
-        example.check_finite(loss, last_checkpoint)
+        example.check_finite(loss, plastic.last_checkpoint)
         if gradient:
             (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
     return loss.detach()

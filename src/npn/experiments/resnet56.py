@@ -221,7 +221,7 @@ def closed_branches(plastic: npn.Plasticity) -> list[str]:
     branches = plastic.structure.branches
     if branches is None:
         return []
-    mask = plastic.group(branches.name).gate.mask.tolist()
+    mask = plastic.group(branches.name).gate.present.tolist()
     return [path for path, is_open in zip(branches.paths, mask, strict=True) if not is_open]
 
 

@@ -10,6 +10,7 @@ from npn.surgery.branches import (
     without_branches,
 )
 from npn.surgery.columns import NEW, completed
+from npn.surgery.optimizer import forget_momentum
 from npn.surgery.plan import Plan, plan_growth, plan_removal
 from npn.surgery.scales import with_branches
 from npn.surgery.select import bake, choices, full_length, input_dim, set_select, with_columns
@@ -27,6 +28,7 @@ __all__ = [
     "choices",
     "completed",
     "forget_edits",
+    "forget_momentum",
     "full_length",
     "input_dim",
     "inside",

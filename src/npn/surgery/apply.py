@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from npn.surgery.branches import Edit, forget_edits, gone_paths, removal_edits
 from npn.surgery.columns import NEW
 from npn.surgery.fill import fresh
-from npn.surgery.optimizer import gather, moved_state
+from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
 from npn.surgery.select import choices, hook_of, set_select
 from npn.surgery.verify import check_shapes
@@ -99,7 +99,7 @@ def _state_edits(
     for state, key, value in moved_state(optimizers, tensor, sources, name):
         edits.append(_set_item(state, key, value))
     if tensor.grad is not None:
-        edits.append(_set_grad(tensor, gather(tensor.grad, sources)))
+        edits.append(_set_grad(tensor, gather_gradient(tensor.grad, sources)))
     return edits
 
 

@@ -13,16 +13,22 @@ from npn.surgery.columns import NEW
 _SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp_inf", "acc_delta", "step_size")
 
 
-def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False) -> Tensor:
+_MOMENTA = ("momentum_buffer", "exp_avg", "prev")
+# moments of a matrix kept as a product of two vectors: the axis, from the end, along which each has no entries
+_FACTORED = {"row_var": -1, "col_var": -2}
+
+
+def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False, without: int | None = None) -> Tensor:
     """Entries of `value` at their new positions.
 
     Args:
-        sources: axis -> old position behind each new one, `NEW` where there is none. Axes of size 1 are left alone.
+        sources: axis -> old position behind each new one, `NEW` where there is none.
         mean: new entries get the mean of the kept ones along the axis instead of zero.
+        without: an axis along which `value` has no entries, though the parameter may have.
     """
     for axis, source in sources.items():
-        if value.shape[axis] == 1 and int(source.max()) > 0:
-            continue  # a factored moment has no entries along this axis
+        if axis == without or (value.shape[axis] == 1 and int(source.max()) > 0):
+            continue
         source = source.to(value.device)
         new = source == NEW
         kept = value.index_select(axis, source.clamp(min=0))
@@ -59,8 +65,31 @@ def moved_state(
             if not fits:
                 raise OptimizerError(_strange(optimizer, key, name, parameter, f"shape {tuple(value.shape)}"))
             mean = any(word in key for word in _SECOND_MOMENTS)
-            moved.append((state, key, gather(value, sources, mean)))
+            without = _FACTORED[key] % value.dim() if key in _FACTORED and value.dim() > 1 else None
+            moved.append((state, key, gather(value, sources, mean, without)))
     return moved
+
+
+def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
+    """A gradient at the new positions; of a sparse one, along axes on which it is dense."""
+    if not gradient.is_sparse:
+        return gather(gradient, sources)
+    gradient = gradient.coalesce()
+    shift = gradient.sparse_dim() - 1  # the values' first axis counts entries
+    if any(axis <= shift for axis in sources):
+        return gather(gradient.to_dense(), sources)
+    values = gather(gradient.values(), {axis - shift: source for axis, source in sources.items()})
+    shape = [*gradient.shape[: shift + 1], *values.shape[1:]]
+    return torch.sparse_coo_tensor(gradient.indices(), values, shape, is_coalesced=True, check_invariants=False)
+
+
+def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, index: Tensor) -> None:
+    """Entries that were set by hand do not go on moving as before."""
+    for optimizer in optimizers:
+        state = optimizer.state.get(parameter, {})
+        for key in _MOMENTA:
+            if isinstance(value := state.get(key), Tensor):
+                value[index] = 0
 
 
 def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:

@@ -1,0 +1,394 @@
+"""What user code may do to a model with gates: interrupt it, watch it, differentiate it, set gates by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import npn
+from npn.errors import ConfigurationError
+
+
+class Stop(nn.Module):
+    """Ctrl-C, once, when asked for."""
+
+    on = False
+
+    def forward(self, h):
+        if self.on:
+            self.on = False
+            raise KeyboardInterrupt
+        return h
+
+
+@pytest.fixture
+def interrupted():
+    """A model in which a unit is closed, just after Ctrl-C in the middle of a call; and its own weight."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), Stop(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    plastic.close("0", [1])
+    own, model[1].on = model[2].weight.detach().clone(), True
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    assert not torch.equal(model[2].weight, own), "torch calls no hook after an interrupt"
+    return model, plastic, x, own
+
+
+# -- interrupts
+
+
+def test_an_interrupted_call_costs_no_weight(interrupted):
+    model, plastic, x, own = interrupted
+    masked = model(x)
+    assert torch.equal(model[2].weight, own)
+    torch.testing.assert_close(masked, plastic.export()(x))
+
+
+@pytest.mark.parametrize("way", ["detach", "backward", "save", "state_dict", "export", "compact"])
+def test_whatever_comes_after_an_interrupt_finds_the_weights(interrupted, tmp_path, way):
+    model, plastic, x, own = interrupted
+    if way == "detach":
+        assert torch.equal(plastic.detach()[2].weight, own)
+    elif way == "backward":
+        plastic.backward(lambda: model(x).square().mean())
+        assert torch.equal(model[2].weight, own)
+    elif way == "save":
+        npn.save(tmp_path / "model.npn", plastic)
+        assert torch.equal(torch.load(tmp_path / "model.npn")["model"]["2.weight"], own)
+    elif way == "state_dict":
+        assert torch.equal(model.state_dict()["2.weight"], own)
+    elif way == "export":
+        assert torch.equal(plastic.export()[2].weight, own[:, [0, 2, 3]])
+    else:
+        plastic.compact()
+        assert torch.equal(model[2].weight, own[:, [0, 2, 3]])
+
+
+def test_a_call_within_a_call_is_none_that_was_interrupted():
+    class Twice(nn.Sequential):
+        again = True
+
+        def forward(self, x):
+            if self.again:
+                self.again = False
+                self.inner = self(x)
+            return super().forward(x)
+
+    torch.manual_seed(0)
+    model, x = Twice(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(6, 3)
+    model.again = False
+    plastic = npn.attach(model, x)
+    plastic.close("0", [1])
+    own, model.again = model[2].weight.detach().clone(), True
+    outer = model(x)
+    small = plastic.export()  # with what the pass has left in the model
+    torch.testing.assert_close(outer, small(x))
+    torch.testing.assert_close(model.inner, small(x))
+    assert torch.equal(small.inner, model.inner) and small.inner.grad_fn is None
+    assert torch.equal(model[2].weight, own)
+
+
+# -- looking on
+
+
+@pytest.mark.parametrize("columns", [None, "2"])
+def test_inference_mode_after_a_resize_leaves_nothing_that_cannot_train(columns):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x, columns=columns)
+    plastic.k = 7.0
+    plastic.close("0", [1])
+    plastic.compact()
+    with torch.inference_mode():
+        model(x)
+        plastic.expected_cost("params")
+    plastic.close("0", [2])
+    with torch.inference_mode():
+        model(x)
+    plastic.backward(lambda: model(x).square().mean())
+    plastic.k = math.inf
+    plastic.backward(lambda: model(x).square().mean())
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in plastic.weights())
+
+
+def test_a_look_at_the_model_is_not_part_of_the_step(tiny):
+    """With one mask per example, masks of an earlier call outside do not reach the step's gradients."""
+    spec, gradients = tiny["mlp"], []
+    for look in (False, True):
+        torch.manual_seed(1)
+        model, plastic = spec.attach(masks="example")
+        x, y = spec.data()
+        plastic.k = 7.0
+        with torch.no_grad():
+            plastic.group("0").gate.logits[1] = -0.02  # closed by the deterministic mask, open in half of the draws
+        if look:
+            model(x)
+        plastic.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))  # noqa: B023
+        gradients.append([p.grad.clone() for p in (*plastic.weights(), *plastic.logits())])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+# -- closures that do more
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_what_the_closure_differentiates_is_no_part_of_the_gates_gradient(tiny, create):
+    spec, gradients = tiny["mlp"], []
+    for inside in (False, True):
+        torch.manual_seed(1)
+        model, plastic = spec.attach()
+        x, y = spec.data()
+        plastic.k = 1.0
+
+        def closure():
+            loss = F.cross_entropy(model(x), y)  # noqa: B023
+            if inside:  # noqa: B023
+                torch.autograd.grad(loss, list(model.parameters()), retain_graph=True, create_graph=create)  # noqa: B023
+            return loss
+
+        plastic.backward(closure)
+        gradients.append([p.grad.clone() for p in (*plastic.weights(), *plastic.logits())])
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_penalty_on_the_gradient_of_weights_can_be_trained(tiny):
+    spec = tiny["mlp"]
+    model, plastic = spec.attach()
+    x, y = spec.data()
+    plastic.k = 1.0
+
+    def closure():
+        loss = F.cross_entropy(model(x), y)
+        parts = torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
+        return loss + sum(part.square().sum() for part in parts)
+
+    plastic.backward(closure)
+    assert all(bool(p.grad.isfinite().all()) for p in (*plastic.weights(), *plastic.logits()))
+
+
+def test_weights_that_change_inside_are_not_lost_in_silence():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    plastic.close("0", [1])
+    optimizer = torch.optim.SGD([model[2].weight], lr=0.1)
+    model[2].weight.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+    own = model[2].weight.detach().clone()
+    with pytest.raises(ConfigurationError) as error:
+        plastic.backward(lambda: model(x).square().mean())
+    assert str(error.value) == (
+        "2.weight was changed inside plastic.backward, where it is a masked copy; the change is lost. Step optimizers, "
+        "and normalise or clip weights in place, after plastic.backward"
+    )
+    assert torch.equal(model[2].weight, own)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_masks_per_example_and_checkpoints_do_not_go_together(reentrant):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 4), nn.Linear(4, 3)
+            self.save = False
+
+        def forward(self, x):
+            h = torch.tanh(self.a(x))
+            return checkpoint(self.b, h, use_reentrant=reentrant) if self.save else self.b(h)
+
+    model, x, y = Net(), torch.randn(6, 3), torch.randint(3, (6,))
+    plastic = npn.attach(model, x, masks="example")
+    plastic.k, model.save = 1.0, True
+    with pytest.raises(ConfigurationError, match=r'^masks="example" does not reach into activation checkpoints, which'):
+        plastic.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+
+
+def test_one_closure_does_for_masks_per_example_in_every_stage(tiny):
+    spec = tiny["mlp"]
+    model, plastic = spec.attach(masks="example")
+    x, y = spec.data()
+    loss = plastic.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))  # k = inf, as schedules begin
+    torch.testing.assert_close(loss, F.cross_entropy(model(x), y).detach())
+    wanted = torch.autograd.grad(F.cross_entropy(model(x), y), plastic.weights())
+    assert all(torch.allclose(p.grad, w, atol=1e-7) for p, w in zip(plastic.weights(), wanted, strict=True))
+
+
+def test_complex_weights_inform_the_gates():
+    class Spectral(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.w = nn.Linear(4, 5), nn.Parameter(torch.randn(3, 5, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return F.linear(torch.tanh(self.a(x)).to(torch.cfloat), self.w).abs()
+
+    torch.manual_seed(0)
+    model, x = Spectral(), torch.randn(6, 4)
+    plastic = npn.attach(model, x, estimator="straight_through", penalty=npn.Penalty(weight=0.0))
+    plastic.k = 1.0
+    with torch.no_grad():
+        plastic.group("a").gate.logits.fill_(30.0)  # every draw is open
+    plastic.backward(lambda: model(x).sum())
+    z = torch.ones(5, requires_grad=True)
+    F.linear((torch.tanh(model.a(x)) * z).to(torch.cfloat), model.w).abs().sum().backward()
+    pi = plastic.flat_probability().detach()
+    torch.testing.assert_close(plastic.logits()[0].grad, z.grad * pi * (1 - pi))
+
+
+# -- gates by hand
+
+
+def test_a_mask_of_units_is_a_mask(tiny):
+    _, plastic = tiny["mlp"].attach()
+    gate = plastic.group("0").gate
+    plastic.close("0", torch.tensor([False, False, False, True]))
+    assert gate.mask.tolist() == [True, True, True, False]
+    plastic.close("0", [True, False, False, False])
+    assert gate.mask.tolist() == [False, True, True, False]
+    plastic.open("0", {0, 3})
+    assert gate.mask.all()
+
+
+@pytest.mark.parametrize(
+    ("units", "message"),
+    [
+        ([1.7], "group '0': units must be whole numbers, or a mask with one bool for each of the 4 units, got [1.7]"),
+        ([True], "group '0': units must be whole numbers, or a mask with one bool for each of the 4 units, got [True]"),
+        ("two", "group '0': units must be a list or tensor of numbers, got 'two'"),
+        ([0, 4], "group '0': there are units 0 to 3, got [0, 4]"),
+        ([-1], "group '0': there are units 0 to 3, got [-1]"),
+    ],
+)
+def test_what_is_no_list_of_units(tiny, units, message):
+    _, plastic = tiny["mlp"].attach()
+    with pytest.raises(ConfigurationError) as error:
+        plastic.close("0", units)
+    assert str(error.value) == message and plastic.group("0").gate.mask.all()
+
+
+@pytest.mark.parametrize("grace", [-3, 1.5, True])
+def test_what_is_no_grace(tiny, grace):
+    _, plastic = tiny["mlp"].attach()
+    for change in (lambda: plastic.open("0", [1], grace=grace), lambda: plastic.grow({"0": 1}, grace=grace)):
+        with pytest.raises(ConfigurationError) as error:
+            change()
+        assert str(error.value) == f"grace must be a whole number >= 0 of calls of backward, got {grace!r}"
+    assert plastic.group("0").size == 4
+
+
+def test_a_unit_that_is_held_open_is_exported_saved_and_counted(tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    plastic.k = 7.0
+    plastic.open("0", [1], grace=100)
+    with torch.no_grad():
+        plastic.group("0").gate.logits[1] = -1.0
+    assert plastic.sizes() == {"0": 4}
+    torch.testing.assert_close(plastic.export()(x), model(x))
+    npn.save(tmp_path / "held.npn", plastic)
+    fresh = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    torch.testing.assert_close(npn.load(tmp_path / "held.npn", fresh)(x), model(x))
+
+
+def test_gates_set_by_hand_do_not_go_on_moving(tiny):
+    _, plastic = tiny["mlp"].attach()
+    plastic.k = 7.0
+    gates = torch.optim.Adam(plastic.logits(), lr=0.1)
+    plastic.track(gates)
+    for _ in range(5):
+        for logits in plastic.logits():
+            logits.grad = torch.ones_like(logits)  # downhill
+        gates.step()
+    plastic.open("0", [1])
+    before = plastic.group("0").gate.logits.detach().clone()
+    for logits in plastic.logits():
+        logits.grad = torch.zeros_like(logits)
+    gates.step()
+    after = plastic.group("0").gate.logits.detach()
+    assert after[1] == before[1] and bool((after[[0, 2, 3]] < before[[0, 2, 3]]).all())
+
+
+def test_a_unit_that_has_reopened_is_no_longer_closed_by_hand(tiny):
+    _, plastic = tiny["mlp"].attach()
+    plastic.k = 7.0
+    plastic.close("0", [1])
+    gate = plastic.group("0").gate
+    with torch.no_grad():
+        gate.logits[1] = 0.5
+    assert not plastic.compact()
+    with torch.no_grad():
+        gate.logits[1] = -1e-3  # pi just under 1/2: closed, and far from gone
+    assert not plastic.compact()
+
+
+def test_frozen_gates_get_no_gradient(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    plastic.k = 7.0
+    plastic.group("0").gate.logits.requires_grad_(False)
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    assert plastic.group("0").gate.logits.grad is None
+    assert plastic.group("2").gate.logits.grad is not None
+
+
+def test_an_incomplete_state_is_refused(tiny):
+    _, plastic = tiny["mlp"].attach()
+    state = plastic.state_dict()
+    del state["gates"], state["k"]
+    with pytest.raises(ConfigurationError) as error:
+        plastic.load_state_dict(state)
+    assert str(error.value) == (
+        "not the state of a Plasticity: it lacks gates, k; give what plastic.state_dict() returned"
+    )
+
+
+# -- optimizers
+
+
+def test_adafactor_follows_growth_from_one_unit():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    optimizer = torch.optim.Adafactor(plastic.weights(), lr=1e-2)
+    plastic.track(optimizer)
+
+    def step():
+        optimizer.zero_grad()
+        plastic.backward(lambda: model(x).square().mean())
+        optimizer.step()
+
+    step()
+    plastic.close("0", [1])
+    plastic.compact()
+    step()
+    plastic.grow({"0": 2})
+    shapes = {key: tuple(v.shape) for key, v in optimizer.state[model[0].weight].items() if v.dim()}
+    assert shapes == {"row_var": (3, 1), "col_var": (1, 3)}
+    step()
+    assert bool(model[0].weight.isfinite().all())
+
+
+def test_sparse_gradients_follow():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(7, 4, sparse=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.words(x)))
+
+    model, x = Words(), torch.tensor([[1, 2], [2, 5]])
+    plastic = npn.attach(model, x)
+    (name,) = plastic.sizes()
+    plastic.backward(lambda: model(x).square().mean())
+    before = model.words.weight.grad.to_dense()
+    plastic.grow({name: 2})
+    after = model.words.weight.grad
+    assert after.is_sparse and torch.equal(after.to_dense(), torch.cat([before, torch.zeros(7, 2)], 1))
+    plastic.close(name, [0])
+    plastic.compact()
+    assert torch.equal(model.words.weight.grad.to_dense()[:, :3], before[:, 1:])
