@@ -27,6 +27,24 @@ def test_a_parameter_in_two_optimizers(tiny):
     assert plastic.optimizers == [one, gates], "tracking twice is tracking once"
 
 
+def test_an_optimizer_is_replaced_for_the_next_stage(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    first, second = torch.optim.Adam(plastic.weights()), torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    plastic.track(first)
+    for optimizer in (first, second):
+        if optimizer is second:
+            with pytest.raises(OptimizerError, match=r"Keep it in one, or untrack the one that it has replaced$"):
+                plastic.track(second)
+            plastic.untrack(first)
+            plastic.track(second)
+        plastic.backward(lambda: F.cross_entropy(model(x), y))
+        optimizer.step()
+    plastic.close("0", [0])
+    plastic.compact()
+    assert plastic.optimizers == [second] and second.state[model[0].weight]["momentum_buffer"].shape == (3, 3)
+
+
 def test_weight_decay_on_gates(tiny):
     _, plastic = tiny["mlp"].attach()
     both = torch.optim.AdamW([*plastic.weights(), *plastic.logits()], lr=0.1, weight_decay=0.01)

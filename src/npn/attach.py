@@ -72,8 +72,10 @@ def attach(
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
     if masks == "example" and branches:
         raise ConfigurationError('branches take part in masks="batch" only; leave out branches= or masks="example"')
-    if any(isinstance(getattr(hook, "__self__", None), MaskedCall) for hook in model._forward_pre_hooks.values()):
-        raise ConfigurationError("the model has plasticity already; call detach() on its handle before attaching anew")
+    for name, module in model.named_modules():
+        if any(isinstance(getattr(hook, "__self__", None), MaskedCall) for hook in module._forward_pre_hooks.values()):
+            who = f"its part {name!r} has" if name else "the model has"
+            raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching anew")
     structure = select(trace(model, example_inputs), only, skip)
     structure = with_branches(model, example_inputs, structure, _patterns(branches) or ())
     structure = with_columns(model, example_inputs, structure, _patterns(columns) or ())

@@ -49,7 +49,7 @@ class Gate:
 
     Attributes:
         logits: phi, a parameter of shape (size,).
-        grace: int64 (size,), training steps for which a new unit is still held open and costs nothing.
+        grace: int64 (size,), training steps at a finite k for which a new unit is still held open and costs nothing.
         shut: bool (size,), closed by hand and not reopened since.
 
     References:

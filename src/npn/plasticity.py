@@ -22,7 +22,7 @@ from npn.masks import Readers
 from npn.penalty import CostTerm, Penalty
 from npn.resizing import ResizeReport, resize
 from npn.tracing import Frozen, Structure, grown
-from npn.tracking import check_optimizers, union, watch
+from npn.tracking import check_optimizers, forget, union, watch
 
 
 class Plasticity:
@@ -165,11 +165,19 @@ class Plasticity:
         check_optimizers(known, self)
         self.optimizers = known
 
+    def untrack(self, *optimizers: Optimizer) -> None:
+        """Forget optimizers that do not step any more, say since another took their place for the next stage."""
+        gone = union([], optimizers)
+        self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
+        forget(gone)
+
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
         """Set every gradient of E_z[loss] + penalty, for weights and gates.
 
         The closure is called once or twice, as the estimator wants, under masks drawn from the gates; gradients are
-        added to what is in `.grad` (zero them first, or accumulate). At k = inf it is `closure().backward()`.
+        added to what is in `.grad` (zero them first, or accumulate). At k = inf it is `closure().backward()`. A second
+        call of "arm", "disarm" and "rloo" is without autograd, and no call but the first changes buffers of the model;
+        those of other modules that the closure calls, it does.
 
         Args:
             closure: returns the scalar loss of the model; no `.backward()` inside.
@@ -237,22 +245,6 @@ class Plasticity:
     def held(self) -> Tensor:
         """bool (units,): held open during a grace period."""
         return torch.cat([group.gate.grace for group in self.groups]) > 0
-
-    def age(self) -> None:
-        """One step of every grace period."""
-        if self.grace_left > 0:
-            self.grace_left -= 1
-            for group in self.groups:
-                group.gate.grace.sub_(1).clamp_(min=0)
-
-    def add_gradient(self, gradient: Tensor) -> None:
-        """Add to the logits' gradients, group by group."""
-        for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
-            logits = group.gate.logits
-            if not logits.requires_grad:
-                continue
-            part = part.to(logits.dtype)  # of a float64 model it comes as float64
-            logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
 
     def closed_masks(self) -> Tensor | None:
         """The deterministic mask over all units, or None where all are open. Cached between changes of the gates."""

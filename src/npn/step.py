@@ -73,7 +73,7 @@ def around(
                 loss, gradient = estimate(pi)
         if gradient is not None and plastic.k > 0:
             factor = functional.chain_factor(logits, plastic.k, plastic.function)
-            plastic.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
+            _add_gradient(plastic, torch.where(held, torch.zeros_like(gradient), gradient * factor))
     if plastic.k > 0:
         plastic.shared_probability = probability
         try:
@@ -81,8 +81,25 @@ def around(
         finally:
             plastic.shared_probability = None
         distributed.synchronise(plastic)
-    plastic.age()
+    _age(plastic)
     return loss
+
+
+def _add_gradient(plastic: "Plasticity", gradient: Tensor) -> None:
+    """Add to the logits' gradients, group by group; frozen gates have none."""
+    for group, part in zip(plastic.groups, gradient.split([g.size for g in plastic.groups]), strict=True):
+        logits = group.gate.logits
+        if logits.requires_grad:
+            part = part.to(logits.dtype)  # of a float64 model it comes as float64
+            logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+
+
+def _age(plastic: "Plasticity") -> None:
+    """One step of every grace period."""
+    if plastic.grace_left > 0:
+        plastic.grace_left -= 1
+        for group in plastic.groups:
+            group.gate.grace.sub_(1).clamp_(min=0)
 
 
 def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:

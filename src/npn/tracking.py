@@ -36,7 +36,8 @@ def check_optimizers(optimizers: Sequence[Optimizer], plastic: "Plasticity") -> 
                 if id(p) in seen:
                     raise OptimizerError(
                         f"{names.get(id(p), 'a parameter')} is in two optimizers, {seen[id(p)]} and "
-                        f"{type(optimizer).__name__}; each would move it. Keep it in one"
+                        f"{type(optimizer).__name__}; each would move it. Keep it in one, or untrack the "
+                        "one that it has replaced"
                     )
                 seen[id(p)] = type(optimizer).__name__
                 if id(p) in gates and group.get("weight_decay"):
@@ -63,6 +64,12 @@ def watch(plastic: "Plasticity") -> None:
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     if _ATTACHED and optimizer not in _STEPPED:
         _STEPPED.add(optimizer)
+
+
+def forget(optimizers: Iterable[Optimizer]) -> None:
+    """They are done: a resize may leave their state behind."""
+    for optimizer in optimizers:
+        _STEPPED.discard(optimizer)
 
 
 def check_strangers(plastic: "Plasticity") -> None:

@@ -237,3 +237,48 @@ def test_gates_state_follows(tiny):
     assert plastic.group("0").gate.logits is logits
     assert torch.equal(gates.state[logits]["exp_avg"], old[[0, 1, 3]])
     assert logits.shape == logits.grad.shape == (3,)
+
+
+def test_adafactor_follows_growth_from_one_unit():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    optimizer = torch.optim.Adafactor(plastic.weights(), lr=1e-2)
+    plastic.track(optimizer)
+
+    def step():
+        optimizer.zero_grad()
+        plastic.backward(lambda: model(x).square().mean())
+        optimizer.step()
+
+    step()
+    plastic.close("0", [1])
+    plastic.compact()
+    step()
+    plastic.grow({"0": 2})
+    shapes = {key: tuple(v.shape) for key, v in optimizer.state[model[0].weight].items() if v.dim()}
+    assert shapes == {"row_var": (3, 1), "col_var": (1, 3)}
+    step()
+    assert bool(model[0].weight.isfinite().all())
+
+
+def test_sparse_gradients_follow():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(7, 4, sparse=True), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(torch.tanh(self.words(x)))
+
+    model, x = Words(), torch.tensor([[1, 2], [2, 5]])
+    plastic = npn.attach(model, x)
+    (name,) = plastic.sizes()
+    plastic.backward(lambda: model(x).square().mean())
+    before = model.words.weight.grad.to_dense()
+    plastic.grow({name: 2})
+    after = model.words.weight.grad
+    assert after.is_sparse and torch.equal(after.to_dense(), torch.cat([before, torch.zeros(7, 2)], 1))
+    plastic.close(name, [0])
+    plastic.compact()
+    assert torch.equal(model.words.weight.grad.to_dense()[:, :3], before[:, 1:])
