@@ -241,7 +241,7 @@ def test_gates_state_follows(tiny):
 
 def test_adafactor_follows_growth_from_one_unit():
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2)), torch.randn(6, 3)
+    model, x = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Tanh(), torch.nn.Linear(2, 2)), torch.randn(6, 3)
     plastic = npn.attach(model, x)
     optimizer = torch.optim.Adafactor(plastic.weights(), lr=1e-2)
     plastic.track(optimizer)
@@ -263,10 +263,10 @@ def test_adafactor_follows_growth_from_one_unit():
 
 
 def test_sparse_gradients_follow():
-    class Words(nn.Module):
+    class Words(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.words, self.head = nn.Embedding(7, 4, sparse=True), nn.Linear(4, 2)
+            self.words, self.head = torch.nn.Embedding(7, 4, sparse=True), torch.nn.Linear(4, 2)
 
         def forward(self, x):
             return self.head(torch.tanh(self.words(x)))
