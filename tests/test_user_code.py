@@ -216,6 +216,31 @@ def test_one_closure_does_for_masks_per_example_in_every_stage(tiny):
     assert all(torch.allclose(p.grad, w, atol=1e-7) for p, w in zip(plastic.weights(), wanted, strict=True))
 
 
+def test_transforms_of_a_masked_model_are_refused():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, x).square().mean()
+
+    assert all(bool(g.isfinite().all()) for g in torch.func.grad(loss)(parameters).values())
+    plastic.close("0", [1])
+    with pytest.raises(ConfigurationError, match=r"^units are closed, and torch.func transforms cannot run a model"):
+        torch.func.grad(loss)(parameters)
+    torch.testing.assert_close(model(x), plastic.export()(x))
+
+
+@pytest.mark.parametrize("estimator", ["disarm", "rloo"])
+def test_a_loss_that_is_not_finite_in_the_second_pass_says_so(tiny, estimator):
+    model, plastic = tiny["mlp"].attach(estimator=estimator)
+    x, y = tiny["mlp"].data()
+    plastic.k, factors = 7.0, iter([1.0, math.nan])
+    with pytest.raises(npn.errors.NonFiniteLossError, match=r"those of the first of two passes alone"):
+        plastic.backward(lambda: F.cross_entropy(model(x), y) * next(factors))
+
+
 def test_complex_weights_inform_the_gates():
     class Spectral(nn.Module):
         def __init__(self):

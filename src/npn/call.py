@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from npn.errors import PlasticityError
+from npn.errors import ConfigurationError, PlasticityError
 
 if TYPE_CHECKING:
     from npn.plasticity import Plasticity
@@ -119,6 +119,11 @@ class MaskedCall:
             readers = self.plastic.readers
             readers.forget_outside()
             factors = None if mask is None else readers.expand(mask)
+        if factors is not None and torch._C._functorch.peek_interpreter_stack() is not None:
+            raise ConfigurationError(
+                "units are closed, and torch.func transforms cannot run a model under masks; call plastic.compact() "
+                "first, or transform plastic.export()"
+            )
         if factors is not None:
             self._saved = readers.enter_outside(factors)
             self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))

@@ -197,14 +197,15 @@ def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
     return losses
 
 
-def check_finite(loss: Tensor, last_checkpoint: str | None = None) -> None:
+def check_finite(loss: Tensor, last_checkpoint: str | None = None, first: bool = True) -> None:
     """Stop before a NaN or infinite loss reaches any gradient; looked at on the CPU only, where it is free.
 
     Raises:
         NonFiniteLossError: it is not finite.
     """
     if loss.device.type == "cpu" and not math.isfinite(value := loss.detach().sum().item()):
+        added = "no gradient of it was added" if first else "the gradients are those of the first of two passes alone"
         raise NonFiniteLossError(
-            f"the loss is {value}; no gradient of it was added. Lower the learning rate, check the data, or "
+            f"the loss is {value}; {added}. Lower the learning rate, check the data, or "
             f"go back to the last checkpoint{f', {last_checkpoint}' if last_checkpoint else ''}"
         )

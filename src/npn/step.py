@@ -124,7 +124,7 @@ def _evaluate(plastic: "Plasticity", closure: Closure, factor: float | Tensor, g
                 f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
                 'masks="example" for one mask and one loss per example'
             )
-        example.check_finite(loss, plastic.last_checkpoint)
+        example.check_finite(loss, plastic.last_checkpoint, first=gradient)
         if gradient:
             (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
     return loss.detach()
