@@ -10,6 +10,8 @@ from torch import Tensor
 from npn.tracing.labels import KERNEL
 from npn.tracing.walk import Walked
 
+LEFT_OUT = "left out by only= or skip="  # the reason of units that could have gates
+
 
 @dataclass(frozen=True)
 class Slot:
