@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), _announced(), torch.enable_grad():
+    with preserved(model), _plain_kernels(), _announced(), plain_functions(), torch.enable_grad():
         traced = make_fx(
             torch.func.functionalize(call),
             tracing_mode="fake",
@@ -145,6 +146,44 @@ def _announced() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(torch.compiler, name, value)
+
+
+class _Context:
+    """What the forward pass of a `torch.autograd.Function` is given, where there is no backward pass."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.needs_input_grad = tuple(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def save_for_forward(self, *tensors: Any) -> None: ...
+    def mark_dirty(self, *tensors: Any) -> None: ...
+    def mark_non_differentiable(self, *tensors: Any) -> None: ...
+    def mark_shared_storage(self, *pairs: Any) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+@contextlib.contextmanager
+def plain_functions() -> Iterator[None]:
+    """Inside, in this thread, a `torch.autograd.Function` is its forward pass: functorch cannot see through others."""
+    function, thread = torch.autograd.Function, threading.get_ident()
+    before = vars(function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return before.__func__(cls, *args, **kwargs)
+        with torch.no_grad():  # as PyTorch calls it
+            if cls.setup_context is not function.setup_context:
+                return cls.forward(*args, **kwargs)
+            return cls.forward(_Context(args), *args, **kwargs)
+
+    function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        function.apply = before
 
 
 @contextlib.contextmanager
