@@ -5,6 +5,7 @@ import os
 import random
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,6 +97,23 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     return Capture(traced, names, tuple(outputs))
 
 
+def warm_up(model: nn.Module, example_inputs: Any) -> None:
+    """Run the model once for real, leaving no trace in it: tables that code caches elsewhere on first use are real.
+
+    Otherwise a `functools.lru_cache` or a global dict would be filled, and stay filled, with the fake tensors of a
+    trace. If the call fails, so will the trace, with a reason.
+    """
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in model_tensors(model).values()):
+        return
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
+    gpus = sorted({t.device.index for t in model_tensors(model).values() if t.is_cuda})
+    with preserved(model), _announced(), torch.random.fork_rng(gpus), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):
+            torch.func.functional_call(model, buffers, args, kwargs)
+
+
 def _fake(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
     return torch.empty(
         tensor.shape if shape is None else shape,
@@ -183,7 +201,7 @@ def plain_functions() -> Iterator[None]:
     try:
         yield
     finally:
-        function.apply = before
+        function.apply = before  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
