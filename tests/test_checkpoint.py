@@ -146,6 +146,42 @@ def test_plain_model_into_a_fresh_one(tiny, tools, tmp_path, name):
     assert npn.attach(fresh, x).grow({plastic.groups[-1].name: 1}), "and is a model like any other"
 
 
+class Blur(torch.nn.Module):
+    """A fixed kernel for each channel that the state_dict leaves out."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("kernel", torch.arange(1.0, width + 1).view(-1, 1, 1, 1).expand(-1, 1, 2, 2), False)
+
+    def forward(self, x):
+        return F.conv2d(x, self.kernel, groups=x.shape[1])
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_buffers_that_the_state_dict_leaves_out(tmp_path, attached):
+    x = torch.randn(2, 3, 8, 8)
+
+    def build():
+        layers = torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), Blur(8), torch.nn.Conv2d(8, 2, 1)
+        return torch.nn.Sequential(*layers)
+
+    model = build()
+    plastic = npn.attach(model, x)
+    plastic.close("0", [1, 3])
+    plastic.compact()
+    plastic.grow({"0": 2})  # the size it had, with other kernels
+    for units in (8, 6):
+        npn.save(tmp_path / "run.npn", plastic if attached else model)
+        fresh = build()
+        npn.load(tmp_path / "run.npn", npn.attach(fresh, x) if attached else fresh)
+        assert torch.equal(fresh[2].kernel, model[2].kernel)
+        torch.testing.assert_close(fresh(x), model(x))
+        assert len(fresh[2].kernel) == units and "2.kernel" not in fresh.state_dict()
+        if units == 8:
+            plastic.close("0", [0, 7])
+            plastic.compact()
+
+
 def test_live_graph_while_loading(tiny, tmp_path):
     """A loss that is still alive remembers the full-size parameters."""
     _, plastic, *_ = build(tiny)

@@ -93,6 +93,12 @@ def spoiled(tmp_path, kind, good):
         torch.save({"0.weight": torch.zeros(2)}, path)
     elif kind == "list":
         torch.save([1, 2], path)
+    elif kind == "hollow":
+        torch.save({"format": "npn", "version": 1}, path)
+    elif kind == "without-groups":
+        content = torch.load(good, weights_only=True)
+        del content["groups"], content["rng"]
+        torch.save(content, path)
     elif kind == "newer":
         torch.save(torch.load(good, weights_only=True) | {"version": 99}, path)
     return path
@@ -114,6 +120,8 @@ class Bomb:
     ("torch-pickle", "cannot be read as a checkpoint"),
     ("state-dict", "was not written by npn.save; nothing was loaded"),
     ("list", "was not written by npn.save; nothing was loaded"),
+    ("hollow", "damaged or incomplete: it has no attributes, extra, model, stateful. Nothing was loaded; go back"),
+    ("without-groups", "damaged or incomplete: it has no groups, rng. Nothing was loaded; go back to an older file"),
     ("newer", "has format version 99, this npn reads version 1; use the npn that wrote it"),
     ("absent", "there is no checkpoint at"),
 ])  # fmt: skip
@@ -170,6 +178,58 @@ def test_mismatches_touch_nothing(tiny, tmp_path):
     npn.save(plain, tiny["dropping"].model())
     path = plain
     refused(build(tiny)[1], "holds a plain model without gates; load it into the model before npn.attach")
+
+
+def classifier(kernel, inputs=1):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(inputs, 3, kernel, padding=kernel // 2), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(2),
+        torch.nn.Flatten(), torch.nn.Linear(12, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("parametrised", [True, False])
+def test_no_units_no_change_of_length(tmp_path, attached, parametrised):
+    """A 5x5 kernel does not go into a layer that was built for 3x3; nor three input channels for one."""
+
+    def build(kernel, inputs=1):
+        model = classifier(kernel, inputs)
+        if parametrised:
+            torch.nn.utils.parametrizations.weight_norm(model[0])
+        return model, (npn.attach(model, torch.zeros(2, inputs, 6, 6)) if attached else model)
+
+    npn.save(tmp_path / "large.npn", build(5)[1])
+    model, target = build(3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    leaf = "parametrizations.weight.original1" if parametrised else "weight"
+    with pytest.raises(CheckpointError) as refused:
+        npn.load(tmp_path / "large.npn", target)
+    assert str(refused.value) == (
+        f"{tmp_path / 'large.npn'} has 0.{leaf} as (3, 1, 5, 5), the model as (3, 1, 3, 3); no units live along axis "
+        "2, so its length cannot change: build the model as the saved one was. Nothing was loaded"
+    )
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    if attached:
+        npn.save(tmp_path / "colours.npn", build(3, inputs=3)[1])
+        with pytest.raises(CheckpointError, match=r"\(3, 3, 3, 3\), the model as \(3, 1, 3, 3\); no units live along"):
+            npn.load(tmp_path / "colours.npn", target)
+
+
+def test_units_left_out_take_the_saved_size(tmp_path):
+    """Gates on one layer only: the other one's units, compacted before, come back at the size they had."""
+    x = torch.randn(2, 3)
+
+    def build():
+        return torch.nn.Sequential(torch.nn.Linear(3, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4), torch.nn.Linear(4, 2))
+
+    plastic = npn.attach(build(), x)
+    plastic.close("0", [0, 1])
+    plastic.compact()
+    small = plastic.export()
+    npn.save(tmp_path / "run.npn", npn.attach(small, x, only="2"))
+    fresh = build()
+    npn.load(tmp_path / "run.npn", npn.attach(fresh, x, only="2"))
+    assert torch.equal(fresh(x), small(x)) and fresh[0].weight.shape == (4, 3)
 
 
 def test_failing_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):

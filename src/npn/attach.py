@@ -14,7 +14,7 @@ from npn.functional import GateFunction, gate_function
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.surgery import with_branches, with_columns
-from npn.tracing import Frozen, Structure, trace
+from npn.tracing import LEFT_OUT, Frozen, Structure, trace
 
 
 def attach(
@@ -99,7 +99,7 @@ def select(structure: Structure, only: str | Iterable[str] | None, skip: str | I
             kept.append(group)
         else:
             keys = tuple(slot.key for slot in group.slots)
-            frozen.append(Frozen(group.name, "left out by only= or skip=", keys, group.size))
+            frozen.append(Frozen(group.name, LEFT_OUT, keys, group.size))
     return replace(structure, groups=tuple(kept), frozen=tuple(frozen))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
 from npn.errors import CheckpointError
-from npn.packing import mute, pack_branches, pack_columns, pack_groups
+from npn.packing import check_fixed, mute, pack_branches, pack_buffers, pack_columns, pack_groups
 from npn.plasticity import Plasticity
 from npn.state import collect_randomness, restore_randomness
 from npn.surgery import (
@@ -97,6 +97,7 @@ def pack(
         "format": FORMAT,
         "version": VERSION,
         "model": dict(model.state_dict()),
+        "buffers": pack_buffers(target),
         "attributes": _integers(model),
         "absent": absent_paths(model),
         "selects": [path for path, module in model.named_modules() if _is_baked(module)],
@@ -144,7 +145,11 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
     chosen = _chosen(path, model, content)
     gone = _gone(path, model, content)
     tensors = _matching(
-        path, model, {k: v for k, v in content["model"].items() if k.removesuffix(".columns") not in chosen}, gone
+        path,
+        model,
+        {k: v for k, v in content["model"].items() if k.removesuffix(".columns") not in chosen},
+        content.get("buffers", {}),
+        gone,
     )
     kept = set(content["stateful"])
     if set(stateful) - kept or (isinstance(target, Plasticity) and set(stateful) != kept):
@@ -163,6 +168,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         states = [(kind, optimizer, state) for optimizer, (kind, state) in pairs] + states
     else:
         edits = removal_edits(model, gone, ())
+    check_fixed(path, target, tensors)
     with torch.no_grad():
         with ExitStack() as undo:
             for edit in edits:
@@ -205,10 +211,17 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise CheckpointError(f"{path} was not written by npn.save; nothing was loaded")
-    if content["version"] != VERSION:
+    if content.get("version", VERSION) != VERSION:
         raise CheckpointError(
             f"{path} has format version {content['version']}, this npn reads version {VERSION}; "
             "use the npn that wrote it"
+        )
+    needed = {"version", "model", "attributes", "extra", "stateful"}
+    needed |= {"groups", "optimizers", "rng"} if "plastic" in content else set()
+    if needed - content.keys():
+        raise CheckpointError(
+            f"{path} is damaged or incomplete: it has no {', '.join(sorted(needed - content.keys()))}. Nothing was "
+            "loaded; go back to an older file"
         )
     return content
 
@@ -225,7 +238,7 @@ def _gone(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list[str]:
 
 
 def _matching(
-    path: Any, model: nn.Module, saved: Mapping[str, Any], gone: Sequence[str]
+    path: Any, model: nn.Module, saved: Mapping[str, Any], buffers: Mapping[str, Tensor], gone: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Pairs of present and saved tensors; ranks and names must agree, but for branches that are to go."""
     present = {name: value for name, value in model.state_dict(keep_vars=True).items() if not inside(name, gone)}
@@ -234,9 +247,10 @@ def _matching(
         raise CheckpointError(
             f"{path} is of another model: {', '.join(odd)} are in one of them only; nothing was loaded"
         )
+    unsaved = {name: buffer for name, buffer in model.named_buffers() if name in buffers and not inside(name, gone)}
     pairs = {}
-    for name, tensor in present.items():
-        value = saved[name]
+    for name, tensor in (present | unsaved).items():
+        value = saved[name] if name in present else buffers[name]
         if not isinstance(value, Tensor) or not isinstance(tensor, Tensor):
             continue
         if value.dim() != tensor.dim() or value.dtype != tensor.dtype:
@@ -267,7 +281,7 @@ def _take_over(path: Any, name: str, thing: Stateful, state: Any) -> None:
 
 def _put(model: nn.Module, tensors: Mapping[str, tuple[Tensor, Tensor]], attributes: Mapping[str, Any]) -> None:
     for tensor, value in tensors.values():
-        if tensor.shape == value.shape:
+        if tensor.shape == value.shape and 0 not in tensor.stride():  # an expanded one has no place for each entry
             tensor.data.copy_(value)
         else:
             tensor.grad = None
@@ -361,7 +375,8 @@ def _structure(
             )
         slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
         groups.append(replace(group, size=len(slots[0].index), slots=slots))
-    saved_shapes = {name: tuple(t.shape) for name, t in content["model"].items() if isinstance(t, Tensor)}
+    saved = content.get("buffers", {}) | content["model"]
+    saved_shapes = {name: tuple(t.shape) for name, t in saved.items() if isinstance(t, Tensor)}
     shapes = {name: saved_shapes.get(name, shape) for name, shape in rest.shapes.items()}
     columns = []
     for part, saved in zip(rest.columns, content.get("columns", ()), strict=True):

@@ -4,9 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
+from npn.tracing import LEFT_OUT
 from npn.tracing.capture import model_tensors
 
 
@@ -47,6 +49,50 @@ def pack_branches(plastic: Plasticity) -> list[dict[str, Any]]:
     closed = (~plastic.group(branches.name).gate.present).nonzero().reshape(-1).cpu()
     scales = [list(names) for names in branches.scales]
     return [{"name": branches.name, "paths": list(branches.paths), "scales": scales, "closed": closed}]
+
+
+def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
+    """Buffers along units that a `state_dict` leaves out; of a plain model all that may be such."""
+    if isinstance(target, Plasticity):
+        model, along = target.model, {slot.tensor for group in target.structure.groups for slot in group.slots}
+    else:
+        model, along = target, set[str]()
+    found = {name: buffer for name, buffer in model.named_buffers() if buffer.dim() and buffer.is_floating_point()}
+    rest = found.keys() - model.state_dict().keys()
+    return {name: found[name] for name in sorted(rest & along if isinstance(target, Plasticity) else rest)}
+
+
+def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+    """Axes on which no unit lives are as long as the saved ones; of a plain model, that is a kernel's window.
+
+    Raises:
+        CheckpointError: naming the first tensor whose axis is not.
+    """
+    free = _unit_axes(target) if isinstance(target, Plasticity) else None
+    windows = {} if free is not None else _windows(target)  # type: ignore[arg-type]
+    for name, (tensor, value) in pairs.items():
+        for axis, (ours, saved) in enumerate(zip(tensor.shape, value.shape, strict=True)):
+            fixed = (id(tensor), axis) not in free if free is not None else axis >= windows.get(id(tensor), axis + 1)
+            if fixed and ours != saved:
+                raise CheckpointError(
+                    f"{path} has {name} as {tuple(value.shape)}, the model as {tuple(tensor.shape)}; no units live "
+                    f"along axis {axis}, so its length cannot change: build the model as the saved one was. "
+                    "Nothing was loaded"
+                )
+
+
+def _unit_axes(plastic: Plasticity) -> set[tuple[int, int]]:
+    """(id of the tensor, axis) of all units, those without gates by `only` or `skip` as well."""
+    structure, tensors = plastic.structure, model_tensors(plastic.model)
+    keys = {slot.key for part in structure.parts for slot in part.slots}
+    keys |= {key for frozen in structure.frozen if frozen.reason == LEFT_OUT for key in frozen.slots}
+    return {(id(tensors[name]), axis) for name, axis in keys if name in tensors}  # some went with a branch
+
+
+def _windows(model: nn.Module) -> dict[int, int]:
+    """The first axis of the window, for every kernel of a convolution."""
+    layers = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
+    return {id(p): 2 for layer in layers for p in layer.parameters() if p.dim() > 2}
 
 
 def mute(model: nn.Module, content: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 
 class Between(nn.Module):
@@ -218,6 +219,17 @@ TRAPS: dict[str, Trap] = {
     "inverse": lin(lambda s, h: h @ torch.linalg.inv(s.w), 0, "mixes every unit", w=param(8, 8)),
     "read_as_data": lin(lambda s, h: F.linear(h * s.w[0], s.w), 8, "", out=6, w=param(6, 8)),
     "half_sum_of_columns": lin(lambda s, h: h @ s.w + torch.ones_like(h) @ s.w, 8, "", out=6, w=param(8, 6)),
+    "unit_columns": lin(lambda s, h: F.linear(h, s.w / s.w.norm(dim=0)), 0, "would divide zero by zero at adv", out=6, w=param(6, 8)),
+    "unit_columns_rsqrt": lin(lambda s, h: F.linear(h, s.w * s.w.square().sum(0).rsqrt()), 0, "zero does not pass", out=6, w=param(6, 8)),
+    "normalised_columns": lin(lambda s, h: F.linear(h, F.normalize(s.w, dim=0)), 0, "", out=6, w=param(6, 8)),
+    "columns_by_maximum": lin(lambda s, h: F.linear(h, s.w / s.w.abs().amax(0)), 0, "would divide zero", out=6, w=param(6, 8)),
+    "scaled_columns": lin(lambda s, h: F.linear(h, s.w / s.g), 8, out=6, w=param(6, 8), g=param(8)),
+    "unit_columns_elsewhere": lin(lambda s, h: F.linear(h, s.v / s.w.norm(dim=0)) + F.linear(h, s.w), 0, "would divide zero",
+                                  out=6, w=param(6, 8), v=param(6, 8)),
+    "unit_rows": lin(lambda s, h: F.linear(h, s.w / s.w.norm(dim=1, keepdim=True)), 8, "", {"w": 6}, out=6, w=param(6, 8)),
+    "rows_by_minimum": lin(lambda s, h: F.linear(h, s.w / torch.linalg.vector_norm(s.w, -torch.inf, 1, True)), 0,
+                           "linalg_vector_norm mixes", out=6, w=param(6, 8)),
+    "weight_norm_columns": lin(lambda s, h: s.n(h), 8, out=6, n=lambda: weight_norm(nn.Linear(8, 6), dim=1)),
     "embedded": lin(embedded, 0, "", table=lambda: nn.Embedding(2, 3)),
     "looked_up": lin(looked_up, 0, "", table=param(2, 3)),
     "one_hot": lin(lambda s, h: h + F.one_hot((h > 0).long(), 2).sum((1, 2))[:, None], 0, ""),
@@ -267,5 +279,7 @@ TRAPS: dict[str, Trap] = {
     "dropout2d": img(lambda s, h: F.dropout2d(h, 0.0, s.training), 8),
     "channels_as_batch": img(lambda s, h: s.n(h.reshape(-1, 1, 6, 6)).view(4, -1, 6, 6), 8, "", out=16,
                              n=lambda: nn.Conv2d(1, 2, 1)),
+    "weight_norm_transposed": img(lambda s, h: s.n(h), 8, out=6, n=lambda: weight_norm(nn.ConvTranspose2d(8, 6, 2))),
+    "weight_norm_grouped": img(lambda s, h: s.n(h), 4, "", out=6, n=lambda: weight_norm(nn.Conv2d(8, 6, 2, groups=2))),
     "shuffle": img(lambda s, h: h.view(4, 2, -1, 6, 6).transpose(1, 2).reshape(4, -1, 6, 6), 0, "fixes this size at adversaries.py"),
 }  # fmt: skip

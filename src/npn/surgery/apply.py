@@ -110,10 +110,10 @@ def resized(
     value = old
     for axis, source in sources.items():
         new = (source == NEW).nonzero().reshape(-1).to(old.device)
-        value = gather(value, {axis: source})
+        present, value = value, gather(value, {axis: source})
         if len(new):
             shape = tuple(len(new) if a == axis else s for a, s in enumerate(value.shape))
-            value.index_copy_(axis, new, fresh(model, name, old, axis, shape).to(value.dtype))
+            value.index_copy_(axis, new, fresh(model, name, present, axis, shape).to(value.dtype))
     for axis, positions in zeroed.items():
         value.index_fill_(axis, positions.to(value.device), 0)
     if _is_channels_last(old):  # copied: with one channel `contiguous` would find nothing to do

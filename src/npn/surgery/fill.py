@@ -1,4 +1,4 @@
-"""Values of new entries: fan-in initialised rows, zero fan-out, neutral normalisation."""
+"""Values of new entries: fan-in initialised rows, zero fan-out, neutral normalisation, the mean of what is data."""
 
 import math
 
@@ -7,26 +7,42 @@ from torch import Tensor, nn
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NEUTRAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
+_LAYERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNNBase, nn.RNNCellBase)
 
 
 def fresh(model: nn.Module, name: str, old: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
     """New entries along one axis of a parameter or buffer.
 
     A row of a weight gets PyTorch's default `U(-1/sqrt(fan_in), 1/sqrt(fan_in))` for the fan-in it has now, a bias the
-    bound of its weight, normalisation starts neutral, and anything else the mean of the entries that are there.
+    bound of its weight, and normalisation starts neutral. Anything else is data: buffers, and parameters with one
+    number for each unit. It gets the mean, along this axis, of the entries that are there, so a fixed kernel stays
+    that kernel and a variance stays positive.
 
     Args:
-        name: of the tensor; `old` is its value, `shape` the shape of the new entries.
+        name: of the tensor; `old` is its value, `shape` the shape of the new entries, equal but for `axis`.
     """
     owner, leaf = _owner(model, name)
     if isinstance(owner, _NORMS) and leaf in _NEUTRAL:
         return old.new_full(shape, _NEUTRAL[leaf])
-    if old.dim() > 1:
+    if _is_weight(model, name, axis):
         return _uniform(old, shape, math.prod(shape) // max(shape[axis], 1))
     weight = getattr(owner, "weight", None)
     if leaf.startswith("bias") and isinstance(weight, Tensor) and weight.dim() > 1:
         return _uniform(old, shape, weight.numel() // max(old.numel(), 1))
-    return old.mean().expand(shape).clone() if old.is_floating_point() else old.new_zeros(shape)
+    if not old.is_floating_point() and not old.is_complex():
+        return old.new_zeros(shape)
+    return old.mean(axis, keepdim=True).expand(shape).clone()
+
+
+def _is_weight(model: nn.Module, name: str, axis: int) -> bool:
+    """A parameter with several numbers for each unit, or the weight of a layer that has one input."""
+    path, _, own = name.rpartition(".")
+    parameter = model.get_submodule(path)._parameters.get(own)
+    if parameter is None or parameter.dim() < 2:
+        return False
+    owner, leaf = _owner(model, name)
+    layer = isinstance(owner, _LAYERS) and leaf.startswith("weight") and getattr(owner, leaf).shape == parameter.shape
+    return layer or parameter.numel() > parameter.shape[axis]
 
 
 def _uniform(old: Tensor, shape: tuple[int, ...], fan_in: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from npn.errors import ConfigurationError
 from npn.tracing import Columns, Structure
 from npn.tracing.capture import capture
+from npn.tracing.trace import in_mode
 
 _HOOKS = (
     "_forward_hooks",
@@ -92,7 +93,8 @@ def _narrows(model: nn.Module, example_inputs: Any, structure: Structure, tensor
     set_select(module, torch.arange(columns - 1))
     try:
         shapes = {tensor: (rows, columns - 1, *kernel)}
-        return columns > 1 and capture(model, example_inputs, shapes).outputs == structure.outputs
+        with in_mode(model, structure.training):
+            return columns > 1 and capture(model, example_inputs, shapes).outputs == structure.outputs
     except Exception:
         return False
     finally:

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import random
+import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +87,7 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), _announced(), torch.enable_grad():
+    with preserved(model), _plain_kernels(), _announced(), plain_functions(), torch.enable_grad():
         traced = make_fx(
             torch.func.functionalize(call),
             tracing_mode="fake",
@@ -93,6 +95,23 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
             record_stack_traces=True,
         )(fakes, fake_args, fake_kwargs)
     return Capture(traced, names, tuple(outputs))
+
+
+def warm_up(model: nn.Module, example_inputs: Any) -> None:
+    """Run the model once for real, leaving no trace in it: tables that code caches elsewhere on first use are real.
+
+    Otherwise a `functools.lru_cache` or a global dict would be filled, and stay filled, with the fake tensors of a
+    trace. If the call fails, so will the trace, with a reason.
+    """
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in model_tensors(model).values()):
+        return
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
+    gpus = sorted({t.device.index for t in model_tensors(model).values() if t.is_cuda})
+    with preserved(model), _announced(), torch.random.fork_rng(gpus), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception):
+            torch.func.functional_call(model, buffers, args, kwargs)
 
 
 def _fake(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
@@ -145,6 +164,44 @@ def _announced() -> Iterator[None]:
     finally:
         for name, value in before.items():
             setattr(torch.compiler, name, value)
+
+
+class _Context:
+    """What the forward pass of a `torch.autograd.Function` is given, where there is no backward pass."""
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.needs_input_grad = tuple(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+        self.saved_tensors: tuple[Any, ...] = ()
+
+    def save_for_backward(self, *tensors: Any) -> None:
+        self.saved_tensors = tensors
+
+    def save_for_forward(self, *tensors: Any) -> None: ...
+    def mark_dirty(self, *tensors: Any) -> None: ...
+    def mark_non_differentiable(self, *tensors: Any) -> None: ...
+    def mark_shared_storage(self, *pairs: Any) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
+
+
+@contextlib.contextmanager
+def plain_functions() -> Iterator[None]:
+    """Inside, in this thread, a `torch.autograd.Function` is its forward pass: functorch cannot see through others."""
+    function, thread = torch.autograd.Function, threading.get_ident()
+    before = vars(function)["apply"]
+
+    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != thread:
+            return before.__func__(cls, *args, **kwargs)
+        with torch.no_grad():  # as PyTorch calls it
+            if cls.setup_context is not function.setup_context:
+                return cls.forward(*args, **kwargs)
+            return cls.forward(_Context(args), *args, **kwargs)
+
+    function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        function.apply = before  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

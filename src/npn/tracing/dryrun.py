@@ -13,8 +13,8 @@ from npn.errors import TraceError
 from npn.tracing.attributes import candidates, known, pattern, transfer
 from npn.tracing.capture import raising_line
 from npn.tracing.groups import Frozen, Group, Structure
+from npn.tracing.modes import trace_paths
 from npn.tracing.resize import Attribute, difference, match, resized_shapes, retrace, without
-from npn.tracing.trace import trace_once
 
 _TRIALS = 32  # attribute combinations tried before a group is given up
 
@@ -29,7 +29,7 @@ def trace(model: nn.Module, example_inputs: Any) -> Structure:
     Raises:
         TraceError: the forward pass cannot be followed.
     """
-    structure = trace_once(model, example_inputs)
+    structure = trace_paths(model, example_inputs)
     with _quiet():
         return _separate(_mended(model, example_inputs, structure))
 

@@ -10,6 +10,10 @@ from torch import Tensor
 from npn.tracing.labels import KERNEL
 from npn.tracing.walk import Walked
 
+LEFT_OUT = "left out by only= or skip="  # the reason of units that could have gates
+NOT_PRODUCED = "no layer of the model produces it"
+NOT_READ = "no weight reads it, so a gate would have nothing to close"
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -148,6 +152,8 @@ class Structure:
         outputs: shapes of the model's outputs.
         columns: input columns with gates of their own.
         branches: whole submodules with gates of their own.
+        unreached: parameters that took no part in the forward pass.
+        training: the mode in which the model was traced, None for the one that it is in.
     """
 
     groups: tuple[Group, ...]
@@ -158,6 +164,8 @@ class Structure:
     outputs: tuple[tuple[int, ...], ...] = field(repr=False)
     columns: tuple[Columns, ...] = ()
     branches: Branches | None = None
+    unreached: tuple[str, ...] = ()
+    training: bool | None = None
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:
@@ -206,7 +214,8 @@ def group_units(
         elif len(rest):
             placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed))
-    return Structure(tuple(groups), tuple(frozen), dict(shapes), walked.positions, walked.fingerprint, outputs)
+    known = dict(shapes), walked.positions, walked.fingerprint, outputs
+    return Structure(tuple(groups), tuple(frozen), *known, unreached=walked.unreached)
 
 
 def _kinds(
@@ -246,9 +255,9 @@ def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
 def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked) -> str | None:
     ledger = walked.ledger
     if not any(key in ledger.produces for key in keys):
-        return "no layer of the model produces it"
+        return NOT_PRODUCED
     if not any(key in ledger.reads for key in keys):
-        return "no weight reads it, so a gate would have nothing to close"
+        return NOT_READ
     if len(units) < 2:
         return "it has one unit only"
     return None

@@ -84,6 +84,7 @@ class Ledger:
     _mixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _touched: list[Tensor] = field(default_factory=list)
     _shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _divisors: list[tuple[Tensor, str]] = field(default_factory=list)
     _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def fresh(self, name: str, axis: int, size: int) -> Tensor:
@@ -121,6 +122,10 @@ class Ledger:
         a, b = torch.broadcast_tensors(squeeze_constant(a), squeeze_constant(b))
         self._shared.append((a.reshape(-1), b.reshape(-1)))
 
+    def divide(self, labels: Tensor, where: str) -> None:
+        """A quotient has these weights below its line: what masks them would make it 0/0."""
+        self._divisors.append((squeeze_constant(labels).reshape(-1), where))
+
     def freeze(self, labels: Tensor, reason: str) -> None:
         """The units of these labels keep their size, for this reason."""
         self._frozen.append((squeeze_constant(labels).reshape(-1), reason))
@@ -146,6 +151,17 @@ class Ledger:
 
     def _owners(self, labels: np.ndarray) -> np.ndarray:
         return np.searchsorted(np.array(self.starts), labels, side="right") - 1
+
+    def _frozen_divisors(self) -> list[tuple[Tensor, str]]:
+        """Divisors that a closed gate would make zero, now that every reader is known."""
+        masked = np.array([slot in self.reads for slot in self.slots])
+        found = []
+        for labels, where in self._divisors:
+            own = labels[labels > 0]
+            hit = own[torch.from_numpy(masked[self._owners(own.numpy())])]
+            if len(hit):
+                found.append((hit, f"a closed unit would divide zero by zero at {where}"))
+        return found
 
     def _spread_reads(self) -> None:
         """What `share` recorded, now that every reader is known."""
@@ -175,7 +191,7 @@ class Ledger:
             edges.append((a[keep], b[keep]))
         unit = components(total, edges)
         reasons: dict[int, str] = {}
-        for labels, reason in self._frozen:
+        for labels, reason in [*self._frozen, *self._frozen_divisors()]:
             for u in np.unique(unit[np.unique(labels.numpy())]):
                 if u > 0:
                     reasons.setdefault(int(u), reason)

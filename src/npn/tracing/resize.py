@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from npn.errors import ResizeError, TraceError
 from npn.tracing.groups import Group, Slot, Structure
-from npn.tracing.trace import trace_once
+from npn.tracing.trace import in_mode, trace_once
 
 Attribute = tuple[str, str, int]
 
@@ -64,8 +64,9 @@ def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Struc
 
 def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
     """Trace the model as it would be after a change of sizes; nothing is allocated, the model is as before."""
-    with attributes_changed(model, structure, change):
-        return trace_once(model, example_inputs, resized_shapes(structure, change))
+    with attributes_changed(model, structure, change), in_mode(model, structure.training):
+        found = trace_once(model, example_inputs, resized_shapes(structure, change))
+    return replace(found, training=structure.training)
 
 
 def difference(expected: Structure, found: Structure) -> str | None:
@@ -117,20 +118,33 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
     spare = {g.name: 1 for g in structure.groups if g.size + more.get(g.name, 0) < 2}
     change = {g.name: more.get(g.name, 0) + spare.get(g.name, 0) for g in structure.groups}
     try:
-        found = retrace(model, example_inputs, structure, change)
-    except TraceError as error:
-        raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
-    named = match(structure, found)
-    if named is None or any(
-        g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)
-    ):
-        raise ResizeError(f"cannot grow {dict(more)}: at the new sizes the model has other units than before")
+        named = _retraced(model, example_inputs, structure, change)
+    except ResizeError as error:
+        if structure.training is not None:
+            raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
+        try:  # attached in the other mode, in which the model may take another path
+            other = _retraced(model, example_inputs, replace(structure, training=not model.training), change)
+        except ResizeError:
+            raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
+        named = replace(other, training=None)
     larger = without(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
     back = without(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
     problem = difference(replace(structure, fingerprint=back.fingerprint), replace(back, outputs=structure.outputs))
     if problem:
         raise ResizeError(f"cannot grow {dict(more)}: {problem}")
     return larger
+
+
+def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
+    try:
+        named = match(structure, retrace(model, inputs, structure, change))
+    except TraceError as error:
+        raise ResizeError(str(error)) from error
+    if named is None or any(
+        g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)
+    ):
+        raise ResizeError("at the new sizes the model has other units than before")
+    return named
 
 
 def match(structure: Structure, found: Structure) -> Structure | None:

@@ -80,7 +80,9 @@ def pointwise(call: Call) -> Any:
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
     zero = "any" if call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
-        zero = "never" if values[1:] and _same_columns(values[0], values[1]) else "any"
+        zero = "any"
+        for part in (p for divisor in values[1:] if divisor.weight for p in divisor.parts):
+            call.ledger.divide(part.labels, call.where)
     elif call.name in ("add", "sub", "where"):
         terms = values[1:] if call.name == "where" else values
         zero = "all" if len(terms) == 2 else "never"
@@ -89,12 +91,6 @@ def pointwise(call: Call) -> Any:
         values = [*terms, *values[: len(values) - len(terms)]]
     results = [merge(call.ledger, values, shape, call.where, zero) for shape in call.shapes]
     return results[0] if len(results) == 1 else results
-
-
-def _same_columns(a: Value, b: Value) -> bool:
-    rank = max(len(a.shape), len(b.shape))
-    axes = [frozenset[int]().union(*(p.axes for p in v.aligned(rank).parts)) for v in (a, b)]
-    return axes[0] <= axes[1]
 
 
 @rule(

@@ -27,7 +27,9 @@ def reduction(call: Call) -> Any:
     axes = sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)) if rank else []
     shape = call.shapes[0]
     keepdim = len(shape) == rank and rank > 0
-    out = reduce(call.ledger, value, axes, keepdim, call.mixes, call.name in LINEAR_REDUCTIONS)
+    order = call.arg(1, "ord", 2) if call.name in ("linalg_vector_norm", "norm") else 2
+    linear = call.name in LINEAR_REDUCTIONS and not (isinstance(order, (int, float)) and order < 0)  # a minimum
+    out = reduce(call.ledger, value, axes, keepdim, call.mixes, linear)
     return out if len(call.shapes) == 1 else [out] * len(call.shapes)
 
 
@@ -129,12 +131,14 @@ def log_sigmoid(call: Call) -> list[Value]:
 
 @rule("_weight_norm_interface")
 def weight_norm(call: Call) -> list[Value]:
-    """g v / |v|, the norm over every axis but `dim`."""
+    """g v / |v|, the norm over every axis but `dim`; along `dim` gates act on g, since zero in v makes 0/0."""
     v, g, dim = call.args[0], call.args[1], call.arg(2, "dim", 0)
     for part in v.parts:
         if dim not in part.axes:
             call.ledger.mix(part.labels, sorted(part.axes))
-    return [merge(call.ledger, [v, g], v.shape, call.where, zero="any"), Value(call.shapes[1])]
+        else:
+            call.ledger.divide(part.labels, call.where)
+    return [merge(call.ledger, [g, v], v.shape, call.where, zero="any"), Value(call.shapes[1])]
 
 
 @rule(

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ def trace_once(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple
     except Exception as error:
         if model.training:  # BatchNorm wants several values per channel then, and an example may have one
             with contextlib.suppress(Exception), evaluating(model):
-                return _attempt(model, example_inputs, shapes)
+                return replace(_attempt(model, example_inputs, shapes), training=False)
         raise TraceError(_explain(error)) from error
 
 
@@ -57,11 +58,17 @@ def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
         return group_units(walk(captured, tensors), sizes, captured.outputs)
 
 
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Eval mode for a while; every module's own mode is put back."""
+    return in_mode(model, False)
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
+    """Train or eval mode for a while (None: as it is); every module's own mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    if training is not None:
+        model.train(training)
     try:
         yield
     finally:

@@ -31,11 +31,13 @@ class Walked:
         ledger: labels and how they join.
         positions: how often each weight is applied, by name (MACs per element of the weight).
         fingerprint: the ops in order with their float arguments; equal for the same computation at other widths.
+        unreached: parameters that took no part.
     """
 
     ledger: Ledger
     positions: dict[str, float]
     fingerprint: tuple[str, ...]
+    unreached: tuple[str, ...] = ()
 
 
 def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
@@ -45,6 +47,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     origin: dict[Node, str] = {}
     positions: dict[str, float] = {}
     fingerprint: list[str] = []
+    unreached: list[str] = []
     names = iter(captured.names)
     for node in captured.module.graph.nodes:
         if node.op == "placeholder":
@@ -52,6 +55,8 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             env[node] = _leaf(ledger, node, name, tensors)
             if name is not None:
                 origin[node] = name
+                if not node.users and isinstance(tensors[name], nn.Parameter):
+                    unreached.append(name)
         elif node.op == "get_attr":
             env[node] = _constant(getattr(captured.module, node.target))
         elif node.op == "output":
@@ -63,7 +68,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             env[node] = _call(ledger, node, env)
             fingerprint.append(_print(node, env))
             _trace_origin(node, origin, positions)
-    return Walked(ledger, positions, tuple(fingerprint))
+    return Walked(ledger, positions, tuple(fingerprint), tuple(unreached))
 
 
 def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor]) -> Any:

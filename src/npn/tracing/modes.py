@@ -1,0 +1,92 @@
+"""A model may take another path in training than in evaluation: trace the one that reaches all of it."""
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from npn.errors import TraceError
+from npn.tracing.capture import warm_up
+from npn.tracing.groups import NOT_PRODUCED, NOT_READ, Frozen, Group, Structure
+from npn.tracing.trace import in_mode, trace_once
+
+_WORD = {True: "train()", False: "eval()"}
+
+
+def trace_paths(model: nn.Module, example_inputs: Any) -> Structure:
+    """Units of a model, before the dry run, in the mode in which more of its parameters take part.
+
+    The other mode than the present one is looked at only if some took no part: a head that only training uses, a block
+    that was skipped by chance. A unit that cannot be resized in one of the modes is frozen.
+
+    Raises:
+        TraceError: the forward pass cannot be followed, or each mode uses parameters that the other does not.
+    """
+    warm_up(model, example_inputs)
+    present = trace_once(model, example_inputs)
+    if not present.unreached:
+        return present
+    mode = model.training if present.training is None else present.training
+    other = None
+    if mode == model.training:  # else training has been tried
+        with in_mode(model, not mode):
+            warm_up(model, example_inputs)
+            try:
+                found = trace_once(model, example_inputs)
+                other = found if found.training is None else None
+            except TraceError:
+                pass
+    if other is None:
+        return _explained(present, f"in {_WORD[mode]}, and in {_WORD[not mode]} it cannot be traced")
+    ours, theirs = set(present.unreached), set(other.unreached)
+    if ours <= theirs:
+        return _explained(present, "in train() or in eval()" if ours == theirs else f"in {_WORD[mode]}")
+    if not theirs < ours:
+        raise TraceError(
+            f"{_some(theirs - ours)} take part in the forward pass in {_WORD[mode]} only, {_some(ours - theirs)} in "
+            f"{_WORD[not mode]} only, so that no trace sees both; let one of the modes use all of them, or attach the "
+            "parts that they share separately"
+        )
+    return _explained(_common(replace(other, training=not mode), present, _WORD[mode]), "in train() or in eval()")
+
+
+def _some(names: set[str]) -> str:
+    return ", ".join(sorted(names)[:3])
+
+
+def _explained(structure: Structure, where: str) -> Structure:
+    """Say of parameters that took no part that they did not, and where."""
+    unreached = set(structure.unreached)
+    frozen = tuple(
+        replace(entry, reason=f"it takes no part in the forward pass {where}")
+        if entry.reason == NOT_PRODUCED and all(tensor in unreached for tensor, _ in entry.slots)
+        else entry
+        for entry in structure.frozen
+    )
+    return replace(structure, frozen=frozen)
+
+
+def _common(structure: Structure, other: Structure, mode: str) -> Structure:
+    """Without the groups that the other mode, in which fewer parameters take part, does not have."""
+    groups: list[Group] = []
+    frozen = list(structure.frozen)
+    for group in structure.groups:
+        reason = _obstacle(group, other)
+        if reason is None:
+            groups.append(group)
+        else:
+            keys = tuple(slot.key for slot in group.slots)
+            frozen.append(Frozen(f"{keys[0][0]}[{keys[0][1]}]", f"in {mode} {reason}", keys, group.size))
+    return replace(structure, groups=tuple(groups), frozen=tuple(frozen))
+
+
+def _obstacle(group: Group, other: Structure) -> str | None:
+    """Why a group cannot be resized in another mode."""
+    for key in (slot.key for slot in group.slots):
+        sizes = [g.size for g in other.groups if any(slot.key == key for slot in g.slots)]
+        reasons = [f.reason for f in other.frozen if key in f.slots and f.reason not in (NOT_PRODUCED, NOT_READ)]
+        if sizes and group.size not in sizes:
+            return "its units are other ones"
+        if not sizes and reasons:
+            return reasons[0]
+    return None

@@ -1,0 +1,59 @@
+"""What new entries start with: weights at random, data as the mean of what is there."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import npn
+
+
+class Between(nn.Module):
+    """Channels with a moving variance, a fixed kernel, a scale and a depthwise kernel of their own."""
+
+    def __init__(self, width=4):
+        super().__init__()
+        self.stem = nn.Conv2d(1, width, 1)
+        self.register_buffer("variance", torch.rand(1, width, 1, 1) + 0.5)
+        self.register_buffer("blur", torch.tensor([[1.0, 2.0], [2.0, 4.0]]).expand(width, 1, 2, 2) / 9)
+        self.scale = nn.Parameter(torch.rand(width, 1, 1) + 1)
+        self.deep = nn.Parameter(torch.randn(width, 1, 2, 2))
+        self.head = weight_norm(nn.Conv2d(width, 3, 2))
+        self.last = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x) / torch.sqrt(self.variance + 1e-5) * self.scale
+        x = F.conv2d(F.conv2d(x, self.blur, groups=x.shape[1]), self.deep, groups=x.shape[1])
+        return self.last(self.head(x))
+
+
+@pytest.fixture
+def grown():
+    torch.manual_seed(0)
+    model, x = Between().double(), torch.randn(3, 1, 6, 6).double()
+    plastic = npn.attach(model, x)
+    plastic.close("stem", [1])
+    plastic.compact()
+    old, wanted = {name: t.detach().clone() for name, t in model.state_dict().items()}, model(x)
+    plastic.grow({"stem": 5, "head.parametrizations.weight": 5})
+    torch.testing.assert_close(model(x), wanted)
+    return model, old
+
+
+def test_data_gets_the_mean_of_what_is_there(grown):
+    model, old = grown
+    for name, tensor in (("variance", model.variance[0]), ("scale", model.scale)):
+        assert len(tensor) == 8
+        torch.testing.assert_close(tensor[3:].flatten(), old[name].mean().expand(5))
+    assert torch.equal(model.blur[3:], old["blur"][:1].expand(5, 1, 2, 2)), "a kernel stays that kernel"
+    norm = model.head.parametrizations.weight.original0
+    torch.testing.assert_close(norm[3:].flatten(), norm[:3].mean().expand(5))
+
+
+def test_weights_get_their_own_random_numbers(grown):
+    model, _ = grown
+    direction = model.head.parametrizations.weight.original1
+    for rows in (model.stem.weight[3:], model.deep[3:], direction[3:, :3]):  # the stem has one input
+        bound = rows[0].numel() ** -0.5
+        assert len(rows.flatten().unique()) == rows.numel() and bool((rows.abs() <= bound).all())
