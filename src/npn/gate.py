@@ -85,10 +85,9 @@ class Gate:
         return self.mask | (self.grace > 0)
 
     @property
-    def closed_units(self) -> list[int]:
-        """Numbers of the units that take no part."""
-        units: list[int] = (~self.present).nonzero().reshape(-1).tolist()
-        return units
+    def closed(self) -> Tensor:
+        """Numbers of the units that take no part, int64."""
+        return (~self.present).nonzero().reshape(-1)
 
     def indices(self, units: Sequence[int] | Tensor) -> Tensor:
         """Numbers of units, int64, from a sequence of them or a mask over all.

@@ -66,7 +66,6 @@ class Readers:
         self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
         self._unmasked = False
-        self._aside = False
         self._handles: dict[int, RemovableHandle] = {}
         # fresh memory for every masked copy costs more than the product itself
         self._copies: list[Tensor] = []
@@ -196,11 +195,11 @@ class Readers:
     @contextlib.contextmanager
     def not_collecting(self) -> Iterator[None]:
         """What the closure itself differentiates inside is masked, but is no part of dL/dz."""
-        self._aside = True
+        collected, self._collected = self._collected, None
         try:
             yield
         finally:
-            self._aside = False
+            self._collected = collected
 
     def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
         values = [parameter.data for parameter in self.parameters]
@@ -241,7 +240,7 @@ class Readers:
             if masks is None or self._unmasked:
                 return None
             factors = masks[i]
-            if self._collected is not None and not self._aside:
+            if self._collected is not None:
                 with torch.no_grad():
                     self._collect(i, gradient, factors, self._collected)
             for factor in factors:

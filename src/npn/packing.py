@@ -18,7 +18,7 @@ def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
     return [
         {
             "name": columns.name,
-            "closed": (~plastic.group(columns.name).gate.present).nonzero().reshape(-1).cpu(),
+            "closed": plastic.group(columns.name).gate.closed.cpu(),
             "tensor": columns.tensor,
             "axis": columns.axis,
             "kept": columns.kept,
@@ -33,7 +33,7 @@ def pack_groups(plastic: Plasticity) -> list[dict[str, Any]]:
     return [
         {
             "name": group.name,
-            "closed": (~group.gate.present).nonzero().reshape(-1).cpu(),
+            "closed": group.gate.closed.cpu(),
             "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
         }
         for group in plastic.groups
@@ -46,20 +46,19 @@ def pack_branches(plastic: Plasticity) -> list[dict[str, Any]]:
     branches = plastic.structure.branches
     if branches is None:
         return []
-    closed = (~plastic.group(branches.name).gate.present).nonzero().reshape(-1).cpu()
+    closed = plastic.group(branches.name).gate.closed.cpu()
     scales = [list(names) for names in branches.scales]
     return [{"name": branches.name, "paths": list(branches.paths), "scales": scales, "closed": closed}]
 
 
 def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
     """Buffers along units that a `state_dict` leaves out; of a plain model all that may be such."""
-    if isinstance(target, Plasticity):
-        model, along = target.model, {slot.tensor for group in target.structure.groups for slot in group.slots}
-    else:
-        model, along = target, set[str]()
+    model = target.model if isinstance(target, Plasticity) else target
     found = {name: buffer for name, buffer in model.named_buffers() if buffer.dim() and buffer.is_floating_point()}
     rest = found.keys() - model.state_dict().keys()
-    return {name: found[name] for name in sorted(rest & along if isinstance(target, Plasticity) else rest)}
+    if isinstance(target, Plasticity):
+        rest &= {slot.tensor for group in target.structure.groups for slot in group.slots}
+    return {name: found[name] for name in sorted(rest)}
 
 
 def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
@@ -68,12 +67,14 @@ def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, t
     Raises:
         CheckpointError: naming the first tensor whose axis is not.
     """
-    free = _unit_axes(target) if isinstance(target, Plasticity) else None
-    windows = {} if free is not None else _windows(target)  # type: ignore[arg-type]
+    if isinstance(target, Plasticity):
+        fixed = {(id(tensor), axis) for tensor, _ in pairs.values() for axis in range(tensor.dim())}
+        fixed -= _unit_axes(target)
+    else:
+        fixed = _windows(target)
     for name, (tensor, value) in pairs.items():
         for axis, (ours, saved) in enumerate(zip(tensor.shape, value.shape, strict=True)):
-            fixed = (id(tensor), axis) not in free if free is not None else axis >= windows.get(id(tensor), axis + 1)
-            if fixed and ours != saved:
+            if (id(tensor), axis) in fixed and ours != saved:
                 raise CheckpointError(
                     f"{path} has {name} as {tuple(value.shape)}, the model as {tuple(tensor.shape)}; no units live "
                     f"along axis {axis}, so its length cannot change: build the model as the saved one was. "
@@ -89,10 +90,10 @@ def _unit_axes(plastic: Plasticity) -> set[tuple[int, int]]:
     return {(id(tensors[name]), axis) for name, axis in keys if name in tensors}  # some went with a branch
 
 
-def _windows(model: nn.Module) -> dict[int, int]:
-    """The first axis of the window, for every kernel of a convolution."""
+def _windows(model: nn.Module) -> set[tuple[int, int]]:
+    """(id of the tensor, axis) of the window of every kernel of a convolution."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
-    return {id(p): 2 for layer in layers for p in layer.parameters() if p.dim() > 2}
+    return {(id(p), axis) for layer in layers for p in layer.parameters() for axis in range(2, p.dim())}
 
 
 def mute(model: nn.Module, content: Mapping[str, Any]) -> None:

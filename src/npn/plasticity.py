@@ -116,7 +116,7 @@ class Plasticity:
         return open_sizes(self.structure, self._closed())
 
     def _closed(self) -> dict[str, list[int]]:
-        return {group.name: group.gate.closed_units for group in self.groups}
+        return {group.name: group.gate.closed.tolist() for group in self.groups}
 
     def weights(self) -> list[nn.Parameter]:
         """Every parameter of the model; no gate among them."""
