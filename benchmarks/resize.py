@@ -15,7 +15,6 @@ import torch.nn.functional as F
 import npn
 from common import BATCH_SIZE, batch, lenet5, parser, timing_table, training_step, write
 from npn.experiments.timing import Timing, seconds
-from npn.resizing import resize
 from npn.surgery import plan_growth, plan_removal
 from npn.tracing import grown
 
@@ -69,15 +68,15 @@ class Subject:
         gone = {g.name: list(range(0, 10 * self.more[g.name], 10)) for g in plastic.groups}
 
         def trace() -> None:
-            with plastic.calling():
+            with plastic.masked_weights.step():
                 made["larger"] = grown(plastic.model, plastic.example_inputs, plastic.structure, self.more)
 
         return {
             "compact: plan": lambda: made.update(plan=plan_removal(plastic.structure, gone)),
-            "compact: apply": lambda: resize(plastic, made["plan"]),
+            "compact: apply": lambda: plastic._resize(made["plan"]),
             "grow: re-trace": trace,
             "grow: plan": lambda: made.update(plan=plan_growth(plastic.structure, made["larger"])),
-            "grow: apply": lambda: resize(plastic, made["plan"]),
+            "grow: apply": lambda: plastic._resize(made["plan"]),
         }
 
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
-from npn.tracing import Structure, trace
+from npn.structure import Structure
+from npn.tracing.trace import trace_units
 
 torch.set_num_threads(1)
 
@@ -78,7 +79,7 @@ _TRACED: dict[Callable[[], nn.Module], Structure] = {}
 
 def _traced(model: nn.Module, x: Tensor, kind: Callable[[], nn.Module]) -> Structure:
     if kind not in _TRACED:
-        _TRACED[kind] = trace(model, x)
+        _TRACED[kind] = trace_units(model, x)
     return _TRACED[kind]
 
 
@@ -128,9 +129,9 @@ class Tiny:
     def attach(self, seed: int = 0, **options: object) -> tuple[nn.Module, "npn.Plasticity"]:
         """A model and its handle; traced once per kind of model, attached each time."""
         model = self.model(seed)
-        module = sys.modules["npn.attach"]
+        module = sys.modules["npn.tracing.trace"]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "trace", lambda m, x: _traced(m, x, self.make))
+            patch.setattr(module, "trace_units", lambda m, x: _traced(m, x, self.make))
             return model, npn.attach(model, self.data()[0], **options)
 
 

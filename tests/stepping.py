@@ -50,7 +50,7 @@ def every_draw(estimator, pi):
 def exact_mean(plastic, model, closure):
     """Expectation of every gradient over the draws of `backward`, by going through all of them."""
     with torch.no_grad():
-        pi = plastic.flat_probability().double()
+        pi = plastic.gates.keep_probability().double()
     logits, weights, passed = 0.0, {}, 0.0
     for draws, probability in every_draw(plastic.estimator, pi):
         left = iter(draws)
@@ -68,8 +68,8 @@ def exact_mean(plastic, model, closure):
 def expected(exact, plastic):
     """The true gradient in the logits, and the expected weight gradients."""
     with torch.no_grad():
-        pi = plastic.flat_probability().double()
-        slope = npn.functional.keep_probability_derivative(plastic.flat_logits(), K, plastic.function).double()
+        pi = plastic.gates.keep_probability().double()
+        slope = npn.functional.keep_probability_derivative(plastic.gates.logits(), K, plastic.function).double()
     weights, masks = weights_of(exact.masks, pi), torch.stack(exact.masks)
     losses = exact.losses.double()
     difference = []

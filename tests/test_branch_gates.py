@@ -67,7 +67,7 @@ def test_slopes_of_branches_under_every_mask() -> None:
     """Straight-through is dL/dz pi (1 - pi): the gates' own gradient is that of gates on the branches' outputs."""
     model, x, plastic = tiny(only="blocks.0.*", estimator="straight_through")
     assert [group.name for group in plastic.groups] == ["blocks.0.branch.0", "branches"]
-    pi = plastic.flat_probability().detach()
+    pi = plastic.gates.keep_probability().detach()
     for mask in masks(4):
         z = mask.clone().requires_grad_()
         (slope,) = torch.autograd.grad(loss_by_hand(model, x, z), z)
@@ -78,7 +78,7 @@ def test_slopes_of_branches_under_every_mask() -> None:
 def test_the_gradient_is_exact_on_average() -> None:
     """Leave-one-out over all pairs of masks, with their probabilities."""
     model, x, plastic = tiny(only="blocks.0.*", estimator="rloo")
-    pi = plastic.flat_probability().detach().requires_grad_()
+    pi = plastic.gates.keep_probability().detach().requires_grad_()
     likely = [torch.where(mask > 0, pi, 1 - pi).prod() for mask in masks(4)]
     losses = [loss_by_hand(model, x, mask).detach() for mask in masks(4)]
     (exact,) = torch.autograd.grad(sum(p * loss for p, loss in zip(likely, losses, strict=True)), pi)
@@ -94,14 +94,14 @@ def test_expected_cost_is_that_of_all_masks(kind: str) -> None:
     _model, x, plastic = tiny()
     sizes = [group.size for group in plastic.groups]
     assert units(plastic) == {"stem": 2, "blocks.0.branch.0": 2, "branches": 2}
-    pi = plastic.flat_probability().double().detach().requires_grad_()
+    pi = plastic.gates.keep_probability().double().detach().requires_grad_()
     logits = torch.cat([p.detach() for p in plastic.logits()])
     plastic.expected_cost(kind).backward()
     value = float(plastic.expected_cost(kind).detach())
     gradient = torch.cat([p.grad for p in plastic.logits()]).double()  # type: ignore[misc]
     total = torch.zeros((), dtype=torch.float64)
     for mask in masks(6):
-        plastic.flat_probability = lambda mask=mask: mask  # type: ignore[method-assign]
+        plastic.gates.keep_probability = lambda mask=mask: mask  # type: ignore[method-assign]
         cost = float(plastic.expected_cost(kind))
         total = total + cost * torch.where(mask > 0, pi, 1 - pi).prod()
         stem, inner, branches = mask.split(sizes)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 import npn
 from npn.errors import CheckpointError, ResizeError
 from npn.export import write_model
-from npn.surgery import absent_paths, plan_removal
-from npn.tracing import Branches
+from npn.modules import absent_paths
+from npn.structure import Branches
+from npn.surgery import plan_removal
 
 from .zoo.checks import as_double, check_training, elsewhere, warm_up
 

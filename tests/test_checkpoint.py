@@ -119,7 +119,7 @@ def test_another_kind_of_device_draws_from_a_seed(tiny, tmp_path, monkeypatch):
         content["rng"]["cuda"] = ["first", "second"]
         fresh = build(tiny)
         checkpoint.unpack(content, "the checkpoint", fresh[1], {})
-        draws.append(fresh[1].draw())
+        draws.append(fresh[1].gates.draw())
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert placed == [("first", 0)] * 3
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import npn
 from npn.errors import CheckpointError, ConfigurationError
 from npn.export import write_model
-from npn.feeding import chain, effective
+from npn.functional import effective_gates, effective_gates_gradient
 
 from .tracing.test_random import OPS, Graph, Step
 from .zoo.checks import as_double, assert_close, call, check_training, elsewhere, warm_up
@@ -61,16 +61,16 @@ def test_columns_are_a_group() -> None:
 def test_effective_gates_and_their_chain_rule() -> None:
     feeder = torch.tensor([0, 0, 2, 3])  # of three units; the last column is fed by none
     gates = torch.rand(7, dtype=torch.float64, requires_grad=True)
-    out = effective(gates, feeder)
+    out = effective_gates(gates, feeder)
     units, columns = gates.detach()[:3], gates.detach()[3:]
     expected = torch.stack([columns[0] * units[0], columns[1] * units[0], columns[2] * units[2], columns[3]])
     assert torch.allclose(out[3:], expected) and torch.equal(out[:3], units)
     weights = torch.randn(7, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((out * weights).sum(), gates)
-    assert torch.allclose(chain(weights, gates.detach(), feeder), gradient)
+    assert torch.allclose(effective_gates_gradient(weights, gates.detach(), feeder), gradient)
     batched = torch.rand(5, 7)
-    assert torch.equal(effective(batched, feeder)[3], effective(batched[3], feeder))
-    assert effective(batched, None) is batched
+    assert torch.equal(effective_gates(batched, feeder)[3], effective_gates(batched[3], feeder))
+    assert effective_gates(batched, None) is batched
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -204,7 +204,7 @@ def test_expected_cost_is_that_of_all_masks() -> None:
     with torch.no_grad():
         for group in plastic.groups:
             group.gate.logits.normal_()
-    pi = plastic.flat_probability().double().tolist()
+    pi = plastic.gates.keep_probability().double().tolist()
     mean = 0.0
     for mask in itertools.product((0, 1), repeat=8):
         weight = 1.0
@@ -230,10 +230,10 @@ def test_gradient_with_respect_to_every_gate(estimator: str, masks: str) -> None
     with torch.no_grad():
         for group in plastic.groups:
             group.gate.logits.normal_()
-    gates = plastic.flat_probability().detach().clone().requires_grad_()
+    gates = plastic.gates.keep_probability().detach().clone().requires_grad_()
     with torch.no_grad():
         features, weight = model[1](model[0](x)), model[2].weight[0]
-    (features * weight * effective(gates, plastic.readers.feeder)[2:]).sum(1).mean().backward()
+    (features * weight * effective_gates(gates, plastic.masked_weights.table.unit_of_column)[2:]).sum(1).mean().backward()
     exact = gates.grad * gates.detach() * (1 - gates.detach())
     total, draws = torch.zeros(6), 800
     for _ in range(draws):

@@ -50,7 +50,7 @@ def test_autocast_reads_the_present_mask(tiny, estimator, where):
             losses.append(F.cross_entropy(out.float(), y))
             return losses[-1]
 
-        plastic.generator.manual_seed(3)
+        plastic.gates.generator.manual_seed(3)
         for _ in range(3):
             if where == "inside" or by_hand:
                 plastic.backward(closure)
@@ -99,7 +99,7 @@ def test_grad_scaler_as_scale(tiny, estimator):
         plastic.k = 1.0
         weights, gates = torch.optim.SGD(plastic.weights(), lr=0.1), torch.optim.Adam(plastic.logits(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", enabled=scaled)
-        plastic.generator.manual_seed(1)
+        plastic.gates.generator.manual_seed(1)
         for _ in range(3):
             weights.zero_grad(), gates.zero_grad()
             loss = plastic.backward(lambda m=model: F.cross_entropy(m(x), y), scale=scaler)
@@ -120,7 +120,7 @@ def test_grad_scaler_in_the_closure(tiny, estimator):
         plastic.k = 1.0
         scaler = torch.amp.GradScaler("cpu", enabled=scaled, init_scale=1024.0)
         optimizer = torch.optim.SGD([*plastic.weights(), *plastic.logits()], lr=0.1)
-        plastic.generator.manual_seed(1)
+        plastic.gates.generator.manual_seed(1)
         plastic.backward(lambda m=model, s=scaler: s.scale(F.cross_entropy(m(x), y)))
         scaler.unscale_(optimizer)
         found.append(gradients(plastic))
@@ -163,7 +163,7 @@ def check_compiled(spec, backend, estimator="reinmax", masks="batch", steps=2):
             seen.append(loss.detach())
             seen.extend(p.grad.clone() for p in model.parameters())
 
-        plastic.generator.manual_seed(0)
+        plastic.gates.generator.manual_seed(0)
         for k in (math.inf, 1.0, 0.0):
             plastic.k = k
             train()
@@ -211,7 +211,7 @@ def test_compiled_by_inductor(tiny):
     for p in (plastic, twin):
         p.k = 1.0
         p.close("0", [1])
-        p.generator.manual_seed(0)
+        p.gates.generator.manual_seed(0)
     for _ in range(2):  # two masks, one graph
         plastic.backward(lambda: F.cross_entropy(call(x), y))
         twin.backward(lambda: F.cross_entropy(twin.model(x), y))

@@ -23,7 +23,7 @@ def spread(plastic, seed=0):
     with torch.no_grad():
         for group, part in zip(plastic.groups, pi.split([g.size for g in plastic.groups]), strict=True):
             group.gate.logits.copy_(logits_for(part, K, plastic.function))
-    return plastic.flat_probability().detach().double()
+    return plastic.gates.keep_probability().detach().double()
 
 
 def sizes_table(spec, plastic, tools):
@@ -51,11 +51,11 @@ def test_params_and_macs_of_every_masked_network(tiny, tools, name):
     _, plastic = spec.attach()
     plastic.k = 1.0
     for mask, (params, macs) in sizes_table(spec, plastic, tools):
-        plastic.flat_probability = lambda mask=mask: mask
+        plastic.gates.keep_probability = lambda mask=mask: mask
         assert float(plastic.expected_cost("params")) == params
         assert float(plastic.expected_cost("macs")) == macs
         assert float(plastic.expected_cost("units")) == float(mask.sum())
-    del plastic.flat_probability
+    del plastic.gates.keep_probability
     assert plastic.full_cost("macs") == npn.count_macs(spec.model(), spec.data()[0])
 
 
@@ -69,10 +69,10 @@ def test_expectation_is_the_mean_over_all_masks(tiny, tools, name, kind, functio
     pi = spread(plastic)
     plastic.expected_cost(kind).backward()
     value, gradient = plastic.expected_cost(kind).detach(), torch.cat([p.grad for p in plastic.logits()]).double()
-    slope = npn.functional.keep_probability_derivative(plastic.flat_logits().detach(), K, plastic.function).double()
+    slope = npn.functional.keep_probability_derivative(plastic.gates.logits().detach(), K, plastic.function).double()
     costs = []
     for mask in tools.all_masks(len(pi)):
-        plastic.flat_probability = lambda mask=mask: mask
+        plastic.gates.keep_probability = lambda mask=mask: mask
         costs.append(float(plastic.expected_cost(kind)))
     leaf = pi.clone().requires_grad_()
     total = sum(

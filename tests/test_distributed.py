@@ -107,15 +107,15 @@ def mean_of_all(estimator, masks):
     plastic, *_ = build(estimator=estimator, masks=masks, penalty=npn.Budget(cost="params", target=0.5))
     model = distributed.wrap(plastic)
     reduction = "none" if masks == "example" else "mean"
-    state = plastic.generator.get_state()
-    first, other = everywhere(plastic.draw())
+    state = plastic.gates.generator.get_state()
+    first, other = everywhere(plastic.gates.draw())
     assert not torch.equal(first, other) and first.shape == other.shape
-    plastic.generator.set_state(state)
+    plastic.gates.generator.set_state(state)
     whole = (X, Y)  # the same data, so that only the masks differ
     first, other = assert_means(plastic, model, data=whole, reduction=reduction)
     assert not any(torch.equal(a, b) for a, b in zip(first[-2:], other[-2:], strict=True))
     assert float(plastic.penalty.multiplier) > 0
-    return float(plastic.penalty.multiplier), plastic.generator.get_state()
+    return float(plastic.penalty.multiplier), plastic.gates.generator.get_state()
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def single():
     plastic, *_ = build()
     model = distributed.wrap(plastic)
     twin = torch.Generator()
-    twin.set_state(plastic.generator.get_state())
-    assert torch.equal(plastic.draw(3), torch.rand(3, 20, generator=twin))
+    twin.set_state(plastic.gates.generator.get_state())
+    assert torch.equal(plastic.gates.draw(3), torch.rand(3, 20, generator=twin))
     with mock.patch.object(dist, "all_reduce", None), mock.patch.object(dist, "all_gather_object", None):
         step(plastic, model)
         distributed.check(plastic)
@@ -364,7 +364,7 @@ def more(plastic, model, weights, gates):
     for _ in range(3):
         step(plastic, model, weights, gates, data=(X, Y))
     distributed.check(plastic)
-    return digest(plastic), plastic.generator.get_state().sum().item(), torch.rand(4).tolist()
+    return digest(plastic), plastic.gates.generator.get_state().sum().item(), torch.rand(4).tolist()
 
 
 def test_a_checkpoint_goes_on_with_any_number_of_processes(tmp_path):

@@ -21,7 +21,7 @@ def test_each_example_has_its_own_masked_network(tiny, tools, name):
     plastic.draw = lambda *b: draws.append(original(*b)) or draws[-1]
     plastic.backward(lambda: outs.append(model(x)) or F.cross_entropy(outs[-1], y, reduction="none"))
     assert len(draws) == 1 and draws[0].shape == (len(x), sum(g.size for g in plastic.groups))
-    pi = plastic.flat_probability().detach()
+    pi = plastic.gates.keep_probability().detach()
     plain = {n: b.clone() for n, b in model.state_dict().items()}
     for i, u in enumerate(draws[0]):
         twin = spec.model().eval()
@@ -42,7 +42,7 @@ def test_mean_gradient_is_that_of_the_mean_loss(tiny, tools, estimator):
     with torch.no_grad():
         for g in plastic.groups:
             g.gate.logits.copy_(torch.linspace(-0.5, 0.9, g.size))
-    pi = plastic.flat_probability().detach().double()
+    pi = plastic.gates.keep_probability().detach().double()
     p = torch.stack([torch.where(m > 0, pi, 1 - pi).prod() for m in exact.masks])
     masks = torch.stack(exact.masks)
     score = torch.where(masks > 0, 1 / pi, -1 / (1 - pi))
@@ -137,7 +137,7 @@ def test_transposed_and_grouped_convolutions(make):
         plastic = npn.attach(model, x, masks=masks, penalty=npn.Penalty(weight=0.0))
         plastic.k = 1.0
         torch.manual_seed(2)
-        u = torch.rand(plastic.readers.units)
+        u = torch.rand(len(plastic.gates))
         with torch.no_grad():
             for phi in plastic.logits():
                 phi.zero_()

@@ -1,4 +1,4 @@
-"""`inspect_model`: weights of groups, reasons of frozen dimensions, selection."""
+"""`inspect`: weights of groups, reasons of frozen dimensions, selection."""
 
 import json
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from npn.errors import ConfigurationError
-from npn.inspection import inspect_model
+from npn.inspection import inspect
 
 
 class Net(nn.Module):
@@ -23,7 +23,7 @@ class Net(nn.Module):
 
 
 def test_a_group_carries_its_rows_its_columns_and_its_normalisation():
-    found = inspect_model(Net(), torch.zeros(1, 3, 5, 5))
+    found = inspect(Net(), torch.zeros(1, 3, 5, 5))
     stem, body = found.groups
     assert (stem.name, stem.units) == ("stem", 8)
     assert stem.params == 8 * 3 * 9 + 8 + 2 * 8 + 6 * 8 * 9
@@ -33,13 +33,13 @@ def test_a_group_carries_its_rows_its_columns_and_its_normalisation():
 
 
 def test_totals_are_those_of_the_model():
-    found = inspect_model(Net(), torch.zeros(1, 3, 5, 5))
+    found = inspect(Net(), torch.zeros(1, 3, 5, 5))
     assert found.params == sum(p.numel() for p in Net().parameters())
     assert found.macs == 25 * (8 * 3 * 9 + 6 * 8 * 9) + 24
 
 
 def test_frozen_dimensions_name_their_reason():
-    reasons = {row.name: row.reason for row in inspect_model(Net(), torch.zeros(1, 3, 5, 5)).frozen}
+    reasons = {row.name: row.reason for row in inspect(Net(), torch.zeros(1, 3, 5, 5)).frozen}
     assert reasons["head.weight[0]"] == "it is the model's output"
     assert "an input of fixed size" in reasons["stem.weight[1]"] and "test_inspection.py:" in reasons["stem.weight[1]"]
 
@@ -47,14 +47,14 @@ def test_frozen_dimensions_name_their_reason():
 def test_the_model_is_untouched_and_the_result_is_plain():
     model = Net().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    text = json.dumps(inspect_model(model, torch.zeros(2, 3, 5, 5)).as_dict())
+    text = json.dumps(inspect(model, torch.zeros(2, 3, 5, 5)).as_dict())
     assert json.loads(text)["groups"][0]["name"] == "stem"
     assert model.training and all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def test_selection_moves_groups_to_the_frozen_ones():
-    found = inspect_model(Net(), torch.zeros(1, 3, 5, 5), skip="bo*")
+    found = inspect(Net(), torch.zeros(1, 3, 5, 5), skip="bo*")
     assert [row.name for row in found.groups] == ["stem"]
     assert any(row.reason == "left out by only= or skip=" for row in found.frozen)
     with pytest.raises(ConfigurationError, match=r"pattern 'nothing' matches no group; the model has: stem, body"):
-        inspect_model(Net(), torch.zeros(1, 3, 5, 5), only="nothing")
+        inspect(Net(), torch.zeros(1, 3, 5, 5), only="nothing")

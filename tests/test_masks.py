@@ -1,4 +1,4 @@
-"""Readers: masks go in around a call and come out again, whatever happens in between."""
+"""Masked weights: masks go in around a call and come out again, whatever happens in between."""
 
 import pytest
 import torch
@@ -6,23 +6,23 @@ import torch.nn.functional as F
 from torch import nn
 
 import npn
-from npn.masks import Readers
+from npn.masking import MaskedWeights
 
 
 def readers_of(plastic):
-    return Readers(plastic.model, plastic.structure)
+    return MaskedWeights(plastic.model, plastic.structure)
 
 
 def test_expand_shapes_and_places(tiny):
     model, plastic = tiny["conv"].attach()
     readers = readers_of(plastic)
     mask = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0])
-    (conv,), (linear,) = readers.expand(mask)
-    assert readers.names == ["3.weight", "7.weight"] and readers.units == 7
+    (conv,), (linear,) = readers.table.expand(mask)
+    assert readers.table.names == ["3.weight", "7.weight"] and readers.table.units == 7
     assert conv.shape == (1, 3, 1, 1) and conv.reshape(-1).tolist() == [1, 0, 1]
     assert linear.shape == (1, 16) and linear[0].tolist() == [0.0] * 4 + [1.0] * 12
     model.double()
-    assert readers.expand(mask)[0][0].dtype == torch.float64
+    assert readers.table.expand(mask)[0][0].dtype == torch.float64
 
 
 def test_two_reading_axes_of_one_weight():
@@ -40,7 +40,7 @@ def test_two_reading_axes_of_one_weight():
     model, x = Tied(), torch.randn(6, 3)
     plastic = npn.attach(model, x)
     names = {g.name for g in plastic.groups}
-    readers = plastic.readers
+    readers = plastic.masked_weights
     sizes = [g.size for g in plastic.groups]
     z = torch.ones(sum(sizes))
     z[0] = 0.0
@@ -67,7 +67,7 @@ def test_two_reading_axes_of_one_weight():
 def test_a_failing_swap_leaves_nothing_masked(tiny, tools):
     model, plastic = tiny["mlp"].attach()
     state = tools.clone(model.state_dict())
-    readers = plastic.readers
+    readers = plastic.masked_weights
     model[4].weight.data = torch.zeros(2, 9)  # somebody resized it by hand
     with pytest.raises(RuntimeError), readers.applied(torch.zeros(7)):
         pass
@@ -77,13 +77,13 @@ def test_a_failing_swap_leaves_nothing_masked(tiny, tools):
 def test_gradients_inside_are_masked_and_outside_are_not(tiny):
     model, plastic = tiny["mlp"].attach()
     x, _ = tiny["mlp"].data()
-    readers = plastic.readers
+    readers = plastic.masked_weights
     mask = torch.tensor([0.0, 1, 1, 1, 1, 1, 1])
-    with readers.applied(mask), plastic.calling():
+    with readers.applied(mask), plastic.masked_weights.step():
         model(x).sum().backward()
     assert torch.equal(model[2].weight.grad[:, 0], torch.zeros(3)) and bool((model[2].weight.grad[:, 1:] != 0).all())
     model.zero_grad()
-    with plastic.calling():
+    with plastic.masked_weights.step():
         model(x).sum().backward()
     assert bool((model[2].weight.grad != 0).all())
 
@@ -91,7 +91,7 @@ def test_gradients_inside_are_masked_and_outside_are_not(tiny):
 def test_hooks_are_not_doubled(tiny):
     """Frozen, thawed and frozen again: one hook each, and none after `remove`."""
     model, plastic = tiny["mlp"].attach()
-    readers = plastic.readers
+    readers = plastic.masked_weights
     weight = model[2].weight
     for flag in (False, True, False, True):
         weight.requires_grad_(flag)

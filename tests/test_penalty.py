@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError
-from npn.penalty import Budget, Penalty, dual_ascent, match_patterns
+from npn.penalty import Budget, Penalty, dual_ascent
 
 
 class FakeGate:

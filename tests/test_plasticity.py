@@ -52,9 +52,9 @@ def test_stages_keep_probabilities(tiny, function):
 def test_annealing_sharpens_the_same_logits(tiny):
     _, plastic = tiny["mlp"].attach()
     plastic.k = 1.0
-    phi = plastic.flat_logits().detach().clone()
+    phi = plastic.gates.logits().detach().clone()
     plastic.k = 2.0
-    assert torch.equal(phi, plastic.flat_logits())
+    assert torch.equal(phi, plastic.gates.logits())
     torch.testing.assert_close(pi_of(plastic), torch.sigmoid(2 * phi))
 
 
@@ -119,8 +119,8 @@ def test_state_dict_round_trip(tiny):
     state = plastic.state_dict()
     twin_model, twin = tiny["mlp"].attach(penalty=npn.Budget("params", 0.7))
     twin.load_state_dict(state)
-    assert twin.k == 2.0 and torch.equal(twin.flat_logits(), plastic.flat_logits())
-    assert torch.equal(twin.held(), plastic.held()) and torch.equal(twin.draw(), plastic.draw())
+    assert twin.k == 2.0 and torch.equal(twin.gates.logits(), plastic.gates.logits())
+    assert torch.equal(twin.gates.held(), plastic.gates.held()) and torch.equal(twin.gates.draw(), plastic.gates.draw())
     torch.testing.assert_close(twin_model(x), model(x))
     twin.k = 5.0
     plastic.k = 5.0
@@ -128,7 +128,7 @@ def test_state_dict_round_trip(tiny):
     other = tiny["conv"].attach(penalty=npn.Budget("params", 0.7))[1]
     with pytest.raises(ConfigurationError, match=r"expected gates of .*'0': 3.*, got .*'0': 4.*use npn.load"):
         other.load_state_dict(state)
-    plastic.flat_logits()[0].item()
+    plastic.gates.logits()[0].item()
     state["gates"]["0"]["logits"].fill_(-1)
     assert bool((plastic.group("0").gate.logits > 0).all()), "a state is a copy"
 

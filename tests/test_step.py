@@ -52,8 +52,8 @@ def test_one_pass_estimators_have_their_documented_mean(tiny, four, estimator, f
     logits, weights = exact_mean(plastic, model, lambda: F.cross_entropy(model(x), y))
     true, grads = expected(four, plastic)
     with torch.no_grad():
-        pi = plastic.flat_probability().double()
-        slope = npn.functional.keep_probability_derivative(plastic.flat_logits(), K, plastic.function).double()
+        pi = plastic.gates.keep_probability().double()
+        slope = npn.functional.keep_probability_derivative(plastic.gates.logits(), K, plastic.function).double()
     p, masks = weights_of(four.masks, pi)[:, None], torch.stack(four.masks)
     if estimator == "straight_through":
         wanted = slope * (p * four.slopes).sum(0)
@@ -74,7 +74,7 @@ def test_double_cv_uses_loss_and_slope_in_the_same_units(tiny, four, scale):
     x, y = tiny["four"].data()
     plastic.k = K
     set_probability(plastic, PROBABILITY["sigmoid"])
-    pi = plastic.flat_probability().detach()
+    pi = plastic.gates.keep_probability().detach()
     draws = [torch.tensor([0.1, 0.9, 0.2, 0.5]), torch.tensor([0.8, 0.1, 0.7, 0.95])]
     masks = [(u < pi).float() for u in draws]
     at = [next(i for i, m in enumerate(four.masks) if torch.equal(m, mask)) for mask in masks]
@@ -94,7 +94,7 @@ def test_mean_over_real_draws_conv_with_batch_norm(tiny, tools, estimator):
     x, y = spec.data()
     plastic.k = K
     set_probability(plastic, [0.3, 0.8, 0.55, 0.7, 0.4, 0.6, 0.5])
-    plastic.generator.manual_seed(7)
+    plastic.gates.generator.manual_seed(7)
     gates, weights = [], []
     for _ in range(250):
         clear(plastic)

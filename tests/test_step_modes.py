@@ -27,11 +27,11 @@ def test_penalty_gradient_is_exact(tiny, estimator):
         model, plastic = tiny["mlp"].attach(estimator=estimator, penalty=npn.Penalty("params", weight))
         x, y = tiny["mlp"].data()
         plastic.k = K
-        plastic.generator.manual_seed(3)
+        plastic.gates.generator.manual_seed(3)
         plastic.backward(lambda m=model, x=x, y=y: F.cross_entropy(m(x), y))
         found.append(logit_gradient(plastic))
     with torch.no_grad():
-        pi = plastic.flat_probability().double()
+        pi = plastic.gates.keep_probability().double()
     a, b = pi[:4].sum(), pi[4:].sum()
     price = torch.cat([(3 + 1 + b).expand(4), (a + 1 + 2).expand(3)])  # what one more unit of each layer costs
     wanted = 0.01 * price * K * pi * (1 - pi)
@@ -49,14 +49,14 @@ def test_gradients_accumulate(tiny, estimator):
         return plastic.backward(lambda: F.cross_entropy(model(x), y), scale=scale)
 
     everything = [*plastic.weights(), *plastic.logits()]
-    plastic.generator.manual_seed(5)
+    plastic.gates.generator.manual_seed(5)
     step()
     first = [p.grad.clone() for p in everything]
     clear(plastic)
     step()
     second = [p.grad.clone() for p in everything]
     clear(plastic)
-    plastic.generator.manual_seed(5)
+    plastic.gates.generator.manual_seed(5)
     for p in everything:
         p.grad = torch.ones_like(p)
     kept = [p.grad for p in everything]
@@ -87,7 +87,7 @@ def test_grace_units_stay_open_without_gradient(tiny, estimator, masks):
     draws = itertools.cycle([[0.9] * 4 + [0.1] * 3, [0.4] * 4 + [0.2] * 3])  # would close the first layer, then open it
     plastic.draw = lambda *batch: torch.tensor(next(draws)).expand(*batch, 7)
     plastic.groups[0].gate.grace[:2] = 3
-    plastic.grace_left = 3
+    plastic.gates.grace_left = 3
     reduction = "none" if masks == "example" else "mean"
     for left in (2, 1, 0):
         clear(plastic)
@@ -267,7 +267,7 @@ def test_frozen_readers_inform_the_gates_and_stay_frozen(tiny, four, estimator):
     for frozen in (True, False):
         model[3].weight.requires_grad_(not frozen)
         clear(plastic)
-        plastic.generator.manual_seed(1)
+        plastic.gates.generator.manual_seed(1)
         plastic.backward(lambda: F.cross_entropy(model(x), y))
         reference[frozen] = logit_gradient(plastic)
         assert model[3].weight.requires_grad is not frozen
@@ -285,9 +285,9 @@ def test_frozen_at_attach_and_thawed_later(tiny):
         model[2].weight.requires_grad_(not thaw)
         plastic = npn.attach(model, x)
         plastic.k = K
-        plastic.readers  # noqa: B018 - made while frozen
+        plastic.masked_weights.table  # noqa: B018 - made while frozen
         model[2].weight.requires_grad_(True)
-        plastic.generator.manual_seed(0)
+        plastic.gates.generator.manual_seed(0)
         set_probability(plastic, [0.5] * 7)
         plastic.backward(lambda m=model: F.cross_entropy(m(x), y))
         found.append((logit_gradient(plastic), model[2].weight.grad))
@@ -304,7 +304,7 @@ def test_several_optimizers_train(tiny):
     plastic.track(one, two, gates)
     plastic.k = 2.0
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    phi = plastic.flat_logits().detach().clone()
+    phi = plastic.gates.logits().detach().clone()
     losses = []
     for _ in range(60):
         for o in (one, two, gates):
@@ -313,7 +313,7 @@ def test_several_optimizers_train(tiny):
         for o in (one, two, gates):
             o.step()
     assert all(not torch.equal(before[n], p) for n, p in model.named_parameters())
-    assert bool((phi != plastic.flat_logits()).all())
+    assert bool((phi != plastic.gates.logits()).all())
     assert sum(losses[-10:]) < sum(losses[:10])
 
 
@@ -355,7 +355,7 @@ def test_an_error_in_the_closure_leaves_the_weights(tiny, tools):
         with pytest.raises(ZeroDivisionError):
             plastic.backward(lambda m=model: m(torch.zeros(2, 3)).sum() / (1 // 0))
         assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
-        assert not plastic.hook.active
+        assert not plastic.masked_weights.in_step
 
 
 def test_reentrant_checkpoint_of_a_shared_layer(tiny):
@@ -382,7 +382,7 @@ def test_reentrant_checkpoint_of_a_shared_layer(tiny):
         plastic = npn.attach(model, x)
         model.reentrant = reentrant
         plastic.k = 1.0
-        plastic.generator.manual_seed(0)
+        plastic.gates.generator.manual_seed(0)
         plastic.backward(lambda m=model: F.cross_entropy(m(x), y))
         found.append([*(g.gate.logits.grad for g in plastic.groups), *(p.grad for p in model.parameters())])
     torch.testing.assert_close(found[0], found[1])

@@ -259,7 +259,7 @@ def test_complex_weights_inform_the_gates():
     plastic.backward(lambda: model(x).sum())
     z = torch.ones(5, requires_grad=True)
     F.linear((torch.tanh(model.a(x)) * z).to(torch.cfloat), model.w).abs().sum().backward()
-    pi = plastic.flat_probability().detach()
+    pi = plastic.gates.keep_probability().detach()
     torch.testing.assert_close(plastic.logits()[0].grad, z.grad * pi * (1 - pi))
 
 
@@ -268,5 +268,5 @@ def test_a_wrapper_of_a_model_with_gates_is_refused(tiny):
     with pytest.raises(ConfigurationError) as error:
         npn.attach(nn.Sequential(model, nn.Tanh()), tiny["mlp"].data()[0])
     assert str(error.value) == (
-        "its part '0' has plasticity already; call detach() on its handle before attaching anew"
+        "its part '0' has plasticity already; call detach() on its handle before attaching again"
     )

@@ -1,20 +1,25 @@
 """Plasticity for PyTorch models: units that do not pay for themselves go, new ones come where they help."""
 
 from npn import distributed, functional
-from npn.attach import attach
+from npn._attach import attach
 from npn.checkpoint import load, read_extra, save
-from npn.count import count_macs, count_params
+from npn.counting import count_macs, count_params
 from npn.errors import PlasticityError
+from npn.gates import UnitGroup
 from npn.growth import Growth
-from npn.penalty import Budget, Penalty
+from npn.inspection import inspect
+from npn.penalty import Budget, CostTerm, Penalty
 from npn.plasticity import Plasticity
-from npn.resizing import ResizeReport
 from npn.schedule import Plateau, Schedule, Stage
+from npn.structure import Frozen
+from npn.surgery import ResizeReport
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Budget",
+    "CostTerm",
+    "Frozen",
     "Growth",
     "Penalty",
     "Plasticity",
@@ -23,11 +28,13 @@ __all__ = [
     "ResizeReport",
     "Schedule",
     "Stage",
+    "UnitGroup",
     "attach",
     "count_macs",
     "count_params",
     "distributed",
     "functional",
+    "inspect",
     "load",
     "read_extra",
     "save",

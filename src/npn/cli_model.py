@@ -39,7 +39,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which units of a model can be resized, and what keeps the others."""
-    from npn.inspection import inspect_model
+    from npn.inspection import inspect as inspect_model
 
     model = make_model(factory)
     found = inspect_model(model, tuple(parse_input(text) for text in input), only=only, skip=skip)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from npn.errors import ConfigurationError
 from npn.tracing.capture import split_inputs
-from npn.tracing.trace import evaluating
+from npn.tracing.single import evaluating
 
 FORMATS = ("onnx", "pt2", "safetensors")
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeVar, final
 import torch
 from torch import Tensor
 
+from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
-from npn.penalty import match_patterns
 
 Report = TypeVar("Report", covariant=True)
 

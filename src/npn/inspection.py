@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from npn.attach import select
-from npn.costing import CostModel
-from npn.count import count_macs, count_params
-from npn.tracing import Group, trace
+from npn.counting import count_macs, count_params
+from npn.gates.costing import CostModel
+from npn.structure import Group
+from npn.tracing import trace
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class FrozenRow:
 
 @dataclass(frozen=True)
 class Inspection:
-    """Result of `inspect_model`.
+    """Result of `inspect`.
 
     Attributes:
         groups, frozen: what can and what cannot be resized.
@@ -66,7 +66,7 @@ class Inspection:
         return asdict(self)
 
 
-def inspect_model(
+def inspect(
     model: nn.Module,
     example_inputs: Any,
     *,
@@ -85,12 +85,12 @@ def inspect_model(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> row = inspect_model(model, torch.zeros(1, 4)).groups[0]
+        >>> row = inspect(model, torch.zeros(1, 4)).groups[0]
         >>> row.name, row.units, row.params, row.macs
         ('0', 8, 56, 48)
     """
     start = time.perf_counter()
-    structure = select(trace(model, example_inputs), only, skip)
+    structure = trace(model, example_inputs, only=only, skip=skip)
     seconds = time.perf_counter() - start
     costs = CostModel(model, structure, [g.name for g in structure.groups], torch.device("cpu"))
 

@@ -2,17 +2,16 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
-from typing import Any, Literal, Protocol, TypeVar, final, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Protocol, final, get_args
 
 import torch
 from torch import Tensor
 
+from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError
 
 CostKind = Literal["params", "macs", "units", "layerwise"]
-Value = TypeVar("Value")
 
 
 class _Group(Protocol):
@@ -30,32 +29,6 @@ class Priced(Protocol):
     def expected_cost(self, kind: CostKind, /, weights: Mapping[str, float] | None = None) -> Tensor: ...
     def full_cost(self, kind: CostKind, /) -> float: ...
     def minimum_cost(self, kind: CostKind, /) -> float: ...
-
-
-def match_patterns(values: Mapping[str, Value], names: Iterable[str], option: str) -> dict[str, Value]:
-    """The value of each name by the first pattern that matches it; names that no pattern matches are left out.
-
-    Args:
-        values: name pattern (shell style: `*`, `?`, `[...]`) or plain name -> value; order counts.
-        names: names of the unit groups.
-        option: what to call `values` in the error.
-
-    Returns:
-        name -> value.
-
-    Raises:
-        ConfigurationError: a pattern matches no name, so that a misspelt one cannot go unnoticed.
-
-    Example:
-        >>> match_patterns({"head": 2.0, "*": 1.0}, ["fc1", "head"], "weight")
-        {'fc1': 1.0, 'head': 2.0}
-    """
-    names = list(names)
-    hits = {name: [pattern for pattern in values if pattern == name or fnmatchcase(name, pattern)] for name in names}
-    idle = sorted(set(values).difference(*hits.values()))
-    if idle:
-        raise ConfigurationError(f"{option}: {', '.join(map(repr, idle))} matches no unit group; there are {names}")
-    return {name: values[patterns[0]] for name, patterns in hits.items() if patterns}
 
 
 def dual_ascent(
@@ -128,8 +101,12 @@ class CostTerm(ABC):
     def update(self, plastic: Priced) -> None:  # noqa: B027
         """Adapt to the present cost; to be called once per training step, after its gradients."""
 
+    def shared_tensors(self) -> list[Tensor]:
+        """Tensors that `update` has learned and that must be the same on every process; averaged after each step."""
+        return []
+
     def reset(self) -> None:  # noqa: B027
-        """Forget what `update` has learned."""
+        """Forget everything that `update` has learned."""
 
     def state_dict(self) -> dict[str, Any]:
         """What `update` has learned, in plain values."""
@@ -311,6 +288,10 @@ class Budget(CostTerm):
             with torch.no_grad():
                 last = plastic.expected_cost(self.cost)
         self.multiplier = self._ascend(last, self.rate)
+
+    def shared_tensors(self) -> list[Tensor]:
+        """The multiplier: on GPUs the order of sums differs, which is enough to drift apart."""
+        return [self.multiplier]
 
     def reset(self) -> None:
         """Set the multiplier back to 0."""

@@ -1,32 +1,70 @@
-"""`Plasticity`: a model's gates, and all that is done through them."""
+"""`Plasticity`: the handle of a model with gates, which trains, resizes and exports it."""
 
 import copy
-import math
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import distributed, state, step, surgery
-from npn.call import MaskedCall, computed
-from npn.costing import CostModel
-from npn.errors import ConfigurationError
-from npn.feeding import effective, open_sizes
-from npn.functional import GateFunction, keep_probability
-from npn.gate import CLOSED, OPEN, Gate, Sharpness, UnitGroup, checked_grace
-from npn.masks import Readers
+from npn import optimizers as checks
+from npn import surgery
+from npn._utils.collectives import assert_same, broadcast
+from npn.counting import count_params
+from npn.errors import ConfigurationError, ResizeError
+from npn.functional import ESTIMATORS, GateFunction
+from npn.gates import CLOSED, OPEN, Gates, Priced, Pricing, UnitGroup
+from npn.masking import MaskedCall, MaskedWeights
+from npn.masking.calls import detached_leftovers
+from npn.modules import full_length, materialize_selects
 from npn.penalty import CostTerm, Penalty
-from npn.resizing import ResizeReport, resize
-from npn.tracing import Frozen, Structure, grown
-from npn.tracking import check_optimizers, forget, union, watch
+from npn.step import Evaluate, Step
+from npn.structure import Frozen, Structure, open_sizes
+from npn.surgery import ResizeReport
+from npn.tracing import grown
+
+
+class Follower(Protocol):
+    """A wrapper that knows the model's sizes; listed in `Plasticity.followers`."""
+
+    def renew(self) -> None:
+        """Adapt to new sizes."""
 
 
 class Plasticity:
-    """A model's gates, and all that is done through them. Made by `attach`."""
+    """The handle of a model with gates. Made by `npn.attach`.
+
+    Attributes:
+        structure: the units of the model, and where they live.
+        gates: all gates as one vector.
+        masked_weights: the weights that read gated units.
+        example_inputs: the model is traced with these when it grows.
+        penalty: the price of size.
+        masks: "batch" or "example".
+        optimizers: those whose state follows every resize.
+        followers: wrappers that are told of every resize.
+        last_checkpoint: path of the file that `npn.save` wrote last.
+
+    Example:
+        >>> import npn, torch
+        >>> from torch.nn import functional as F
+        >>> x, y = torch.randn(64, 4), torch.randint(2, (64,))
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> plastic = npn.attach(model, x[:1])
+        >>> plastic.k = 7.0
+        >>> loss = plastic.backward(lambda: F.cross_entropy(model(x), y))
+        >>> plastic.close("0", [2, 5])
+        >>> plastic.compact().changes
+        {'0': (8, 6)}
+        >>> plastic
+        Plasticity(k=7, params=44 of 58 at attach, groups={'0': 6}, penalty=Penalty(cost='params', weight=1e-06))
+
+    References:
+        Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
+    """
 
     def __init__(
         self,
@@ -38,85 +76,86 @@ class Plasticity:
         penalty: CostTerm | None,
         masks: str,
     ) -> None:
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._model = model
-        self.hook = MaskedCall(self)
         self.example_inputs = example_inputs
         self.structure = structure
         self.estimator = estimator
         self.masks = masks
-        self.sharpness = Sharpness(function=function)
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self.groups = [UnitGroup(g.name, Gate(g.size, self.sharpness, device), g) for g in structure.parts]
-        self.names = [group.name for group in self.groups]  # those that vanish with a branch stay known
+        self.gates = Gates(structure.parts, function, device)
+        self.masked_weights = MaskedWeights(model, structure)
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
         self.optimizers: list[Optimizer] = []
+        self.followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
         self.last_checkpoint: str | None = None
-        self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.followers: weakref.WeakValueDictionary[int, distributed.Follower] = weakref.WeakValueDictionary()
-        self._readers: Readers | None = None
-        self._cost: CostModel | None = None
-        self.grace_left = 0
-        self.shared_probability: Tensor | None = None
-        self._full = self.costs.at  # of the structure at attach
-        self.hook.register(model)
+        self._pricing = Pricing(model, structure, self.gates)
+        self._params_at_attach = count_params(model)
+        self._call = MaskedCall(self.gates, self.masked_weights)
+        self._call.register(model)
         self.penalty.bind(self)
-        watch(self)
+        checks.watch(self.gates)
 
-    # -- what the gates are
+    # -- what there is
 
     @property
     def model(self) -> nn.Module:
         """The model, with its own weights even after a call of it was interrupted."""
-        self.hook.recover()
+        self._call.recover()
         return self._model
 
     @property
     def k(self) -> float:
         """Sharpness: `math.inf` trains a plain network, 0 < k < inf makes it plastic, 0 is dropout."""
-        return self.sharpness.k
+        return self.gates.k
 
     @k.setter
     def k(self, value: float) -> None:
-        if not value >= 0:
-            raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
-        old, self.sharpness.k = self.sharpness, float(value)
-        if 0 < value < math.inf:
-            if self.resting:  # after a stage without k, keep probabilities are what they were
-                with torch.no_grad():
-                    for group in self.groups:
-                        group.gate.logits.mul_(old.scale / value)
-            self.sharpness.scale = float(value)
-        self.resting = not 0 < value < math.inf
+        self.gates.k = value
 
-    resting = True  # k is not finite, or 0: logits keep the scale of the last k that was
+    @property
+    def estimator(self) -> str:
+        """Name of the estimator of the gates' gradient.
+
+        Raises:
+            ConfigurationError: on assignment of a name that is not in `npn.functional.ESTIMATORS`.
+        """
+        return self._estimator
+
+    @estimator.setter
+    def estimator(self, name: str) -> None:
+        if name not in ESTIMATORS:
+            raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
+        self._estimator = name
 
     @property
     def function(self) -> GateFunction:
         """The gate function g."""
-        return self.sharpness.function
+        return self.gates.function
+
+    @property
+    def groups(self) -> list[UnitGroup]:
+        """Everything that has gates: groups of units, branches, input columns."""
+        return self.gates.groups
 
     @property
     def frozen(self) -> list[Frozen]:
         """Dimensions that keep their size, with reasons."""
         return list(self.structure.frozen)
 
-    def group(self, name: "str | UnitGroup") -> UnitGroup:
-        """The group of that name."""
-        for group in self.groups:
-            if group is name or group.name == name:
-                return group
-        raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
+    def group(self, name: str | UnitGroup) -> UnitGroup:
+        """The group of that name.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        return self.gates.group(name)
 
     def sizes(self) -> dict[str, int]:
-        """Units of each group that take part: open by the deterministic mask, or held open; of columns, those of such
-        units.
+        """Units of each group that take part: open by the deterministic mask, or held open.
 
-        A group whose units are all inside closed branches has none open.
+        Of columns, those of such units. A group whose units are all inside closed branches has none open.
         """
-        return open_sizes(self.structure, self._closed())
-
-    def _closed(self) -> dict[str, list[int]]:
-        return {group.name: group.gate.closed.tolist() for group in self.groups}
+        return open_sizes(self.structure, self.gates.closed())
 
     def weights(self) -> list[nn.Parameter]:
         """Every parameter of the model; no gate among them."""
@@ -126,10 +165,25 @@ class Plasticity:
         """The gates' parameters, one tensor per group."""
         return [group.gate.logits for group in self.groups]
 
-    def close(self, group: "str | UnitGroup", units: Sequence[int] | Tensor) -> None:
+    def __repr__(self) -> str:
+        params = f"{count_params(self._model):,} of {self._params_at_attach:,} at attach"
+        groups = {name: size for name, size in list(self.sizes().items())[:8]}
+        more = f" and {len(self.groups) - len(groups)} more" if len(self.groups) > len(groups) else ""
+        return f"Plasticity(k={self.k:g}, params={params}, groups={groups}{more}, penalty={self.penalty!r})"
+
+    # -- gates by hand
+
+    def close(self, group: str | UnitGroup, units: Sequence[int] | Tensor) -> None:
         """Close units: pi = 0.05 while k is finite, absent at k = inf. `compact` removes them unless they reopen.
 
         The last unit of a group stays open, with a warning.
+
+        Args:
+            group: or its name.
+            units: their numbers, or a mask over all units.
+
+        Raises:
+            ConfigurationError: there is no such group or unit.
         """
         self._set(group, units, CLOSED)
         found = self.group(group)
@@ -139,12 +193,21 @@ class Plasticity:
             last = int(found.gate.logits.argmax())
             warnings.warn(f"every unit of {found.name!r} is closed; unit {last} stays open, since {why}", stacklevel=2)
 
-    def open(self, group: "str | UnitGroup", units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
-        """Open units: pi = 0.95 while k is finite; for `grace` calls of `backward` they are held open, unpenalised."""
-        self._set(group, units, OPEN, checked_grace(grace))
-        self.grace_left = max(self.grace_left, grace)
+    def open(self, group: str | UnitGroup, units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
+        """Open units: pi = 0.95 while k is finite.
 
-    def _set(self, name: "str | UnitGroup", units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
+        Args:
+            group: or its name.
+            units: their numbers, or a mask over all units.
+            grace: calls of `backward` for which the units are held open, unpenalised.
+
+        Raises:
+            ConfigurationError: there is no such group or unit, or `grace` is not a whole number >= 0.
+        """
+        self._set(group, units, OPEN, _checked_grace(grace))
+        self.gates.grace_left = max(self.gates.grace_left, grace)
+
+    def _set(self, name: str | UnitGroup, units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
         group = self.group(name)
         try:
             index = group.gate.indices(units)
@@ -156,28 +219,35 @@ class Plasticity:
     # -- training
 
     def track(self, *optimizers: Optimizer) -> None:
-        """Optimizers whose state follows every resize.
+        """Let the state of these optimizers follow every resize.
+
+        Args:
+            optimizers: of weights and gates; several calls add up.
 
         Raises:
             OptimizerError: a parameter is in two of them, or gates are subject to weight decay.
         """
-        known = union(self.optimizers, optimizers)
-        check_optimizers(known, self)
+        known = checks.union(self.optimizers, optimizers)
+        checks.check_optimizers(known, self._parameter_names(), self.gates)
         self.optimizers = known
 
     def untrack(self, *optimizers: Optimizer) -> None:
-        """Forget optimizers that do not step any more, say since another took their place for the next stage."""
-        gone = union([], optimizers)
+        """Forget optimizers that do not step any more, say since another took their place for the next stage.
+
+        Args:
+            optimizers: given to `track` before.
+        """
+        gone = checks.union([], optimizers)
         self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
-        forget(gone)
+        checks.forget(gone)
 
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
         """Set every gradient of E_z[loss] + penalty, for weights and gates.
 
         The closure is called once or twice, as the estimator wants, under masks drawn from the gates; gradients are
-        added to what is in `.grad` (zero them first, or accumulate). At k = inf it is `closure().backward()`. A second
-        call of "arm", "disarm" and "rloo" is without autograd, and no call but the first changes buffers of the model;
-        those of other modules that the closure calls, it does.
+        added to `.grad` (zero them first, or accumulate). At k = inf it is `closure().backward()`. A second call of
+        "arm", "disarm" and "rloo" is without autograd, and no call but the first changes buffers of the model; it does
+        change those of other modules that the closure calls.
 
         Args:
             closure: returns the scalar loss of the model; no `.backward()` inside.
@@ -194,88 +264,56 @@ class Plasticity:
         References:
             Li and Ji, "Neural Plasticity Networks", IJCNN 2021, eq. 12 and Algorithm 1.
         """
-        factor = scale.scale(torch.ones((), device=self.readers.device)) if hasattr(scale, "scale") else scale
-        return step.backward(self, closure, factor)
+        if hasattr(scale, "scale"):
+            scale = scale.scale(torch.ones((), device=self.masked_weights.device))
+        return self._step().backward(closure, scale)
 
-    @property
-    def readers(self) -> Readers:
-        """The weights that read gated units; made anew after a resize, a replaced parameter or a move to a device."""
-        if self._readers is not None and self._readers.stale:
-            self._readers.remove()
-            self._readers = None
-        if self._readers is None:
-            surgery.check_shapes(self.model, self.structure)
-            with torch.inference_mode(False):  # what is made here is used in training, whoever asks for it first
-                self.follow_device()
-                self._readers = Readers(self.model, self.structure)
-        return self._readers
+    def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
+        """`backward` around a forward and backward pass that belongs to a training framework.
 
-    def follow_device(self) -> None:
-        """The gates live where the model's parameters do."""
-        device = next(self.model.parameters()).device
-        if self.groups[0].gate.logits.device == device:
-            return
-        for group in self.groups:
-            group.gate.to(device)
-        self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
-        self._cost = None
-        self.hook.reset()
+        Args:
+            evaluate: see `npn.step.Step.step_with`.
+            scale: factor on loss and penalty.
 
-    def calling(self) -> Any:
-        """Context in which the model's call hook stands aside."""
-        self.hook.recover()
-        return self.hook.aside()
+        Returns:
+            The detached loss, unscaled, without the penalty.
+        """
+        return self._step().step_with(evaluate, scale)
 
-    def draw(self, *batch: int) -> Tensor:
-        """u ~ U(0, 1), shape (*batch, units), from the gates' own generator; other numbers on each process."""
-        first = self.groups[0].gate.logits
-        generator = distributed.own(self.generator)
-        return torch.rand(*batch, self.readers.units, generator=generator, device=first.device, dtype=first.dtype)
-
-    def flat_logits(self) -> Tensor:
-        """All logits in one tensor."""
-        return torch.cat([group.gate.logits for group in self.groups])
-
-    def flat_probability(self) -> Tensor:
-        """All keep probabilities in one tensor, differentiable; during a step they are computed once."""
-        if self.shared_probability is not None:
-            return self.shared_probability
-        return keep_probability(self.flat_logits(), self.k, self.function)
-
-    def held(self) -> Tensor:
-        """bool (units,): held open during a grace period."""
-        return torch.cat([group.gate.grace for group in self.groups]) > 0
-
-    def closed_masks(self) -> Tensor | None:
-        """The deterministic mask over all units, or None where all are open. Cached between changes of the gates."""
-        return self.hook.closed_mask()
+    def _step(self) -> Step:
+        return Step(
+            self.gates,
+            self.masked_weights,
+            self.model,
+            self.estimator,
+            self.penalty,
+            self._pricing,
+            per_example=self.masks == "example",
+            last_checkpoint=self.last_checkpoint,
+        )
 
     # -- size
 
-    @property
-    def costs(self) -> CostModel:
-        """The cost of the present structure."""
-        if self._cost is None:
-            names = [group.name for group in self.groups]
-            device = self.groups[0].gate.logits.device
-            with torch.inference_mode(False):
-                self._cost = CostModel(self.model, self.structure, names, device)
-        return self._cost
-
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
-        """E[cost(z)] of the network under its gates, differentiable; units in grace cost nothing more or less."""
-        probability = self.flat_probability()
-        if self.grace_left:
-            probability = torch.where(self.held(), torch.ones_like(probability), probability)
-        return self.costs.expected(kind, effective(probability, self.readers.feeder), weights)
+        """E[cost(z)] of the network under its gates, differentiable; units in grace cost nothing more or less.
+
+        Args:
+            kind: "params", "macs", "units" or "layerwise", see `npn.penalty.CostTerm`.
+            weights: group name -> factor, for "layerwise".
+        """
+        return self._priced().expected_cost(kind, weights)
 
     def full_cost(self, kind: str, /) -> float:
         """Cost of the model at attach, every gate open."""
-        return self._full(kind, {})
+        return self._pricing.full(kind)
 
     def minimum_cost(self, kind: str, /) -> float:
         """Cost with one unit left in every group, and the branch that is then the cheapest."""
-        return self.costs.least(kind)
+        return self._pricing.costs.least(kind)
+
+    def _priced(self) -> Priced:
+        self.gates.to(self.masked_weights.device)
+        return self._pricing.at(self.gates.keep_probability())
 
     def compact(self, below: float = 1e-3) -> ResizeReport:
         """Physically remove units that have stayed closed.
@@ -284,15 +322,18 @@ class Plasticity:
         and it has not reopened. Every group keeps at least one unit: its likeliest. A branch that goes takes the groups
         with it that lived wholly inside, and does not come back.
 
+        Args:
+            below: keep probability.
+
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
         for group in self.groups:
-            group.gate.notice_reopened()
+            group.gate.clear_reopened()
         gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
         removed = {name: units for name, units in gone.items() if units}
-        distributed.agree("what compact removes", removed)
-        return resize(self, surgery.plan_removal(self.structure, removed))
+        assert_same("what compact removes", removed)
+        return self._resize(surgery.plan_removal(self.structure, removed))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units: fan-in initialised, zero fan-out, so the function is as before.
@@ -304,7 +345,7 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
-        checked_grace(grace)
+        _checked_grace(grace)
         wanted = {self.group(name).name: number for name, number in more.items()}
         for name, number in wanted.items():
             if isinstance(number, bool) or not isinstance(number, int) or number < 0:
@@ -312,80 +353,102 @@ class Plasticity:
             if not self.group(name).grows:
                 raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
         wanted = {name: number for name, number in wanted.items() if number}
-        distributed.agree("what grow adds", wanted)
+        assert_same("what grow adds", wanted)
         if not wanted:
-            return resize(self, surgery.plan_removal(self.structure, {}))
-        with self.calling(), surgery.full_length(self.model):
-            larger = grown(self.model, self.example_inputs, self.structure, wanted)
-        report = resize(self, surgery.plan_growth(self.structure, larger))
-        distributed.broadcast(self.weights())  # each process has drawn other new rows
+            return self._resize(surgery.plan_removal(self.structure, {}))
+        with self.masked_weights.step(), full_length(self.model):
+            larger = grown(self._model, self.example_inputs, self.structure, wanted)
+        report = self._resize(surgery.plan_growth(self.structure, larger))
+        broadcast(self.weights())  # each process has drawn other new rows
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
-        self.grace_left = max(self.grace_left, grace)
+        self.gates.grace_left = max(self.gates.grace_left, grace)
         return report
 
-    def adopt(self, structure: Structure, sizes: Mapping[str, int]) -> None:
-        """Take over the structure of a checkpoint, with new gates of these sizes, before their state is loaded."""
-        for group in (group for group in self.groups if group.name in sizes):
-            for tensor in group.gate.tensors:
-                tensor.grad = None
-                surgery.set_data(tensor, tensor.new_zeros(sizes[group.name]))
-        self.restructured(structure)
+    def _resize(self, plan: surgery.Plan) -> ResizeReport:
+        """Carry out a plan on the model, its gates and its tracked optimizers."""
+        before = count_params(self.model)
+        if not plan.units:
+            return surgery.report(plan, before, before)
+        if torch.is_inference_mode_enabled():
+            raise ResizeError(
+                "a resize inside torch.inference_mode() would make parameters that cannot be trained; call it outside"
+            )
+        names = self._parameter_names()
+        checks.check_optimizers(self.optimizers, names, self.gates)
+        checks.check_untracked(self.optimizers, names)
+        surgery.apply_plan(self.model, plan, self.optimizers, self.gates.extras())
+        self.restructure(plan.after)
+        return surgery.report(plan, before, count_params(self.model))
 
-    def restructured(self, structure: Structure) -> None:
-        """The model has been resized to this structure."""
-        if self._readers is not None:
-            self._readers.remove()
-            self._readers = None
+    def restructure(self, structure: Structure) -> None:
+        """Take over the structure of a model that has been resized; followers are told.
+
+        Args:
+            structure: as the model is now.
+        """
         self.structure = structure
-        parts = {part.name: part for part in structure.parts}
-        self.groups[:] = [group for group in self.groups if group.name in parts]  # others went with a branch
-        for group in self.groups:
-            group.traced = parts[group.name]
-        self._cost = None
-        self.hook.reset()
+        self.gates.restructure(structure)
+        self.masked_weights.restructure(self._model, structure)
+        self._pricing.restructure(self._model, structure)
         for follower in list(self.followers.values()):
             follower.renew()
+
+    def _parameter_names(self) -> dict[int, str]:
+        return checks.parameter_names(self.model, self.gates)
 
     # -- leaving
 
     def export(self) -> nn.Module:
         """A plain copy of the model without its closed units and without a trace of npn."""
-        clone = copy.deepcopy(self.model, {id(self): None} | computed(self.model))
-        self.hook.unregister(clone)
-        surgery.apply_plan(clone, surgery.plan_removal(self.structure, self._closed()))
-        surgery.bake(clone)
+        memo = {id(self.gates): None, id(self.masked_weights): None}
+        clone = copy.deepcopy(self.model, memo | detached_leftovers(self.model))
+        self._call.unregister(clone)
+        surgery.apply_plan(clone, surgery.plan_removal(self.structure, self.gates.closed()))
+        materialize_selects(clone)
         return clone
 
     def detach(self) -> nn.Module:
         """Take the gates off; the model is as it was, closed units still there."""
-        self.readers.remove()
-        self.hook.unregister(self.model)
-        surgery.bake(self.model)
-        return self.model
+        model = self.model
+        self.masked_weights.remove()
+        self._call.unregister(model)
+        materialize_selects(model)
+        return model
 
     def state_dict(self) -> dict[str, Any]:
         """Gates, sharpness, penalty and generator; the weights are in `model.state_dict()`."""
-        return state.collect(self)
+        return self.gates.state_dict() | {"penalty": self.penalty.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken; the groups must have the same names and sizes.
 
+        Args:
+            state_dict: what `state_dict` returned.
+
         Raises:
             ConfigurationError: they have not; nothing was loaded.
         """
-        state.restore(self, state_dict)
+        self.gates.check_state_dict({"penalty": None} | dict(state_dict))
+        if "penalty" not in state_dict:
+            raise ConfigurationError(
+                "not the state of a Plasticity: it lacks penalty; give what plastic.state_dict() returned"
+            )
+        self.penalty.load_state_dict(state_dict["penalty"])
+        self.gates.load_state_dict(state_dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
-        """A copy with its own model; optimizers stay with the original."""
+        """A copy with its own model; optimizers and followers stay with the original."""
         new = object.__new__(type(self))
         memo[id(self)] = new
-        skip = {"optimizers", "followers", "_readers", "generator", "_full", "shared_probability"}
+        fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "_pricing": None}
         for name, value in vars(self).items():
-            if name not in skip:
-                setattr(new, name, copy.deepcopy(value, memo))
-        new.optimizers, new._readers, new._full, new.shared_probability = [], None, self._full, None
-        new.followers = weakref.WeakValueDictionary()
-        new.generator = torch.Generator(self.generator.device)
-        new.generator.set_state(self.generator.get_state())
+            setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
+        new._pricing = self._pricing.copied(new._model, new.gates)
         return new
+
+
+def _checked_grace(grace: int) -> int:
+    if isinstance(grace, bool) or not isinstance(grace, int) or grace < 0:
+        raise ConfigurationError(f"grace must be a whole number >= 0 of calls of backward, got {grace!r}")
+    return grace

@@ -1,203 +1,154 @@
 """One training step: draw masks, run the closure once or twice, leave every gradient in place."""
 
+import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from npn import distributed, example, functional
+from npn import functional
+from npn._utils.collectives import average_
+from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError
-from npn.randomness import Randomness
-
-if TYPE_CHECKING:
-    from npn.plasticity import Plasticity
+from npn.functional import ESTIMATORS
+from npn.gates import Gates, Pricing
+from npn.masking import MaskedWeights, examples
+from npn.penalty import CostTerm
 
 Closure = Callable[[], Tensor]
-Evaluate = Callable[[float | Tensor, bool], Tensor]  # (factor, gradient) -> loss, see `around`
-ESTIMATORS = ("arm", "disarm", "rloo", "double_cv", "straight_through", "reinmax")
+Evaluate = Callable[[float | Tensor, bool], Tensor]  # (factor, gradient) -> loss, see `Step.step_with`
+Estimate = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # pi -> (loss, log-odds gradient)
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One evaluation of the closure.
+class Step:
+    """Everything that one training step reads.
 
     Attributes:
-        loss: detached.
-        gradient: dL/dz, where it was asked for.
+        gates, weights: what is drawn, and what is read through the masks.
+        model: whose buffers a second pass leaves alone.
+        estimator: a name in `npn.functional.ESTIMATORS`.
+        penalty: the price of size.
+        pricing: the cost of the model under its gates.
+        per_example: draw a mask for each example.
+        last_checkpoint: named in the error of a loss that is not finite.
     """
 
-    loss: Tensor
-    gradient: Tensor | None = None
+    gates: Gates
+    weights: MaskedWeights
+    model: nn.Module
+    estimator: str
+    penalty: CostTerm
+    pricing: Pricing
+    per_example: bool = False
+    last_checkpoint: str | None = None
 
+    def backward(self, closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
+        """Set the gradients of E_z[loss] + penalty for weights and gates, see `npn.Plasticity.backward`.
 
-def backward(plastic: "Plasticity", closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
-    """Gradients of E[loss] + penalty for weights and gates, see `Plasticity.backward`."""
-    evaluate = partial(_evaluate, plastic, closure)
-    if plastic.masks == "example":
-        return around(plastic, evaluate, scale, lambda pi: example.estimate(plastic, closure, pi, scale))
-    return around(plastic, evaluate, scale)
+        Args:
+            closure: returns the loss; called once for each pass of the estimator.
+            scale: factor on loss and penalty.
 
+        Returns:
+            The detached loss, without scale and penalty.
+        """
 
-def around(
-    plastic: "Plasticity",
-    evaluate: Evaluate,
-    scale: float | Tensor = 1.0,
-    estimate: Callable[[Tensor], tuple[Tensor, Tensor | None]] | None = None,
-) -> Tensor:
-    """The same around a forward and backward pass that belongs to someone else, such as a training framework.
+        def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
+            return self._evaluate(closure, factor, gradient)
 
-    Args:
-        plastic: whose gates.
-        evaluate: called with (factor, gradient) under one mask: computes the loss and, where `gradient`, runs backward
-            on factor times it; returns the loss detached, without the factor.
-        scale: factor on loss and penalty; what `evaluate` gets is this, or a share of it.
-        estimate: from keep probabilities to the loss and its gradient; by the estimator's name if not given.
-    """
-    if plastic.k == math.inf:
-        closed = plastic.closed_masks()
-        context = plastic.readers.unmasked() if closed is None else plastic.readers.applied(closed)
-        with plastic.calling(), context:
-            return evaluate(scale, True)
-    logits, probability = plastic.flat_logits(), plastic.flat_probability()
-    with torch.no_grad():
-        held = plastic.held()
-        pi = torch.where(held, torch.ones_like(probability), probability)
-        with plastic.calling():
-            if estimate is None:
-                loss, gradient = _ESTIMATE[plastic.estimator](plastic, evaluate, pi, scale)
-            else:
-                loss, gradient = estimate(pi)
-        if gradient is not None and plastic.k > 0:
-            factor = functional.chain_factor(logits, plastic.k, plastic.function)
-            _add_gradient(plastic, torch.where(held, torch.zeros_like(gradient), gradient * factor))
-    if plastic.k > 0:
-        plastic.shared_probability = probability
-        try:
-            _penalise(plastic, scale)
-        finally:
-            plastic.shared_probability = None
-        distributed.synchronise(plastic)
-    _age(plastic)
-    return loss
+        def by_example(pi: Tensor) -> tuple[Tensor, Tensor | None]:
+            chosen = ESTIMATORS[self.estimator]
+            return examples.estimate(self.gates, self.weights, self.model, closure, chosen, pi, scale)
 
+        return self._run(evaluate, scale, by_example if self.per_example else None)
 
-def _add_gradient(plastic: "Plasticity", gradient: Tensor) -> None:
-    """Add to the logits' gradients, group by group; frozen gates have none."""
-    for group, part in zip(plastic.groups, gradient.split([g.size for g in plastic.groups]), strict=True):
-        logits = group.gate.logits
-        if logits.requires_grad:
-            part = part.to(logits.dtype)  # of a float64 model it comes as float64
-            logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+    def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
+        """The same around a forward and backward pass that belongs to someone else, such as a training framework.
 
+        Args:
+            evaluate: called with (factor, gradient) under one mask: computes the loss and, where `gradient`, runs
+                backward on factor times it; returns the loss detached, without the factor.
+            scale: factor on loss and penalty; `evaluate` gets it, or a share of it.
 
-def _age(plastic: "Plasticity") -> None:
-    """One step of every grace period."""
-    if plastic.grace_left > 0:
-        plastic.grace_left -= 1
-        for group in plastic.groups:
-            group.gate.grace.sub_(1).clamp_(min=0)
+        Returns:
+            The detached loss, without scale and penalty.
+        """
+        return self._run(evaluate, scale, None)
 
+    def _run(self, evaluate: Evaluate, scale: float | Tensor, estimate: Estimate | None) -> Tensor:
+        gates, weights = self.gates, self.weights
+        gates.to(weights.device)
+        if gates.k == math.inf:
+            closed = gates.deterministic_mask()
+            with weights.step(), weights.unmasked() if closed is None else weights.applied(closed):
+                return evaluate(scale, True)
+        probability = gates.keep_probability()
+        with torch.no_grad():
+            held = gates.held()
+            pi = torch.where(held, torch.ones_like(probability), probability)
+            with weights.step():
+                loss, gradient = self._by_batch(evaluate, pi, scale) if estimate is None else estimate(pi)
+            if gradient is not None:
+                factor = functional.chain_factor(gates.logits(), gates.k, gates.function)
+                gates.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
+        if gates.k > 0:
+            self._penalise(probability, scale)
+            logits = [group.gate.logits.grad for group in gates.groups]
+            average_([*(grad for grad in logits if grad is not None), *self.penalty.shared_tensors()])
+        gates.age()
+        return loss
 
-def _penalise(plastic: "Plasticity", scale: float | Tensor) -> None:
-    with torch.enable_grad():
-        cost = plastic.penalty.loss(plastic)
-        cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
-        if cost.requires_grad:
-            cost.backward()
-    plastic.penalty.update(plastic)
+    def _by_batch(self, evaluate: Evaluate, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
+        """One mask for the whole batch in each pass: mean loss of the passes with gradients, log-odds gradient.
 
+        At k = 0 no gate learns: the first pass alone, in full.
+        """
+        plastic, estimator = self.gates.k > 0, ESTIMATORS[self.estimator]
+        draw = estimator.draw(pi, self.gates.draw)
+        before = RandomState.now(devices_of(self.model)) if plastic and len(estimator.passes) > 1 else None
+        mean: Tensor | float = 0.0
+        losses, gradients = list[Tensor](), list[Tensor]()
+        for number, (mask, planned) in enumerate(zip(draw.masks, estimator.passes, strict=True)):
+            share = planned.weights if plastic else 1.0
+            factor = scale if share == 1.0 else share * scale if share else 1.0
+            again = before.repeated(self.model) if before is not None and number else contextlib.nullcontext()
+            with again, self.weights.applied(mask, collect=plastic and planned.gates):
+                value = evaluate(factor, share > 0)
+            if not plastic:
+                return value, None
+            losses.append(value * scale)
+            mean = value if share == 1.0 else mean + share * value if share else mean
+            if planned.gates:
+                gradients.append(self.weights.mask_gradient() / share)
+        assert isinstance(mean, Tensor)
+        return mean, estimator.combine(pi, draw, losses, gradients)
 
-def _evaluate(plastic: "Plasticity", closure: Closure, factor: float | Tensor, gradient: bool) -> Tensor:
-    """Run the closure, and differentiate it unless only its value is wanted."""
-    with torch.enable_grad() if gradient else torch.no_grad():
-        with plastic.readers.not_collecting():
-            loss = closure()
-        if plastic.masks == "example" and isinstance(loss, Tensor) and loss.dim() == 1:
-            loss = loss.mean()  # at k = inf, where all have the same mask
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ConfigurationError(
-                f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
-                'masks="example" for one mask and one loss per example'
-            )
-        example.check_finite(loss, plastic.last_checkpoint, first=gradient)
-        if gradient:
-            (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
-    return loss.detach()
+    def _penalise(self, probability: Tensor, scale: float | Tensor) -> None:
+        priced = self.pricing.at(probability)
+        with torch.enable_grad():
+            cost = self.penalty.loss(priced)
+            cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
+            if cost.requires_grad:
+                cost.backward()
+        self.penalty.update(priced)
 
-
-def _masked(plastic: "Plasticity", evaluate: Evaluate, mask: Tensor, factor: float | Tensor, collect: bool) -> Pass:
-    with plastic.readers.applied(mask, collect=collect):
-        loss = evaluate(factor, True)
-    return Pass(loss, plastic.readers.mask_gradient() if collect else None)
-
-
-def _second(plastic: "Plasticity", evaluate: Evaluate, mask: Tensor, before: Randomness) -> Tensor:
-    """The loss under another mask, all else equal (in train mode, too: in eval mode the difference is noise)."""
-    with before.repeated(plastic.model), plastic.readers.applied(mask):
-        return evaluate(1.0, False)
-
-
-Estimate = Callable[["Plasticity", Evaluate, Tensor, float | Tensor], tuple[Tensor, Tensor | None]]
-
-
-def _one_pass(
-    plastic: "Plasticity", evaluate: Evaluate, pi: Tensor, scale: float | Tensor
-) -> tuple[Tensor, Tensor | None]:
-    mask = (plastic.draw() < pi).to(pi.dtype)
-    done = _masked(plastic, evaluate, mask, scale, collect=plastic.k > 0)
-    if done.gradient is None:
-        return done.loss, None
-    if plastic.estimator == "reinmax":
-        return done.loss, functional.reinmax(done.gradient, mask, pi)
-    return done.loss, functional.straight_through(done.gradient, pi)
-
-
-def _two_losses(
-    plastic: "Plasticity", evaluate: Evaluate, pi: Tensor, scale: float | Tensor
-) -> tuple[Tensor, Tensor | None]:
-    u = plastic.draw()
-    if plastic.estimator == "rloo":
-        first, second = (u < pi).to(pi.dtype), (plastic.draw() < pi).to(pi.dtype)
-    else:
-        first, second = functional.antithetic_masks(pi, u)
-    before = Randomness.now()
-    loss = _masked(plastic, evaluate, first, scale, collect=False).loss
-    if plastic.k == 0:
-        return loss, None
-    other = _second(plastic, evaluate, second, before)
-    if plastic.estimator == "rloo":
-        return loss, functional.rloo(loss, other, first, second) * scale
-    if plastic.estimator == "arm":
-        return loss, functional.arm(loss, other, u) * scale
-    return loss, functional.disarm(loss, other, first, second, pi) * scale
-
-
-def _two_passes(
-    plastic: "Plasticity", evaluate: Evaluate, pi: Tensor, scale: float | Tensor
-) -> tuple[Tensor, Tensor | None]:
-    if plastic.k == 0:
-        return _one_pass(plastic, evaluate, pi, scale)
-    first, second = ((plastic.draw() < pi).to(pi.dtype) for _ in range(2))
-    before = Randomness.now()
-    a = _masked(plastic, evaluate, first, 0.5 * scale, collect=True)
-    with before.repeated(plastic.model):
-        b = _masked(plastic, evaluate, second, 0.5 * scale, collect=True)
-    assert a.gradient is not None and b.gradient is not None
-    # dL/dz came with half the scale, the losses come without any
-    estimate = functional.double_cv(a.loss * scale, b.loss * scale, first, second, 2 * a.gradient, 2 * b.gradient, pi)
-    return (a.loss + b.loss) / 2, estimate
-
-
-_ESTIMATE: dict[str, Estimate] = {
-    "straight_through": _one_pass,
-    "reinmax": _one_pass,
-    "arm": _two_losses,
-    "disarm": _two_losses,
-    "rloo": _two_losses,
-    "double_cv": _two_passes,
-}
+    def _evaluate(self, closure: Closure, factor: float | Tensor, gradient: bool) -> Tensor:
+        """Run the closure, and differentiate it unless only its value is wanted."""
+        with torch.enable_grad() if gradient else torch.no_grad():
+            with self.weights.not_collecting():
+                loss = closure()
+            if self.per_example and isinstance(loss, Tensor) and loss.dim() == 1:
+                loss = loss.mean()  # at k = inf, where all have the same mask
+            if not isinstance(loss, Tensor) or loss.dim() != 0:
+                came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+                raise ConfigurationError(
+                    f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
+                    'masks="example" for one mask and one loss per example'
+                )
+            examples.check_finite(loss, self.last_checkpoint, first=gradient)
+            if gradient:
+                (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
+        return loss.detach()

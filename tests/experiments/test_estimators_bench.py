@@ -71,13 +71,13 @@ def test_measured_bias_is_noise_for_the_unbiased_and_the_true_one_for_straight_t
 def test_draws_leave_weights_gates_gradients_and_masks_alone(tiny):
     plastic, loss, _ = tiny
     before = [p.detach().clone() for p in (*plastic.weights(), *plastic.logits())]
-    generator, kind = plastic.generator.get_state(), plastic.estimator
+    generator, kind = plastic.gates.generator.get_state(), plastic.estimator
     first = gradients.draws(plastic, loss, "arm", 4, seed=5)
     assert torch.equal(first, gradients.draws(plastic, loss, "arm", 4, seed=5))
     assert not torch.equal(first, gradients.draws(plastic, loss, "arm", 4, seed=6))
     after = (*plastic.weights(), *plastic.logits())
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
-    assert torch.equal(plastic.generator.get_state(), generator) and plastic.estimator == kind
+    assert torch.equal(plastic.gates.generator.get_state(), generator) and plastic.estimator == kind
 
 
 def test_quality_of_draws_with_known_moments():

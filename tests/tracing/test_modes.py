@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 import npn
 from npn.errors import TraceError
-from npn.tracing import Structure, trace
+from npn.structure import Structure
+from npn.tracing import trace
 
 from ..zoo.checks import assert_close, call
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
-from npn.tracing import Structure, grown, trace
+from npn.structure import Structure
+from npn.tracing import grown, trace
 from npn.tracing.capture import capture, output_tensors, split_inputs
 
 HERE = Path(__file__).name

@@ -36,7 +36,7 @@ def draws(plastic: npn.Plasticity, loss: Loss, estimator: str, count: int, seed:
     twin.estimator = estimator
     twin.penalty = npn.Penalty(cost="params", weight=0.0)
     twin.penalty.bind(twin)
-    twin.generator.manual_seed(seed)
+    twin.gates.generator.manual_seed(seed)
     found = []
     for _ in range(count):
         for parameter in (*twin.weights(), *twin.logits()):

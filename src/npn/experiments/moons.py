@@ -16,7 +16,7 @@ from npn.experiments.data import Split, moons
 from npn.experiments.options import Options, cost_term, in_full, stage_lengths
 from npn.experiments.recipe import Experiment, Outcome, Recipe
 from npn.experiments.report import percent
-from npn.tracing.trace import evaluating
+from npn.tracing.single import evaluating
 
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach
 SMALL = (3, 3)  # what expand starts with

@@ -23,7 +23,7 @@ from npn.experiments.report import command_line, machine, versions
 from npn.experiments.rundir import RunDirectory
 from npn.experiments.stopping import Deadline, Interrupted, OutOfTime, stop_signal
 from npn.integrations.tensorboard import keep_histogram
-from npn.tracing.trace import evaluating
+from npn.tracing.single import evaluating
 
 HISTOGRAM_BINS = 20
 

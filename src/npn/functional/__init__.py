@@ -1,5 +1,6 @@
 """The mathematics of plastic gates as pure functions of tensors."""
 
+from npn.functional.columns import effective_gates, effective_gates_gradient
 from npn.functional.cost import product_cost, shared_unit_correction
 from npn.functional.enumerate import exact_expectation, exact_gradient
 from npn.functional.estimators import antithetic_masks, arm, disarm, double_cv, reinmax, rloo, straight_through
@@ -9,15 +10,21 @@ from npn.functional.gates import (
     ShiftedSigmoid,
     Sigmoid,
     chain_factor,
+    function_name,
     gate_function,
     keep_probability,
     keep_probability_derivative,
     logits_for,
 )
+from npn.functional.table import ESTIMATORS, Draw, Estimator, Pass
 
 __all__ = [
+    "ESTIMATORS",
+    "Draw",
+    "Estimator",
     "GateFunction",
     "HardSigmoid",
+    "Pass",
     "ShiftedSigmoid",
     "Sigmoid",
     "antithetic_masks",
@@ -25,8 +32,11 @@ __all__ = [
     "chain_factor",
     "disarm",
     "double_cv",
+    "effective_gates",
+    "effective_gates_gradient",
     "exact_expectation",
     "exact_gradient",
+    "function_name",
     "gate_function",
     "keep_probability",
     "keep_probability_derivative",

@@ -152,6 +152,22 @@ def gate_function(function: str | GateFunction) -> GateFunction:
     )
 
 
+def function_name(function: GateFunction) -> str:
+    """A name that is the same in every process: what a checkpoint compares gate functions by.
+
+    The `repr` of the object where its class has one of its own, else the class and the plain values it holds.
+
+    Example:
+        >>> function_name(ShiftedSigmoid(shift=1.0))
+        'ShiftedSigmoid(shift=1.0)'
+    """
+    kind = type(function)
+    if kind.__repr__ is not object.__repr__:
+        return repr(function)
+    plain = {name: value for name, value in vars(function).items() if isinstance(value, bool | int | float | str)}
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(f'{k}={v!r}' for k, v in sorted(plain.items()))})"
+
+
 def _check(values: Tensor, k: float, name: str = "logits") -> None:
     if not values.is_floating_point():
         raise ConfigurationError(

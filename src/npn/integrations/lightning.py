@@ -196,7 +196,7 @@ class PlasticityCallback(Session, Callback):
         scale: float | Tensor = 1.0 / accumulate
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         if scaler is not None:
-            scale = scaler.scale(torch.ones((), device=self.plastic.readers.device)) * scale
+            scale = scaler.scale(torch.ones((), device=self.plastic.gates.device)) * scale
         with contextlib.suppress(_Skipped):
             self.backward(evaluate, scale)
         return outputs[0]

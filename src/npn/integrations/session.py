@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn import distributed
-from npn.attach import attach
+from npn._attach import attach
+from npn._utils.rng import RandomState, devices_of
 from npn.checkpoint import Stateful
-from npn.count import count_params
+from npn.counting import count_params
 from npn.errors import ConfigurationError
-from npn.example import check_finite
 from npn.functional import GateFunction
 from npn.growth import Growth
+from npn.masking.examples import check_finite
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
-from npn.randomness import Randomness
 from npn.schedule import Schedule
-from npn.step import Evaluate, around
-from npn.tracing.trace import evaluating
+from npn.step import Evaluate
+from npn.tracing.single import evaluating
 
 
 @dataclass(eq=False, repr=False)
@@ -86,7 +86,7 @@ class Session:
         """Give the model its gates, unless it has them."""
         if self.handle is not None and self.handle.model is model:
             return
-        before = Randomness.now()
+        before = RandomState.now(devices_of(model))
         inputs = self.example_inputs if self.example_inputs is not None else example_inputs()
         before.restore()  # the first epoch sees the order that it would have seen
         with self._tracing(model):
@@ -114,12 +114,12 @@ class Session:
     # -- one step
 
     def backward(self, evaluate: Evaluate, scale: float | Tensor) -> Tensor:
-        """Every gradient, around the framework's own forward and backward pass; see `npn.step.around`."""
+        """Every gradient, around the framework's own forward and backward pass; see `npn.Plasticity.step_with`."""
 
         def checked(factor: float | Tensor, gradient: bool) -> Tensor:
             return evaluate(1.0 if factor is scale else factor / scale, gradient)
 
-        return around(self.plastic, checked, scale)
+        return self.plastic.step_with(checked, scale)
 
     def check(self, loss: Tensor) -> None:
         """Raise before a loss that is not finite reaches any gradient."""
@@ -162,7 +162,7 @@ class Session:
             )
         value = float(metrics[self.monitor])
         if distributed.size() > 1:  # each process may have validated on a part of its own
-            device = self.plastic.readers.device
+            device = self.plastic.gates.device
             value = float(distributed.mean(torch.tensor(value, dtype=torch.float64, device=device)))
         self.schedule.observe(value)
         stage = self.schedule.stage

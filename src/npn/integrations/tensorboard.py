@@ -8,7 +8,7 @@ from typing import Any, Self, final
 
 import torch
 
-from npn.count import count_params
+from npn.counting import count_params
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 

@@ -214,7 +214,7 @@ class PlasticTrainerMixin:
         scale: float | Tensor = 1.0 / steps
         session.scaler = accelerator.scaler
         if session.scaler is not None:
-            scale = session.scaler.scale(torch.ones((), device=session.plastic.readers.device)) * scale
+            scale = session.scaler.scale(torch.ones((), device=session.plastic.gates.device)) * scale
         return torch.as_tensor(session.backward(evaluate, scale) / steps)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

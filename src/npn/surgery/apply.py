@@ -1,19 +1,18 @@
 """Carry out a plan: every new tensor is made first, then all are put in place, and a failure puts all back."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn.surgery.branches import Edit, forget_edits, gone_paths, removal_edits
-from npn.surgery.columns import NEW
+from npn.structure import NEW, gone_paths, selected_columns
+from npn.surgery.branches import forget_edits, removal_edits
+from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_gradient, set_item
 from npn.surgery.fill import fresh
 from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
-from npn.surgery.select import choices, hook_of, set_select
 from npn.surgery.verify import check_shapes
 from npn.tracing.capture import model_tensors
 
@@ -47,22 +46,13 @@ def apply_plan(
         edits = _edits(model, plan, optimizers) + _extra_edits(plan, optimizers, extras)
         edits += removal_edits(model, gone_paths(plan.before, plan.after), optimizers)
         changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
-        changed += described_sizes(model, plan)
-    done: list[Callable[[], None]] = []
-    try:
-        for edit in edits:
-            done.append(edit())
-        for module, name, delta in changed:
-            before = getattr(module, name)
-            object.__setattr__(module, name, before + delta)
-            done.append(partial(object.__setattr__, module, name, before))
-        for path, index in choices(plan.after).items():
-            done.append(_select(model.get_submodule(path), index))
-        check_shapes(model, plan.after)
-    except BaseException:
-        for undo in reversed(done):
-            undo()
-        raise
+        deltas: dict[tuple[nn.Module, str], int] = {}
+        for module, name, delta in changed + described_sizes(model, plan):
+            deltas[module, name] = deltas.get((module, name), 0) + delta
+        edits += [set_attribute(module, name, getattr(module, name) + d) for (module, name), d in deltas.items()]
+        selected = selected_columns(plan.after)
+        edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
+    carry_out(edits, lambda: check_shapes(model, plan.after))
 
 
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:
@@ -71,7 +61,7 @@ def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> lis
     for name, sources in plan.sources.items():
         tensor = tensors[name]
         value = resized(model, name, tensor.data, sources, plan.zeroed.get(name, {}))
-        edits.append(_replace(tensor, value))
+        edits.append(replace_data(tensor, value))
         edits += _state_edits(tensor, sources, optimizers, name)
     return edits
 
@@ -87,7 +77,7 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
             continue
         value = gather(extra.tensor.data, {0: source})
         value[source.to(value.device) == NEW] = extra.new
-        edits.append(_replace(extra.tensor, value))
+        edits.append(replace_data(extra.tensor, value))
         edits += _state_edits(extra.tensor, {0: source}, optimizers, f"the gates of {extra.group}")
     return edits
 
@@ -97,9 +87,9 @@ def _state_edits(
 ) -> list[Edit]:
     edits: list[Edit] = []
     for state, key, value in moved_state(optimizers, tensor, sources, name):
-        edits.append(_set_item(state, key, value))
+        edits.append(set_item(state, key, value))
     if tensor.grad is not None:
-        edits.append(_set_grad(tensor, gather_gradient(tensor.grad, sources)))
+        edits.append(set_gradient(tensor, gather_gradient(tensor.grad, sources)))
     return edits
 
 
@@ -127,59 +117,6 @@ _LAST = torch.channels_last
 def _is_channels_last(tensor: Tensor) -> bool:
     """Laid out so by its strides, even where one channel makes it look contiguous as well."""
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=_LAST) and tensor.stride(1) == 1
-
-
-def _replace(tensor: Tensor, value: Tensor) -> Edit:
-    def edit() -> Callable[[], None]:
-        before, grad = tensor.data, tensor.grad
-
-        def undo() -> None:
-            set_data(tensor, before)
-            tensor.grad = grad
-
-        try:
-            tensor.grad = None
-            set_data(tensor, value)
-        except BaseException:
-            undo()
-            raise
-        return undo
-
-    return edit
-
-
-def _select(module: nn.Module, index: Tensor | None) -> Callable[[], None]:
-    found = hook_of(module)
-    before = found[1].index if found is not None else None
-    set_select(module, index)
-    return partial(set_select, module, before)
-
-
-def set_data(tensor: Tensor, value: Tensor) -> None:
-    """Replace `.data`, and with it autograd's cached accumulator, which remembers the old shape.
-
-    Only a change of dtype makes PyTorch drop that accumulator, so the data goes through another dtype.
-    """
-    other = torch.float64 if value.dtype != torch.float64 else torch.float32
-    tensor.data = torch.empty(0, dtype=other, device=value.device)
-    tensor.data = value
-
-
-def _set_item(state: dict[str, object], key: str, value: Tensor) -> Edit:
-    def edit() -> Callable[[], None]:
-        before = state[key]
-        state[key] = value
-        return lambda: state.__setitem__(key, before)
-
-    return edit
-
-
-def _set_grad(tensor: Tensor, value: Tensor) -> Edit:
-    def edit() -> Callable[[], None]:
-        tensor.grad = value
-        return lambda: setattr(tensor, "grad", None)
-
-    return edit
 
 
 # what PyTorch's layers say of themselves: (parameter, axis) -> attribute

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from npn.errors import OptimizerError
-from npn.surgery.columns import NEW
+from npn.structure import NEW
 
 # second moments: zero would make the first updates of a new entry several times too large
 _SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp_inf", "acc_delta", "step_size")

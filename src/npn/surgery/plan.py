@@ -7,10 +7,18 @@ import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.surgery.branches import apart_from_branches, without_branches
-from npn.surgery.columns import NEW, check_numbers, completed, left, narrowed
-from npn.tracing import Columns, Structure
-from npn.tracing.resize import without
+from npn.structure import (
+    NEW,
+    Columns,
+    Structure,
+    apart_from_branches,
+    check_numbers,
+    completed,
+    left,
+    narrowed,
+    without,
+    without_branches,
+)
 
 Sources = dict[str, dict[int, Tensor]]
 
@@ -39,7 +47,7 @@ class Plan:
 def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Plan:
     """Plan to remove units, branches and columns, and what goes with them.
 
-    See `npn.surgery.columns.completed` and `npn.surgery.branches.without_branches`.
+    See `npn.structure.completed` and `npn.structure.without_branches`.
 
     Args:
         removed: name -> numbers; at least one unit of each group must stay, and one branch.

@@ -3,7 +3,7 @@
 from torch import nn
 
 from npn.errors import ResizeError
-from npn.tracing import Structure
+from npn.structure import Structure
 from npn.tracing.capture import model_tensors
 
 

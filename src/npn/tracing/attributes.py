@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from npn.tracing.groups import Group, Slot, Structure
-from npn.tracing.resize import Attribute
+from npn.structure import Group, Slot, Structure
+from npn.tracing.retrace import Attribute
 
 # integers that torch's own layers compute with; their others only describe the parameters
 _SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")

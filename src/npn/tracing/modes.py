@@ -6,14 +6,14 @@ from typing import Any
 from torch import nn
 
 from npn.errors import TraceError
+from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Structure
 from npn.tracing.capture import warm_up
-from npn.tracing.groups import NOT_PRODUCED, NOT_READ, Frozen, Group, Structure
-from npn.tracing.trace import in_mode, trace_once
+from npn.tracing.single import in_mode, single_trace
 
 _WORD = {True: "train()", False: "eval()"}
 
 
-def trace_paths(model: nn.Module, example_inputs: Any) -> Structure:
+def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
     """Units of a model, before the dry run, in the mode in which more of its parameters take part.
 
     The other mode than the present one is looked at only if some took no part: a head that only training uses, a block
@@ -23,7 +23,7 @@ def trace_paths(model: nn.Module, example_inputs: Any) -> Structure:
         TraceError: the forward pass cannot be followed, or each mode uses parameters that the other does not.
     """
     warm_up(model, example_inputs)
-    present = trace_once(model, example_inputs)
+    present = single_trace(model, example_inputs)
     if not present.unreached:
         return present
     mode = model.training if present.training is None else present.training
@@ -32,7 +32,7 @@ def trace_paths(model: nn.Module, example_inputs: Any) -> Structure:
         with in_mode(model, not mode):
             warm_up(model, example_inputs)
             try:
-                found = trace_once(model, example_inputs)
+                found = single_trace(model, example_inputs)
                 other = found if found.training is None else None
             except TraceError:
                 pass

@@ -1,87 +1,71 @@
-"""Trace a model once, at its own or at other shapes: capture, walk, group."""
+"""The entry to tracing: all that can have gates, each resize rehearsed."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+from torch import nn
 
-from npn.errors import TraceError
-from npn.tracing.capture import capture, model_tensors, raising_line, split_inputs
-from npn.tracing.groups import Structure, group_units
-from npn.tracing.walk import walk
+from npn._utils.patterns import as_patterns, matches, require_matches
+from npn.structure import LEFT_OUT, Frozen, Structure
+from npn.tracing.branches import with_branches
+from npn.tracing.columns import with_columns
+from npn.tracing.dry_run import freeze_fixed_sizes
+from npn.tracing.modes import trace_modes
+
+Patterns = str | Iterable[str] | None
 
 
-def trace_once(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Structure:
-    """Units of a model, before the dry run.
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    only: Patterns = None,
+    skip: Patterns = None,
+    columns: Patterns = None,
+    branches: Patterns = None,
+) -> Structure:
+    """Find the units of a model that can be resized, and the branches and input columns that can have gates.
+
+    The forward pass is traced on fake tensors, then every group of units is shrunk and grown in a rehearsal; what the
+    code hard-codes is frozen, with the line that does. The model is as before.
 
     Args:
-        model: any module; untouched.
+        model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
-        shapes: other shapes for some tensors, by name.
+        only, skip: patterns of names of groups that are kept, or left out.
+        columns: patterns of names of layers whose single input columns have gates.
+        branches: patterns of names of submodules that have a gate as a whole.
 
     Raises:
-        TraceError: the forward pass cannot be followed; names the line.
+        TraceError: the forward pass cannot be followed, or the model does not work without a branch.
+        ConfigurationError: a pattern matches nothing.
     """
-    _check_devices(model, example_inputs)
-    try:
-        return _attempt(model, example_inputs, shapes)
-    except TraceError:
-        raise
-    except Exception as error:
-        if model.training:  # BatchNorm wants several values per channel then, and an example may have one
-            with contextlib.suppress(Exception), evaluating(model):
-                return replace(_attempt(model, example_inputs, shapes), training=False)
-        raise TraceError(_explain(error)) from error
+    structure = trace_units(model, example_inputs)
+    structure = select_groups(structure, only, skip)
+    structure = with_branches(model, example_inputs, structure, as_patterns(branches) or ())
+    return with_columns(model, example_inputs, structure, as_patterns(columns) or ())
 
 
-def _check_devices(model: nn.Module, example_inputs: Any) -> None:
-    """Inputs must lie where a parameter lies; a model on several devices may take them on any of these."""
-    homes = {str(tensor.device) for tensor in model_tensors(model).values()}
-    inputs = {str(leaf.device) for leaf in tree_leaves(split_inputs(example_inputs)) if isinstance(leaf, Tensor)}
-    strange = sorted(inputs - homes)
-    if homes and strange:
-        raise TraceError(
-            f"example_inputs are on {', '.join(strange)}, the model is on {', '.join(sorted(homes))}; "
-            "move one to the other before npn.attach"
-        )
+def trace_units(model: nn.Module, example_inputs: Any) -> Structure:
+    """Groups of units and frozen dimensions of the whole model, each group rehearsed."""
+    return freeze_fixed_sizes(model, example_inputs, trace_modes(model, example_inputs))
 
 
-def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> Structure:
-    captured = capture(model, example_inputs, shapes)
-    tensors = model_tensors(model)
-    sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
-    with torch.no_grad():
-        return group_units(walk(captured, tensors), sizes, captured.outputs)
+def select_groups(structure: Structure, only: Patterns, skip: Patterns) -> Structure:
+    """Leave out the groups that the patterns exclude; they count as frozen.
 
-
-def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Eval mode for a while; every module's own mode is put back."""
-    return in_mode(model, False)
-
-
-@contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
-    """Train or eval mode for a while (None: as it is); every module's own mode is put back."""
-    modes = [(module, module.training) for module in model.modules()]
-    if training is not None:
-        model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def _explain(error: Exception) -> str:
-    name, line = type(error).__name__, raising_line(error)
-    if "DataDependent" in name or "GuardOnDataDependent" in name:
-        return (
-            f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; "
-            "expected a computation that is the same for every input: use torch.where instead of if, "
-            "or attach the parts of the model before and after this line separately"
-        )
-    return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
+    Raises:
+        ConfigurationError: a pattern matches no group.
+    """
+    chosen, left = as_patterns(only), as_patterns(skip)
+    names = [group.name for group in structure.groups]
+    require_matches((*(chosen or ()), *(left or ())), names)
+    kept, frozen = [], list(structure.frozen)
+    for group in structure.groups:
+        if (chosen is None or matches(group.name, chosen)) and not matches(group.name, left or ()):
+            kept.append(group)
+        else:
+            keys = tuple(slot.key for slot in group.slots)
+            frozen.append(Frozen(group.name, LEFT_OUT, keys, group.size))
+    return replace(structure, groups=tuple(kept), frozen=tuple(frozen))

@@ -1,9 +1,7 @@
 """The index-select before a layer that has lost input columns: a hook while it trains, plain PyTorch when it leaves."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,9 +10,6 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from npn.errors import ConfigurationError
-from npn.tracing import Columns, Structure
-from npn.tracing.capture import capture
-from npn.tracing.trace import in_mode
 
 _HOOKS = (
     "_forward_hooks",
@@ -60,47 +55,6 @@ def input_dim(module: nn.Module) -> int | None:
     return None
 
 
-def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:
-    """The structure with gates on the input columns of the layers that match.
-
-    Raises:
-        ConfigurationError: a pattern matches no layer, or a layer's weight is read other than by calling the layer.
-    """
-    layers = [path for path, module in model.named_modules() if input_dim(module) is not None]
-    for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in layers):
-            known = ", ".join(layers) or "none"
-            raise ConfigurationError(
-                f"columns={pattern!r} matches no layer whose inputs can be selected; the model has: {known}"
-            )
-    columns = []
-    for path in layers:
-        if any(fnmatchcase(path, pattern) for pattern in patterns):
-            tensor = f"{path}.weight"
-            if not path or tensor not in structure.shapes or not _narrows(model, example_inputs, structure, tensor):
-                raise ConfigurationError(
-                    f"the inputs of {path or 'the model'!r} cannot be selected: its weight must be its own and read "
-                    "by calling the layer, in a model that is more than this layer; leave it out of columns="
-                )
-            columns.append(Columns(f"{path}.columns", tensor, 1, torch.arange(structure.shapes[tensor][1])))
-    return replace(structure, columns=tuple(columns))
-
-
-def _narrows(model: nn.Module, example_inputs: Any, structure: Structure, tensor: str) -> bool:
-    """Whether the model works, on fake tensors, when one layer selects all but one of its columns."""
-    rows, columns, *kernel = structure.shapes[tensor]
-    module = model.get_submodule(tensor.removesuffix(".weight"))
-    set_select(module, torch.arange(columns - 1))
-    try:
-        shapes = {tensor: (rows, columns - 1, *kernel)}
-        with in_mode(model, structure.training):
-            return columns > 1 and capture(model, example_inputs, shapes).outputs == structure.outputs
-    except Exception:
-        return False
-    finally:
-        set_select(module, None)
-
-
 def hook_of(module: nn.Module) -> tuple[int, Select] | None:
     """A layer's `Select`, with its number among the hooks."""
     for number, hook in module._forward_pre_hooks.items():
@@ -121,14 +75,6 @@ def set_select(module: nn.Module, index: Tensor | None) -> None:
         module.register_forward_pre_hook(Select(index, dim), with_kwargs=True)
 
 
-def choices(structure: Structure) -> dict[str, Tensor | None]:
-    """Path of each layer with gates on its columns -> positions on the full axis that it reads, None for all."""
-    return {
-        columns.path: columns.kept if columns.size < structure.shapes[columns.tensor][columns.axis] else None
-        for columns in structure.columns
-    }
-
-
 @contextlib.contextmanager
 def full_length(model: nn.Module) -> Iterator[None]:
     """Layers take their inputs whole inside, as tracing at full length wants."""
@@ -142,7 +88,7 @@ def full_length(model: nn.Module) -> Iterator[None]:
             hook.aside = False
 
 
-def bake(model: nn.Module, chosen: Mapping[str, Tensor | None] | None = None) -> None:
+def materialize_selects(model: nn.Module, chosen: Mapping[str, Tensor | None] | None = None) -> None:
     """Replace every layer that selects by one that does so without npn.
 
     It is a `torch.fx.GraphModule`: same parameters under the same names, and the buffer `columns`.

@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
@@ -11,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from npn._utils.patterns import matches
 from npn.errors import ConfigurationError, TraceError
-from npn.surgery.branches import absent, inside
-from npn.tracing import Branches, Structure
+from npn.modules import absent
+from npn.structure import Branches, Structure, inside
 from npn.tracing.capture import output_tensors, preserved, raising_line, split_inputs
 
 _SHOWN = 12  # names that an error lists
@@ -56,13 +56,13 @@ def with_branches(model: nn.Module, example_inputs: Any, structure: Structure, p
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     known = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
     for pattern in patterns:
-        if not any(fnmatchcase(path, pattern) for path in known):
+        if not any(matches(path, [pattern]) for path in known):
             more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
             raise ConfigurationError(
                 f"branches={pattern!r} matches no submodule with parameters; the model has: "
                 f"{', '.join(known[:_SHOWN]) or 'none'}{more}"
             )
-    return [path for path in known if any(fnmatchcase(path, pattern) for pattern in patterns)]
+    return [path for path in known if matches(path, patterns)]
 
 
 def _check_own(model: nn.Module, paths: Sequence[str]) -> None:

@@ -6,21 +6,21 @@ price of one product per activation. Layers are met through `torch.nn.functional
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
-from npn import functional
+from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
-from npn.feeding import effective
-from npn.randomness import Randomness
-
-if TYPE_CHECKING:
-    from npn.plasticity import Plasticity
+from npn.functional import Draw, Estimator, effective_gates
+from npn.gates import Gates
+from npn.masking.table import MaskTable
+from npn.masking.weights import MaskedWeights
 
 _LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
 _CHECKPOINTS = (
@@ -34,19 +34,18 @@ class ExampleMasks(TorchFunctionMode):
     """Multiplies the input of every layer that reads gated units by a mask of its own for each example.
 
     Args:
-        plastic: whose gates.
+        table: the weights that read gated units.
         mask: from the batch size to masks (batch, units), called once.
     """
 
-    def __init__(self, plastic: "Plasticity", mask: Callable[[int], Tensor]) -> None:
+    def __init__(self, table: MaskTable, mask: Callable[[int], Tensor]) -> None:
         super().__init__()
-        readers = plastic.readers
-        self.feeder = readers.feeder
-        pieces = iter(readers.index.split(readers.sizes))
+        self.unit_of_column = table.unit_of_column
+        pieces = iter(table.index.split(table.sizes))
         self.columns = {
-            id(p): {a: next(pieces) for a in axes} for p, axes in zip(readers.parameters, readers.axes, strict=True)
+            id(p): {a: next(pieces) for a in axes} for p, axes in zip(table.parameters, table.axes, strict=True)
         }
-        self.names = dict(zip(map(id, readers.parameters), readers.names, strict=True))
+        self.names = dict(zip(map(id, table.parameters), table.names, strict=True))
         self.make = mask
         self.mask: Tensor | None = None
         self.met: set[tuple[int, int]] = set()
@@ -72,7 +71,7 @@ class ExampleMasks(TorchFunctionMode):
                 f"masks are drawn for {len(self.mask)} examples, but a layer got a batch of {x.shape[0]}; "
                 'masks="example" needs one batch size throughout'
             )
-        mask = effective(self.mask, self.feeder)
+        mask = effective_gates(self.mask, self.unit_of_column)
         padded = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         factor = padded.index_select(1, columns).to(x.dtype)
         if func is F.linear:
@@ -95,65 +94,62 @@ class ExampleMasks(TorchFunctionMode):
 
 
 def estimate(
-    plastic: "Plasticity", closure: Callable[[], Tensor], pi: Tensor, scale: float | Tensor
+    gates: Gates,
+    weights: MaskedWeights,
+    model: nn.Module,
+    closure: Callable[[], Tensor],
+    estimator: Estimator,
+    pi: Tensor,
+    scale: float | Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """Mean loss and gradient (units,) with respect to the log-odds of the gates, from one mask per example."""
-    kind, uniform = plastic.estimator, _Draws(plastic)
-    before = Randomness.now()
-    plain = plastic.k == 0
-    if plain or kind in ("reinmax", "straight_through"):
-        z, losses = _run(plastic, closure, lambda n: (uniform(0, n) < pi).to(pi.dtype), scale, gradient=not plain)
-        if plain:
-            return losses.mean(), None
-        assert z.grad is not None
-        mask = z.detach()
-        if kind == "reinmax":
-            return losses.mean(), functional.reinmax(z.grad, mask, pi).sum(0)
-        return losses.mean(), functional.straight_through(z.grad, pi).sum(0)
-    if kind == "double_cv":
+    """One step with a mask for each example: backward on the mean loss, and the gates' gradient.
+
+    Args:
+        gates, weights: of the model.
+        model: whose buffers a second pass leaves alone.
+        closure: returns one loss per example.
+        estimator: how to draw, evaluate and combine.
+        pi: (units,) keep probabilities.
+        scale: factor on the loss.
+
+    Returns:
+        The mean loss, detached, and the log-odds gradient (units,), None at k = 0.
+
+    Raises:
+        ConfigurationError: the estimator has no form per example, or a gated weight is read in another way.
+    """
+    if not estimator.per_example:
         raise ConfigurationError('double_cv has no per-example form here; use "reinmax", "disarm", "arm" or "rloo"')
-    z, losses = _run(plastic, closure, lambda n: (uniform(0, n) < pi).to(pi.dtype), scale, gradient=False)
-    if kind == "rloo":
-        other = (uniform(1, len(z)) < pi).to(pi.dtype)
-    else:
-        other = functional.antithetic_masks(pi, uniform(0, len(z)))[1]
-    with before.repeated(plastic.model), torch.no_grad():
-        mode = ExampleMasks(plastic, lambda n: other)
-        with mode:
-            seconds = _losses(closure, len(z))
-    first = z.detach()
-    if kind == "rloo":
-        each = functional.rloo(losses, seconds, first, other)
-    elif kind == "arm":
-        each = functional.arm(losses, seconds, uniform(0, len(z)))
-    else:
-        each = functional.disarm(losses, seconds, first, other, pi)
-    return losses.mean(), each.mean(0) * scale
+    drawn: list[Draw] = []
 
+    def first_mask(batch: int) -> Tensor:
+        drawn.append(estimator.draw(pi, partial(gates.draw, batch)))
+        return drawn[0].masks[0]
 
-class _Draws:
-    """Uniform draws (batch, units), made once each."""
-
-    def __init__(self, plastic: "Plasticity") -> None:
-        self.plastic = plastic
-        self.made: dict[int, Tensor] = {}
-
-    def __call__(self, which: int, batch: int) -> Tensor:
-        if which not in self.made:
-            self.made[which] = self.plastic.draw(batch)
-        return self.made[which]
+    before = RandomState.now(devices_of(model))
+    plastic = gates.k > 0
+    z, losses = _run(weights, closure, first_mask, scale, gradient=plastic and estimator.passes[0].gates)
+    if not plastic:
+        return losses.mean(), None
+    evaluated = [losses * scale]
+    gradients = [] if z.grad is None else [z.grad * len(z)]  # of each example's own loss, not of the mean
+    if len(estimator.passes) > 1:
+        with before.repeated(model), torch.no_grad(), ExampleMasks(weights.table, lambda n: drawn[0].masks[1]):
+            evaluated.append(_losses(closure, len(z)) * scale)
+    return losses.mean(), estimator.combine(pi, drawn[0], evaluated, gradients).mean(0)
 
 
 def _run(
-    plastic: "Plasticity",
+    weights: MaskedWeights,
     closure: Callable[[], Tensor],
     mask: Callable[[int], Tensor],
     scale: float | Tensor,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
+    """Masks and losses of one forward and backward pass; `gradient` asks for the masks' gradient, too."""
     with torch.enable_grad():
-        mode = ExampleMasks(plastic, lambda n: mask(n).requires_grad_(gradient))
-        with plastic.readers.unmasked():
+        mode = ExampleMasks(weights.table, lambda n: mask(n).requires_grad_(gradient))
+        with weights.unmasked():
             with mode:
                 losses = _losses(closure, None)
             mode.check()

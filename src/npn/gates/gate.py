@@ -1,4 +1,4 @@
-"""Gates: one logit per unit, and the group of units that they open and close."""
+"""One logit per unit: the gates of one group."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, Sigmoid, keep_probability, logits_for
-from npn.tracing import Branches, Columns, Group, Slot
 
 OPEN, CLOSED = 0.95, 0.05  # where gates start (Li & Ji, IJCNN 2021)
 
@@ -31,17 +30,6 @@ class Sharpness:
     def logit(self, probability: float) -> float:
         """phi with g(scale phi) = probability."""
         return float(logits_for(torch.tensor(probability, dtype=torch.float64), self.scale, self.function))
-
-
-def checked_grace(grace: int) -> int:
-    """A number of training steps.
-
-    Raises:
-        ConfigurationError: it is none.
-    """
-    if isinstance(grace, bool) or not isinstance(grace, int) or grace < 0:
-        raise ConfigurationError(f"grace must be a whole number >= 0 of calls of backward, got {grace!r}")
-    return grace
 
 
 class Gate:
@@ -122,8 +110,8 @@ class Gate:
         self.logits.data = self.logits.data.to(device)
         self.grace, self.shut = self.grace.to(device), self.shut.to(device)
 
-    def notice_reopened(self) -> None:
-        """A unit that was closed by hand and is open is no longer so."""
+    def clear_reopened(self) -> None:
+        """Clear the manual-close flag of units that have reopened."""
         self.shut.logical_and_(~self.mask)
 
     @property
@@ -146,43 +134,3 @@ class Gate:
         with torch.no_grad():
             for name in self.state_dict():
                 getattr(self, name).copy_(state[name])
-
-
-@dataclass(eq=False)
-class UnitGroup:
-    """Units that come and go together with all that belongs to them; or one layer's input columns; or whole branches.
-
-    Attributes:
-        name: module that produces the units; module that reads the columns, and ".columns"; "branches".
-        gate: their gates.
-        traced: where the units live.
-    """
-
-    name: str
-    gate: Gate
-    traced: Group | Branches | Columns
-
-    @property
-    def grows(self) -> bool:
-        """Whether units can be added; columns come with the units that feed them, and branches only go."""
-        return isinstance(self.traced, Group)
-
-    @property
-    def fixed(self) -> str:
-        """Why units cannot be added to what does not grow."""
-        if isinstance(self.traced, Branches):
-            return "are whole branches, which go but do not come back; attach a model that has more of them"
-        return "are input columns, which come with their units: grow those instead"
-
-    @property
-    def size(self) -> int:
-        """Number of units that physically exist."""
-        return self.traced.size
-
-    @property
-    def slots(self) -> tuple[Slot, ...]:
-        """Every (tensor, axis) on which the units lie, producers first."""
-        return self.traced.slots
-
-    def __repr__(self) -> str:
-        return f"UnitGroup({self.name!r}, size={self.size}, open={int(self.gate.mask.sum())})"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from npn.errors import ConfigurationError
 from npn.functional import product_cost, shared_unit_correction
-from npn.tracing import Structure
+from npn.structure import Structure
 
 KINDS = ("params", "macs", "units", "layerwise")
 

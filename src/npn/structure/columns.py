@@ -1,4 +1,4 @@
-"""Single input columns of a layer: what a resize does to them, and the index-select that feeds those that are left."""
+"""Single input columns of a layer: which unit feeds each, and what becomes of them when units go or come."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ResizeError
-from npn.tracing import Branches, Columns, Group, Structure
+from npn.structure.units import Branches, Columns, Group, Structure
 
 NEW = -1  # no old entry stands behind a new one
 
@@ -97,3 +97,31 @@ def check_numbers(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
         wrong = [number for number in numbers if not 0 <= number < size]
         if wrong:
             raise ResizeError(f"group {name!r} has units 0 to {size - 1}, cannot remove {wrong}")
+
+
+def unit_of_column(structure: Structure) -> Tensor | None:
+    """int64 (columns,): number of the unit that feeds each column, the number of all units where none does.
+
+    None for a structure without gates on columns.
+    """
+    if not structure.columns:
+        return None
+    units = structure.before_columns
+    pieces = []
+    for columns in structure.columns:
+        feeder, start = torch.full((structure.shapes[columns.tensor][columns.axis],), units), 0
+        for group in structure.groups:
+            for slot in group.slots:
+                if slot.key == columns.key:
+                    feeder[slot.index] = torch.arange(start, start + group.size)[:, None]
+            start += group.size
+        pieces.append(feeder[columns.kept])
+    return torch.cat(pieces)
+
+
+def selected_columns(structure: Structure) -> dict[str, Tensor | None]:
+    """Path of each layer with gates on its columns -> positions on the full axis that it reads, None for all."""
+    return {
+        columns.path: columns.kept if columns.size < structure.shapes[columns.tensor][columns.axis] else None
+        for columns in structure.columns
+    }

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from npn.call import MaskedCall
+from npn.masking.calls import attached_parts
 from npn.tracing.capture import _plain_kernels, model_tensors, preserved, split_inputs
 
 
@@ -44,10 +44,8 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
     counter = FlopCounterMode(display=False)
     with contextlib.ExitStack() as stack:
-        for module in model.modules():  # closed units count while they exist
-            for hook in module._forward_pre_hooks.values():
-                if isinstance(owner := getattr(hook, "__self__", None), MaskedCall):
-                    stack.enter_context(owner.aside())
+        for call in attached_parts(model).values():  # closed units count while they exist
+            stack.enter_context(call.weights.step())
         for context in (preserved(model), mode, torch.no_grad(), _plain_kernels(), counter):
             stack.enter_context(context)
         torch.func.functional_call(model, state, args, kwargs)

@@ -1,20 +1,16 @@
 """`attach` gives a model plasticity."""
 
 from collections.abc import Iterable
-from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from npn import step
-from npn.call import MaskedCall
 from npn.errors import ConfigurationError, TraceError
-from npn.functional import GateFunction, gate_function
+from npn.functional import ESTIMATORS, GateFunction, gate_function
+from npn.masking.calls import attached_parts
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
-from npn.surgery import with_branches, with_columns
-from npn.tracing import LEFT_OUT, Frozen, Structure, trace
+from npn.tracing import trace
 
 
 def attach(
@@ -66,42 +62,18 @@ def attach(
     References:
         Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
     """
-    if estimator not in step.ESTIMATORS:
-        raise ConfigurationError(f"estimator must be one of {', '.join(step.ESTIMATORS)}, got {estimator!r}")
+    if estimator not in ESTIMATORS:
+        raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if masks not in ("batch", "example"):
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
     if masks == "example" and branches:
         raise ConfigurationError('branches take part in masks="batch" only; leave out branches= or masks="example"')
-    for name, module in model.named_modules():
-        if any(isinstance(getattr(hook, "__self__", None), MaskedCall) for hook in module._forward_pre_hooks.values()):
-            who = f"its part {name!r} has" if name else "the model has"
-            raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching anew")
-    structure = select(trace(model, example_inputs), only, skip)
-    structure = with_branches(model, example_inputs, structure, _patterns(branches) or ())
-    structure = with_columns(model, example_inputs, structure, _patterns(columns) or ())
+    for name in attached_parts(model):
+        who = f"its part {name!r} has" if name else "the model has"
+        raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again")
+    gate = gate_function(function)
+    structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches)
     if not structure.parts:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
         raise TraceError(f"nothing in the model can be resized: {reasons}")
-    return Plasticity(model, example_inputs, structure, estimator, gate_function(function), penalty, masks)
-
-
-def select(structure: Structure, only: str | Iterable[str] | None, skip: str | Iterable[str] | None) -> Structure:
-    """Leave out the groups that the patterns exclude; they count as frozen."""
-    chosen, left = _patterns(only), _patterns(skip)
-    names = [group.name for group in structure.groups]
-    for pattern in (*(chosen or ()), *(left or ())):
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise ConfigurationError(f"pattern {pattern!r} matches no group; the model has: {', '.join(names)}")
-    kept, frozen = [], list(structure.frozen)
-    for group in structure.groups:
-        wanted = chosen is None or any(fnmatchcase(group.name, p) for p in chosen)
-        if wanted and not any(fnmatchcase(group.name, p) for p in left or ()):
-            kept.append(group)
-        else:
-            keys = tuple(slot.key for slot in group.slots)
-            frozen.append(Frozen(group.name, LEFT_OUT, keys, group.size))
-    return replace(structure, groups=tuple(kept), frozen=tuple(frozen))
-
-
-def _patterns(given: str | Iterable[str] | None) -> list[str] | None:
-    return None if given is None else [given] if isinstance(given, str) else list(given)
+    return Plasticity(model, example_inputs, structure, estimator, gate, penalty, masks)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
-from npn.tracing import LEFT_OUT
+from npn.structure import LEFT_OUT
 from npn.tracing.capture import model_tensors
 
 
@@ -96,19 +96,19 @@ def _windows(model: nn.Module) -> set[tuple[int, int]]:
     return {(id(p), axis) for layer in layers for p in layer.parameters() for axis in range(2, p.dim())}
 
 
-def mute(model: nn.Module, content: Mapping[str, Any]) -> None:
+def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:
     """Without gates, a closed unit is one that no weight reads, a closed branch one whose last layer is zero."""
     tensors = model_tensors(model)
     columns = {(entry["tensor"], entry["axis"]): entry for entry in content.get("columns", ())}
-    muted = [(key, entry["closed"]) for key, entry in columns.items()]
+    zeroed = [(key, entry["closed"]) for key, entry in columns.items()]
     for group in content.get("groups", ()):
         for slot in group["slots"]:
             if slot["reads"]:
                 key, positions = (slot["tensor"], slot["axis"]), slot["index"][group["closed"]].reshape(-1)
                 if key in columns:  # positions on the full axis; of these, some are there
                     positions = torch.isin(columns[key]["kept"], positions).nonzero().reshape(-1)
-                muted.append((key, positions))
-    for (name, axis), positions in muted:
+                zeroed.append((key, positions))
+    for (name, axis), positions in zeroed:
         tensors[name].index_fill_(axis, positions.to(tensors[name].device), 0)
     for branches in content.get("branches", ()):
         for number in branches["closed"].tolist():

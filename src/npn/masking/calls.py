@@ -1,38 +1,36 @@
 """The model's own call while it has gates: closed units are absent from `model(x)`, too."""
 
-import contextlib
 import copy
-import math
 import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from npn.errors import ConfigurationError, PlasticityError
-
-if TYPE_CHECKING:
-    from npn.plasticity import Plasticity
+from npn.gates import Gates
+from npn.masking.weights import MaskedWeights
 
 
 class MaskedCall:
-    """Forward hooks of an attached model: the deterministic mask outside `Plasticity.backward`.
+    """Forward hooks of an attached model: the deterministic mask outside training steps.
+
+    Args:
+        gates: of the model.
+        weights: its masked weights; while a step holds them, the hooks stand aside.
 
     Attributes:
-        active: `backward` holds the masks; stand aside.
+        entered: a call is under way, with masked weights.
     """
 
-    def __init__(self, plastic: "Plasticity") -> None:
-        self.plastic = plastic
-        self.active = False
+    def __init__(self, gates: Gates, weights: MaskedWeights) -> None:
+        self.gates, self.weights = gates, weights
         self.entered = False
         self._inner = 0  # calls of the model within its own call
-        self._key: tuple[Any, ...] | None = None
-        self._mask: Tensor | None = None
         self._saved: Any = None
         self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
         self._ids: tuple[int, int, int] = (0, 0, 0)
@@ -54,36 +52,9 @@ class MaskedCall:
         model._forward_pre_hooks_with_kwargs.pop(before, None)
         model._forward_hooks_with_kwargs.pop(after, None)
 
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Someone else holds the masks inside; the hooks stand aside."""
-        before, self.active = self.active, True
-        try:
-            yield
-        finally:
-            self.active = before
-
-    def reset(self) -> None:
-        """The units have changed."""
-        self._key = None
-
-    def closed_mask(self) -> Tensor | None:
-        """The deterministic mask over all units, None where all are open.
-
-        Read anew each time on the CPU and while gates move (fused optimizers write without counting versions); from
-        another device at k = inf, where gates rest, only after changes.
-        """
-        gates = [group.gate for group in self.plastic.groups]
-        key = (self.plastic.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
-        if key != self._key or self.plastic.k != math.inf or gates[0].logits.device.type == "cpu":
-            mask = torch.cat([gate.present for gate in gates])
-            self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
-            self._key = key
-        return self._mask
-
     def before(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook."""
-        if self.active:
+        if self.weights.in_step:
             return
         if self.entered:
             self.recover()
@@ -114,25 +85,25 @@ class MaskedCall:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter(self) -> None:
+        self.weights.forget_outside()
         with torch.inference_mode(False), torch.no_grad():  # what is cached here is used in training, too
-            mask = self.closed_mask()
-            readers = self.plastic.readers
-            readers.forget_outside()
-            factors = None if mask is None else readers.expand(mask)
-        if factors is not None and torch._C._functorch.peek_interpreter_stack() is not None:
+            self.gates.to(self.weights.device)
+            mask = self.gates.deterministic_mask()
+        if mask is None:
+            return
+        if torch._C._functorch.peek_interpreter_stack() is not None:
             raise ConfigurationError(
                 "units are closed, and torch.func transforms cannot run a model under masks; call plastic.compact() "
                 "first, or transform plastic.export()"
             )
-        if factors is not None:
-            self._saved = readers.enter_outside(factors)
-            self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
-            self.entered = True
+        self._saved = self.weights.enter_outside(mask)
+        self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
+        self.entered = True
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave(self) -> None:
         self.entered, self._caller = False, None
-        self.plastic.readers.leave_outside(self._saved)
+        self.weights.leave_outside(self._saved)
         self._saved = None
 
     def __reduce__(self) -> Any:
@@ -145,12 +116,22 @@ class MaskedCall:
         new = object.__new__(type(self))
         memo[id(self)] = new
         vars(new).update(vars(self))
-        new._key, new._mask, new._saved, new._caller = None, None, None, None
-        new.plastic = copy.deepcopy(self.plastic, memo)
+        new._saved, new._caller = None, None
+        new.gates, new.weights = copy.deepcopy(self.gates, memo), copy.deepcopy(self.weights, memo)
         return new
 
 
-def computed(model: nn.Module) -> dict[int, Tensor]:
+def attached_parts(model: nn.Module) -> dict[str, MaskedCall]:
+    """Paths of the modules that have gates already, the model itself as "", with their call hooks."""
+    return {
+        name: owner
+        for name, module in model.named_modules()
+        for hook in module._forward_pre_hooks.values()
+        if isinstance(owner := getattr(hook, "__self__", None), MaskedCall)
+    }
+
+
+def detached_leftovers(model: nn.Module) -> dict[int, Tensor]:
     """Copies, by id, of tensors with a history that forward passes have left in modules: no deep copy takes those."""
     left = tree_leaves([list(vars(module).values()) for module in model.modules()])
     return {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}

@@ -1,4 +1,4 @@
-"""Trace, then rehearse every resize on fake tensors: what the code hard-codes is frozen, with the line that does."""
+"""Rehearse every resize on fake tensors: what the code hard-codes is frozen, with the line that does."""
 
 import contextlib
 import logging
@@ -10,26 +10,26 @@ from typing import Any
 from torch import nn
 
 from npn.errors import TraceError
+from npn.structure import Frozen, Group, Structure, difference, match, resized_shapes, without
 from npn.tracing.attributes import candidates, known, pattern, transfer
 from npn.tracing.capture import raising_line
-from npn.tracing.groups import Frozen, Group, Structure
-from npn.tracing.modes import trace_paths
-from npn.tracing.resize import Attribute, difference, match, resized_shapes, retrace, without
+from npn.tracing.retrace import Attribute, retrace
 
 _TRIALS = 32  # attribute combinations tried before a group is given up
 
 
-def trace(model: nn.Module, example_inputs: Any) -> Structure:
-    """Units of a model that can be resized, each one rehearsed.
+def freeze_fixed_sizes(model: nn.Module, example_inputs: Any, structure: Structure) -> Structure:
+    """Rehearse the resize of every group, and freeze those that fail.
 
     Every group is shrunk and grown on fake tensors, all at once; only on failure by kinds of repeated layers, and only
     in a failing kind singly. Where a failure goes away when an integer attribute of a module follows the size
     (`num_heads`, `groups`, `hidden_size`), that attribute is part of the group; else the group is frozen.
 
-    Raises:
-        TraceError: the forward pass cannot be followed.
+    Args:
+        model: untouched.
+        example_inputs: as for `trace`.
+        structure: groups as traced at the present sizes.
     """
-    structure = trace_paths(model, example_inputs)
     with _quiet():
         return _separate(_mended(model, example_inputs, structure))
 

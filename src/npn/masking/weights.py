@@ -6,6 +6,7 @@ and recurrent layers read the same parameter.
 """
 
 import contextlib
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -15,92 +16,89 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from npn.errors import ConfigurationError
-from npn.feeding import chain, effective, feeders
-from npn.tracing import Structure
-from npn.tracing.capture import model_tensors
+from npn.functional import effective_gates_gradient
+from npn.masking.table import MaskTable
+from npn.structure import Structure
+from npn.surgery import check_shapes
 
 
-class Readers:
-    """The weights that read gated units.
+class MaskedWeights:
+    """The weights of a model that read gated units, and the masks that they are read through.
 
     Args:
         model: the model.
-        structure: its units; gates are numbered through all groups, branches and columns, in this order. The gate of
-            a branch multiplies whole parameters: its axis is None.
+        structure: its units.
+
+    Attributes:
+        in_step: a training step holds the masks; the hooks of the model's own call stand aside.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
-        tensors = model_tensors(model)
-        self.units = sum(part.size for part in structure.parts)
-        single = {part.key for part in structure.columns}
-        columns: dict[str, dict[int | None, Tensor]] = {}
-        start = 0
-        for group in structure.groups:
-            for slot in group.slots:
-                if slot.reads and slot.key not in single:
-                    size = tensors[slot.tensor].shape[slot.axis]
-                    owner = columns.setdefault(slot.tensor, {}).setdefault(slot.axis, torch.full((size,), self.units))
-                    owner[slot.index] = torch.arange(start, start + group.size)[:, None]
-            start += group.size
-        for scales in structure.branches.scales if structure.branches is not None else ():
-            for name in scales:
-                columns.setdefault(name, {})[None] = torch.tensor([start])
-            start += 1
-        for part in structure.columns:
-            columns.setdefault(part.tensor, {})[part.axis] = torch.arange(start, start + part.size)
-            start += part.size
-        self.names = list(columns)
-        self.parameters: list[Tensor] = [tensors[name] for name in columns]
-        self._homes = [_home(model, name) for name in columns]
-        self.axes = [list(axes) for axes in columns.values()]
-        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
-        pieces = [owner for axes in columns.values() for owner in axes.values()]
-        self.sizes = [len(piece) for piece in pieces]
-        self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
-        self.feeder = feeders(structure)
-        if self.feeder is not None:
-            self.feeder = self.feeder.to(self.device)
+        self.in_step = False
+        self._handles: dict[int, RemovableHandle] = {}
+        self._table: MaskTable | None = None
+        self.restructure(model, structure)
+
+    def restructure(self, model: nn.Module, structure: Structure) -> None:
+        """Mask the weights of another structure from now on."""
+        self.remove()
+        self._model, self._structure = model, structure
+
+    @property
+    def table(self) -> MaskTable:
+        """Which gates the weights are read through; made again where parameters were replaced or have moved."""
+        if self._table is not None and self._table.stale:
+            self.remove()
+        if self._table is None:
+            check_shapes(self._model, self._structure)
+            with torch.inference_mode(False):  # what is made here is used in training, whoever asks for it first
+                self._table = MaskTable(self._model, self._structure)
+                self._watch()
+        return self._table
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.table.device
+
+    def remove(self) -> None:
+        """Take the gradient hooks off the parameters and forget the table."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self._table = None
         self._mask: Tensor | None = None
         self._masks: list[list[Tensor]] | None = None
         self._values: list[Tensor] = []
         self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
         self._unmasked = False
-        self._handles: dict[int, RemovableHandle] = {}
         # fresh memory for every masked copy costs more than the product itself
         self._copies: list[Tensor] = []
         self._scratch: Tensor | None = None
-        self._watch()
 
-    @property
-    def stale(self) -> bool:
-        """Whether parameters were replaced, or moved to another device, since these readers were made."""
-        return any(
-            home.get(leaf) is not p or p.device != self.device
-            for (home, leaf), p in zip(self._homes, self.parameters, strict=True)
-        )
-
-    def remove(self) -> None:
-        """Take the gradient hooks off the parameters."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """A training step holds the masks inside; hooks of the model's own call stand aside."""
+        before, self.in_step = self.in_step, True
+        try:
+            yield
+        finally:
+            self.in_step = before
 
     def _watch(self) -> None:
         """Hook every parameter that has a gradient, those thawed since the last call included."""
-        for i, parameter in enumerate(self.parameters):
+        for i, parameter in enumerate(self._parameters):
             if parameter.requires_grad and i not in self._handles:
                 self._handles[i] = parameter.register_hook(self._hook(i))
 
-    def expand(self, mask: Tensor) -> list[list[Tensor]]:
-        """From a mask over all units (units,) to one factor per reading axis, shaped to broadcast on the weight."""
-        padded = torch.cat([effective(mask, self.feeder), mask.new_ones(1)])
-        pieces = iter(padded[self.index].split(self.sizes))
-        factors = []
-        for parameter, axes in zip(self.parameters, self.axes, strict=True):
-            shapes = [[-1 if a == axis else 1 for a in range(parameter.dim())] for axis in axes]
-            factors.append([next(pieces).view(shape).to(parameter.dtype) for shape in shapes])
-        return factors
+    @property
+    def _parameters(self) -> list[Tensor]:
+        return self._table.parameters if self._table is not None else []
+
+    @property
+    def _axes(self) -> list[list[int | None]]:
+        return self._table.axes if self._table is not None else []
 
     @contextlib.contextmanager
     def applied(self, mask: Tensor, collect: bool = False) -> Iterator[None]:
@@ -111,16 +109,16 @@ class Readers:
             collect: also gather dL/dz, see `mask_gradient`.
         """
         with torch.inference_mode(False), torch.no_grad():
-            masks = self.expand(mask)
+            masks = self.table.expand(mask)
             self._swap_in(masks, reuse=True)
         self._mask, self._masks = mask, masks
-        self._collected = [None] * len(self.parameters) if collect else None
-        lent = [(p, p.grad) for p in self.parameters if collect and not p.requires_grad]
+        self._collected = [None] * len(self._parameters) if collect else None
+        lent = [(p, p.grad) for p in self._parameters if collect and not p.requires_grad]
         for parameter, _ in lent:  # frozen, but dL/dz comes with its gradient
             parameter.requires_grad_(True)
             parameter.grad = None
         self._watch()
-        versions = [parameter._version for parameter in self.parameters]
+        versions = [parameter._version for parameter in self._parameters]
         try:
             yield
             self._check_untouched(versions)
@@ -133,7 +131,7 @@ class Readers:
 
     def _check_untouched(self, versions: list[int]) -> None:
         """A change of what is lent for a call would be lost with it."""
-        for name, parameter, version in zip(self.names, self.parameters, versions, strict=True):
+        for name, parameter, version in zip(self.table.names, self._parameters, versions, strict=True):
             if parameter._version != version:
                 raise ConfigurationError(
                     f"{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step "
@@ -143,25 +141,26 @@ class Readers:
     def mask_gradient(self) -> Tensor:
         """dL/dz (units,) of the last `applied(collect=True)`: sum over its readers of weight times gradient."""
         assert self._collected is not None and self._mask is not None
-        pieces: list[Tensor] = []
+        table, pieces = self.table, list[Tensor]()
         for i, sums in enumerate(self._collected):
             start = len(pieces)
             if sums is None:
-                pieces += [torch.zeros(self.sizes[start + j], device=self.device) for j in range(len(self.axes[i]))]
+                pieces += [torch.zeros(table.sizes[start + j], device=table.device) for j in range(len(table.axes[i]))]
             else:
                 pieces += sums
         self._collected = None
-        total = torch.zeros(self.units + 1, device=self.device)
+        total = torch.zeros(table.units + 1, device=table.device)
         if pieces:
-            total.index_add_(0, self.index, torch.cat(pieces))
-        return chain(total[:-1], self._mask, self.feeder)
+            total.index_add_(0, table.index, torch.cat(pieces))
+        return effective_gates_gradient(total[:-1], self._mask, table.unit_of_column)
 
-    def enter_outside(self, masks: list[list[Tensor]]) -> Any:
-        """Swap deterministic masks in for a call outside `Plasticity.backward`; returns what `leave_outside` takes.
+    def enter_outside(self, mask: Tensor) -> Any:
+        """Swap a deterministic mask in for a call outside a training step; returns the argument of `leave_outside`.
 
         The call may be differentiated later, after the weights are back: what autograd saves is the masked copy.
         """
         with torch.inference_mode(False), torch.no_grad():
+            masks = self.table.expand(mask)
             self._swap_in(masks)
         self._masks = masks
         self._watch()
@@ -180,12 +179,12 @@ class Readers:
         self._swap_out()
 
     def forget_outside(self) -> None:
-        """Gradients are no longer those of a call outside `backward`."""
+        """Gradients are no longer those of a call outside a step."""
         self._outside = None
 
     @contextlib.contextmanager
     def unmasked(self) -> Iterator[None]:
-        """Gradients inside belong to a call without masks, whatever an earlier one outside `backward` left."""
+        """Gradients inside belong to a call without masks, whatever an earlier call outside a step left."""
         self._unmasked = True
         try:
             yield
@@ -194,7 +193,7 @@ class Readers:
 
     @contextlib.contextmanager
     def not_collecting(self) -> Iterator[None]:
-        """What the closure itself differentiates inside is masked, but is no part of dL/dz."""
+        """Gradients that the closure itself takes inside are masked, but do not count in dL/dz."""
         collected, self._collected = self._collected, None
         try:
             yield
@@ -202,7 +201,7 @@ class Readers:
             self._collected = collected
 
     def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
-        values = [parameter.data for parameter in self.parameters]
+        values = [parameter.data for parameter in self._parameters]
         if reuse:
             if not all(c.dtype == v.dtype for c, v in zip(self._copies, values, strict=False)) or not self._copies:
                 self._copies = [torch.empty_like(v) for v in values]
@@ -210,12 +209,12 @@ class Readers:
         else:
             masked = [functools.reduce(torch.mul, factors, v) for v, factors in zip(values, masks, strict=True)]
         self._values = values
-        for parameter, value in zip(self.parameters, masked, strict=True):
+        for parameter, value in zip(self._parameters, masked, strict=True):
             parameter.data = value
         torch.clear_autocast_cache()  # it may hold casts of these weights under another mask
 
     def _swap_out(self) -> None:
-        for parameter, value in zip(self.parameters, self._values, strict=True):
+        for parameter, value in zip(self._parameters, self._values, strict=True):
             parameter.data = value
         self._values = []
         torch.clear_autocast_cache()
@@ -223,14 +222,14 @@ class Readers:
     def _room(self, like: Tensor) -> Tensor:
         """Memory for one product of weight and gradient."""
         if self._scratch is None or self._scratch.dtype != like.dtype:
-            largest = max(parameter.numel() for parameter in self.parameters)
+            largest = max(parameter.numel() for parameter in self._parameters)
             self._scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
         return self._scratch[: like.numel()].view(like.shape)
 
     def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
         """Add weight times gradient, summed for each unit, to what there is of this weight."""
         product = torch.mul(self._values[i], _conjugate(gradient), out=self._room(gradient))
-        before, sums = collected[i], _mask_sums(product, factors, self.axes[i])
+        before, sums = collected[i], _mask_sums(product, factors, self._axes[i])
         # a reentrant checkpoint delivers the gradient of a weight in several parts
         collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
 
@@ -249,12 +248,11 @@ class Readers:
 
         return mask_gradient
 
-
-def _home(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The dict in which a module keeps the tensor of that name, and its key there."""
-    path, _, leaf = name.rpartition(".")
-    module = model.get_submodule(path)
-    return (module._parameters if leaf in module._parameters else module._buffers), leaf
+    def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedWeights":
+        new = object.__new__(type(self))
+        memo[id(self)] = new  # before the model, whose hooks lead back here
+        new.__init__(copy.deepcopy(self._model, memo), copy.deepcopy(self._structure, memo))  # type: ignore[misc]
+        return new
 
 
 def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:

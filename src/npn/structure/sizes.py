@@ -1,18 +1,13 @@
-"""A structure at other sizes: what its shapes, attributes and units become, and whether a re-trace agrees."""
+"""A structure at other sizes: its shapes, its units without some, and whether two structures agree."""
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from npn.errors import ResizeError, TraceError
-from npn.tracing.groups import Group, Slot, Structure
-from npn.tracing.trace import in_mode, trace_once
-
-Attribute = tuple[str, str, int]
+from npn.structure.units import Group, Slot, Structure
 
 
 def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -22,22 +17,6 @@ def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str,
         for slot in group.slots:
             shapes[slot.tensor][slot.axis] += change.get(group.name, 0) * slot.index.shape[1]
     return {name: tuple(shape) for name, shape in shapes.items()}
-
-
-@contextlib.contextmanager
-def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[None]:
-    """Integer attributes that follow a group's size, changed for a while."""
-    before = []
-    for group in structure.groups:
-        for path, name, each in group.attributes:
-            module = model.get_submodule(path)
-            before.append((module, name, getattr(module, name)))
-            object.__setattr__(module, name, getattr(module, name) + each * change.get(group.name, 0))
-    try:
-        yield
-    finally:
-        for module, name, value in reversed(before):
-            object.__setattr__(module, name, value)
 
 
 def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
@@ -60,13 +39,6 @@ def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Struc
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
         groups.append(replace(group, size=len(stay), slots=slots))
     return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})
-
-
-def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
-    """Trace the model as it would be after a change of sizes; nothing is allocated, the model is as before."""
-    with attributes_changed(model, structure, change), in_mode(model, structure.training):
-        found = trace_once(model, example_inputs, resized_shapes(structure, change))
-    return replace(found, training=structure.training)
 
 
 def difference(expected: Structure, found: Structure) -> str | None:
@@ -104,47 +76,6 @@ def _placement(structure: Structure) -> np.ndarray:
             pieces[slot.key][slot.index.numpy()] = np.broadcast_to(numbers, slot.index.shape)
         offset += group.size
     return np.concatenate([*pieces.values(), np.zeros(0, dtype=np.int64)])
-
-
-def grown(model: nn.Module, example_inputs: object, structure: Structure, more: Mapping[str, int]) -> Structure:
-    """The structure after groups gained units, with positions from a re-trace.
-
-    In every group the old units come first, then the new ones. Groups with a single unit are traced at two, since a
-    single unit leaves no variation to see; the spare one is deleted from the answer.
-
-    Raises:
-        ResizeError: the re-trace does not contain the old structure.
-    """
-    spare = {g.name: 1 for g in structure.groups if g.size + more.get(g.name, 0) < 2}
-    change = {g.name: more.get(g.name, 0) + spare.get(g.name, 0) for g in structure.groups}
-    try:
-        named = _retraced(model, example_inputs, structure, change)
-    except ResizeError as error:
-        if structure.training is not None:
-            raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
-        try:  # attached in the other mode, in which the model may take another path
-            other = _retraced(model, example_inputs, replace(structure, training=not model.training), change)
-        except ResizeError:
-            raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
-        named = replace(other, training=None)
-    larger = without(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
-    back = without(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
-    problem = difference(replace(structure, fingerprint=back.fingerprint), replace(back, outputs=structure.outputs))
-    if problem:
-        raise ResizeError(f"cannot grow {dict(more)}: {problem}")
-    return larger
-
-
-def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
-    try:
-        named = match(structure, retrace(model, inputs, structure, change))
-    except TraceError as error:
-        raise ResizeError(str(error)) from error
-    if named is None or any(
-        g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)
-    ):
-        raise ResizeError("at the new sizes the model has other units than before")
-    return named
 
 
 def match(structure: Structure, found: Structure) -> Structure | None:

@@ -1,0 +1,130 @@
+"""What several processes share: collectives that do nothing on one process."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from npn.errors import DistributedError
+
+
+def size() -> int:
+    """Processes that train together; 1 without `torch.distributed.init_process_group`."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if size() > 1 else 0
+
+
+def assert_same(what: str, value: object) -> None:
+    """Raise on every process unless all have the same value.
+
+    Args:
+        what: name of the value, for the error.
+        value: compared by `==` after pickling.
+
+    Raises:
+        DistributedError: they differ.
+
+    Example:
+        >>> assert_same("the units that grow adds", {"fc1": 2})
+    """
+    if size() > 1:
+        assert_all_same([(what, value)])
+
+
+def assert_all_same(mine: list[tuple[str, Any]]) -> None:
+    """Raise on every process unless all have the same values.
+
+    Args:
+        mine: (name, value) pairs; the names are the same everywhere.
+
+    Raises:
+        DistributedError: names the first value that differs.
+    """
+    everyone: list[Any] = [None] * size()
+    dist.all_gather_object(everyone, mine)
+    for number, theirs in enumerate(everyone):
+        for (name, first), (_, other) in zip(everyone[0], theirs, strict=False):
+            if first != other:
+                values = "" if isinstance(first, bytes) else f": {first} and {other}"
+                raise DistributedError(
+                    f"{name} must be the same on every process, but differs between 0 and {number}{values}. Set k, "
+                    "close, open and resize on each process alike, from numbers that all have (a validation loss: "
+                    "npn.distributed.mean), call the model through npn.distributed.wrap, and step its optimizers"
+                )
+
+
+def mean(value: Tensor) -> Tensor:
+    """The mean over all processes, the same bits on each; the value itself on one.
+
+    Example:
+        >>> import torch
+        >>> mean(torch.tensor(0.5))
+        tensor(0.5000)
+    """
+    if size() > 1:
+        value = value.detach().clone()
+        average_([value])
+    return value
+
+
+def average_(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by its mean over all processes."""
+    if size() > 1:
+        _flattened(tensors, _average)
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the first one's values, in place."""
+    if size() > 1:
+        _flattened(tensors, lambda flat: dist.broadcast(flat, 0))
+
+
+def own_seed(common: bytes) -> int:
+    """A seed for this process alone that follows from what all have in common."""
+    digest = hashlib.blake2b(common, digest_size=8, salt=rank().to_bytes(8, "little")).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def per_rank_generator(generator: torch.Generator) -> torch.Generator:
+    """A generator for one draw of this process, other than all others', from a generator whose state they share.
+
+    So a checkpoint holds one state, whatever the number of processes before and after. On one process: the same.
+
+    Args:
+        generator: in the same state on all processes; moves by one draw.
+    """
+    if size() == 1:
+        return generator
+    seed = own_seed(generator.get_state().numpy().tobytes())
+    torch.rand(1, generator=generator, device=generator.device)  # the state of the next draw
+    return torch.Generator(generator.device).manual_seed(seed)
+
+
+def digest(tensor: Tensor) -> bytes:
+    """A hash of a tensor's bits."""
+    raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.blake2b(raw.numpy().tobytes(), digest_size=16).digest()
+
+
+def _average(flat: Tensor) -> None:
+    dist.all_reduce(flat)
+    flat.div_(size())
+
+
+def _flattened(tensors: Iterable[Tensor], collective: Callable[[Tensor], Any]) -> None:
+    """One collective for all tensors of a dtype and device."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
+    for same in kinds.values():
+        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+        collective(flat)
+        for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
+            tensor.copy_(part.view(tensor.shape))

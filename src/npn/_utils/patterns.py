@@ -1,0 +1,67 @@
+"""Patterns of names, shell style: `*`, `?`, `[...]`."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TypeVar
+
+from npn.errors import ConfigurationError
+
+Value = TypeVar("Value")
+
+
+def as_patterns(given: str | Iterable[str] | None) -> list[str] | None:
+    """A list of patterns from one, several or None.
+
+    Example:
+        >>> as_patterns("fc*"), as_patterns(None)
+        (['fc*'], None)
+    """
+    return None if given is None else [given] if isinstance(given, str) else list(given)
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether any of the patterns matches the name.
+
+    Example:
+        >>> matches("blocks.3.fc", ["stem", "blocks.*"])
+        True
+    """
+    return any(pattern == name or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
+    """Raise unless every pattern matches a group.
+
+    Raises:
+        ConfigurationError: naming the first that matches none.
+    """
+    for pattern in patterns:
+        if not any(matches(name, [pattern]) for name in names):
+            raise ConfigurationError(f"pattern {pattern!r} matches no group; the model has: {', '.join(names)}")
+
+
+def match_patterns(values: Mapping[str, Value], names: Collection[str], option: str) -> dict[str, Value]:
+    """The value of each name by the first pattern that matches it; names that no pattern matches are left out.
+
+    Args:
+        values: name pattern or plain name -> value; order counts.
+        names: names of the unit groups.
+        option: what to call `values` in the error.
+
+    Returns:
+        name -> value.
+
+    Raises:
+        ConfigurationError: a pattern matches no name, so that a misspelt one cannot go unnoticed.
+
+    Example:
+        >>> match_patterns({"head": 2.0, "*": 1.0}, ["fc1", "head"], "weight")
+        {'fc1': 1.0, 'head': 2.0}
+    """
+    hits = {name: [pattern for pattern in values if matches(name, [pattern])] for name in names}
+    idle = sorted(set(values).difference(*hits.values()))
+    if idle:
+        raise ConfigurationError(
+            f"{option}: {', '.join(map(repr, idle))} matches no unit group; there are {list(names)}"
+        )
+    return {name: values[patterns[0]] for name, patterns in hits.items() if patterns}

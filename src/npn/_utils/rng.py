@@ -1,0 +1,128 @@
+"""Random states: taken, put back, repeated, and written into checkpoints."""
+
+import contextlib
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of every generator that a forward pass may draw from.
+
+    Attributes:
+        cpu: of torch on the CPU.
+        cuda: GPU number -> its state.
+        python, numpy: of the modules `random` and `numpy.random`.
+    """
+
+    cpu: Tensor
+    cuda: Mapping[int, Tensor]
+    python: tuple[Any, ...]
+    numpy: Any
+
+    @classmethod
+    def now(cls, devices: Iterable[torch.device] = ()) -> "RandomState":
+        """Take the present state.
+
+        Args:
+            devices: GPUs whose generators count, beside the current one.
+        """
+        return cls(
+            torch.get_rng_state(),
+            {number: torch.cuda.get_rng_state(number) for number in _gpus(devices)},
+            random.getstate(),
+            np.random.get_state(),
+        )
+
+    def restore(self) -> None:
+        """Put all generators back to this state."""
+        torch.set_rng_state(self.cpu)
+        for number, state in self.cuda.items():
+            torch.cuda.set_rng_state(state, number)
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+
+    @contextlib.contextmanager
+    def repeated(self, model: nn.Module) -> Iterator[None]:
+        """Run again from this state: the same draws; generators and buffers are put back afterwards.
+
+        Every buffer is restored, whatever its version counter says: batch_norm writes running statistics behind it.
+
+        Args:
+            model: whose buffers are restored.
+        """
+        buffers = [
+            (module._buffers, name, buffer, buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+        after = RandomState.now(torch.device("cuda", number) for number in self.cuda)
+        self.restore()
+        try:
+            yield
+        finally:
+            after.restore()
+            with torch.no_grad():
+                for owner, name, buffer, value in buffers:
+                    owner[name] = buffer.copy_(value)
+
+
+def devices_of(model: nn.Module) -> set[torch.device]:
+    """Devices of a model's parameters and buffers."""
+    return {tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
+
+
+@contextlib.contextmanager
+def preserved_rng(devices: Iterable[torch.device] = ()) -> Iterator[None]:
+    """Draws inside leave no trace in any generator."""
+    before = RandomState.now(devices)
+    try:
+        yield
+    finally:
+        before.restore()
+
+
+def rng_state_dict() -> dict[str, Any]:
+    """The state of every generator, of all GPUs too, in plain values and tensors for a checkpoint."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": (
+            str(kind),
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def load_rng_state_dict(state: Mapping[str, Any]) -> None:
+    """Load the result of `rng_state_dict`; of GPUs, those that are there."""
+    torch.set_rng_state(state["torch"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        for number, each in enumerate(state["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(each, number)
+
+
+def _gpus(devices: Iterable[torch.device]) -> set[int]:
+    if not torch.cuda.is_initialized():
+        return set()
+    current = torch.cuda.current_device()
+    found = {current if device.index is None else device.index for device in devices if device.type == "cuda"}
+    return found | {current}

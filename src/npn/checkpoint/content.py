@@ -1,0 +1,165 @@
+"""The content of a checkpoint: plain values and tensors, taken from a model and put into one."""
+
+import copy
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from npn._utils.rng import load_rng_state_dict, rng_state_dict
+from npn.checkpoint.layout import check_fixed, pack_branches, pack_buffers, pack_columns, pack_groups, zero_closed
+from npn.checkpoint.matching import (
+    absent_here,
+    chosen_columns,
+    matching_tensors,
+    saved_structure,
+    selects,
+    without_gone,
+)
+from npn.errors import CheckpointError
+from npn.modules import absent_paths, materialize_selects
+from npn.plasticity import Plasticity
+from npn.structure import selected_columns
+from npn.surgery import Edit, carry_out, forget_edits, removal_edits, replace_data, select_columns, set_attribute
+
+FORMAT, VERSION = "npn", 1
+Target = TypeVar("Target", nn.Module, Plasticity)
+
+
+class Stateful(Protocol):
+    """Anything with a state: a `Schedule`, a `Growth`, a learning rate scheduler, a `GradScaler`."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: Any, /) -> Any: ...
+
+
+def pack(
+    target: nn.Module | Plasticity,
+    extra: Mapping[str, Any] | None = None,
+    stateful: Mapping[str, Stateful] | None = None,
+) -> dict[str, Any]:
+    """What `save` writes: plain values and tensors."""
+    model = target.model if isinstance(target, Plasticity) else target
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "model": dict(model.state_dict()),
+        "buffers": pack_buffers(target),
+        "attributes": _integers(model),
+        "absent": absent_paths(model),
+        "selects": [path for path, module in model.named_modules() if selects(module)],
+        "extra": dict(extra or {}),
+        "stateful": {name: thing.state_dict() for name, thing in (stateful or {}).items()},
+    }
+    if isinstance(target, Plasticity):
+        content["plastic"] = target.state_dict()
+        content["groups"], content["columns"] = pack_groups(target), pack_columns(target)
+        content["branches"] = pack_branches(target)
+        content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
+        content["rng"] = rng_state_dict()
+    return content
+
+
+def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapping[str, Stateful]) -> Target:
+    """Take over what `pack` returned; `path` is where it came from, for errors."""
+    model = target.model if isinstance(target, Plasticity) else target
+    chosen = chosen_columns(path, model, content)
+    gone = absent_here(path, model, content)
+    tensors = matching_tensors(
+        path,
+        model,
+        {k: v for k, v in content["model"].items() if k.removesuffix(".columns") not in chosen},
+        content.get("buffers", {}),
+        gone,
+    )
+    kept = set(content["stateful"])
+    if set(stateful) - kept or (isinstance(target, Plasticity) and set(stateful) != kept):
+        raise CheckpointError(
+            f"{path} keeps the state of {sorted(content['stateful'])}, load was given {sorted(stateful)}; "
+            "pass the same names to npn.save and npn.load"
+        )
+    states = [(name, thing, content["stateful"][name]) for name, thing in stateful.items()]
+    if isinstance(target, Plasticity):
+        rest = without_gone(path, target, gone)
+        structure = saved_structure(path, target, content, rest, gone)
+        remaining = {part.name for part in rest.parts}
+        lost = [group.gate.logits for group in target.groups if group.name not in remaining]
+        target.gates.to(target.masked_weights.device)
+        edits = removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost)
+        pairs = zip(target.optimizers, content["optimizers"], strict=True)
+        states = [(kind, optimizer, state) for optimizer, (kind, state) in pairs] + states
+        sizes = {name: len(gate["logits"]) for name, gate in content["plastic"]["gates"].items()}
+    else:
+        edits = removal_edits(model, gone, ())
+    check_fixed(path, target, tensors)
+    edits += [_load_state(path, name, thing, state) for name, thing, state in states]
+    with torch.no_grad():
+        edits += _resize_edits(model, tensors, content["attributes"])
+        if isinstance(target, Plasticity):
+            for group in (group for group in target.groups if group.name in sizes):
+                edits += [replace_data(t, t.new_zeros(sizes[group.name])) for t in group.gate.tensors]
+            for layer, index in selected_columns(structure).items():
+                edits.append(select_columns(model.get_submodule(layer), index))
+        carry_out(edits)  # from here on nothing is refused
+        for tensor, value in tensors.values():
+            if _keeps_storage(tensor, value):
+                tensor.data.copy_(value)
+        if isinstance(target, Plasticity):
+            target.restructure(structure)
+            target.load_state_dict(content["plastic"])
+            load_rng_state_dict(content["rng"])
+        else:
+            zero_closed(model, content)
+            materialize_selects(model, chosen)
+    return target
+
+
+def _load_state(path: Any, name: str, thing: Stateful, state: Any) -> Edit:
+    """Load the state of an optimizer, a schedule, ...; undone from a copy of its own."""
+
+    def edit() -> Callable[[], Any]:
+        undo: Callable[[], Any]
+        if isinstance(thing, Optimizer):  # replaces its attributes, so nothing has to be copied
+            undo = partial(vars(thing).update, dict(vars(thing)))
+        else:
+            undo = partial(thing.load_state_dict, copy.deepcopy(thing.state_dict()))
+        try:
+            thing.load_state_dict(state)
+        except Exception as error:
+            undo()
+            raise CheckpointError(
+                f"{path} holds a state of {name!r} that the given {type(thing).__name__} refuses: {error}; build it as "
+                "the saved one was. Nothing was loaded"
+            ) from error
+        return undo
+
+    return edit
+
+
+def _keeps_storage(tensor: Tensor, value: Tensor) -> bool:
+    """Whether a value is copied into a tensor; an expanded one has no place for each entry."""
+    return tensor.shape == value.shape and 0 not in tensor.stride()
+
+
+def _resize_edits(
+    model: nn.Module, tensors: Mapping[str, tuple[Tensor, Tensor]], attributes: Mapping[str, Any]
+) -> list[Edit]:
+    """Tensors of another shape, and integers that modules remember."""
+    edits = [
+        replace_data(tensor, value.to(tensor.device))
+        for tensor, value in tensors.values()
+        if not _keeps_storage(tensor, value)
+    ]
+    for path, values in attributes.items():
+        module = model.get_submodule(path)
+        edits += [set_attribute(module, n, v) for n, v in values.items() if type(vars(module).get(n)) is int]
+    return edits
+
+
+def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Integer attributes of every module: out_features, groups, num_heads, ..."""
+    found = {path: {k: v for k, v in vars(m).items() if type(v) is int} for path, m in model.named_modules()}
+    return {path: values for path, values in found.items() if values}

@@ -1,0 +1,138 @@
+"""Compare a checkpoint with the model that is to take it, before anything changes."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from npn.errors import CheckpointError
+from npn.functional import function_name
+from npn.modules import absent_paths, input_dim
+from npn.plasticity import Plasticity
+from npn.structure import Structure, inside, without_branches
+
+
+def absent_here(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list[str]:
+    """Branches that the checkpoint has no more, and the model has."""
+    gone = [branch for branch in content.get("absent", ()) if branch not in absent_paths(model)]
+    for branch in gone:
+        if branch not in dict(model.named_modules()):
+            raise CheckpointError(
+                f"{path} is of a model without its branch {branch!r}, this model has nothing there; nothing was loaded"
+            )
+    return gone
+
+
+def matching_tensors(
+    path: Any, model: nn.Module, saved: Mapping[str, Any], buffers: Mapping[str, Tensor], gone: Sequence[str]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs of present and saved tensors; ranks and names must agree, but for branches that are to go."""
+    present = {name: value for name, value in model.state_dict(keep_vars=True).items() if not inside(name, gone)}
+    if set(present) != set(saved):
+        odd = sorted(set(present) ^ set(saved))[:5]
+        raise CheckpointError(
+            f"{path} is of another model: {', '.join(odd)} are in one of them only; nothing was loaded"
+        )
+    unsaved = {name: buffer for name, buffer in model.named_buffers() if name in buffers and not inside(name, gone)}
+    pairs = {}
+    for name, tensor in (present | unsaved).items():
+        value = saved[name] if name in present else buffers[name]
+        if not isinstance(value, Tensor) or not isinstance(tensor, Tensor):
+            continue
+        if value.dim() != tensor.dim() or value.dtype != tensor.dtype:
+            raise CheckpointError(
+                f"{path} has {name} as {tuple(value.shape)} {value.dtype}, the model as {tuple(tensor.shape)} "
+                f"{tensor.dtype}; nothing was loaded"
+            )
+        pairs[name] = (tensor, value)
+    return pairs
+
+
+def selects(module: nn.Module) -> bool:
+    return isinstance(module, fx.GraphModule) and "columns" in module._buffers
+
+
+def chosen_columns(path: Any, model: nn.Module, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Layers of a plain model that are to select their inputs, as those of the checkpoint do."""
+    chosen = {layer: content["model"][f"{layer}.columns"] for layer in content.get("selects", ())}
+    for entry in content.get("columns", ()):
+        if len(entry["kept"]) < entry["full"]:
+            chosen[entry["tensor"].rpartition(".")[0]] = entry["kept"]
+    modules = dict(model.named_modules())
+    chosen = {layer: index for layer, index in chosen.items() if not selects(modules.get(layer, model))}
+    for layer in chosen:
+        if layer not in modules or input_dim(modules[layer]) is None:
+            raise CheckpointError(
+                f"{path} has a linear or convolution layer {layer!r} that selects its inputs, the model has none "
+                "there; nothing was loaded"
+            )
+    return chosen
+
+
+def without_gone(path: Any, plastic: Plasticity, gone: Sequence[str]) -> Structure:
+    """The present structure without branches that are to go."""
+    branches = plastic.structure.branches
+    if not gone:
+        return plastic.structure
+    if branches is None or not set(gone) <= set(branches.paths):
+        raise CheckpointError(
+            f"{path} has lost the branches {', '.join(gone)}, on which this model has no gates; build and attach it as "
+            "then. Nothing was loaded"
+        )
+    return without_branches(plastic.structure, {branches.name: [branches.paths.index(branch) for branch in gone]})
+
+
+def saved_structure(
+    path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure, gone: Sequence[str]
+) -> Structure:
+    """What is left of the present structure, at the saved sizes."""
+    if "plastic" not in content:
+        raise CheckpointError(f"{path} holds a plain model without gates; load it into the model before npn.attach")
+    kinds = [type(o).__name__ for o in plastic.optimizers]
+    saved_kinds = [kind for kind, _ in content["optimizers"]]
+    if kinds != saved_kinds:
+        raise CheckpointError(f"{path} holds optimizers {saved_kinds}, plastic.track was given {kinds}; track the same")
+    function = content["plastic"]["function"]
+    if function != function_name(plastic.function):
+        raise CheckpointError(
+            f"{path} has gates of {function}, these are {function_name(plastic.function)}; attach with the same "
+            "function"
+        )
+    names = [part.name for part in rest.parts]
+    kinds_of_parts = (content["groups"], content.get("branches", ()), content.get("columns", ()))
+    saved_names = [part["name"] for parts in kinds_of_parts for part in parts]
+    if names != saved_names:
+        raise CheckpointError(
+            f"{path} has groups {saved_names}, the model has {names}; "
+            "attach it with the same options. Nothing was loaded"
+        )
+    lost = {id(p) for name, p in plastic.model.named_parameters() if inside(name, gone)}
+    lost |= {id(group.gate.logits) for group in plastic.groups if group.name not in names}
+    for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
+        ours = [sum(id(p) not in lost for p in group["params"]) for group in optimizer.param_groups]
+        theirs = [len(group["params"]) for group in state["param_groups"]]
+        if ours != theirs:
+            raise CheckpointError(
+                f"{path} holds {kind} with {theirs} parameters in its groups, the tracked one has {ours}; build it the "
+                "same way. Nothing was loaded"
+            )
+    copy.deepcopy(plastic.penalty).load_state_dict(content["plastic"]["penalty"])  # raises if it is another kind
+    groups = []
+    for group, saved in zip(rest.groups, content["groups"], strict=True):
+        if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:
+            raise CheckpointError(
+                f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded"
+            )
+        slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
+        groups.append(replace(group, size=len(slots[0].index), slots=slots))
+    saved = content.get("buffers", {}) | content["model"]
+    saved_shapes = {name: tuple(t.shape) for name, t in saved.items() if isinstance(t, Tensor)}
+    shapes = {name: saved_shapes.get(name, shape) for name, shape in rest.shapes.items()}
+    columns = []
+    for part, saved in zip(rest.columns, content.get("columns", ()), strict=True):
+        columns.append(replace(part, kept=saved["kept"]))
+        shape = shapes[part.tensor]
+        shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
+    return replace(rest, groups=tuple(groups), shapes=shapes, columns=tuple(columns))

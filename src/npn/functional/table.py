@@ -1,0 +1,85 @@
+"""The table of estimators: the masks that each draws, how the loss is evaluated under them, and how both combine."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from npn.functional.estimators import antithetic_masks, arm, disarm, double_cv, reinmax, rloo, straight_through
+
+
+class Draw(NamedTuple):
+    """Masks of one step.
+
+    Attributes:
+        masks: one or two, 0 or 1, (units,) or (B, units).
+        uniform: u of the first mask, in its shape.
+    """
+
+    masks: tuple[Tensor, ...]
+    uniform: Tensor
+
+
+class Pass(NamedTuple):
+    """How the loss is evaluated under one mask.
+
+    Attributes:
+        weights: share of this loss in the weights' gradient; 0 for a forward pass alone.
+        gates: whether dL/dz is needed.
+    """
+
+    weights: float
+    gates: bool
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One way to estimate the gradient of E_z[f(z)] with respect to the gates.
+
+    Attributes:
+        draw: (pi, uniform) -> masks; `uniform()` draws u ~ U(0, 1) in the shape of a mask.
+        passes: one for each mask.
+        combine: (pi, draw, losses, dL/dz) -> the log-odds gradient, in the shape of a mask. Linear in losses and dL/dz
+            together. dL/dz is None where no pass needs it.
+        per_example: whether it has a form for one mask per example.
+    """
+
+    draw: Callable[[Tensor, Callable[[], Tensor]], Draw]
+    passes: tuple[Pass, ...]
+    combine: Callable[[Tensor, Draw, Sequence[Tensor], Sequence[Tensor]], Tensor]
+    per_example: bool = True
+
+
+def _one(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
+    u = uniform()
+    return Draw(((u < pi).to(pi.dtype),), u)
+
+
+def _antithetic(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
+    u = uniform()
+    return Draw(antithetic_masks(pi, u), u)
+
+
+def _independent(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
+    u = uniform()
+    return Draw(((u < pi).to(pi.dtype), (uniform() < pi).to(pi.dtype)), u)
+
+
+_GRADIENT = (Pass(weights=1.0, gates=True),)
+_TWO_LOSSES = (Pass(weights=1.0, gates=False), Pass(weights=0.0, gates=False))
+_TWO_GRADIENTS = (Pass(weights=0.5, gates=True), Pass(weights=0.5, gates=True))
+
+ESTIMATORS: Mapping[str, Estimator] = {
+    "arm": Estimator(_antithetic, _TWO_LOSSES, lambda pi, d, f, g: arm(f[0], f[1], d.uniform)),
+    "disarm": Estimator(_antithetic, _TWO_LOSSES, lambda pi, d, f, g: disarm(f[0], f[1], d.masks[0], d.masks[1], pi)),
+    "rloo": Estimator(_independent, _TWO_LOSSES, lambda pi, d, f, g: rloo(f[0], f[1], d.masks[0], d.masks[1])),
+    "double_cv": Estimator(
+        _independent,
+        _TWO_GRADIENTS,
+        lambda pi, d, f, g: double_cv(f[0], f[1], d.masks[0], d.masks[1], g[0], g[1], pi),
+        per_example=False,
+    ),
+    "straight_through": Estimator(_one, _GRADIENT, lambda pi, d, f, g: straight_through(g[0], pi)),
+    "reinmax": Estimator(_one, _GRADIENT, lambda pi, d, f, g: reinmax(g[0], d.masks[0], pi)),
+}

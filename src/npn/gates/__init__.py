@@ -1,0 +1,8 @@
+"""One gate per unit, all gates of a model, and what the network costs under them."""
+
+from npn.gates.gate import CLOSED, OPEN, Gate, Sharpness
+from npn.gates.gates import Gates
+from npn.gates.group import UnitGroup
+from npn.gates.pricing import Priced, Pricing
+
+__all__ = ["CLOSED", "OPEN", "Gate", "Gates", "Priced", "Pricing", "Sharpness", "UnitGroup"]

@@ -1,0 +1,237 @@
+"""All gates of a model as one vector: their sharpness, logits, draws and deterministic mask."""
+
+import copy
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from npn._utils.collectives import per_rank_generator
+from npn.errors import ConfigurationError
+from npn.functional import GateFunction, function_name, keep_probability
+from npn.gates.gate import OPEN, Gate, Sharpness
+from npn.gates.group import UnitGroup
+from npn.structure import Branches, Columns, Group, Structure
+from npn.surgery import Extra
+
+
+class Gates:
+    """Gates of all groups, branches and columns, numbered through in this order.
+
+    Args:
+        parts: everything that has gates.
+        function: gate function g.
+        device: of the logits.
+
+    Attributes:
+        groups: one entry per part.
+        names: of all groups at attach; a group that vanished with a branch stays known.
+        generator: draws the masks.
+        grace_left: calls of `age` until no unit is held open.
+    """
+
+    def __init__(
+        self, parts: Sequence[Group | Branches | Columns], function: GateFunction, device: torch.device
+    ) -> None:
+        self.sharpness = Sharpness(function=function)
+        self.groups = [UnitGroup(part.name, Gate(part.size, self.sharpness, device), part) for part in parts]
+        self.names = [group.name for group in self.groups]
+        self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
+        self.grace_left = 0
+        self._resting = True  # k is 0 or inf: the logits keep the scale of the last finite k
+        self._key: tuple[Any, ...] | None = None  # what the cached mask was computed from
+        self._mask: Tensor | None = None
+
+    # -- sharpness
+
+    @property
+    def k(self) -> float:
+        """Sharpness, 0 to `math.inf`."""
+        return self.sharpness.k
+
+    @k.setter
+    def k(self, value: float) -> None:
+        if not value >= 0:  # refuses NaN, too
+            raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
+        finite = 0 < value < math.inf
+        if finite:
+            if self._resting:  # keep probabilities are as before the stage without k
+                with torch.no_grad():
+                    for group in self.groups:
+                        group.gate.logits.mul_(self.sharpness.scale / value)
+            self.sharpness.scale = float(value)
+        self.sharpness.k, self._resting = float(value), not finite
+
+    @property
+    def function(self) -> GateFunction:
+        """The gate function g."""
+        return self.sharpness.function
+
+    # -- as one vector
+
+    def __len__(self) -> int:
+        return sum(group.size for group in self.groups)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the logits."""
+        return self.groups[0].gate.logits.device
+
+    def group(self, name: str | UnitGroup) -> UnitGroup:
+        """The group of that name.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
+        for group in self.groups:
+            if group is name or group.name == name:
+                return group
+        raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
+
+    def logits(self) -> Tensor:
+        """All logits phi, (units,), differentiable."""
+        return torch.cat([group.gate.logits for group in self.groups])
+
+    def keep_probability(self) -> Tensor:
+        """All pi = g(k phi), (units,), differentiable."""
+        return keep_probability(self.logits(), self.k, self.function)
+
+    def held(self) -> Tensor:
+        """bool (units,): held open during a grace period."""
+        return torch.cat([group.gate.grace for group in self.groups]) > 0
+
+    def draw(self, *batch: int) -> Tensor:
+        """u ~ U(0, 1), (*batch, units), from the gates' own generator; other numbers on each process."""
+        first = self.groups[0].gate.logits
+        generator = per_rank_generator(self.generator)
+        return torch.rand(*batch, len(self), generator=generator, device=first.device, dtype=first.dtype)
+
+    def deterministic_mask(self) -> Tensor | None:
+        """1[pi > 1/2] over all units, 1 where held open; None where all are open.
+
+        Computed at every call on the CPU and while gates move (fused optimizers write without counting versions); on
+        another device at k = inf, where gates rest, only after changes.
+        """
+        gates = [group.gate for group in self.groups]
+        key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
+        if key != self._key or self.k != math.inf or self.device.type == "cpu":
+            mask = torch.cat([gate.present for gate in gates])
+            self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
+            self._key = key
+        return self._mask
+
+    def closed(self) -> dict[str, list[int]]:
+        """Group name -> numbers of the units that take no part."""
+        return {group.name: group.gate.closed.tolist() for group in self.groups}
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        """Add (units,) to the logits' gradients, group by group; frozen gates have none."""
+        for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
+            logits = group.gate.logits
+            if logits.requires_grad:
+                part = part.to(logits.dtype)  # of a float64 model it comes as float64
+                logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+
+    def age(self) -> None:
+        """Count one step of every grace period."""
+        if self.grace_left > 0:
+            self.grace_left -= 1
+            for group in self.groups:
+                group.gate.grace.sub_(1).clamp_(min=0)
+
+    # -- changes
+
+    def to(self, device: torch.device) -> None:
+        """Move all gates; the generator restarts there from its seed."""
+        if self.device != device:
+            for group in self.groups:
+                group.gate.to(device)
+            self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
+            self._key = None
+
+    def extras(self) -> list[Extra]:
+        """The gates' tensors, which follow a resize: new units are open."""
+        found = []
+        for group in self.groups:
+            logits, *others = group.gate.tensors
+            found.append(Extra(logits, group.name, self.sharpness.logit(OPEN)))
+            found += [Extra(tensor, group.name, 0) for tensor in others]
+        return found
+
+    def restructure(self, structure: Structure) -> None:
+        """Take over where the units live; the gates' tensors have been resized."""
+        parts = {part.name: part for part in structure.parts}
+        self.groups[:] = [group for group in self.groups if group.name in parts]  # others went with a branch
+        for group in self.groups:
+            group.traced = parts[group.name]
+        self._key = None
+
+    # -- state
+
+    def state_dict(self) -> dict[str, Any]:
+        """Logits, flags, sharpness and generator, in plain values and tensors."""
+        return {
+            "function": function_name(self.function),
+            "k": self.k,
+            "scale": self.sharpness.scale,
+            "resting": self._resting,
+            "gates": {group.name: group.gate.state_dict() for group in self.groups},
+            "generator": self.generator.get_state(),
+        }
+
+    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raise unless a state is of gates with the same names, sizes and function.
+
+        Raises:
+            ConfigurationError: it is not.
+        """
+        missing = sorted(self.state_dict().keys() - set(state))
+        if missing:
+            raise ConfigurationError(
+                f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"
+            )
+        sizes = {group.name: group.size for group in self.groups}
+        theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
+        if sizes != theirs:
+            raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
+        if state["function"] != function_name(self.function):
+            raise ConfigurationError(
+                f"the gates were saved with function={state['function']}, these have {function_name(self.function)}; "
+                "attach with the same"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: see `check_state_dict`; nothing was loaded.
+        """
+        self.check_state_dict(state)
+        self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
+        self._resting = state["resting"]
+        for group in self.groups:
+            group.gate.load_state_dict(state["gates"][group.name])
+        self.grace_left = max(int(group.gate.grace.max()) for group in self.groups)
+        self._load_generator(state["generator"].cpu())
+        self._key = None
+
+    def _load_generator(self, saved: Tensor) -> None:
+        """On another kind of device, whose generators have other states, seed with a hash of the saved state."""
+        if saved.shape == self.generator.get_state().shape:
+            self.generator.set_state(saved)
+        else:
+            self.generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Gates":
+        new = object.__new__(type(self))
+        memo[id(self)] = new
+        for name, value in vars(self).items():
+            if name not in ("generator", "_mask", "_key"):
+                setattr(new, name, copy.deepcopy(value, memo))
+        new._key = new._mask = None
+        new.generator = torch.Generator(self.generator.device)
+        new.generator.set_state(self.generator.get_state())
+        return new

@@ -1,0 +1,85 @@
+"""Which gates each masked weight is read through, along which axis."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npn.functional import effective_gates
+from npn.structure import Structure, unit_of_column
+from npn.tracing.capture import model_tensors
+
+
+class MaskTable:
+    """The weights that read gated units, as they are in a model now.
+
+    Args:
+        model: the model.
+        structure: its units; gates are numbered through all groups, branches and columns, in this order. The gate of
+            a branch multiplies whole parameters: its axis is None.
+
+    Attributes:
+        units: number of gates.
+        names, parameters: of the masked weights.
+        axes: of each weight, the axes that it is masked along.
+        sizes: lengths of these axes, in order of weights and axes.
+        index: int64 (sum of sizes,), number of the gate of every entry, `units` where there is none.
+        unit_of_column: see `npn.structure.unit_of_column`.
+        device: of the weights.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        tensors = model_tensors(model)
+        self.units = sum(part.size for part in structure.parts)
+        single = {part.key for part in structure.columns}
+        columns: dict[str, dict[int | None, Tensor]] = {}
+        start = 0
+        for group in structure.groups:
+            for slot in group.slots:
+                if slot.reads and slot.key not in single:
+                    size = tensors[slot.tensor].shape[slot.axis]
+                    owner = columns.setdefault(slot.tensor, {}).setdefault(slot.axis, torch.full((size,), self.units))
+                    owner[slot.index] = torch.arange(start, start + group.size)[:, None]
+            start += group.size
+        for scales in structure.branches.scales if structure.branches is not None else ():
+            for name in scales:
+                columns.setdefault(name, {})[None] = torch.tensor([start])
+            start += 1
+        for part in structure.columns:
+            columns.setdefault(part.tensor, {})[part.axis] = torch.arange(start, start + part.size)
+            start += part.size
+        self.names = list(columns)
+        self.parameters: list[Tensor] = [tensors[name] for name in columns]
+        self._homes = [_home(model, name) for name in columns]
+        self.axes = [list(axes) for axes in columns.values()]
+        self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        pieces = [owner for axes in columns.values() for owner in axes.values()]
+        self.sizes = [len(piece) for piece in pieces]
+        self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
+        feeding = unit_of_column(structure)
+        self.unit_of_column = None if feeding is None else feeding.to(self.device)
+
+    @property
+    def stale(self) -> bool:
+        """Whether parameters were replaced, or moved to another device, since this table was made."""
+        return any(
+            home.get(leaf) is not p or p.device != self.device
+            for (home, leaf), p in zip(self._homes, self.parameters, strict=True)
+        )
+
+    def expand(self, mask: Tensor) -> list[list[Tensor]]:
+        """From a mask over all gates (units,) to one factor per masked axis, shaped to broadcast on the weight."""
+        padded = torch.cat([effective_gates(mask, self.unit_of_column), mask.new_ones(1)])
+        pieces = iter(padded[self.index].split(self.sizes))
+        factors = []
+        for parameter, axes in zip(self.parameters, self.axes, strict=True):
+            shapes = [[-1 if a == axis else 1 for a in range(parameter.dim())] for axis in axes]
+            factors.append([next(pieces).view(shape).to(parameter.dtype) for shape in shapes])
+        return factors
+
+
+def _home(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
+    """The dict in which a module keeps the tensor of that name, and its key there."""
+    path, _, leaf = name.rpartition(".")
+    module = model.get_submodule(path)
+    return (module._parameters if leaf in module._parameters else module._buffers), leaf

@@ -1,0 +1,15 @@
+"""What npn leaves inside a model: the selection before a layer that lost columns, the zero of a removed branch."""
+
+from npn.modules.absent import absent, absent_paths, is_absent
+from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
+
+__all__ = [
+    "absent",
+    "absent_paths",
+    "full_length",
+    "hook_of",
+    "input_dim",
+    "is_absent",
+    "materialize_selects",
+    "set_select",
+]

@@ -1,0 +1,108 @@
+"""What optimizers may hold, checked when they are tracked and before every resize."""
+
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from npn.errors import OptimizerError
+from npn.gates import Gates
+
+
+def union(known: Sequence[Optimizer], more: Iterable[Optimizer]) -> list[Optimizer]:
+    """Each optimizer once; the optimizer itself where only a view of it is given.
+
+    Args:
+        known: tracked already.
+        more: to be tracked, too.
+    """
+    return list({id(optimizer): optimizer for optimizer in (*known, *map(_unwrapped, more))}.values())
+
+
+def parameter_names(model: nn.Module, gates: Gates) -> dict[int, str]:
+    """Names of all weights and gates for errors, by the id of the parameter."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return names | {id(group.gate.logits): f"the gates of {group.name}" for group in gates.groups}
+
+
+def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], gates: Gates) -> None:
+    """Raise if a parameter is in two optimizers, or weight decay acts on gates.
+
+    Args:
+        optimizers: all that are tracked.
+        names: see `parameter_names`.
+        gates: of the model.
+
+    Raises:
+        OptimizerError: names the parameter and what to do.
+    """
+    of_gates = {id(group.gate.logits) for group in gates.groups}
+    seen: dict[int, str] = {}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                if id(p) in seen:
+                    raise OptimizerError(
+                        f"{names.get(id(p), 'a parameter')} is in two optimizers, {seen[id(p)]} and "
+                        f"{type(optimizer).__name__}; each would move it. Keep it in one, or untrack the "
+                        "one that it has replaced"
+                    )
+                seen[id(p)] = type(optimizer).__name__
+                if id(p) in of_gates and group.get("weight_decay"):
+                    raise OptimizerError(
+                        f"{names[id(p)]} are under weight_decay={group['weight_decay']}, which pulls every gate to "
+                        "pi = 1/2; give plastic.logits() their own param group with weight_decay=0"
+                    )
+
+
+_ATTACHED: "weakref.WeakSet[Gates]" = weakref.WeakSet()
+_STEPPED: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
+_hooks: list[Any] = []  # the one hook on all optimizers, once there are gates
+
+
+def watch(gates: Gates) -> None:
+    """Notice every optimizer that steps from now on, so that a resize can tell whether one was forgotten."""
+    _ATTACHED.add(gates)
+    if not _hooks:
+        _hooks.append(register_optimizer_step_post_hook(_stepped))
+
+
+def forget(optimizers: Iterable[Optimizer]) -> None:
+    """Let a resize leave the state of these optimizers behind."""
+    for optimizer in optimizers:
+        _STEPPED.discard(optimizer)
+
+
+def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> None:
+    """Raise if an optimizer outside `plastic.track` keeps state of the model's parameters.
+
+    Args:
+        tracked: optimizers whose state follows a resize.
+        names: see `parameter_names`.
+
+    Raises:
+        OptimizerError: one does; its state would keep the old shapes.
+    """
+    for optimizer in list(_STEPPED):
+        if any(optimizer is other for other in tracked):
+            continue
+        held = [names[id(p)] for p, state in optimizer.state.items() if state and id(p) in names]
+        if held:
+            raise OptimizerError(
+                f"{type(optimizer).__name__} keeps state of {held[0]} and {len(held) - 1} more, but was never tracked: "
+                "a resize would leave that state behind. Call plastic.track with every optimizer first"
+            )
+
+
+def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if _ATTACHED and optimizer not in _STEPPED:
+        _STEPPED.add(optimizer)
+
+
+def _unwrapped(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside a wrapper that has no state of its own, such as Accelerate's."""
+    inner = getattr(optimizer, "optimizer", None)
+    return _unwrapped(inner) if isinstance(inner, Optimizer) and inner.state is optimizer.state else optimizer

@@ -1,0 +1,53 @@
+"""Units, input columns and branches of a model, and their algebra. Knows names, shapes and positions, but no model."""
+
+from npn.structure.branches import apart_from_branches, gone_paths, inside, without_branches
+from npn.structure.columns import (
+    NEW,
+    check_numbers,
+    completed,
+    left,
+    narrowed,
+    selected_columns,
+    unit_of_column,
+)
+from npn.structure.open_sizes import open_sizes
+from npn.structure.sizes import difference, match, resized_shapes, without
+from npn.structure.units import (
+    LEFT_OUT,
+    NOT_PRODUCED,
+    NOT_READ,
+    Branches,
+    Columns,
+    Frozen,
+    Group,
+    Slot,
+    Structure,
+)
+
+__all__ = [
+    "LEFT_OUT",
+    "NEW",
+    "NOT_PRODUCED",
+    "NOT_READ",
+    "Branches",
+    "Columns",
+    "Frozen",
+    "Group",
+    "Slot",
+    "Structure",
+    "apart_from_branches",
+    "check_numbers",
+    "completed",
+    "difference",
+    "gone_paths",
+    "inside",
+    "left",
+    "match",
+    "narrowed",
+    "open_sizes",
+    "resized_shapes",
+    "selected_columns",
+    "unit_of_column",
+    "without",
+    "without_branches",
+]

@@ -1,0 +1,34 @@
+"""How many units are left of each group once the closed ones are out."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from npn.functional.columns import effective_gates
+from npn.structure.branches import apart_from_branches, without_branches
+from npn.structure.columns import completed, unit_of_column
+from npn.structure.units import Structure
+
+
+def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Units of each group, branches, and columns of each layer, that are left once what is closed has gone.
+
+    Args:
+        closed: name -> numbers of the closed gates.
+
+    Returns:
+        Sizes by name; 0 where all that a group had goes with closed branches.
+    """
+    left = without_branches(structure, closed)
+    gone = completed(left, apart_from_branches(left, closed))
+    gates = torch.cat([_stays(part.size, gone.get(part.name, ())) for part in left.parts])
+    pieces = effective_gates(gates, unit_of_column(left)).split([part.size for part in left.parts])
+    sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}
+    return {part.name: sizes.get(part.name, 0) for part in structure.parts}
+
+
+def _stays(size: int, gone: Sequence[int]) -> Tensor:
+    stays = torch.ones(size)
+    stays[list(gone)] = 0
+    return stays

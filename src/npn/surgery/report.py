@@ -1,0 +1,45 @@
+"""What a resize did."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from npn.surgery.plan import Plan
+
+
+@dataclass(frozen=True)
+class ResizeReport:
+    """The units and parameters that a resize removed and added.
+
+    Attributes:
+        changes: group name -> (units before, units after), for the groups that changed.
+        params: (parameters before, after).
+        removed: group name -> numbers that the removed units had.
+        added: group name -> numbers of the new units.
+    """
+
+    changes: Mapping[str, tuple[int, int]]
+    params: tuple[int, int]
+    removed: Mapping[str, tuple[int, ...]]
+    added: Mapping[str, tuple[int, ...]]
+
+    def __bool__(self) -> bool:
+        return bool(self.changes)
+
+
+def report(plan: Plan, before: int, after: int) -> ResizeReport:
+    """The changes in a plan.
+
+    Args:
+        plan: carried out.
+        before, after: number of parameters.
+    """
+    sizes = {group.name: group.size for group in plan.before.parts}
+    removed: dict[str, tuple[int, ...]] = {}
+    added: dict[str, tuple[int, ...]] = {}
+    for name, source in plan.units.items():
+        gone = sorted(set(range(sizes[name])) - set(source.tolist()))
+        new = (source < 0).nonzero().reshape(-1).tolist()
+        removed |= {name: tuple(gone)} if gone else {}
+        added |= {name: tuple(new)} if new else {}
+    changes = {name: (sizes[name], len(source)) for name, source in plan.units.items()}
+    return ResizeReport(changes, (before, after), removed, added)
