@@ -54,7 +54,7 @@ def exact_mean(plastic, model, closure):
     logits, weights, passed = 0.0, {}, 0.0
     for draws, probability in every_draw(plastic.estimator, pi):
         left = iter(draws)
-        plastic.draw = lambda *batch, left=left: next(left)
+        plastic.gates.draw = lambda *batch, left=left: next(left)
         clear(plastic)
         plastic.backward(closure)
         logits = logits + probability * logit_gradient(plastic)

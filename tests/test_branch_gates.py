@@ -56,7 +56,7 @@ def masks(n: int) -> list[Tensor]:
 def gradient_of(plastic: npn.Plasticity, x: Tensor, *given: Tensor) -> Tensor:
     """The step's gradient with respect to the logits under these masks."""
     draws = iter([1 - mask for mask in given])
-    plastic.draw = lambda: next(draws)  # type: ignore[method-assign]
+    plastic.gates.draw = lambda: next(draws)  # type: ignore[method-assign]
     for logits in plastic.logits():
         logits.grad = None
     plastic.backward(lambda: plastic.model(x).square().mean())

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import npn
-from npn import checkpoint
 from npn.errors import CheckpointError
 
 from .checkpoints import build, everything, same, train
@@ -244,11 +243,11 @@ def test_failing_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.torch, "save", broken)
+        patch.setattr(torch, "save", broken)
         with pytest.raises(OSError, match=r"disk full"):
             npn.save(path, run[1])
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", broken)
+        patch.setattr(os, "replace", broken)
         with pytest.raises((OSError, AttributeError)):
             npn.save(path, run[1])
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["run.npn"]

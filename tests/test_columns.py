@@ -233,7 +233,8 @@ def test_gradient_with_respect_to_every_gate(estimator: str, masks: str) -> None
     gates = plastic.gates.keep_probability().detach().clone().requires_grad_()
     with torch.no_grad():
         features, weight = model[1](model[0](x)), model[2].weight[0]
-    (features * weight * effective_gates(gates, plastic.masked_weights.table.unit_of_column)[2:]).sum(1).mean().backward()
+    unit_of_column = plastic.masked_weights.table.unit_of_column
+    (features * weight * effective_gates(gates, unit_of_column)[2:]).sum(1).mean().backward()
     exact = gates.grad * gates.detach() * (1 - gates.detach())
     total, draws = torch.zeros(6), 800
     for _ in range(draws):

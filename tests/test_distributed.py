@@ -67,7 +67,7 @@ def gradients(plastic):
 def alone(plastic, **options):
     """The gradients that this process finds without the others; nothing is as if they had been asked for."""
     state = plastic.state_dict()
-    with mock.patch.object(distributed, "synchronise"):
+    with mock.patch("npn.step.average_"):
         step(plastic, plastic.model, **options)
     plastic.load_state_dict(state)
     return gradients(plastic)
@@ -249,7 +249,7 @@ def differences():
     plastic.open("0", [0, 1])
     said.append(message(lambda: plastic.grow({"2": 2 if other else 1})))
     assert (plastic.model[0].out_features, plastic.model[2].out_features) == (12, 8)  # nothing has changed
-    with mock.patch.object(distributed, "agree"), mock.patch.object(distributed, "broadcast"):
+    with mock.patch("npn.plasticity.assert_same"), mock.patch("npn.plasticity.broadcast"):
         plastic.grow({"2": 2 if other else 1})
     check()
     return said

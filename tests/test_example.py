@@ -17,8 +17,8 @@ def test_each_example_has_its_own_masked_network(tiny, tools, name):
     x, y = spec.data()
     plastic.k = 0.3
     outs, draws = [], []
-    original = plastic.draw
-    plastic.draw = lambda *b: draws.append(original(*b)) or draws[-1]
+    original = plastic.gates.draw
+    plastic.gates.draw = lambda *b: draws.append(original(*b)) or draws[-1]
     plastic.backward(lambda: outs.append(model(x)) or F.cross_entropy(outs[-1], y, reduction="none"))
     assert len(draws) == 1 and draws[0].shape == (len(x), sum(g.size for g in plastic.groups))
     pi = plastic.gates.keep_probability().detach()
@@ -141,7 +141,7 @@ def test_transposed_and_grouped_convolutions(make):
         with torch.no_grad():
             for phi in plastic.logits():
                 phi.zero_()
-        plastic.draw = lambda *b, u=u: u.expand(*b, -1) if b else u
+        plastic.gates.draw = lambda *b, u=u: u.expand(*b, -1) if b else u
         reduction = "none" if masks == "example" else "mean"
         loss = plastic.backward(lambda m=model, r=reduction: F.cross_entropy(m(x), y, reduction=r))
         losses.append([loss, *(p.grad for p in (*plastic.weights(), *plastic.logits()))])

@@ -68,6 +68,7 @@ def test_a_failing_swap_leaves_nothing_masked(tiny, tools):
     model, plastic = tiny["mlp"].attach()
     state = tools.clone(model.state_dict())
     readers = plastic.masked_weights
+    assert len(readers.table.parameters) == 2
     model[4].weight.data = torch.zeros(2, 9)  # somebody resized it by hand
     with pytest.raises(RuntimeError), readers.applied(torch.zeros(7)):
         pass

@@ -80,7 +80,7 @@ def test_double_cv_uses_loss_and_slope_in_the_same_units(tiny, four, scale):
     at = [next(i for i, m in enumerate(four.masks) if torch.equal(m, mask)) for mask in masks]
     losses, slopes = ([scale * values[i] for i in at] for values in (four.losses, four.slopes))
     wanted = K * npn.functional.double_cv(*losses, *masks, *slopes, pi)
-    plastic.draw = lambda *b: draws.pop(0)
+    plastic.gates.draw = lambda *b: draws.pop(0)
     plastic.backward(lambda: F.cross_entropy(model(x), y), scale=scale)
     torch.testing.assert_close(logit_gradient(plastic).float(), wanted, rtol=1e-4, atol=1e-6)
 

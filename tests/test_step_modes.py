@@ -72,7 +72,7 @@ def test_returned_loss_is_unscaled(tiny):
         model, plastic = tiny["mlp"].attach(estimator=estimator)
         x, y = tiny["mlp"].data()
         plastic.k = 0.5
-        plastic.draw = lambda *b: torch.zeros(7)
+        plastic.gates.draw = lambda *b: torch.zeros(7)
         loss = plastic.backward(lambda m=model, x=x, y=y: F.cross_entropy(m(x), y), scale=64.0)
         torch.testing.assert_close(loss, F.cross_entropy(model(x), y).detach())
 
@@ -85,7 +85,7 @@ def test_grace_units_stay_open_without_gradient(tiny, estimator, masks):
     plastic.k = K
     set_probability(plastic, [0.5] * 7)
     draws = itertools.cycle([[0.9] * 4 + [0.1] * 3, [0.4] * 4 + [0.2] * 3])  # would close the first layer, then open it
-    plastic.draw = lambda *batch: torch.tensor(next(draws)).expand(*batch, 7)
+    plastic.gates.draw = lambda *batch: torch.tensor(next(draws)).expand(*batch, 7)
     plastic.groups[0].gate.grace[:2] = 3
     plastic.gates.grace_left = 3
     reduction = "none" if masks == "example" else "mean"
@@ -248,7 +248,7 @@ def test_conv_buffers_are_written_once(tiny):
         plain = tiny["conv"].model()
         x, y = tiny["conv"].data()
         plastic.k = 1.0
-        plastic.draw = lambda *b: torch.zeros(7)
+        plastic.gates.draw = lambda *b: torch.zeros(7)
         plastic.backward(lambda m=model, x=x, y=y: F.cross_entropy(m(x), y))
         plain(x)
         for (name, a), b in zip(model.named_buffers(), plain.buffers(), strict=True):

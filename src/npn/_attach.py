@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from npn.errors import ConfigurationError, TraceError
-from npn.functional import ESTIMATORS, GateFunction, gate_function
+from npn.functional import GateFunction, gate_function
+from npn.functional.table import ESTIMATORS
 from npn.masking.calls import attached_parts
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity

@@ -15,7 +15,8 @@ from npn import surgery
 from npn._utils.collectives import assert_same, broadcast
 from npn.counting import count_params
 from npn.errors import ConfigurationError, ResizeError
-from npn.functional import ESTIMATORS, GateFunction
+from npn.functional import GateFunction
+from npn.functional.table import ESTIMATORS
 from npn.gates import CLOSED, OPEN, Gates, Priced, Pricing, UnitGroup
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
@@ -117,7 +118,7 @@ class Plasticity:
         """Name of the estimator of the gates' gradient.
 
         Raises:
-            ConfigurationError: on assignment of a name that is not in `npn.functional.ESTIMATORS`.
+            ConfigurationError: on assignment of a name that is not in `npn.functional.table.ESTIMATORS`.
         """
         return self._estimator
 
@@ -136,6 +137,11 @@ class Plasticity:
     def groups(self) -> list[UnitGroup]:
         """Everything that has gates: groups of units, branches, input columns."""
         return self.gates.groups
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all groups at attach, those that have vanished with a branch included."""
+        return self.gates.names
 
     @property
     def frozen(self) -> list[Frozen]:

@@ -12,7 +12,7 @@ from npn import functional
 from npn._utils.collectives import average_
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError
-from npn.functional import ESTIMATORS
+from npn.functional.table import ESTIMATORS
 from npn.gates import Gates, Pricing
 from npn.masking import MaskedWeights, examples
 from npn.penalty import CostTerm
@@ -29,7 +29,7 @@ class Step:
     Attributes:
         gates, weights: what is drawn, and what is read through the masks.
         model: whose buffers a second pass leaves alone.
-        estimator: a name in `npn.functional.ESTIMATORS`.
+        estimator: a name in `npn.functional.table.ESTIMATORS`.
         penalty: the price of size.
         pricing: the cost of the model under its gates.
         per_example: draw a mask for each example.

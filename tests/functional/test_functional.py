@@ -10,7 +10,7 @@ import pytest
 
 import npn.functional as functional
 
-MODULES = ["gates", "estimators", "cost", "enumerate"]
+MODULES = ["columns", "cost", "enumerate", "estimators", "gates"]
 CALLABLES = [name for name in functional.__all__ if inspect.isfunction(getattr(functional, name))]
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import npn
 from npn.errors import ConfigurationError, ResizeError
-from npn.surgery import apply, apply_plan, plan_growth, plan_removal
+from npn.surgery import apply, apply_plan, edits, plan_growth, plan_removal
 
 
 def steps(model, plastic, optimizers, x, y, n=1):
@@ -168,7 +168,7 @@ def test_channels_last_is_kept(tiny):
 
 def failing(monkeypatch, at):
     """Let the `at`-th change of a tensor fail."""
-    calls, original = [], apply.set_data
+    calls, original = [], edits.set_data
 
     def broken(tensor, value):
         calls.append(1)
@@ -176,7 +176,7 @@ def failing(monkeypatch, at):
             raise MemoryError("injected")
         original(tensor, value)
 
-    monkeypatch.setattr(apply, "set_data", broken)
+    monkeypatch.setattr(edits, "set_data", broken)
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 6, 8, 10])

@@ -16,15 +16,10 @@ from npn.functional.gates import (
     keep_probability_derivative,
     logits_for,
 )
-from npn.functional.table import ESTIMATORS, Draw, Estimator, Pass
 
 __all__ = [
-    "ESTIMATORS",
-    "Draw",
-    "Estimator",
     "GateFunction",
     "HardSigmoid",
-    "Pass",
     "ShiftedSigmoid",
     "Sigmoid",
     "antithetic_masks",

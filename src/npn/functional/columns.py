@@ -18,6 +18,9 @@ def effective_gates(gates: Tensor, unit_of_column: Tensor | None) -> Tensor:
         unit_of_column: int64 (columns,), number of the unit that feeds each column, the number of units where none
             does; None for no columns.
 
+    Returns:
+        The effective gates, in the shape of `gates`.
+
     Example:
         >>> gates = torch.tensor([1.0, 0.0, 1.0, 0.5, 1.0])  # two units, three columns
         >>> effective_gates(gates, torch.tensor([0, 1, 2]))  # no unit feeds the last column
@@ -34,9 +37,13 @@ def effective_gates_gradient(gradient: Tensor, gates: Tensor, unit_of_column: Te
     """d loss / d gates from the gradient with respect to the effective gates: the chain rule of `effective_gates`.
 
     Args:
-        gradient, gates: (units + columns,).
+        gradient: with respect to the effective gates, (units + columns,).
+        gates: (units + columns,).
         unit_of_column: int64 (columns,), number of the unit that feeds each column, the number of units where none
             does; None for no columns.
+
+    Returns:
+        The gradient with respect to the gates, (units + columns,).
 
     Example:
         >>> gates = torch.tensor([1.0, 0.0, 1.0, 1.0])  # two units, two columns

@@ -155,7 +155,11 @@ def gate_function(function: str | GateFunction) -> GateFunction:
 def function_name(function: GateFunction) -> str:
     """A name that is the same in every process: what a checkpoint compares gate functions by.
 
-    The `repr` of the object where its class has one of its own, else the class and the plain values it holds.
+    Args:
+        function: a gate function.
+
+    Returns:
+        The `repr` of the object where its class has one of its own, else the class and the plain values it holds.
 
     Example:
         >>> function_name(ShiftedSigmoid(shift=1.0))

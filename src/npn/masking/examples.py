@@ -17,7 +17,8 @@ from torch.utils.checkpoint import CheckpointError
 
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
-from npn.functional import Draw, Estimator, effective_gates
+from npn.functional import effective_gates
+from npn.functional.table import Draw, Estimator
 from npn.gates import Gates
 from npn.masking.table import MaskTable
 from npn.masking.weights import MaskedWeights
