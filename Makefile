@@ -10,7 +10,7 @@ STAMP  := $(VENV)/.installed
 
 help:
 	@echo "make demo    train one network that shrinks and one that grows, and draw both (under 2 minutes)"
-	@echo "make test    ruff, mypy and the tests"
+	@echo "make test    ruff, mypy, the layers of imports and the tests"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make lock    resolve every dependency afresh into requirements.lock"
 	@echo "make clean   remove .venv and the caches"
@@ -26,6 +26,7 @@ test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8
 
 format: $(STAMP)

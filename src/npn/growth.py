@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from npn._utils.patterns import match_patterns
+from npn._utils.validation import whole_number
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
 
 Report = TypeVar("Report", covariant=True)
@@ -155,14 +156,12 @@ class Growth:
                 raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {each!r}")
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
         for name, value in (("max_params", max_params), ("revive", revive), *(("limit", v) for v in limits.values())):
-            if value is not None and value < 1:
-                raise ConfigurationError(f"{name} must be at least 1, got {value!r}")
-        if patience < 1:
-            raise ConfigurationError(f"patience must be at least 1, got {patience!r}")
+            if value is not None:
+                whole_number(name, value, 1)
+        whole_number("patience", patience, 1, "validations")
         if not 0.0 <= min_delta < math.inf:
             raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
-        if grace < 0:
-            raise ConfigurationError(f"grace must be at least 0, got {grace!r}")
+        whole_number("grace", grace, 0, "calls of backward")
         self.units, self.limits, self.max_params = pace, limits, max_params
         self.patience, self.min_delta, self.grace = patience, min_delta, grace
         self.revive = math.inf if revive is None else revive
@@ -176,6 +175,12 @@ class Growth:
         self._bar = math.inf  # the loss at the last growth
         self._waited: dict[str, int] = {}  # group -> steps in a row with closed units
         self._over = False
+
+    def __repr__(self) -> str:
+        units = self.units["*"] if list(self.units) == ["*"] else self.units
+        grown = sum(sum(event.added.values()) for event in self.history)
+        state = "over" if self._over else f"{self._stale} of {self.patience} validations without improvement"
+        return f"Growth(units={units}, grace={self.grace}; {grown} units in {len(self.history)} growths, {state})"
 
     @property
     def done(self) -> bool:

@@ -161,6 +161,9 @@ class Penalty(CostTerm):
         self.weight = weight
         self._per_group: dict[str, float] | None = None
 
+    def __repr__(self) -> str:
+        return f"Penalty(cost={self.cost!r}, weight={self.weight})"
+
     def bind(self, plastic: Priced) -> None:
         """Find the groups of each name pattern.
 
@@ -250,6 +253,10 @@ class Budget(CostTerm):
         self.bound: float | None = None  # the target as a cost, once the model is known
         self.multiplier = torch.zeros(())
         self._last: Tensor | None = None  # the expected cost of the step under way
+
+    def __repr__(self) -> str:
+        bound = "no model yet" if self.bound is None else f"bound={self.bound:,.0f}, price={float(self.multiplier):.3g}"
+        return f"Budget(cost={self.cost!r}, target={self.target}; {bound})"
 
     @property
     def _is_fraction(self) -> bool:

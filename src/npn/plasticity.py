@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from npn import optimizers as checks
 from npn import surgery
 from npn._utils.collectives import assert_same, broadcast
+from npn._utils.validation import whole_number
 from npn.counting import count_params
 from npn.errors import ConfigurationError, ResizeError
 from npn.functional import GateFunction
@@ -210,7 +211,7 @@ class Plasticity:
         Raises:
             ConfigurationError: there is no such group or unit, or `grace` is not a whole number >= 0.
         """
-        self._set(group, units, OPEN, _checked_grace(grace))
+        self._set(group, units, OPEN, whole_number("grace", grace, 0, "calls of backward"))
         self.gates.grace_left = max(self.gates.grace_left, grace)
 
     def _set(self, name: str | UnitGroup, units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
@@ -351,11 +352,10 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
-        _checked_grace(grace)
+        whole_number("grace", grace, 0, "calls of backward")
         wanted = {self.group(name).name: number for name, number in more.items()}
         for name, number in wanted.items():
-            if isinstance(number, bool) or not isinstance(number, int) or number < 0:
-                raise ConfigurationError(f"{name!r} can grow by a whole number >= 0 of units, got {number!r}")
+            whole_number(f"the growth of {name!r}", number, 0, "units")
             if not self.group(name).grows:
                 raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
         wanted = {name: number for name, number in wanted.items() if number}
@@ -452,9 +452,3 @@ class Plasticity:
             setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
         new._pricing = self._pricing.copied(new._model, new.gates)
         return new
-
-
-def _checked_grace(grace: int) -> int:
-    if isinstance(grace, bool) or not isinstance(grace, int) or grace < 0:
-        raise ConfigurationError(f"grace must be a whole number >= 0 of calls of backward, got {grace!r}")
-    return grace

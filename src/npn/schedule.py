@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
 
+from npn._utils.validation import whole_number
 from npn.errors import CheckpointError, ConfigurationError
 
 
@@ -69,8 +70,8 @@ class Plateau:
     minimum: int = 0
 
     def __post_init__(self) -> None:
-        _whole("Plateau patience", self.patience, 1)
-        _whole("Plateau minimum", self.minimum, 0)
+        whole_number("Plateau patience", self.patience, 1)
+        whole_number("Plateau minimum", self.minimum, 0)
         if not 0.0 <= self.min_delta < math.inf:
             raise ConfigurationError(f"Plateau min_delta must be a finite number >= 0, got {self.min_delta!r}")
         if self.mode not in ("min", "max"):
@@ -124,7 +125,7 @@ class Stage:
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError(f"a stage needs a non-empty name, got {self.name!r}")
         where = f"stage {self.name!r}"
-        _whole(f"{where}: epochs", self.epochs, 1)
+        whole_number(f"{where}: epochs", self.epochs, 1)
         if not self.k >= 0.0:
             raise ConfigurationError(f"{where}: k must be >= 0 (math.inf is a mode), got {self.k!r}")
         if self.anneal not in ("geometric", "linear"):
@@ -270,6 +271,14 @@ class Schedule:
         if self._stale >= until.patience and self._epoch - start + 1 >= until.minimum:
             self._ends[index] = self._epoch + 1
 
+    def __repr__(self) -> str:
+        stages = ", ".join(f"{stage.name}: {stop - start}" for stage, (_, start, stop) in self._spanned())
+        now = "not begun" if self.stage is None else f"epoch {self._epoch} of {self.epochs}, stage {self.stage.name!r}"
+        return f"Schedule({stages}; {now})"
+
+    def _spanned(self) -> list[tuple[Stage, tuple[str, int, int]]]:
+        return list(zip(self.stages, self.spans(), strict=True))
+
     def __iter__(self) -> Iterator[int]:
         """The epochs from the next one on, as long as any is left; after `load_state_dict`, those still to run."""
         while not self.done:
@@ -324,9 +333,3 @@ class Schedule:
             self._best, self._stale = None, 0
         self._epoch = epoch
         return index
-
-
-def _whole(what: str, value: object, least: int) -> None:
-    """Raise unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{what} must be a whole number >= {least}, got {value!r}")

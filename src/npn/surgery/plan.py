@@ -33,7 +33,7 @@ class Plan:
             `NEW` where there is none; empty for what vanishes with a branch.
         sources: tensor name -> axis -> old position behind each new position, `NEW` where there is none.
         zeroed: tensor name -> axis -> positions that read new units (they start at zero).
-        attributes: (module path, attribute, new value).
+        attributes: (module path, attribute, change of its value).
     """
 
     before: Structure
