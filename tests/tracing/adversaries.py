@@ -129,6 +129,10 @@ def embedded(s: Any, h: Tensor) -> Tensor:
     return h + s.table((h > 0).long()).sum((1, 2))[:, None] * torch.ones_like(h)
 
 
+def table(h: Tensor, rows: int) -> Tensor:
+    return (torch.arange(h.shape[1]) * 0.1).expand(rows, -1).contiguous()
+
+
 def looked_up(s: Any, h: Tensor) -> Tensor:
     return h + s.table[(h > 0).long()].sum((1, 2))[:, None] * torch.ones_like(h)
 
@@ -172,6 +176,13 @@ TRAPS: dict[str, Trap] = {
     "width_arange": lin(lambda s, h: h + torch.arange(h.shape[1]).sum(), 0, "depends on the size"),
     "width_clamp": lin(lambda s, h: h.clamp(max=h.shape[1] / 16), 0, "depends on the size"),
     "width_ones_sum": lin(lambda s, h: h * torch.ones_like(h).sum(1, keepdim=True), 0, ""),
+    "width_fill": lin(lambda s, h: h * torch.empty_like(h).fill_(h.shape[1]), 0, "depends on the size"),
+    "width_fill_tensor": lin(lambda s, h: h * h.new_empty(1).fill_(torch.tensor(1.0 * h.shape[1])), 0, "depends on the size"),
+    "width_overwrites": lin(lambda s, h: h + (h * 1).fill_(h.shape[1]), 0, "depends on the size"),
+    "width_alpha": lin(lambda s, h: torch.addmm(h, h, s.w, alpha=h.shape[1]), 0, "depends on the size", w=param(8, 8)),
+    "width_beta": lin(lambda s, h: torch.addmm(h, h, s.w, beta=h.shape[1]), 0, "depends on the size", w=param(8, 8)),
+    "width_randint": lin(lambda s, h: h + torch.randint(h.shape[1], h.shape[1] + 1, (1,)), 0, "depends on the size"),
+    "width_flag": lin(lambda s, h: F.gelu(h, approximate="tanh" if h.shape[1] % 2 else "none"), 0, "depends on the size"),
     "width_branch": lin(lambda s, h: h * 2 if h.shape[1] % 2 else h * 3, 0, "depends on the size"),
     "width_eye": lin(lambda s, h: h @ (torch.eye(h.shape[1]).to(h) * 2), 0, ""),
     # constants and parameters as data
@@ -191,6 +202,18 @@ TRAPS: dict[str, Trap] = {
     "pruning_mask": lin(lambda s, h: F.linear(h, s.w * s.m), 8, "", w=param(8, 8), m=lambda: (torch.randn(8, 8) > 0).float()),
     "written": lin(written, 0, ""),
     "ema": lin(ema, 8, "", seen=randn(8)),
+    "overwritten": lin(lambda s, h: h + (h * 2).zero_(), 8),
+    "picked_by_mask": lin(lambda s, h: F.pad(h, (1, 0))[:, (~h.new_zeros(h.shape[1], dtype=torch.bool)).cumsum(0)], 8),
+    "complement": lin(lambda s, h: h[:, (~h.new_ones(h.shape[1], dtype=torch.bool)).long() + torch.arange(h.shape[1])], 8),
+    "cast_mask": lin(lambda s, h: F.linear(h, s.w + h.new_full((1,), 256, dtype=torch.bool).to(torch.uint8)), 0,
+                     "zero does not pass", out=6, w=param(6, 8)),
+    "complement_plus_two": lin(lambda s, h: F.linear(h, s.w + (~h.new_ones(1, dtype=torch.bool) + 2)), 0,
+                               "zero does not pass", out=6, w=param(6, 8)),
+    "half_table": lin(lambda s, h: h * (torch.arange(h.shape[1]) * 0.1).bfloat16(), 0, "fixed size"),
+    "noisy_table": lin(lambda s, h: h * torch.normal(torch.arange(h.shape[1]) * 0.1, 0.0), 0, "fixed size"),
+    "row_of_a_table": lin(lambda s, h: h * table(h, 2)[(s.g(h)[:, 0] > 0).long()], 0, "fixed size", g=lambda: nn.Linear(8, 3)),
+    "strided": lin(lambda s, h: h.t().as_strided(h.shape, (h.shape[1], 1)), 8),
+    "strided_beside": lin(lambda s, h: h[:, 1:].as_strided(h.shape, (h.shape[1], 1), 0), 0, "reads beside its input"),
     # weights computed from parameters
     "transposed": lin(lambda s, h: h @ s.w.t(), 8, "", {"w": 6}, out=6, w=param(6, 8)),
     "plain_matmul": lin(lambda s, h: h @ s.w, 8, "", {"w": 6}, out=6, w=param(8, 6)),

@@ -217,7 +217,7 @@ def _without_mkldnn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back module attributes, what hooks collected in closures, and every RNG."""
+    """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG."""
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]
     closures = [(box, _contents(box)) for box in _hook_boxes(model)]
     states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
@@ -241,11 +241,17 @@ def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
 
 
 def _contents(value: Any) -> Any:
+    if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
+        return value.detach().clone()  # code may count in a tensor that is neither parameter nor buffer
     return type(value)(value) if type(value) in (list, set) else dict(value) if isinstance(value, dict) else None
 
 
 def _refill(value: Any, contents: Any) -> None:
     if contents is None:
+        return
+    if isinstance(value, Tensor):
+        if not torch.equal(value, contents):
+            value.detach().copy_(contents)
         return
     value.clear()
     (value.extend if isinstance(value, list) else value.update)(contents)

@@ -96,8 +96,8 @@ def pointwise(call: Call) -> Any:
 @rule(
     "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze", "squeeze", "select",
     "slice", "narrow", "expand", "flip", "roll", "repeat", "split", "split_with_sizes", "chunk", "unbind", "unfold",
-    "pixel_shuffle", "pixel_unshuffle", "diagonal", "movedim", "as_strided", "im2col", "reflection_pad1d",
-    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "pixel_shuffle", "pixel_unshuffle", "diagonal", "movedim", "im2col", "reflection_pad1d", "reflection_pad2d",
+    "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
     "channel_shuffle", "rot90", "view_copy", "unsafe_split", "unsafe_chunk", "tril", "triu",
 )  # fmt: skip
 def movement(call: Call) -> Any:
@@ -111,9 +111,7 @@ def movement(call: Call) -> Any:
             replace(part, labels=canonical(out[i] if many else out))
             for part, out in zip(value.parts, moved, strict=True)
         )
-        results.append(
-            Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.neutral)
-        )
+        results.append(Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.free))
     return results if many else results[0]
 
 
@@ -122,11 +120,39 @@ def _run(call: Call, labels: Tensor, rest: Sequence[Any]) -> Any:
         return getattr(labels, call.name)(*rest)
     if call.name in ("view", "_unsafe_view", "view_copy", "_reshape_alias"):
         return labels.reshape(tuple(rest[0]))
-    if call.name == "as_strided":
-        return labels.contiguous().as_strided(*rest)
     if "_pad" in call.name or call.name == "im2col":  # not implemented for integers
         return call.node.target(labels.double(), *rest, **call.kwargs).long()  # type: ignore[operator]
     return call.node.target(labels, *rest, **call.kwargs)  # type: ignore[operator]
+
+
+@rule("as_strided")
+def as_strided(call: Call) -> Any:
+    """Any walk through memory: the labels are laid out as the value is."""
+    value, like = call.args[0], call.node.args[0].meta["val"]  # type: ignore[union-attr]
+    moved = [restrided(part.labels, like, *call.args[1:]) for part in value.parts]
+    if any(labels is None for labels in moved):
+        return unknown(call, f"as_strided reads beside its input at {call.where}")
+    pairs = zip(value.parts, moved, strict=True)
+    parts = tuple(replace(part, labels=canonical(labels)) for part, labels in pairs if labels is not None)
+    return Value(call.shapes[0], parts, free=value.free)
+
+
+def restrided(
+    tensor: Tensor, like: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> Tensor | None:
+    """`as_strided` of a tensor laid out in memory like another; None where it leaves the elements of the tensor."""
+    start = 0 if offset is None else offset - like.storage_offset()
+    for axis, step in enumerate(like.stride()):
+        tensor = tensor.narrow(axis, 0, 1) if step == 0 and tensor.shape[axis] > 1 else tensor
+    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, like.stride(), strict=True))
+    last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if tensor.numel() == 0 or start < 0 or last >= extent:
+        return None
+    memory, known = torch.zeros(extent, dtype=tensor.dtype), torch.zeros(extent, dtype=torch.bool)
+    memory.as_strided(tensor.shape, like.stride()).copy_(tensor)
+    known.as_strided(tensor.shape, like.stride()).fill_(True)
+    found = memory.as_strided(tuple(size), tuple(stride), start)
+    return found if bool(known.as_strided(tuple(size), tuple(stride), start).all()) else None
 
 
 @rule("constant_pad_nd")
@@ -322,4 +348,5 @@ def embedding(call: Call) -> Value:
     return Value(call.shapes[0], tuple(parts))
 
 
-MOVEMENT = frozenset(name for name, function in RULES.items() if function in (movement, constant_pad, concatenate))
+_MOVES = (movement, as_strided, constant_pad, concatenate)
+MOVEMENT = frozenset(name for name, function in RULES.items() if function in _MOVES)

@@ -3,23 +3,21 @@
 import operator
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing.capture import Capture, source_line
 from npn.tracing.labels import Ledger, Part
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
+from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
 from npn.tracing.values import Value, merge
 
-_FOLD_LIMIT = 1 << 22  # elements of a constant that are worth computing
-_RANDOM = ("empty_like", "rand_like", "randn_like", "new_empty", "empty", "empty_strided", "new_empty_strided")
-_FILLED = {"zeros_like": 0, "new_zeros": 0, "ones_like": 1, "new_ones": 1, "full_like": None, "new_full": None}
 _INDEXING = ("index", "index_select", "gather", "take_along_dim", "embedding")  # an index may follow the size
 
 
@@ -32,12 +30,14 @@ class Walked:
         positions: how often each weight is applied, by name (MACs per element of the weight).
         fingerprint: the ops in order with their float arguments; equal for the same computation at other widths.
         unreached: parameters that took no part.
+        values: what is known of the result of every node.
     """
 
     ledger: Ledger
     positions: dict[str, float]
     fingerprint: tuple[str, ...]
     unreached: tuple[str, ...] = ()
+    values: Mapping[Node, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
 def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
@@ -48,6 +48,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     positions: dict[str, float] = {}
     fingerprint: list[str] = []
     unreached: list[str] = []
+    held: dict[Any, Value] = {}  # tensors of the code; ops in place write to a copy of them
     names = iter(captured.names)
     for node in captured.module.graph.nodes:
         if node.op == "placeholder":
@@ -58,7 +59,9 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
-            env[node] = _constant(getattr(captured.module, node.target))
+            if node.target not in held:
+                held[node.target] = constant(getattr(captured.module, node.target).clone())
+            env[node] = held[node.target]
         elif node.op == "output":
             for value in tree_map(lambda n: env[n] if isinstance(n, Node) else n, node.args[0]):
                 if isinstance(value, Value):
@@ -68,7 +71,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             env[node] = _call(ledger, node, env)
             fingerprint.append(_print(node, env))
             _trace_origin(node, origin, positions)
-    return Walked(ledger, positions, tuple(fingerprint), tuple(unreached))
+    return Walked(ledger, positions, tuple(fingerprint), tuple(unreached), env)
 
 
 def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor]) -> Any:
@@ -79,7 +82,7 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
     if name is None:
         return Value(shape)
     if not val.is_floating_point() and not val.is_complex():
-        return _constant(tensors[name].detach())
+        return constant(tensors[name])
     parts = []
     for axis, size in enumerate(shape):
         if size > 1:
@@ -89,34 +92,24 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
     return Value(shape, tuple(parts))
 
 
-def _constant(tensor: Tensor) -> Value:
-    tensor = tensor.detach().cpu()
-    return Value(tuple(tensor.shape), const=tensor)
-
-
 def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     args, kwargs = tree_map(lambda n: env[n] if isinstance(n, Node) else n, (tuple(node.args), dict(node.kwargs)))
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0]
     name = _name(node)
-    if name in _IN_PLACE_MOVES:
-        moved = RULES[name[:-1]](Call(ledger, node, args, kwargs, name[:-1], source_line(node)))
-        env[node.args[0]] = moved  # type: ignore[index]
-        return moved
     call = Call(ledger, node, args, kwargs, name, source_line(node))
     values = call.values
     if name == "copy_":  # functionalised buffer updates come last; some kernels write into slices on the way
-        buffer = isinstance(node.args[0], Node) and node.args[0].op == "placeholder"
-        value = merge(ledger, args[:2] if buffer else args[1:2], args[0].shape, call.where)
-        return _write(call, node.args[0], value, env)
+        return _copy(call, env)
     tags = getattr(node.target, "tags", ())
-    if name in _RANDOM or (torch.Tag.nondeterministic_seeded in tags and all(v.neutral for v in values)):
-        return call.plain(free=True)
-    if name in _FILLED:
-        fill = _FILLED[name]
-        return Value(call.shapes[0], const=torch.tensor(args[-1] if fill is None else fill).expand(call.shapes[0]))
-    if all(v.const is not None for v in values) and _small(call):
-        return _fold(node, args, kwargs)
+    if name in SHAPE_ONLY or (torch.Tag.nondeterministic_seeded in tags and all(v.neutral for v in values)):
+        return draw(call)
+    known = compute(call)
+    if name in _IN_PLACE_MOVES:
+        env[node.args[0]] = known or RULES[name[:-1]](replace(call, name=name[:-1]))  # type: ignore[index]
+        return env[node.args[0]]  # type: ignore[index]
+    if known is not None:
+        return known
     if all(v.neutral for v in values):
         return call.plain(free=bool(values) and all(v.free for v in values))
     if name not in MOVEMENT:
@@ -129,15 +122,38 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     return unknown(call, f"no rule for {name}, called at {call.where}")
 
 
-def _write(call: Call, target: Any, value: Value, env: dict[Node, Any]) -> Value:
+def _copy(call: Call, env: dict[Node, Any]) -> Value:
+    """What is written takes the dtype and shape of what it is written to; a buffer keeps its own units."""
+    target, (base, source) = call.node.args[0], call.args[:2]
+    assert isinstance(target, Node)
+    if target.op == "placeholder":
+        return _write(call, target, merge(call.ledger, [base, source], base.shape, call.where), env)
+    if source.const is not None:
+        value = constant(source.const.to(target.meta["val"].dtype).expand(base.shape))
+    else:
+        value = merge(call.ledger, [source], base.shape, call.where)
+    return _write(call, target, value, env)
+
+
+def _write(call: Call, target: Node, value: Value, env: dict[Node, Any]) -> Value:
     """Assign to a node, and to what it is a slice of."""
-    if isinstance(target, Node) and _name(target) == "slice":
-        base = target.args[0]
-        given: list[Any] = [*target.args[1:]]
-        dim, start, end, step = given + [0, None, None, 1][len(given) :]
-        assert isinstance(base, Node) and isinstance(dim, int)
-        _write(call, base, written(call, env[base], value, dim, start, end, step), env)
     env[target] = value
+    base = target.args[0] if target.op == "call_function" and _name(target) in MOVEMENT else None
+    if not isinstance(base, Node):
+        return value
+    whole = env[base]
+    if _name(target) != "slice":
+        for part in (*whole.parts, *value.parts):
+            call.ledger.freeze(part.labels, f"written into in place at {call.where}")
+        _write(call, base, Value(whole.shape), env)
+        return value
+    given: list[Any] = [*target.args[1:]]
+    dim, start, end, step = given + [0, None, None, 1][len(given) :]
+    if whole.const is not None and value.const is not None:
+        changed = constant(torch.slice_scatter(whole.const, value.const, dim, start, end, step))
+    else:
+        changed = written(call, whole, value, dim, start, end, step)
+    _write(call, base, changed, env)
     return value
 
 
@@ -147,33 +163,35 @@ _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "nati
                 "rrelu_with_noise")  # fmt: skip
 
 
-def _small(call: Call) -> bool:
-    return all(torch.Size(shape).numel() <= _FOLD_LIMIT for shape in call.shapes)
-
-
-def _fold(node: Node, args: Any, kwargs: Any) -> Any:
-    """Compute a constant subgraph: position ids, masks, tables."""
-    args, kwargs = tree_map(lambda v: v.const if isinstance(v, Value) else v, (args, kwargs))
-    kwargs = {k: torch.device("cpu") if k == "device" else v for k, v in kwargs.items() if k != "pin_memory"}
-    result = node.target(*args, **kwargs)  # type: ignore[operator]
-    return tree_map(lambda t: _constant(t) if isinstance(t, Tensor) else t, result)
-
-
 def _name(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     return schema.name.split("::")[1] if schema is not None else getattr(node.target, "__name__", str(node.target))
 
 
 def _print(node: Node, env: Mapping[Node, Any]) -> str:
-    """An op, the numbers that it computes with, and where: the same at every width, or the computation is another."""
-    name = _name(node)
-    numbers = (int, float) if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _FILLED else float
-    given = [a for a in (*node.args, *node.kwargs.values()) if isinstance(a, numbers) and not isinstance(a, bool)]
-    shown = [str(a) for a in given]
-    values = [env[n] for n in node.all_input_nodes]
-    if name not in _INDEXING and not all(isinstance(v, Value) and v.neutral for v in values):
-        shown += [_digest(v.const) for v in values if isinstance(v, Value) and v.const is not None]
+    """An op, what it computes with, and where: the same at every width, or the computation is another.
+
+    Sizes and positions are left out, and constants until something other than a constant is computed with them: those
+    that only say where to look may follow the width.
+    """
+    name, shown = _name(node), list[str]()
+    if not all(isinstance(result, Value) and result.const is not None for result in tree_leaves(env[node])):
+        shown = [str(given) for given in _numbers(node)]
+        used = 0 if name in SHAPE_ONLY else 1 if name in _INDEXING else None
+        sources = [env[n] for n in node.all_input_nodes[:used]]
+        shown += [_digest(v.const) for v in sources if isinstance(v, Value) and v.const is not None]
     return f"{name}({', '.join(shown)}) at {source_line(node)}"
+
+
+def _numbers(node: Node) -> list[Any]:
+    """The numbers and words among the arguments, without those that are sizes and positions."""
+    tags = getattr(node.target, "tags", ())
+    whole = torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags  # no size, no position
+    schema = getattr(node.target, "_schema", None)
+    scalar = {a.name for a in schema.arguments if "number" in str(a.type)} if schema else set()
+    names = [a.name for a in schema.arguments] if schema else [""] * len(node.args)
+    pairs = [*zip(names, node.args, strict=False), *node.kwargs.items()]
+    return [v for n, v in pairs if isinstance(v, (float, bool, str)) or (isinstance(v, int) and (whole or n in scalar))]
 
 
 def _digest(const: Tensor) -> str:
@@ -181,7 +199,9 @@ def _digest(const: Tensor) -> str:
     for axis in range(const.dim()):
         first = const.narrow(axis, 0, min(1, const.shape[axis]))
         const = first if bool((const == first).all()) else const
-    return str(const.item()) if const.numel() == 1 else f"constant {zlib.crc32(const.contiguous().numpy().tobytes()):x}"
+    if const.numel() == 1:
+        return str(const.item())
+    return f"constant {zlib.crc32(const.contiguous().view(torch.uint8).numpy().tobytes()):x}"
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
