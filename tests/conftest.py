@@ -1,5 +1,6 @@
 """Tiny models whose groups, readers and masks are written down by hand: what every engine test compares with."""
 
+import contextlib
 import copy
 import itertools
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 import npn
 from npn.structure import Structure
@@ -74,13 +76,48 @@ def depthwise() -> nn.Sequential:
     )  # fmt: skip
 
 
-_TRACED: dict[Callable[[], nn.Module], Structure] = {}
+_TRACED: dict[object, Structure] = {}
 
 
-def _traced(model: nn.Module, x: Tensor, kind: Callable[[], nn.Module]) -> Structure:
-    if kind not in _TRACED:
-        _TRACED[kind] = trace_units(model, x)
-    return _TRACED[kind]
+def _kind(model: nn.Module, inputs: Any) -> object:
+    """What a trace depends on: classes, their plain attributes, shapes, modes; in these models no value decides."""
+    plain = (bool, int, float, str, tuple, torch.dtype)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return (
+        tuple(
+            (
+                name,
+                type(m),
+                tuple((k, repr(v)) for k, v in vars(m).items() if isinstance(v, plain)),
+                id(m.forward.__code__),
+            )
+            for name, m in model.named_modules()
+        ),
+        tuple((name, t.shape, t.dtype, t.requires_grad) for name, t in tensors),
+        repr(tree_map(lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else x, inputs)),
+    )
+
+
+@contextlib.contextmanager
+def traced_once() -> Iterator[None]:
+    """`attach` traces each kind of model for the first one alone."""
+
+    def cached(model: nn.Module, inputs: Any) -> Structure:
+        kind = _kind(model, inputs)
+        if kind not in _TRACED:
+            _TRACED[kind] = trace_units(model, inputs)
+        return _TRACED[kind]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["npn.tracing.trace"], "trace_units", cached)
+        yield
+
+
+@pytest.fixture(scope="module")
+def traces_are_shared() -> Iterator[None]:
+    """For tests of what comes after the trace."""
+    with traced_once():
+        yield
 
 
 @dataclass(frozen=True)
@@ -129,9 +166,7 @@ class Tiny:
     def attach(self, seed: int = 0, **options: object) -> tuple[nn.Module, "npn.Plasticity"]:
         """A model and its handle; traced once per kind of model, attached each time."""
         model = self.model(seed)
-        module = sys.modules["npn.tracing.trace"]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(module, "trace_units", lambda m, x: _traced(m, x, self.make))
+        with traced_once():
             return model, npn.attach(model, self.data()[0], **options)
 
 

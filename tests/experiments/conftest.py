@@ -49,6 +49,11 @@ def short_run(mode: str, path: Path) -> tuple[Outcome, RunDirectory]:
     return runner.run(moons.EXPERIMENT, options, directory, Recorder()), directory
 
 
+@pytest.fixture(scope="module", autouse=True)
+def traces_once(traces_are_shared: None) -> None:
+    """Every run attaches one of the same few models."""
+
+
 @pytest.fixture(scope="session", params=["sparsify", "expand"])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, RunDirectory]:
     return short_run(request.param, tmp_path_factory.mktemp(request.param))
