@@ -3,21 +3,26 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Path:
-    """Write a file beside its place, flush it to the disk, then move it there.
+def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Replace a file in one step: a reader, and a crash at any moment, finds the old file or the new one.
+
+    The content goes to a temporary file in the same folder, is flushed to the disk, and is moved into place.
 
     Args:
-        path: of the file; its folder is made.
-        write: called with a binary file.
+        path: of the file; its folder must exist.
+        write: writes the content to the binary file that it is given. If it raises, `path` stays as it was.
 
-    Returns:
-        The path.
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(f"{folder}/note.txt", lambda file: file.write(b"done"))
+        ...     Path(folder, "note.txt").read_text()
+        'done'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -28,4 +33,3 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], A
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return path

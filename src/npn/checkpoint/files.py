@@ -42,6 +42,7 @@ def save(
         >>> folder.cleanup()
     """
     content = pack(target, extra, stateful)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: torch.save(content, file))
     if isinstance(target, Plasticity):
         target.last_checkpoint = str(path)
