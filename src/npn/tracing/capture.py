@@ -24,7 +24,7 @@ from npn.errors import TraceError
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
-_CACHES = ("past_key_values",)  # decoding caches are returned for reuse, they are not the model's answer
+_CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 
 
 @dataclass(frozen=True)
@@ -124,16 +124,23 @@ def _fake(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
 
 
 def output_tensors(result: Any) -> list[Tensor]:
-    """All tensors in a model's answer, whatever holds them."""
-    if isinstance(result, Mapping):
-        result = {key: value for key, value in result.items() if key not in _CACHES}
+    """All tensors in a model's answer, whatever holds them; decoding caches, returned for reuse, are no part of it."""
     found = []
-    for leaf in tree_flatten(result)[0]:
+    for leaf in tree_flatten(result, is_leaf=lambda value: _is_cache(value) or isinstance(value, Mapping))[0]:
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+        elif isinstance(leaf, Mapping):
+            for value in (value for key, value in leaf.items() if key not in _CACHES):
+                found += output_tensors(value)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not _is_cache(leaf):
             found += output_tensors({key: value for key, value in vars(leaf).items() if not key.startswith("__")})
     return found
+
+
+def _is_cache(value: Any) -> bool:
+    """By its class's name or by what it can do, as no library of models is imported here."""
+    named = any(base.__name__.endswith("Cache") for base in type(value).__mro__)
+    return named or (hasattr(value, "get_seq_length") and hasattr(value, "update"))
 
 
 @contextlib.contextmanager
