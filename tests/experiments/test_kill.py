@@ -65,6 +65,7 @@ def test_ten_kills_change_nothing(tmp_path, mode, kills):
 
 def check_kills(tmp_path, experiment, options, kills, steps):
     """A whole run and one that is killed so often come to the same end."""
+    experiment.build(options.over(experiment.defaults(options)))  # what it imports and traces, every child inherits
     assert in_child(experiment, options, tmp_path / "whole", False) == 0
     rng = random.Random(7)
     path = tmp_path / "killed"
