@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
-from npn.cli_options import spelled_out
-from npn.experiments import runner
-from npn.experiments.options import Options
+from npn.cli.options import spelled_out
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
 
 SHORT = ["run", "moons", "--epochs", "2,3,2", "--seed", "1"]
 
@@ -196,10 +196,11 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
 def test_without_the_extra_the_command_says_what_to_install():
     code = (
         "import importlib.util as u; find = u.find_spec; "
-        "u.find_spec = lambda name, *a: None if name in ('rich', 'matplotlib') else find(name, *a); import npn.cli"
+        "u.find_spec = lambda name, *a: None if name in ('rich', 'matplotlib') else find(name, *a); "
+        "import npn.cli; print('imported'); npn.cli.app()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 1
+    assert result.returncode == 1 and result.stdout == "imported\n"
     assert "needs rich, matplotlib" in result.stderr and "pip install 'npn[cli]'" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -9,11 +9,11 @@ import signal
 import pytest
 import torch
 
-from npn.experiments import runner
-from npn.experiments.moons import EXPERIMENT as MOONS
-from npn.experiments.options import Options
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.moons.recipe import EXPERIMENT as MOONS
 
 from .conftest import Recorder
 

@@ -11,15 +11,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from npn import cli, distributed
+from npn import distributed
+from npn.cli import main as cli
 from npn.errors import ConfigurationError
-from npn.experiments import moons, processes, resnet56, runner
-from npn.experiments.console import Console
-from npn.experiments.data import Data, Split
-from npn.experiments.options import Options, ResNetOptions
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.stopping import Interrupted
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import processes, runner
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Interrupted
+from npn.experiments.moons import recipe as moons
+from npn.experiments.report.console import Console
+from npn.experiments.resnet import recipe as resnet56
 
 from ..processes import Died, launch
 from .conftest import Recorder
