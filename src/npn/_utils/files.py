@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Write files completely or not at all."""
 
 import os
 from collections.abc import Callable
@@ -7,11 +7,11 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], Any]) -> Path:
-    """Write a file beside its place, flush it to the disk, then move it there.
+    """Write to a temporary file in the same folder, flush it to disk, then rename it to `path`.
 
     Args:
-        path: of the file; its folder is made.
-        write: called with a binary file.
+        path: path of the file; missing folders are created.
+        write: called with the open binary file.
 
     Returns:
         The path.
