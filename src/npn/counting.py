@@ -14,10 +14,14 @@ from npn.tracing.capture import _plain_kernels, model_tensors, preserved, split_
 
 
 def count_params(model: nn.Module, biases: bool = True) -> int:
-    """Number of parameters, tied ones once.
+    """Count the parameters of a model; tied parameters count once.
 
     Args:
-        biases: count one-dimensional parameters too (biases, normalisation); papers often do not.
+        model: any module.
+        biases: whether to count one-dimensional parameters too (biases, normalisation); papers often do not.
+
+    Returns:
+        Number of parameters.
 
     Example:
         >>> count_params(nn.Linear(10, 5)), count_params(nn.Linear(10, 5), biases=False)
@@ -27,10 +31,17 @@ def count_params(model: nn.Module, biases: bool = True) -> int:
 
 
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
-    """Multiply-adds of one forward pass over the whole of `example_inputs`; FLOPs are twice as many.
+    """Count the multiply-adds of one forward pass over all of `example_inputs`; FLOPs are twice as many.
 
-    Convolutions and matrix products count, attention's included; elementwise work does not. Nothing is computed: the
-    model runs on fake tensors, in its present mode. Pass a batch of one for the customary "MACs of a model".
+    Convolutions and matrix products count, including those of attention; elementwise ops do not. Nothing is computed:
+    the model runs on fake tensors, in its present mode. Pass a batch of one for the usual "MACs of a model".
+
+    Args:
+        model: any module.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
+
+    Returns:
+        Number of multiply-adds.
 
     Example:
         >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
