@@ -54,7 +54,7 @@ def with_branches(model: nn.Module, example_inputs: Any, structure: Structure, p
     if not paths:
         return structure
     _check_own(model, paths)
-    with preserved(model), _forked(model), torch.no_grad():
+    with preserved(model), torch.no_grad():
         model.eval()
         seen = _observe(model, example_inputs, paths)
         scales = tuple(_scales(model, path, seen) for path in paths)
@@ -93,14 +93,6 @@ def _check_own(model: nn.Module, paths: Sequence[str]) -> None:
                 f"branch {home or other!r} shares {name} with other parts of the model, which would lose it; leave it "
                 "out of branches="
             )
-
-
-@contextlib.contextmanager
-def _forked(model: nn.Module) -> Iterator[None]:
-    """Undo random draws on the model's GPUs when the context ends; `preserved` restores the other generators."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(list(devices)):
-        yield
 
 
 def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> Seen:

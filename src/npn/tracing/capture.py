@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import random
 import threading
 import traceback
 import warnings
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -20,6 +18,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
 
+from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
 
 _TORCH = str(Path(torch.__file__).parent)
@@ -107,8 +106,7 @@ def warm_up(model: nn.Module, example_inputs: Any) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
-    gpus = sorted({t.device.index for t in model_tensors(model).values() if t.is_cuda})
-    with preserved(model), _announced(), torch.random.fork_rng(gpus), torch.no_grad(), warnings.catch_warnings():
+    with preserved(model), _announced(), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(Exception):
             torch.func.functional_call(model, buffers, args, kwargs)
@@ -227,9 +225,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG."""
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]
     closures = [(box, _contents(box)) for box in _hook_boxes(model)]
-    states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     try:
-        yield
+        with preserved_rng(devices_of(model)):
+            yield
     finally:
         for module, snapshot in modules:
             vars(module).clear()
@@ -238,9 +236,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 vars(module)[key] = value
         for box, inner in closures:
             _refill(box, inner)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
