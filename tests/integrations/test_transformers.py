@@ -221,3 +221,23 @@ def test_heads_of_decoders_are_units_whether_or_not_they_return_their_cache(name
     masked, small = model(**inputs).logits, plastic.export()
     assert (masked - answer.logits).abs().max() > 1e-4
     torch.testing.assert_close(small(**inputs).logits, masked, rtol=1e-5, atol=1e-5)
+
+
+def test_activation_checkpoints_before_and_after_attach():
+    def gradients():
+        model.zero_grad()
+        plastic.backward(lambda: model(**inputs).logits.pow(2).mean())
+        return [p.grad.clone() for p in plastic.weights()]
+
+    (model, _), inputs = decoder("Llama"), {"input_ids": IDS[:2], "use_cache": False}
+    plastic = npn.attach(model.train(), inputs)
+    groups, wanted = {g.name: g.size for g in plastic.groups}, gradients()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    torch.testing.assert_close(gradients(), wanted)
+    before = model(**inputs).logits
+    plastic.grow(dict.fromkeys(groups, 2))
+    assert {g.name: g.size for g in plastic.groups} == {name: size + 2 for name, size in groups.items()}
+    torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-5, atol=1e-5)
+    plastic.detach()
+    assert {g.name: g.size for g in npn.attach(model, inputs).groups} == {n: s + 2 for n, s in groups.items()}

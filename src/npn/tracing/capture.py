@@ -5,7 +5,8 @@ import os
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
@@ -24,6 +26,7 @@ from npn.errors import TraceError
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 _CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
+_GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
 
 
 @dataclass(frozen=True)
@@ -86,13 +89,19 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), _announced(), plain_functions(), torch.enable_grad():
-        traced = make_fx(
-            torch.func.functionalize(call),
-            tracing_mode="fake",
-            _allow_non_fake_inputs=True,
-            record_stack_traces=True,
-        )(fakes, fake_args, fake_kwargs)
+    graph = make_fx(
+        torch.func.functionalize(call), tracing_mode="fake", _allow_non_fake_inputs=True, record_stack_traces=True
+    )
+    with preserved(model), _plain_kernels(), _announced(), plain_functions(), _no_gradients(), torch.enable_grad():
+        try:
+            traced = graph(fakes, fake_args, fake_kwargs)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _GRADIENTS):
+                raise
+            raise RuntimeError(
+                "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
+                "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
+            ).with_traceback(error.__traceback__) from error
     return Capture(traced, names, tuple(outputs))
 
 
@@ -106,7 +115,13 @@ def warm_up(model: nn.Module, example_inputs: Any) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
-    with preserved(model), _announced(), torch.no_grad(), warnings.catch_warnings():
+    with (
+        preserved(model),
+        _announced(),
+        _no_gradients(),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         with contextlib.suppress(Exception):
             torch.func.functional_call(model, buffers, args, kwargs)
@@ -207,6 +222,33 @@ def plain_functions() -> Iterator[None]:
         yield
     finally:
         function.apply = before  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _no_gradients() -> Iterator[None]:
+    """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
+    instead: dict[str, Callable[..., Any]] = {
+        "requires_grad_": lambda tensor, requires_grad=True: tensor,
+        "retain_grad": lambda tensor: None,
+        "register_hook": lambda tensor, hook: RemovableHandle(OrderedDict()),
+    }
+    thread = threading.get_ident()
+    own = {name: vars(Tensor).get(name) for name in instead}
+
+    def replacement(name: str) -> Callable[..., Any]:
+        before: Callable[..., Any] = getattr(Tensor, name)
+        return lambda *args, **kwargs: (instead[name] if threading.get_ident() == thread else before)(*args, **kwargs)
+
+    for name in instead:
+        setattr(Tensor, name, replacement(name))
+    try:
+        yield
+    finally:
+        for name, method in own.items():
+            if method is None:  # inherited
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
 
 
 @contextlib.contextmanager
