@@ -19,6 +19,8 @@ from npn.tracing import Branches
 
 from .zoo.checks import as_double, check_training, elsewhere, warm_up
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Residual(nn.Module):
     """x + branch(x)."""
