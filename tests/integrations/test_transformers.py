@@ -14,7 +14,7 @@ from npn.integrations.transformers import PlasticityCallback, PlasticTrainerMixi
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("traces_are_shared")]
 
 IDS = torch.randint(2, 30, (48, 8), generator=torch.Generator().manual_seed(0))
 DATA = [{"input_ids": row, "labels": (row[0] > 15).long()} for row in IDS]
