@@ -142,9 +142,8 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
             ConfigurationError: the Trainer would use DataParallel.
         """
         check_processes(args.n_gpu, "DataParallel", replicated=False)  # n_gpu counts the GPUs of this process
-        self.begin(
-            model, lambda: next(iter(getattr(loader, "base_dataloader", loader)))
-        )  # accelerate counts its batches
+        # not from accelerate's own loader, which counts its batches
+        self.begin(model, lambda: next(iter(getattr(loader, "base_dataloader", loader))))
 
     def restore(self, folder: str | os.PathLike[str]) -> None:
         """Resize model and gates to those of a checkpoint.
