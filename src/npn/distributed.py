@@ -106,7 +106,7 @@ def wrap(plastic: Plasticity, module: nn.Module | None = None, **options: Any) -
         The wrapper.
 
     Example:
-        >>> import npn
+        >>> import npn, torch
         >>> from torch.nn import functional as F
         >>> x, y = torch.randn(8, 4), torch.randint(2, (8,))
         >>> plastic = npn.attach(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), x)
