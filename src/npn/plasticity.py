@@ -4,6 +4,7 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -21,12 +22,13 @@ from npn.functional.table import ESTIMATORS
 from npn.gates import CLOSED, OPEN, Gates, Priced, Pricing, UnitGroup
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
+from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
 from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
-from npn.tracing import grown
+from npn.tracing import grown, shrunk
 
 
 class Follower(Protocol):
@@ -356,16 +358,22 @@ class Plasticity:
         """
         for group in self.groups:
             group.gate.clear_reopened()
-        gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
-        removed = {name: units for name, units in gone.items() if units}
+        gone = {group: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
+        removed = {group.name: group.in_sets(units) for group, units in gone.items()}
+        removed = {name: units for name, units in removed.items() if units}
         assert_same("what compact removes", removed)
-        return self._resize(surgery.plan_removal(self.structure, removed))
+        return self._resize(surgery.plan_removal(self.structure, removed, partial(self._shrunk, self.model)))
+
+    def _shrunk(self, model: nn.Module, structure: Structure, fewer: Mapping[str, int]) -> Structure:
+        """Where the units are once some have gone, for groups that change in sets."""
+        with self.masked_weights.step(), full_length(model):
+            return shrunk(model, self.example_inputs, structure, fewer)
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
 
         Args:
-            more: group name -> units to add.
+            more: group name -> units to add; of a group whose units come in sets, rounded up to whole sets.
             grace: calls of `backward` for which the new units are held open, unpenalised.
 
         Returns:
@@ -380,7 +388,8 @@ class Plasticity:
             whole_number(f"the growth of {name!r}", number, 0, "units")
             if not self.group(name).grows:
                 raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
-        wanted = {name: number for name, number in wanted.items() if number}
+        multiples = {group.name: group.multiple for group in self.groups}
+        wanted = {name: -(-number // multiples[name]) * multiples[name] for name, number in wanted.items() if number}
         assert_same("what grow adds", wanted)
         if not wanted:
             return self._resize(surgery.plan_removal(self.structure, {}))
@@ -432,9 +441,23 @@ class Plasticity:
         memo = {id(self.gates): None, id(self.masked_weights): None}
         clone = copy.deepcopy(self.model, memo | detached_leftovers(self.model))
         self._call.unregister(clone)
-        surgery.apply_plan(clone, surgery.plan_removal(self.structure, self.gates.closed()))
+        closed = self.gates.closed()
+        removed = {group.name: group.in_sets(closed[group.name]) for group in self.groups}
+        if removed != closed:  # of incomplete sets the closed units stay, and nothing reads them
+            self._zero_readers(clone)
+        surgery.apply_plan(clone, surgery.plan_removal(self.structure, removed, partial(self._shrunk, clone)))
         materialize_selects(clone)
         return clone
+
+    def _zero_readers(self, model: nn.Module) -> None:
+        """Make the deterministic mask part of the weights of a copy of the model."""
+        mask = self.gates.deterministic_mask()
+        assert mask is not None
+        table = MaskTable(model, self.structure)
+        with torch.no_grad():
+            for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):
+                for factor in factors:
+                    parameter.mul_(factor)
 
     def detach(self) -> nn.Module:
         """Remove the gates and return the model, with its closed units still present."""

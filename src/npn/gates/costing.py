@@ -73,6 +73,7 @@ class CostModel:
                     if slot.reads:
                         shape = structure.shapes[slot.tensor]
                         self.fan_out[row[slot.tensor], g] += each * torch.Size(shape).numel() / shape[slot.axis]
+        self._least = {group.name: float(group.multiple) for group in structure.groups}
         self.branches = structure.branches if structure.branches and structure.branches.name in position else None
         self.home, self.scaled, self.owner = self._branches(structure, names)
         macs = torch.tensor([structure.positions.get(name, 0.0) for name in names], dtype=torch.float64)
@@ -198,7 +199,7 @@ class CostModel:
         Returns:
             The cost.
         """
-        ones = dict.fromkeys(self.gated, 1.0)
+        ones = dict.fromkeys(self.gated, 1.0) | self._least
         if self.branches is None:
             return self._corner(kind, ones, None)
         return min(self._corner(kind, ones, number) for number in range(self.branches.size))
