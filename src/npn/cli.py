@@ -22,6 +22,7 @@ from typer.core import TyperGroup  # noqa: E402
 
 from npn.cli_model import register as register_model_commands  # noqa: E402
 from npn.cli_options import Launch, spelled_out  # noqa: E402
+from npn.cli_prune import register as register_prune  # noqa: E402
 from npn.errors import ConfigurationError, PlasticityError  # noqa: E402
 from npn.experiments.options import Options, ResNetOptions  # noqa: E402
 from npn.experiments.rundir import RunDirectory, make_folder  # noqa: E402
@@ -58,6 +59,7 @@ bench_app = typer.Typer(help="Run an experiment over several seeds and write its
 app.add_typer(run_app, name="run")
 app.add_typer(bench_app, name="bench")
 register_model_commands(app)
+register_prune(app)
 console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first one talks
 
 

@@ -107,16 +107,19 @@ class CostModel:
         Args:
             kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch those
                 that its gate multiplies).
-            probability: (units,) of all gated groups, in order; of columns the effective one.
+            probability: (units,) of all gated groups, in order; of columns the effective one. In float64 on the CPU the
+                cost is exact.
             weights: group name -> factor, for "layerwise".
         """
         of_group = self.of_group
         sums = probability.new_zeros(len(self.gated)).index_add(0, of_group, probability)
+        exact = sums.dtype == torch.float64 and sums.device.type == "cpu"
+        tables = self._exact if exact else self._device_copy
         with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
             if self.branches is None:
-                return self._cost(kind, self._device_copy, probability, sums, of_group, weights)
+                return self._cost(kind, tables, probability, sums, of_group, weights)
             present = probability[self._first : self._first + self.branches.size]
-            return self._cost(kind, self._device_copy, probability, sums, of_group, weights, present)
+            return self._cost(kind, tables, probability, sums, of_group, weights, present)
 
     def _cost(
         self,

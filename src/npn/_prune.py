@@ -1,0 +1,202 @@
+"""One-shot pruning: score the units of a trained network, close the least important, export what is left."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npn._attach import attach
+from npn._importance import check_criterion, importance
+from npn._importance.costs import cost_function, value_and_slope
+from npn._importance.gradients import BatchLoss
+from npn.counting import count_macs, count_params
+from npn.errors import ConfigurationError
+from npn.masking.calls import detached_leftovers
+from npn.plasticity import Plasticity
+
+COSTS = ("params", "macs")
+CLOSE_ENOUGH = 0.005  # of the target: units that come back for less are not looked for
+TRIES = 5  # at a MACs target where attention between activations, which no weight carries, counts as well
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: float,
+    cost: str = "macs",
+    criterion: str = "taylor",
+    batches: Iterable[Any] | None = None,
+    loss: BatchLoss | None = None,
+    only: str | Iterable[str] | None = None,
+    skip: str | Iterable[str] | None = None,
+) -> nn.Module:
+    """Shrink a trained model to a size in one shot: no gates are trained, and no weights.
+
+    Units close in the order of importance per marginal cost, which is what the network as it then is would save; that
+    is computed anew as units close. The most important unit of every group stays. The result costs at most the target
+    and comes within 2% of it, or as near as whole units allow. It wants fine-tuning.
+
+    The passed model is untouched: a copy is scored and shrunk, so there is memory for three models at most.
+
+    Args:
+        model: any module whose forward pass can be traced, in the mode in which it is to be scored.
+        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; one small batch.
+        target: a float up to 1 is a fraction of the present cost; an int, or a value above 1, is the cost itself.
+        cost: "macs" as `npn.count_macs(model, example_inputs)` counts them, or "params" as `npn.count_params`.
+        criterion: "taylor", "fisher", "magnitude", "bn_scale" or "random", see `npn.importance`.
+        batches: for "taylor" and "fisher": an iterable of what `loss` takes.
+        loss: for "taylor" and "fisher": (model, batch) -> scalar, called with the copy.
+        only, skip: patterns of names of groups that may lose units, or may not.
+
+    Returns:
+        A plain module of the same class, in the same mode, with fewer units.
+
+    Raises:
+        ConfigurationError: an argument is unknown or outside its range, or the target is below the cost with one unit
+            left in every group.
+        TraceError: the model cannot be followed, or nothing in it can be resized.
+        NonFiniteLossError: a batch's loss or gradient is NaN or infinite.
+
+    Example:
+        >>> import npn, torch
+        >>> from torch.nn import functional as F
+        >>> model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
+        >>> batches = [(torch.randn(16, 8), torch.randint(2, (16,))) for _ in range(4)]
+        >>> loss = lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
+        >>> small = npn.prune(model, batches[0][0], target=0.5, batches=batches, loss=loss)
+        >>> 0.48 < npn.count_macs(small, batches[0][0]) / npn.count_macs(model, batches[0][0]) <= 0.5
+        True
+
+    References:
+        Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017, divide by
+        cost as well; Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021.
+    """
+    return closed_to_target(
+        model, example_inputs, target=target, cost=cost, criterion=criterion, batches=batches, loss=loss, only=only,
+        skip=skip,
+    ).export()  # fmt: skip
+
+
+def closed_to_target(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    target: float,
+    cost: str,
+    criterion: str,
+    batches: Iterable[Any] | None,
+    loss: BatchLoss | None,
+    only: str | Iterable[str] | None,
+    skip: str | Iterable[str] | None,
+) -> Plasticity:
+    """The handle of a copy of the model whose units are closed so far that `export` meets the target; see `prune`."""
+    _check(target, cost)
+    check_criterion(criterion, batches, loss)
+    clone = copy.deepcopy(model, dict(detached_leftovers(model)))
+    plastic = attach(clone, example_inputs, only=only, skip=skip)
+    sizes = [group.size for group in plastic.groups]
+
+    def measured(open_units: Tensor) -> float:
+        set_open(plastic, open_units)
+        small = plastic.export()
+        return count_params(small) if cost == "params" else count_macs(small, example_inputs)
+
+    everything = torch.ones(sum(sizes), dtype=torch.bool)
+    full, least = measured(everything), measured(best_of_each(torch.zeros(sum(sizes)), sizes))
+    wanted = target * full if isinstance(target, float) and target <= 1 else target
+    if least > wanted:
+        raise ConfigurationError(
+            f"target={target} asks for {wanted:,.0f} {_words(cost)}, but with one unit left in every group the model "
+            f"still has {least:,.0f} of {full:,.0f}; give a target of at least {_share(least / full)}"
+            + (", or let more groups take part with only= and skip=" if only is not None or skip is not None else "")
+        )
+    set_open(plastic, everything)
+    found = importance(plastic, criterion, batches, loss)
+    scores = torch.cat([found[group.name].cpu().double() for group in plastic.groups])
+    price = cost_function(plastic, cost)
+    unpriced = full - value_and_slope(price, everything)[0]  # what counts, but belongs to no weight
+    best: tuple[bool, float, Tensor] | None = None
+    for _ in range(TRIES):
+        mask = cheapest_to_close(scores, sizes, price, wanted - unpriced)
+        came = measured(mask)
+        rank = (came > wanted, abs(came - wanted), mask)
+        best = rank if best is None or rank[:2] < best[:2] else best
+        before, unpriced = unpriced, came - value_and_slope(price, mask)[0]
+        if unpriced == before or (1 - CLOSE_ENOUGH) * wanted <= came <= wanted:
+            break
+    assert best is not None
+    set_open(plastic, best[2])
+    return plastic
+
+
+def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Callable[[Tensor], Tensor], bound: float) -> Tensor:
+    """Which units stay open so that the cost is at most a bound, the least important per marginal cost closed first.
+
+    The cost has no negative term, so that units which close together save at most the sum of what each would save
+    alone: closing those with a sum below the excess cannot go too far. A round takes a quarter of the excess or 2% of
+    the cost, whichever is less, and one unit at least. Whole units overshoot: those that fit below the bound again,
+    the most important per cost first, come back.
+
+    Args:
+        scores: float64 (gates,), >= 0.
+        sizes: units of each group; one of each stays open, the one with the best score.
+        cost: from a mask, float64 (gates,), to the cost; linear in each gate.
+        bound: on the cost.
+
+    Returns:
+        bool (gates,), True where open; the best unit of each group alone where the bound is out of reach.
+    """
+    stays = best_of_each(scores, sizes)
+    mask = torch.ones_like(stays)
+    while True:
+        total, saved = value_and_slope(cost, mask)
+        candidates = (mask & ~stays & (saved > 0)).nonzero().reshape(-1)
+        if total <= bound or not len(candidates):
+            break
+        order = candidates[(scores / saved)[candidates].argsort(stable=True)]
+        allowed = min((total - bound) / 4, total / 50)
+        mask[order[: max(1, int((saved[order].cumsum(0) <= allowed).sum()))]] = False
+    while True:
+        total, added = value_and_slope(cost, mask)
+        candidates = (~mask & (added <= bound - total)).nonzero().reshape(-1)
+        if total >= (1 - CLOSE_ENOUGH) * bound or not len(candidates):
+            return mask
+        order = candidates[(scores / added)[candidates].argsort(descending=True, stable=True)]
+        many = int((added[order].cumsum(0) <= bound - total).sum())
+        while many > 1 and value_and_slope(cost, mask.index_fill(0, order[:many], True))[0] > bound:
+            many //= 2  # together they add more than each alone; the first one fits
+        mask[order[: max(1, many)]] = True
+
+
+def best_of_each(scores: Tensor, sizes: Sequence[int]) -> Tensor:
+    """bool (gates,): the unit of each group with the highest score, the first of several."""
+    return torch.cat([torch.arange(len(piece)) == piece.argmax() for piece in scores.split(list(sizes))])
+
+
+def set_open(plastic: Plasticity, open_units: Tensor) -> None:
+    """Open these units, bool (gates,), and close all others."""
+    for group, mask in zip(plastic.groups, open_units.split([group.size for group in plastic.groups]), strict=True):
+        plastic.open(group, mask)
+        plastic.close(group, ~mask)
+
+
+def _check(target: float, cost: str) -> None:
+    if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < math.inf:
+        raise ConfigurationError(
+            f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {target!r}"
+        )
+    if cost not in COSTS:
+        raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
+
+
+def _words(cost: str) -> str:
+    return "MACs" if cost == "macs" else "parameters"
+
+
+def _share(fraction: float) -> str:
+    """A fraction rounded up, so that it can be reached."""
+    return f"{math.ceil(fraction * 1e4) / 1e4:g}"
