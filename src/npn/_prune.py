@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from npn._attach import attach
 from npn._importance import check_criterion, importance
+from npn._importance.closing import CLOSE_ENOUGH, best_of_each, cheapest_to_close
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import BatchLoss
 from npn.counting import count_macs, count_params
@@ -18,8 +19,7 @@ from npn.masking.calls import detached_leftovers
 from npn.plasticity import Plasticity
 
 COSTS = ("params", "macs")
-CLOSE_ENOUGH = 0.005  # of the target: units that come back for less are not looked for
-TRIES = 5  # at a MACs target where attention between activations, which no weight carries, counts as well
+TRIES = 10  # at a MACs target that attention between activations counts towards
 
 
 def prune(
@@ -118,63 +118,37 @@ def closed_to_target(
     found = importance(plastic, criterion, batches, loss)
     scores = torch.cat([found[group.name].cpu().double() for group in plastic.groups])
     price = cost_function(plastic, cost)
-    unpriced = full - value_and_slope(price, everything)[0]  # what counts, but belongs to no weight
-    best: tuple[bool, float, Tensor] | None = None
-    for _ in range(TRIES):
-        mask = cheapest_to_close(scores, sizes, price, wanted - unpriced)
-        came = measured(mask)
-        rank = (came > wanted, abs(came - wanted), mask)
-        best = rank if best is None or rank[:2] < best[:2] else best
-        before, unpriced = unpriced, came - value_and_slope(price, mask)[0]
-        if unpriced == before or (1 - CLOSE_ENOUGH) * wanted <= came <= wanted:
-            break
-    assert best is not None
-    set_open(plastic, best[2])
+    set_open(plastic, _nearest(wanted, full, price, lambda b: cheapest_to_close(scores, sizes, price, b), measured))
     return plastic
 
 
-def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Callable[[Tensor], Tensor], bound: float) -> Tensor:
-    """Which units stay open so that the cost is at most a bound, the least important per marginal cost closed first.
+def _nearest(
+    wanted: float,
+    full: float,
+    price: Callable[[Tensor], Tensor],
+    choose: Callable[[float], Tensor],
+    measured: Callable[[Tensor], float],
+) -> Tensor:
+    """The choice whose measured cost comes nearest to what is wanted, from below where that can be had.
 
-    The cost has no negative term, so that units which close together save at most the sum of what each would save
-    alone: closing those with a sum below the excess cannot go too far. A round takes a quarter of the excess or 2% of
-    the cost, whichever is less, and one unit at least. Whole units overshoot: those that fit below the bound again,
-    the most important per cost first, come back.
-
-    Args:
-        scores: float64 (gates,), >= 0.
-        sizes: units of each group; one of each stays open, the one with the best score.
-        cost: from a mask, float64 (gates,), to the cost; linear in each gate.
-        bound: on the cost.
-
-    Returns:
-        bool (gates,), True where open; the best unit of each group alone where the bound is out of reach.
+    The price is that of the weights, and attention between activations costs MACs as well: the bound on the price that
+    leads to the wanted cost is looked for by proportion, and by bisection where that leads astray.
     """
-    stays = best_of_each(scores, sizes)
-    mask = torch.ones_like(stays)
-    while True:
-        total, saved = value_and_slope(cost, mask)
-        candidates = (mask & ~stays & (saved > 0)).nonzero().reshape(-1)
-        if total <= bound or not len(candidates):
+    high = value_and_slope(price, choose(math.inf))[0]
+    low, bound = 0.0, wanted * high / full
+    found: list[tuple[bool, float, Tensor]] = []
+    for _ in range(TRIES):
+        mask = choose(bound)
+        came = measured(mask)
+        found.append((came > wanted, abs(came - wanted), mask))
+        low, high = (low, bound) if came > wanted else (bound, high)
+        as_priced = value_and_slope(price, mask)[0] == came
+        if as_priced or bool(mask.all()) or (1 - CLOSE_ENOUGH) * wanted <= came <= wanted:
             break
-        order = candidates[(scores / saved)[candidates].argsort(stable=True)]
-        allowed = min((total - bound) / 4, total / 50)
-        mask[order[: max(1, int((saved[order].cumsum(0) <= allowed).sum()))]] = False
-    while True:
-        total, added = value_and_slope(cost, mask)
-        candidates = (~mask & (added <= bound - total)).nonzero().reshape(-1)
-        if total >= (1 - CLOSE_ENOUGH) * bound or not len(candidates):
-            return mask
-        order = candidates[(scores / added)[candidates].argsort(descending=True, stable=True)]
-        many = int((added[order].cumsum(0) <= bound - total).sum())
-        while many > 1 and value_and_slope(cost, mask.index_fill(0, order[:many], True))[0] > bound:
-            many //= 2  # together they add more than each alone; the first one fits
-        mask[order[: max(1, many)]] = True
-
-
-def best_of_each(scores: Tensor, sizes: Sequence[int]) -> Tensor:
-    """bool (gates,): the unit of each group with the highest score, the first of several."""
-    return torch.cat([torch.arange(len(piece)) == piece.argmax() for piece in scores.split(list(sizes))])
+        bound *= wanted / came
+        if not low < bound < high:
+            bound = (low + high) / 2
+    return min(found, key=lambda each: each[:2])[2]
 
 
 def set_open(plastic: Plasticity, open_units: Tensor) -> None:
