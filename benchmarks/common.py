@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from npn.experiments.lenet5 import LeNet5
-from npn.experiments.report import machine, made_by, markdown_table, versions
-from npn.experiments.rundir import write_json
+from npn.experiments.engine.rundir import write_json
+from npn.experiments.lenet5.recipe import LeNet5
+from npn.experiments.report.tables import machine, made_by, markdown_table, versions
 
 BATCH_SIZE = 128
 DENSE_LENET5 = "20-50-800-500"

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 import npn
 from common import DENSE_LENET5, lenet5, parser, write
+from npn.experiments.engine.timing import Timing, interleaved
 from npn.experiments.registry import finished_model
-from npn.experiments.report import markdown_table
-from npn.experiments.timing import Timing, interleaved
+from npn.experiments.report.tables import markdown_table
 from npn.export import write_model
 
 AIM = 0.4  # of the MACs ratio

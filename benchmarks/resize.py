@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 import npn
 from common import BATCH_SIZE, batch, lenet5, parser, timing_table, training_step, write
-from npn.experiments.timing import Timing, seconds
+from npn.experiments.engine.timing import Timing, seconds
 from npn.surgery import plan_growth, plan_removal
 from npn.tracing import grown
 

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 
 import npn
 from common import BATCH_SIZE, batch, parser, write
-from npn.experiments import lenet5
-from npn.experiments.data import Data, Split
-from npn.experiments.options import Options
-from npn.experiments.recipe import Recipe, Row
-from npn.experiments.report import markdown_table, percent
-from npn.experiments.runner import epochs, evaluate, shuffled
-from npn.experiments.timing import interleaved
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Recipe, Row
+from npn.experiments.engine.runner import epochs, evaluate, shuffled
+from npn.experiments.engine.timing import interleaved
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.report.tables import markdown_table, percent
 
 SETTINGS = {
     f"{layout}, {update} AdamW": (layout == "channels_last", update == "fused")

@@ -4,7 +4,7 @@ import contextlib
 import copy
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,20 @@ from npn.structure import Structure
 from npn.tracing.trace import trace_units
 
 torch.set_num_threads(1)
+
+# Files that use one fixture of the session, or one fork server.
+TOGETHER = {"moons": ("test_moons.py", "test_runner.py")}
+TOGETHER["processes"] = ("test_distributed.py", "test_several.py", "test_accelerate.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup` the tests of a file run on one process, which makes what they share once."""
+    groups = {file: name for name, files in TOGETHER.items() for file in files}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            name = groups.get(item.path.name, item.path.stem)
+            item.add_marker(pytest.mark.xdist_group(name))
 
 
 class Residual(nn.Module):
@@ -79,20 +93,24 @@ def depthwise() -> nn.Sequential:
 _TRACED: dict[object, Structure] = {}
 
 
+def _said(value: object) -> object:
+    """An attribute as it is compared: by what it says, or, where that is only where it lies, by itself."""
+    text = repr(value)
+    if " at 0x" not in text:
+        return text
+    return value if isinstance(value, Hashable) else object()
+
+
 def _kind(model: nn.Module, inputs: Any) -> object:
-    """What a trace depends on: classes, their plain attributes, shapes, modes; in these models no value decides."""
-    plain = (bool, int, float, str, tuple, torch.dtype)
+    """What a trace depends on: classes, attributes, hooks, shapes and modes; in the tests' models no tensor's value."""
     tensors = [*model.named_parameters(), *model.named_buffers()]
+    modules = []
+    for name, module in model.named_modules():
+        own = tuple((key, _said(value)) for key, value in vars(module).items() if not key.startswith("_"))
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        modules.append((name, type(module), own, hooks))
     return (
-        tuple(
-            (
-                name,
-                type(m),
-                tuple((k, repr(v)) for k, v in vars(m).items() if isinstance(v, plain)),
-                id(m.forward.__code__),
-            )
-            for name, m in model.named_modules()
-        ),
+        tuple(modules),
         tuple((name, t.shape, t.dtype, t.requires_grad) for name, t in tensors),
         repr(tree_map(lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else x, inputs)),
     )

@@ -14,7 +14,15 @@ import torch.distributed as dist
 
 SECONDS = 60.0
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch.distributed", "sklearn.datasets", "npn.cli", "npn.experiments.moons"])
+OURS = ["npn.cli", "npn.experiments.moons", "npn.experiments.resnet56"]
+TRACING = [
+    "torch._dynamo",
+    "torch._functorch.aot_autograd",
+    "torch._inductor",
+    "torch.export",
+]  # imported when first used
+TRAINERS = ["lightning.pytorch", "accelerate", "transformers.trainer", "transformers.models.bert.modeling_bert"]
+PROCESSES.set_forkserver_preload(["torch.distributed", "sklearn.datasets", "pytest", *OURS, *TRACING, *TRAINERS])
 
 
 class Died(Exception):

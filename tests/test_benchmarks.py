@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import npn
-from npn.experiments import timing
+from npn.experiments.engine import timing
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

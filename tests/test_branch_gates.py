@@ -14,6 +14,8 @@ from npn.surgery import apply_plan, plan_removal
 
 from .test_branches import Residual, units
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Tiny(nn.Module):
     """Two branches; the second has the stream on both axes of its weight."""

@@ -20,6 +20,8 @@ from npn.surgery import plan_removal
 
 from .zoo.checks import as_double, check_training, elsewhere, warm_up
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Residual(nn.Module):
     """x + branch(x)."""

@@ -6,6 +6,8 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -13,11 +15,21 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
-from npn.cli_options import spelled_out
-from npn.experiments import runner
-from npn.experiments.options import Options
+from npn.cli.options import spelled_out
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.moons import recipe as moons
 
 SHORT = ["run", "moons", "--epochs", "2,3,2", "--seed", "1"]
+
+
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Without pictures, which take most of a short run's time."""
+    monkeypatch.setattr(moons, "EXPERIMENT", replace(moons.EXPERIMENT, draw=lambda *_: []))
 
 
 def call(*arguments):
@@ -125,7 +137,7 @@ def test_inspect_explains_what_is_wrong(models, arguments, message):
     assert message in result.output.replace("\n", " ")
 
 
-def test_settings_that_cannot_be(tmp_path):
+def test_settings_that_cannot_be(tmp_path, undrawn):
     for arguments, message in (
         (["--mode", "shrink"], "mode must be one of 'sparsify', 'expand', got 'shrink'"),
         (["--penalty", "1e-3", "--budget", "50"], "give a penalty or a budget, not both"),
@@ -136,13 +148,12 @@ def test_settings_that_cannot_be(tmp_path):
         assert message is None or message in result.output.replace("\n", " ")
 
 
-def test_an_unfinished_run_is_neither_lost_nor_ignored(tmp_path, monkeypatch):
+def test_an_unfinished_run_is_neither_lost_nor_ignored(tmp_path, undrawn):
     out = tmp_path / "run"
-    monkeypatch.setattr(runner, "evaluate", interrupted_in(runner.evaluate, call_number=5))
-    stopped = call(*SHORT, "--out", out)
+    with mock.patch.object(runner, "evaluate", interrupted_in(runner.evaluate, call_number=5)):
+        stopped = call(*SHORT, "--out", out)
     assert stopped.exit_code == 130
     assert f"npn run moons --resume --out {out}" in stopped.output.replace("\n", "")
-    monkeypatch.undo()
     rows = len((out / "metrics.jsonl").read_text().splitlines())
     assert 0 < rows < 7
     refused = call(*SHORT, "--out", out)
@@ -167,7 +178,7 @@ def interrupted_in(function, call_number):
     return wrapped
 
 
-def test_a_run_that_is_given_minutes_can_be_resumed(tmp_path):
+def test_a_run_that_is_given_minutes_can_be_resumed(tmp_path, undrawn):
     out = tmp_path / "run"
     stopped = call(*SHORT, "--out", out, "--stop-after", "0.000001")
     assert stopped.exit_code == 130
@@ -188,7 +199,7 @@ def test_every_experiment_offers_its_settings_and_only_those():
     assert "--data" not in text and "(default: reinmax)" in text
 
 
-def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
+def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path, undrawn):
     result = call(*SHORT, "--out", tmp_path / "run", "--resume")
     assert result.exit_code == 0 and "starting from the beginning" in result.output.replace("\n", " ")
 
@@ -196,10 +207,11 @@ def test_resuming_before_the_first_checkpoint_starts_anew(tmp_path):
 def test_without_the_extra_the_command_says_what_to_install():
     code = (
         "import importlib.util as u; find = u.find_spec; "
-        "u.find_spec = lambda name, *a: None if name in ('rich', 'matplotlib') else find(name, *a); import npn.cli"
+        "u.find_spec = lambda name, *a: None if name in ('rich', 'matplotlib') else find(name, *a); "
+        "import npn.cli; print('imported'); npn.cli.app()"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.returncode == 1
+    assert result.returncode == 1 and result.stdout == "imported\n"
     assert "needs rich, matplotlib" in result.stderr and "pip install 'npn[cli]'" in result.stderr
     assert "Traceback" not in result.stderr
 

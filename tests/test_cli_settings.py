@@ -10,12 +10,18 @@ import requests
 from typer.testing import CliRunner
 
 import npn
-from npn import cli
-from npn.experiments import estimators, frontier, lenet5, moons, processes, resnet56, resnet_bench, runner
-from npn.experiments.estimators import ESTIMATORS, Settings
-from npn.experiments.options import Options, ResNetOptions
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.stopping import Interrupted
+from npn.cli import main as cli
+from npn.experiments.engine import processes, runner
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Interrupted
+from npn.experiments.estimators import bench as estimators
+from npn.experiments.estimators.bench import ESTIMATORS, Settings
+from npn.experiments.lenet5 import bench as frontier
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.moons import recipe as moons
+from npn.experiments.resnet import bench as resnet_bench
+from npn.experiments.resnet import recipe as resnet56
 
 MAKEFILE = Path(__file__).parents[1] / "Makefile"
 

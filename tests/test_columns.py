@@ -20,6 +20,8 @@ from npn.functional import effective_gates, effective_gates_gradient
 from .tracing.test_random import OPS, Graph, Step
 from .zoo.checks import as_double, assert_close, call, check_training, elsewhere, warm_up
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Net(nn.Module):
     """Convolution, flatten (channels first or last), two linear layers."""
@@ -224,7 +226,8 @@ def test_gradient_with_respect_to_every_gate(estimator: str, masks: str) -> None
         pytest.skip("double_cv has no per-example form")
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv1d(1, 2, 1), nn.Flatten(), nn.Linear(4, 1, bias=False))
-    x = torch.randn(1 if masks == "example" else 3, 1, 2)
+    # an example of its own draws its own mask: 50 copies in a batch are 50 draws
+    x = torch.randn(1, 1, 2).expand(50, 1, 2).clone() if masks == "example" else torch.randn(3, 1, 2)
     plastic = npn.attach(model, x, columns="2", estimator=estimator, masks=masks, penalty=npn.Penalty(weight=0.0))
     plastic.k = 1.0
     with torch.no_grad():
@@ -236,7 +239,9 @@ def test_gradient_with_respect_to_every_gate(estimator: str, masks: str) -> None
     unit_of_column = plastic.masked_weights.table.unit_of_column
     (features * weight * effective_gates(gates, unit_of_column)[2:]).sum(1).mean().backward()
     exact = gates.grad * gates.detach() * (1 - gates.detach())
-    total, draws = torch.zeros(6), 800
+    # losses of single masks vary, slopes hardly: where they inform the gates, fewer draws are as close
+    total, draws = torch.zeros(6), 800 if estimator in ("arm", "disarm", "rloo") else 200
+    draws //= 50 if masks == "example" else 1
     for _ in range(draws):
         for logits in plastic.logits():
             logits.grad = None

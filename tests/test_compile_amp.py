@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+import torch._inductor.config
 import torch.nn.functional as F
 
 import npn
@@ -202,10 +203,11 @@ def test_compiled_with_masks_per_example(tiny):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_compiled_by_inductor(tiny):
+def test_compiled_by_inductor(tiny, monkeypatch):
     model, plastic = tiny["mlp"].attach()
     x, y = tiny["mlp"].data()
     torch._dynamo.reset()
+    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of processes for one small graph
     twin = copy.deepcopy(plastic)
     call = torch.compile(model)
     for p in (plastic, twin):

@@ -1,4 +1,4 @@
-"""Plasticity for PyTorch models: units that do not pay for themselves go, new ones come where they help."""
+"""Plasticity for PyTorch models: remove units that do not pay for themselves, add units where they help."""
 
 from npn import distributed, functional
 from npn._attach import attach

@@ -1,4 +1,4 @@
-"""`python -m npn` is the `npn` command, also under `torchrun -m npn`."""
+"""Run the `npn` command with `python -m npn`, or with `torchrun -m npn` on several processes."""
 
 from npn.cli import app
 

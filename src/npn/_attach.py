@@ -1,4 +1,4 @@
-"""`attach` gives a model plasticity."""
+"""`attach`: give a model gates."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -30,29 +30,30 @@ def attach(
     """Give a model gates on every unit that can be resized.
 
     The model keeps its class, its forward and its state_dict keys. It starts at k = inf with every gate open, so
-    training goes on as before until `plastic.k` (or a `Schedule`) says otherwise.
+    training is unchanged until `plastic.k` or a `Schedule` sets another k.
 
     Args:
         model: any module whose forward pass can be traced.
-        example_inputs: a tensor, a tuple of positional or a dict of keyword arguments; one small batch.
-        estimator: of the gates' gradient: "reinmax", "straight_through", "double_cv", "disarm", "arm" or "rloo".
-        function: gate function g, "sigmoid", "hard_sigmoid" or "shifted_sigmoid".
-        penalty: what size costs; `Penalty(cost="params", weight=1e-6)` if not given.
-        only, skip: patterns of group names that get gates, or do not.
-        columns: patterns of names of layers (linear, convolution) whose single input columns get gates, too, in a
-            group `<layer>.columns`: where one unit feeds several, as a channel does after flattening, some may go and
-            the others stay. The compact model then selects the layer's inputs by index.
-        branches: patterns of names of submodules whose output is added to something, `x + branch(x)`: each gets one
-            gate, all of them in the group `branches`. A closed branch computes zero, and the units inside it cost
-            nothing and have no gradient of the data; `compact` replaces it by a module that returns zero, for good.
-        masks: "batch" draws one mask per step, "example" one per example.
+        example_inputs: one small batch: a tensor, a tuple of positional or a dict of keyword arguments.
+        estimator: estimator of the gates' gradient: "reinmax", "straight_through", "double_cv", "disarm", "arm" or
+            "rloo".
+        function: gate function g: "sigmoid", "hard_sigmoid", "shifted_sigmoid" or an object.
+        penalty: price of size; `Penalty(cost="params", weight=1e-6)` if not given.
+        only, skip: patterns of the names of groups that get gates, or do not.
+        columns: patterns of the names of linear and convolution layers whose single input columns get gates too, in a
+            group `<layer>.columns`. Where one unit feeds several columns, such as a channel after flattening, some can
+            then be removed and the others kept. The compact model selects the layer's inputs by index.
+        branches: patterns of the names of submodules whose output is added to another tensor, `x + branch(x)`: each
+            gets one gate, all in the group `branches`. A closed branch computes zero, and the units inside it cost
+            nothing and get no gradient from the data; `compact` replaces it for good by a module that returns zero.
+        masks: "batch" draws one mask per step, "example" one mask per example.
 
     Returns:
         The handle: groups, frozen dimensions, `backward`, `compact`, `grow`, `export`.
 
     Raises:
-        TraceError: the model cannot be followed, nothing in it can be resized, or it does not work without a branch.
-        ConfigurationError: an unknown option.
+        TraceError: tracing cannot follow the model, nothing in it can be resized, or it does not work without a branch.
+        ConfigurationError: an option is unknown.
 
     Example:
         >>> import torch

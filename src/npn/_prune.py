@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from npn._attach import attach
 from npn._importance import check_criterion, importance
-from npn._importance.closing import CLOSE_ENOUGH, best_of_each, cheapest_to_close
+from npn._importance.closing import COARSE, Cost, best_of_each, cheapest_to_close
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import BatchLoss
-from npn.counting import count_macs, count_params
+from npn.counting import macs_at
 from npn.errors import ConfigurationError
 from npn.masking.calls import detached_leftovers
 from npn.plasticity import Plasticity
 
 COSTS = ("params", "macs")
-TRIES = 10  # at a MACs target that attention between activations counts towards
+TRIES = 10  # where a model's multiply-adds are not those of its weights alone
 
 
 def prune(
@@ -93,62 +93,93 @@ def closed_to_target(
     only: str | Iterable[str] | None,
     skip: str | Iterable[str] | None,
 ) -> Plasticity:
-    """The handle of a copy of the model whose units are closed so far that `export` meets the target; see `prune`."""
+    """Attach to a copy of the model and close units until its `export` meets the target; see `prune` for the arguments.
+
+    Returns:
+        The handle of the copy, with the units still in it.
+    """
     _check(target, cost)
     check_criterion(criterion, batches, loss)
     clone = copy.deepcopy(model, dict(detached_leftovers(model)))
     plastic = attach(clone, example_inputs, only=only, skip=skip)
     sizes = [group.size for group in plastic.groups]
-
-    def measured(open_units: Tensor) -> float:
-        set_open(plastic, open_units)
-        small = plastic.export()
-        return count_params(small) if cost == "params" else count_macs(small, example_inputs)
-
-    everything = torch.ones(sum(sizes), dtype=torch.bool)
-    full, least = measured(everything), measured(best_of_each(torch.zeros(sum(sizes)), sizes))
+    price, counted = _price(plastic, cost)
+    full = counted([0] * len(sizes))
+    least = value_and_slope(price, best_of_each(torch.zeros(sum(sizes)), sizes))[0]
     wanted = target * full if isinstance(target, float) and target <= 1 else target
     if least > wanted:
         raise ConfigurationError(
-            f"target={target} asks for {wanted:,.0f} {_words(cost)}, but with one unit left in every group the model "
-            f"still has {least:,.0f} of {full:,.0f}; give a target of at least {_share(least / full)}"
+            f"target={target} asks for {wanted:,.0f} {'MACs' if cost == 'macs' else 'parameters'}, but with one unit "
+            f"left in every group the model still has {least:,.0f} of {full:,.0f}; give a target of at least "
+            f"{math.ceil(least / full * 1e4) / 1e4:g}"
             + (", or let more groups take part with only= and skip=" if only is not None or skip is not None else "")
         )
-    set_open(plastic, everything)
     found = importance(plastic, criterion, batches, loss)
     scores = torch.cat([found[group.name].cpu().double() for group in plastic.groups])
-    price = cost_function(plastic, cost)
-    set_open(plastic, _nearest(wanted, full, price, lambda b: cheapest_to_close(scores, sizes, price, b), measured))
+
+    def measured(mask: Tensor) -> float:
+        return counted([int(piece.sum()) - len(piece) for piece in mask.split(sizes)])
+
+    set_open(plastic, _nearest(wanted, price, lambda bound: cheapest_to_close(scores, sizes, price, bound), measured))
     return plastic
 
 
-def _nearest(
-    wanted: float,
-    full: float,
-    price: Callable[[Tensor], Tensor],
-    choose: Callable[[float], Tensor],
-    measured: Callable[[Tensor], float],
-) -> Tensor:
-    """The choice whose measured cost comes nearest to what is wanted, from below where that can be had.
+def _price(plastic: Plasticity, cost: str) -> tuple[Cost, Callable[[Sequence[int]], float]]:
+    """Two costs: one of a mask, differentiable, and the exact one after each group changed by so many units.
 
-    The price is that of the weights, and attention between activations costs MACs as well: the bound on the price that
-    leads to the wanted cost is looked for by proportion, and by bisection where that leads astray.
+    Multiply-adds between activations, as in attention, belong to no weight: what one unit of each group adds to them is
+    counted once, at the present sizes.
     """
-    high = value_and_slope(price, choose(math.inf))[0]
-    low, bound = 0.0, wanted * high / full
-    found: list[tuple[bool, float, Tensor]] = []
+    of_weights = cost_function(plastic, cost)
+    everything = torch.ones(len(plastic.gates), dtype=torch.bool)
+    priced = value_and_slope(of_weights, everything)[0]
+    sizes = [group.size for group in plastic.groups]
+
+    def by_weights(change: Sequence[int]) -> float:
+        kept = [torch.arange(size) < size + more for size, more in zip(sizes, change, strict=True)]
+        return value_and_slope(of_weights, torch.cat(kept))[0]
+
+    def by_running(change: Sequence[int]) -> float:
+        named = {group.name: more for group, more in zip(plastic.groups, change, strict=True)}
+        return macs_at(plastic.model, plastic.example_inputs, plastic.structure, named)
+
+    counted = by_weights if cost == "params" else by_running
+    full = counted([0] * len(sizes))
+    if full == priced:
+        return of_weights, counted
+    each = []
+    for number, size in enumerate(sizes):
+        one_less = [-int(i == number and size > 1) for i in range(len(sizes))]
+        each.append(max(0.0, (full - counted(one_less)) - (priced - by_weights(one_less))))
+    per_gate = torch.cat([torch.full((size,), more).double() for size, more in zip(sizes, each, strict=True)])
+    rest = full - priced - float(per_gate.sum())
+    return lambda mask: of_weights(mask) + (per_gate * mask).sum() + rest, counted
+
+
+def _nearest(
+    wanted: float, price: Cost, choose: Callable[[float], Tensor], measured: Callable[[Tensor], float]
+) -> Tensor:
+    """The choice whose measured cost is nearest to the wanted one: within 2%, and below it if there is one.
+
+    Where the price is not exact, the bound on it that leads to the wanted cost is found by proportion, and by bisection
+    where that leaves the bracket.
+    """
+    low, high, bound = 0.0, math.inf, wanted
+    found: list[tuple[bool, bool, float, Tensor]] = []
     for _ in range(TRIES):
         mask = choose(bound)
         came = measured(mask)
-        found.append((came > wanted, abs(came - wanted), mask))
+        found.append((abs(came - wanted) > COARSE * wanted, came > wanted, abs(came - wanted), mask))
         low, high = (low, bound) if came > wanted else (bound, high)
-        as_priced = value_and_slope(price, mask)[0] == came
-        if as_priced or bool(mask.all()) or (1 - CLOSE_ENOUGH) * wanted <= came <= wanted:
+        as_priced = abs(value_and_slope(price, mask)[0] - came) < 0.5
+        if as_priced or (1 - COARSE) * wanted <= came <= wanted or bool(mask.all()):
             break
-        bound *= wanted / came
-        if not low < bound < high:
-            bound = (low + high) / 2
-    return min(found, key=lambda each: each[:2])[2]
+        following = bound * wanted / came
+        following = following if low < following < high else (low + high) / 2
+        if not math.isfinite(following) or following == bound:
+            break
+        bound = following
+    return min(found, key=lambda each: each[:3])[3]
 
 
 def set_open(plastic: Plasticity, open_units: Tensor) -> None:
@@ -165,12 +196,3 @@ def _check(target: float, cost: str) -> None:
         )
     if cost not in COSTS:
         raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
-
-
-def _words(cost: str) -> str:
-    return "MACs" if cost == "macs" else "parameters"
-
-
-def _share(fraction: float) -> str:
-    """A fraction rounded up, so that it can be reached."""
-    return f"{math.ceil(fraction * 1e4) / 1e4:g}"

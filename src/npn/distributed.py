@@ -1,10 +1,10 @@
-"""Several processes that train one model: the same gates and sizes everywhere, other masks on each.
+"""Train one model with several processes: the same gates and sizes on each process, different masks on each.
 
-Each process draws masks of its own, so the estimate of the gates' gradient improves with their number. What all share
-is averaged or comes from the first process: the gradients of the logits after each `Plasticity.backward`, the penalty's
-multiplier, the rows that growth adds. The weights' gradients are DistributedDataParallel's. Where there is a process
-group, all its processes must train the one model, and call what resizes it alike; on one process nothing here
-communicates.
+Every process draws its own masks, so the estimate of the gates' gradient improves with their number. These values are
+averaged or copied from the first process: the gradients of the logits after each `Plasticity.backward`, the penalty's
+multiplier, the rows that growth adds. DistributedDataParallel averages the gradients of the weights. If there is a
+process group, all its processes must train this one model and make the same resizing calls; on a single process nothing
+here communicates.
 """
 
 import contextlib
@@ -42,12 +42,18 @@ __all__ = [
 
 
 class Wrapped:
-    """A model in DistributedDataParallel, wrapped anew after each resize; made by `wrap`.
+    """A model in DistributedDataParallel, wrapped again after each resize; made by `wrap`.
 
-    Whatever else is asked of it (`train`, `eval`, `parameters`, `state_dict`, ...) is the model's own.
+    All other attributes and methods (`train`, `eval`, `parameters`, `state_dict`, ...) are those of the model.
+
+    Args:
+        plastic: the attached model.
+        module: module to wrap instead of `plastic.model`, one that contains it; None for `plastic.model`.
+        options: options of `torch.nn.parallel.DistributedDataParallel`.
 
     Attributes:
         module: the model.
+        options: the argument.
         ddp: the present wrapper; None on one process.
     """
 
@@ -60,44 +66,47 @@ class Wrapped:
         plastic.followers[id(self)] = self
 
     def renew(self) -> None:
-        """Wrap anew: after a resize, which does it by itself, or a change of what is frozen."""
-        self.ddp = None  # the old one lets go of the gradients before the new one takes them
+        """Wrap the model again. Resizes call this; call it yourself after freezing or thawing parameters."""
+        self.ddp = None  # the old wrapper must release the gradients before the new one takes them
         if size() > 1:
             self.ddp = DistributedDataParallel(self.module, init_sync=False, **self.options)
-            self.ddp.broadcast_buffers = False  # under masks it would overwrite masked buffers with other masked ones
+            self.ddp.broadcast_buffers = False  # it would overwrite buffers masked here with buffers masked elsewhere
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return (self.module if self.ddp is None else self.ddp)(*args, **kwargs)
 
     def no_sync(self) -> contextlib.AbstractContextManager[None]:
-        """Gradients of steps inside stay each process's own until the next step outside; for accumulation."""
+        """Accumulate gradients inside the context without averaging them, until the next step outside."""
         context: contextlib.AbstractContextManager[None] = (
             contextlib.nullcontext() if self.ddp is None else self.ddp.no_sync()
         )
         return context
 
     def __getattr__(self, name: str) -> Any:
-        if name == "module" or name.startswith("__"):  # of a copy in the making, or of what copies it
+        if name == "module" or name.startswith("__"):  # a copy under construction has no module yet
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.module, name)
 
 
 def wrap(plastic: Plasticity, module: nn.Module | None = None, **options: Any) -> Wrapped:
-    """The model in DistributedDataParallel, to call inside `Plasticity.backward`; it stays right when sizes change.
+    """Wrap the model in DistributedDataParallel, to be called inside `Plasticity.backward`; renewed by resizes.
 
-    DistributedDataParallel keeps the sizes that it was made with; this makes another after each resize. Weights and
-    buffers begin as those of the first process; buffers such as batch statistics are each process's own from then on,
-    until `broadcast(plastic.model.buffers())`. On one process a call of it is a call of the model. Other methods and
-    attributes are the model's own: `train`, `eval` and `to` return the model, unwrapped. Call `wrap` on every process,
-    outside `backward`; evaluate on `plastic.model`.
+    DistributedDataParallel keeps the sizes with which it was made, so this makes another after each resize. Weights and
+    buffers start as those of the first process. Afterwards each process has its own buffers, such as batch statistics,
+    until `broadcast(plastic.model.buffers())`. On one process, calling the wrapper calls the model. Other methods and
+    attributes are those of the model; `train`, `eval` and `to` return the model, unwrapped. Call `wrap` on every
+    process, outside `backward`; evaluate on `plastic.model`.
 
     Args:
         plastic: the attached model.
-        module: to wrap instead of `plastic.model`: one that contains it.
-        options: of `torch.nn.parallel.DistributedDataParallel`, but for those that say when it synchronises buffers.
+        module: module to wrap instead of `plastic.model`, one that contains it.
+        options: options of `torch.nn.parallel.DistributedDataParallel`, except those about synchronising buffers.
+
+    Returns:
+        The wrapper.
 
     Example:
-        >>> import npn
+        >>> import npn, torch
         >>> from torch.nn import functional as F
         >>> x, y = torch.randn(8, 4), torch.randint(2, (8,))
         >>> plastic = npn.attach(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), x)
@@ -110,10 +119,13 @@ def wrap(plastic: Plasticity, module: nn.Module | None = None, **options: Any) -
 
 
 def check(plastic: Plasticity) -> None:
-    """Compare sizes, gates, penalty and weights of all processes; call it on each of them, say once per epoch.
+    """Compare sizes, gates, penalty and weights of all processes; call it on every process, for example once per epoch.
+
+    Args:
+        plastic: the attached model.
 
     Raises:
-        DistributedError: they are not the same; names the first thing that differs. Raised on every process.
+        DistributedError: they differ; raised on every process, and the message names the first difference.
     """
     if size() == 1:
         return
@@ -121,7 +133,7 @@ def check(plastic: Plasticity) -> None:
 
 
 def _shared(plastic: Plasticity) -> Iterator[tuple[str, Any]]:
-    """Values that must be the same everywhere, by name: small ones as they are, tensors as digests."""
+    """Values that must agree between processes, with names: small ones as they are, tensors as digests."""
     yield "k", plastic.k
     for group in plastic.groups:
         yield f"the size of group {group.name!r}", group.size

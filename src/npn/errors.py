@@ -1,33 +1,33 @@
-"""Every error that npn raises on purpose: what was expected, what came, what to do."""
+"""Errors that npn raises on purpose. Each message says what was expected, what came and what to do."""
 
 
 class PlasticityError(Exception):
-    """Base of all npn errors."""
+    """Base class of all npn errors."""
 
 
 class ConfigurationError(PlasticityError, ValueError):
-    """An argument is outside what the method allows."""
+    """An argument lies outside the values that the method allows."""
 
 
 class TraceError(PlasticityError):
-    """The model could not be followed, or nothing in it can be resized."""
+    """Tracing could not follow the model, or found nothing that can be resized."""
 
 
 class ResizeError(PlasticityError):
-    """A resize was refused; the model and its optimizers are as they were."""
+    """A resize was refused; the model and its optimizers are unchanged."""
 
 
 class OptimizerError(PlasticityError):
-    """An optimizer holds the wrong parameters, or state that a resize cannot carry along."""
+    """An optimizer holds the wrong parameters, or state that a resize cannot move."""
 
 
 class CheckpointError(PlasticityError):
-    """A checkpoint is damaged, foreign or belongs to another model; nothing was loaded."""
+    """A checkpoint is damaged, was not written by npn, or belongs to another model; nothing was loaded."""
 
 
 class NonFiniteLossError(PlasticityError):
-    """The loss became NaN or infinite; no gradient of it reached the parameters."""
+    """The loss became NaN or infinite; none of its gradient reached the parameters."""
 
 
 class DistributedError(PlasticityError):
-    """Processes that train one model together have come to differ."""
+    """The processes that train one model together differ from each other."""

@@ -18,19 +18,19 @@ FORMATS = ("onnx", "pt2", "safetensors")
 
 
 def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], format: str) -> Path:
-    """Write a model to a file; it runs in eval mode there, with a batch of any size where the code allows it.
+    """Write a model to a file, in eval mode and with a free batch size if the code allows it.
 
     Args:
-        model: plain, as `plastic.export()` returns it.
+        model: plain model, such as the result of `plastic.export()`.
         example_inputs: one small batch.
-        path: of the file.
+        path: path of the file; missing folders are created.
         format: "onnx" (needs the extra `onnx`), "pt2" (`torch.export.load` reads it) or "safetensors" (weights only).
 
     Returns:
         The path.
 
     Raises:
-        ConfigurationError: an unknown format, or its extra is not installed.
+        ConfigurationError: the format is unknown, or its extra is not installed.
     """
     check_format(format)
     path = Path(path)
@@ -51,13 +51,21 @@ def check_format(format: str) -> None:
 
 
 def exported(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
-    """`torch.export` with a free batch size; with the example's own where the code fixes it."""
+    """Run `torch.export` with a free batch size, or with that of the example if the code fixes it.
+
+    Args:
+        model: plain model.
+        example_inputs: one small batch.
+
+    Returns:
+        The exported program.
+    """
     args, kwargs = split_inputs(example_inputs)
     batch = torch.export.Dim.AUTO
     shapes = tree_map(lambda x: {0: batch} if isinstance(x, Tensor) and x.dim() else None, (args, kwargs))
     try:
         return torch.export.export(model, args, kwargs or None, dynamic_shapes=(*shapes[0], *shapes[1].values()))
-    except Exception:  # the code computes with the batch size: a fixed one is what can be had
+    except Exception:  # the code computes with the batch size, so it has to be fixed
         return torch.export.export(model, args, kwargs or None)
 
 
@@ -83,6 +91,7 @@ def _safetensors(model: nn.Module, example_inputs: Any, path: Path) -> None:
 
 
 def _need(*modules: str) -> None:
+    """Raise if a module is not installed."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
         raise ConfigurationError(f"{', '.join(missing)} is not installed; pip install 'npn[onnx]'")

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper: a layer that uses all it has, in a network that still gets better, gets another unit."""
+"""Algorithm 1 of the paper: a layer whose units are all open gets another unit while the network improves."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -33,7 +33,10 @@ class _Group(Protocol):
 
 
 class Growable(Protocol[Report]):
-    """What growth asks of `npn.Plasticity`."""
+    """The interface that growth needs: `npn.Plasticity`.
+
+    It has the `groups`, the `weights()` that count against a limit, and the methods `grow` and `open`.
+    """
 
     @property
     def groups(self) -> Sequence[_Group]: ...
@@ -45,7 +48,14 @@ class Growable(Protocol[Report]):
 @final
 @dataclass(frozen=True)
 class GrowthEvent:
-    """One growth: at which step and validation loss, and units added and closed units reused, per group."""
+    """One growth.
+
+    Attributes:
+        step: number of the call of `Growth.step`, from 1.
+        loss: validation loss at that step.
+        added: group name -> units added.
+        reopened: group name -> closed units reopened.
+    """
 
     step: int
     loss: float
@@ -56,22 +66,22 @@ class GrowthEvent:
 def units_to_open(
     size: int, closed: int, waited: int, *, units: int | float, limit: float, revive: float
 ) -> tuple[int, int]:
-    """How many units one group gets, once the loss has earned it some.
+    """Compute how many units one group gets when the loss has improved enough.
 
-    A group with every unit open gets new ones, up to its limit. A group with closed units does not use all it has and
-    gets nothing at first: either they open again or `compact` removes them. Where they have done neither for `revive`
-    steps, they are dead slots, reused before any unit is added.
+    A group with every unit open gets new ones, up to its limit. A group with closed units gets nothing at first,
+    because it does not use all its units: either they reopen or `compact` removes them. If neither has happened for
+    `revive` steps, the closed units are reopened before any unit is added.
 
     Args:
-        size: units that the group has, open and closed.
-        closed: how many of them are closed.
-        waited: for how many steps in a row the group has had closed units.
-        units: how many to open: a number of units, or a float fraction of `size`, rounded down but at least 1.
-        limit: the most units the group may have, and may have open.
-        revive: steps after which closed units are reused.
+        size: units of the group, open and closed.
+        closed: closed units of the group.
+        waited: steps in a row for which the group has had closed units.
+        units: units to open: a whole number, or a float fraction of `size`, rounded down but at least 1.
+        limit: largest number of units, and of open units, that the group may have.
+        revive: steps after which closed units are reopened.
 
     Returns:
-        How many closed units to reopen, and how many units to add.
+        Number of closed units to reopen, and number of units to add.
 
     Example:
         >>> units_to_open(10, closed=0, waited=0, units=0.25, limit=80, revive=10)
@@ -95,30 +105,36 @@ class Growth:
     A group gets a unit when
 
     1. the validation loss has fallen below its value at the last growth, by more than `min_delta`, and
-    2. every unit the group has is open, units in their grace period included.
+    2. every unit of the group is open, units in their grace period included.
 
-    Both are asked of each group by itself, so that a closed unit in one layer holds up no other. Nor does it hold up
-    its own for ever: after `revive` steps in a row with closed units a group reuses those, the one with the lowest
-    keep probability first, before it gets new rows. Growth is over for good
+    Each group is judged by itself, so a closed unit in one layer does not block another layer. A closed unit does not
+    block its own group for ever either: after `revive` steps in a row with closed units, a group reopens those, the
+    unit with the lowest keep probability first, before it gets new units. Growth ends for good
 
-    a. when the validation loss has not improved for `patience` steps (nor anything grown), or
-    b. when no group can have another unit: each is at its `limit` with every unit open, or the model has `max_params`.
+    a. when the validation loss has not improved, and nothing has grown, for `patience` steps, or
+    b. when no group can get another unit: each is at its `limit` with every unit open, or the model has `max_params`.
 
-    Units are added physically. A new or reused unit is held open and unpenalised for `grace` training steps: with no
-    weight reading it yet, the data says nothing for it while the penalty would close it.
+    Units are added physically. A new or reopened unit is held open and unpenalised for `grace` training steps: no
+    weight reads it yet, so the penalty would close it before the data give it a gradient.
 
     Args:
-        units: how many units a group gets at a time: an int, or a float fraction of its present size (at least 1 unit);
-            or a dict from name pattern to one of these, first match first; groups that match no pattern do not grow.
-        limit: the most units a group may have: one int for all, or a dict from name pattern to int, first match first;
-            groups that match no pattern have no limit.
-        max_params: growth is over once the model has so many parameters (`plastic.weights()`, biases included); the
-            last growth may pass it.
-        patience: steps of `step` without improvement that end growth. A step means a validation here.
-        min_delta: by how much the loss must fall to count, in loss units.
+        units: units that a group gets at a time: an int, or a float fraction of its present size (at least 1 unit); or
+            a dict from name pattern to one of these, in which the first match counts and groups without a match do not
+            grow.
+        limit: largest number of units of a group: an int for all groups, or a dict from name pattern to int, in which
+            the first match counts and groups without a match have no limit.
+        max_params: growth ends once the model has this many parameters (`plastic.weights()`, biases included); the last
+            growth may exceed it.
+        patience: calls of `step` without improvement that end growth, one per validation.
+        min_delta: by how much the loss must fall to count as an improvement, in loss units.
         grace: training steps (calls of `plastic.backward`) for which a new unit is held open.
-        revive: steps of `step` after which closed units are reused; `None` leaves them to `plastic.compact`.
-        only: name pattern, or several, of the groups that may grow.
+        revive: calls of `step` after which closed units are reopened; `None` leaves them to `plastic.compact`.
+        only: one or several name patterns of the groups that may grow.
+
+    Attributes:
+        history: the growths so far.
+        units, max_params, patience, min_delta, grace, revive, only: the arguments, in normalised form.
+        limits: name pattern -> `limit`.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -173,7 +189,7 @@ class Growth:
         self._stale = 0
         self._best = math.inf  # the lowest loss so far
         self._bar = math.inf  # the loss at the last growth
-        self._waited: dict[str, int] = {}  # group -> steps in a row with closed units
+        self._waited: dict[str, int] = {}  # group name -> steps in a row with closed units
         self._over = False
 
     def __repr__(self) -> str:
@@ -184,24 +200,24 @@ class Growth:
 
     @property
     def done(self) -> bool:
-        """Whether growth is over; `step` does nothing any more."""
+        """Whether growth has ended; `step` then does nothing."""
         return self._over
 
     def step(self, validation_loss: float | Tensor, plastic: Growable[Report]) -> Report | None:
-        """Grow the groups that have earned it.
+        """Grow the groups that meet the conditions.
 
         Args:
-            validation_loss: mean data loss, without the penalty, on a split of the training set that is not trained on;
-                never on test data.
+            validation_loss: mean data loss, without the penalty, on a held-out part of the training set; never on test
+                data.
             plastic: the result of `npn.attach`.
 
         Returns:
-            The `ResizeReport` of what was added; `None` if no row was. Closed units reused are in `history`.
+            The `ResizeReport` of the added units; `None` if none was added. Reopened units are listed in `history`.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ConfigurationError: a pattern of `only` or `limit` matches no group.
-            ResizeError: the model refused to grow. In each case nothing has changed.
+            ConfigurationError: a pattern of `only`, `units` or `limit` matches no group.
+            ResizeError: the model cannot grow. After each of these errors nothing has changed.
         """
         if self._over:
             return None
@@ -234,10 +250,10 @@ class Growth:
         added = {name: new for name, (_, new) in plan.items() if new}
         reopened = {name: old for name, (old, _) in plan.items() if old}
 
-        # Only this can fail, and it changes nothing if it does; so it comes before every change.
+        # Only this call can fail, and then it changes nothing; so it comes before every other change.
         report = plastic.grow(added, grace=self.grace) if added else None
         for group in plastic.groups:
-            if group.name in reopened:  # looked up anew: growing may have moved the units
+            if group.name in reopened:  # looked up again, because growing may have moved the units
                 units = closed_units(group)[: reopened[group.name]]
                 plastic.open(group.name, units, grace=self.grace)
 
@@ -253,7 +269,7 @@ class Growth:
         return report
 
     def state_dict(self) -> dict[str, Any]:
-        """Where growth is, in plain values; the options are not part of it."""
+        """The progress of growth, as plain values, without the options."""
         return {
             "steps": self._steps,
             "stale": self._stale,
@@ -265,10 +281,13 @@ class Growth:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Restore the state that `state_dict` saved.
+
+        Args:
+            state: the result of `state_dict`.
 
         Raises:
-            CheckpointError: the state is not that of a Growth; nothing was loaded.
+            CheckpointError: the state does not belong to a Growth; nothing was loaded.
         """
         missing = set(self.state_dict()) - set(state)
         if missing:
@@ -280,6 +299,7 @@ class Growth:
         self.history = history
 
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
+        """The groups that may grow."""
         names = _names(plastic)
         chosen = match_patterns(dict.fromkeys(self.only, True), names, "only")
         paces = match_patterns(self.units, names, "units")
@@ -287,7 +307,7 @@ class Growth:
         return [group for group in grows if group.name in chosen and group.name in paces]
 
     def _is_full(self, plastic: Growable[Any], limits: Mapping[str, int]) -> bool:
-        """Stopping rule (b)."""
+        """Whether rule (b) ends growth."""
         if self.max_params is not None and sum(weight.numel() for weight in plastic.weights()) >= self.max_params:
             return True
         groups = self._groups(plastic)
@@ -295,12 +315,19 @@ class Growth:
 
 
 def _names(plastic: Growable[Any]) -> list[str]:
-    """Names of the groups, those that have vanished with a branch included: a pattern may still mean them."""
+    """Names of the groups, including groups that vanished with a branch, which patterns may still name."""
     return list(dict.fromkeys([*getattr(plastic, "names", ()), *(group.name for group in plastic.groups)]))
 
 
 def closed_units(group: _Group) -> list[int]:
-    """Indices of the units of a group that are closed and in no grace period, lowest keep probability first."""
+    """Find the units of a group that are closed and not in grace.
+
+    Args:
+        group: the group.
+
+    Returns:
+        Their numbers, lowest keep probability first.
+    """
     gate = group.gate
     closed = ~gate.mask & (gate.grace <= 0)
     if not bool(closed.any()):

@@ -1,4 +1,4 @@
-"""What in a model can be resized, what cannot and why, and how much each part weighs."""
+"""Report the parts of a model that can be resized, those that cannot with reasons, and the cost of each part."""
 
 import time
 from collections.abc import Iterable
@@ -20,9 +20,9 @@ class GroupRow:
 
     Attributes:
         name: module that produces the units.
-        units: how many there are.
-        params, macs: what the whole group carries; two groups share the weights between them, so columns do not add up.
-        produced_by, read_by: `tensor[axis]` of every place.
+        units: number of units.
+        params, macs: cost of the whole group; two groups share the weights between them, so these do not add up.
+        produced_by, read_by: `tensor[axis]` of every slot.
         follows: integer attributes that change with the size.
     """
 
@@ -37,7 +37,14 @@ class GroupRow:
 
 @dataclass(frozen=True)
 class FrozenRow:
-    """One dimension that keeps its size, with the reason and the line that makes it so."""
+    """One dimension that keeps its size.
+
+    Attributes:
+        name: `tensor[axis]` of the first slot it occupies.
+        size: number of entries along it.
+        reason: cause, op and source line.
+        places: `tensor[axis]` of every slot.
+    """
 
     name: str
     size: int
@@ -50,9 +57,10 @@ class Inspection:
     """Result of `inspect`.
 
     Attributes:
-        groups, frozen: what can and what cannot be resized.
-        params, macs: of the whole model; MACs for the given inputs as a whole.
-        seconds: that tracing took.
+        groups: units that can be resized.
+        frozen: dimensions that cannot be resized.
+        params, macs: cost of the whole model; MACs for all the given inputs.
+        seconds: duration of tracing.
     """
 
     groups: tuple[GroupRow, ...]
@@ -62,7 +70,7 @@ class Inspection:
     seconds: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Convert to plain values, for JSON."""
         return asdict(self)
 
 
@@ -73,15 +81,18 @@ def inspect(
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
 ) -> Inspection:
-    """Trace a model and weigh its groups; the model is untouched.
+    """Trace a model and compute the cost of its groups; the model is unchanged afterwards.
 
     Args:
         model: any module whose forward pass can be traced.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         only, skip: patterns of group names, as for `npn.attach`.
 
+    Returns:
+        The report.
+
     Raises:
-        TraceError: the forward pass cannot be followed.
+        TraceError: tracing cannot follow the forward pass.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

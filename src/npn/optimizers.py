@@ -1,4 +1,4 @@
-"""What optimizers may hold, checked when they are tracked and before every resize."""
+"""Check the optimizers: when they are tracked, and before every resize."""
 
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,31 +13,42 @@ from npn.gates import Gates
 
 
 def union(known: Sequence[Optimizer], more: Iterable[Optimizer]) -> list[Optimizer]:
-    """Each optimizer once; the optimizer itself where only a view of it is given.
+    """Combine two lists of optimizers without duplicates; replace wrappers without own state by their inner optimizer.
 
     Args:
-        known: tracked already.
-        more: to be tracked, too.
+        known: optimizers tracked already.
+        more: optimizers to track as well.
+
+    Returns:
+        Each optimizer once.
     """
     return list({id(optimizer): optimizer for optimizer in (*known, *map(_unwrapped, more))}.values())
 
 
 def parameter_names(model: nn.Module, gates: Gates) -> dict[int, str]:
-    """Names of all weights and gates for errors, by the id of the parameter."""
+    """Name all weights and gates, for error messages.
+
+    Args:
+        model: the model.
+        gates: its gates.
+
+    Returns:
+        `id` of each parameter -> name.
+    """
     names = {id(p): name for name, p in model.named_parameters()}
     return names | {id(group.gate.logits): f"the gates of {group.name}" for group in gates.groups}
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], gates: Gates) -> None:
-    """Raise if a parameter is in two optimizers, or weight decay acts on gates.
+    """Raise if two optimizers hold the same parameter, or if weight decay acts on gates.
 
     Args:
-        optimizers: all that are tracked.
+        optimizers: all tracked optimizers.
         names: see `parameter_names`.
-        gates: of the model.
+        gates: the model's gates.
 
     Raises:
-        OptimizerError: names the parameter and what to do.
+        OptimizerError: the message names the parameter and the remedy.
     """
     of_gates = {id(group.gate.logits) for group in gates.groups}
     seen: dict[int, str] = {}
@@ -60,31 +71,39 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], 
 
 _ATTACHED: "weakref.WeakSet[Gates]" = weakref.WeakSet()
 _STEPPED: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
-_hooks: list[Any] = []  # the one hook on all optimizers, once there are gates
+_hooks: list[Any] = []  # at most one hook on all optimizers, registered with the first gates
 
 
 def watch(gates: Gates) -> None:
-    """Notice every optimizer that steps from now on, so that a resize can tell whether one was forgotten."""
+    """Record every optimizer that steps from now on, so that a resize can detect untracked ones.
+
+    Args:
+        gates: the gates of a newly attached model.
+    """
     _ATTACHED.add(gates)
     if not _hooks:
         _hooks.append(register_optimizer_step_post_hook(_stepped))
 
 
 def forget(optimizers: Iterable[Optimizer]) -> None:
-    """Let a resize leave the state of these optimizers behind."""
+    """Remove optimizers from the record, so that a resize ignores their state.
+
+    Args:
+        optimizers: the optimizers.
+    """
     for optimizer in optimizers:
         _STEPPED.discard(optimizer)
 
 
 def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> None:
-    """Raise if an optimizer outside `plastic.track` keeps state of the model's parameters.
+    """Raise if an untracked optimizer keeps state of the model's parameters.
 
     Args:
         tracked: optimizers whose state follows a resize.
         names: see `parameter_names`.
 
     Raises:
-        OptimizerError: one does; its state would keep the old shapes.
+        OptimizerError: an untracked optimizer keeps such state, which would retain the old shapes.
     """
     for optimizer in list(_STEPPED):
         if any(optimizer is other for other in tracked):
@@ -98,6 +117,7 @@ def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> N
 
 
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Optimizer hook: record the optimizer."""
     if _ATTACHED and optimizer not in _STEPPED:
         _STEPPED.add(optimizer)
 

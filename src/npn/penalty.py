@@ -1,4 +1,4 @@
-"""What size costs: a fixed price per parameter, or a budget that finds the price by itself."""
+"""The price of size: a fixed price per parameter or MAC, or a budget that adjusts its price."""
 
 import math
 from abc import ABC, abstractmethod
@@ -20,7 +20,11 @@ class _Group(Protocol):
 
 
 class Priced(Protocol):
-    """What a penalty asks of `npn.Plasticity`."""
+    """The interface that a penalty needs: `npn.Plasticity`, or the costs at one training step's keep probabilities.
+
+    It has the sharpness `k`, the `groups`, the differentiable `expected_cost`, the `full_cost` of the model at attach
+    and the `minimum_cost` with one unit in every group.
+    """
 
     @property
     def k(self) -> float: ...
@@ -41,27 +45,28 @@ def dual_ascent(
     scale: float = 1e-4,
     ceiling: float = 1e4,
 ) -> Tensor:
-    """One step of the multiplier of `cost <= target`, uphill on the Lagrangian's dual.
+    """One step of dual ascent on the multiplier of the constraint `cost <= target`.
 
         s  = tanh(log(cost / target) / width)
         m' = clip((m + scale) exp(rate s) - scale, 0, ceiling)
 
-    The right multiplier may be 1e-4 or 10 loss units, and gates need hundreds of steps to follow it. So the step is
-    taken in log(1 + m / scale): additive around 0, where the multiplier can rest, multiplicative above, where it finds
-    the right order of magnitude in a time that grows with its logarithm. The violation is measured on a logarithm, too,
-    and saturates: however far the target, the multiplier never moves faster than by a factor `exp(rate)`.
+    The right multiplier may be 1e-4 or 10 loss units, and gates need hundreds of steps to follow it. The step is
+    therefore taken in log(1 + m / scale): it is additive around 0, where the multiplier can rest, and multiplicative
+    above, where it finds the right order of magnitude in a time that grows with the logarithm. The violation is
+    measured on a logarithmic scale as well, and saturates: the multiplier never changes by more than a factor
+    `exp(rate)`, however far the target.
 
     Args:
-        multiplier: () the present multiplier, >= 0, in loss units.
-        cost: () the present expected cost, > 0.
-        target: the bound on it, > 0, in the same unit.
-        rate: the largest step, in units of log multiplier.
+        multiplier: (), present multiplier in loss units, >= 0.
+        cost: (), present expected cost, > 0.
+        target: bound on the cost, > 0, in the same unit.
+        rate: largest step, in units of log multiplier.
         width: relative violation at which the step saturates.
-        scale: loss units below which the multiplier moves by addition.
-        ceiling: the largest multiplier, in loss units.
+        scale: multiplier, in loss units, below which steps are additive.
+        ceiling: largest multiplier, in loss units.
 
     Returns:
-        () the new multiplier, >= 0. No value is read back from the device.
+        (), the new multiplier, >= 0. No value is read back from the device.
 
     Example:
         >>> m = torch.tensor(0.5)
@@ -82,8 +87,11 @@ class CostTerm(ABC):
     """The part of the objective that pays for size: `Penalty` or `Budget`.
 
     Args:
-        cost: "params", "macs" (of the whole example batch, as `count_macs` has them: give `attach` a batch of one for
-            those of one example), "units" or "layerwise" (each unit costs the weights that read it).
+        cost: "params", "macs" (of the whole example batch, as `count_macs` counts them: give `attach` a batch of one
+            for those of one example), "units" or "layerwise" (each unit costs the weights that read it).
+
+    Attributes:
+        cost: the argument.
     """
 
     def __init__(self, cost: CostKind) -> None:
@@ -92,28 +100,46 @@ class CostTerm(ABC):
         self.cost = cost
 
     def bind(self, plastic: Priced) -> None:  # noqa: B027 - nothing to look up is a fine default
-        """Look up what depends on the model; `npn.attach` calls it once."""
+        """Look up everything that depends on the model; `npn.attach` calls it once.
+
+        Args:
+            plastic: the attached model.
+        """
 
     @abstractmethod
     def loss(self, plastic: Priced) -> Tensor:
-        """() What the present gates cost, in loss units; differentiable in their logits, with no host sync."""
+        """Price of the present gates, in loss units.
+
+        Args:
+            plastic: costs at the present keep probabilities.
+
+        Returns:
+            (), differentiable in the logits, computed without a host synchronisation.
+        """
 
     def update(self, plastic: Priced) -> None:  # noqa: B027
-        """Adapt to the present cost; to be called once per training step, after its gradients."""
+        """Adapt to the present cost; called once per training step, after the gradients.
+
+        Args:
+            plastic: costs at the present keep probabilities.
+        """
 
     def shared_tensors(self) -> list[Tensor]:
-        """Tensors that `update` has learned and that must be the same on every process; averaged after each step."""
+        """Tensors learned by `update` that must agree between processes; averaged over them after each step."""
         return []
 
     def reset(self) -> None:  # noqa: B027
         """Forget everything that `update` has learned."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What `update` has learned, in plain values."""
+        """The values that `update` has learned, as plain values."""
         return {"type": type(self).__name__, "cost": self.cost}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Restore the state that `state_dict` saved.
+
+        Args:
+            state: the result of `state_dict`.
 
         Raises:
             CheckpointError: the state belongs to another kind of penalty; nothing was loaded.
@@ -128,16 +154,19 @@ class CostTerm(ABC):
 class Penalty(CostTerm):
     """A fixed price: `weight * E[cost(z)]`.
 
-    With cost "layerwise" this is the paper's own regulariser, `sum_l lambda_l sum_j pi_lj |fan-out of a unit of l|`,
+    With cost "layerwise" this is the regulariser of the paper, `sum_l lambda_l sum_j pi_lj |fan-out of a unit of l|`,
     and `weight` may give each group l its lambda_l.
 
     Args:
         cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
         weight: price in loss units per parameter (or per MAC, or per unit), >= 0; for "layerwise" also a dict from name
-            pattern to price, first match first; groups that match no pattern cost nothing.
+            pattern to price, in which the first match counts and groups without a match cost nothing.
+
+    Attributes:
+        cost, weight: the arguments.
 
     Raises:
-        ConfigurationError: an unknown cost, a negative or infinite weight, or a dict with another cost.
+        ConfigurationError: the cost is unknown, a weight is negative or infinite, or a dict is given with another cost.
 
     Example:
         >>> from types import SimpleNamespace
@@ -165,7 +194,10 @@ class Penalty(CostTerm):
         return f"Penalty(cost={self.cost!r}, weight={self.weight})"
 
     def bind(self, plastic: Priced) -> None:
-        """Find the groups of each name pattern.
+        """Find the groups that each name pattern matches.
+
+        Args:
+            plastic: the attached model.
 
         Raises:
             ConfigurationError: a pattern matches no group.
@@ -175,7 +207,11 @@ class Penalty(CostTerm):
             self._per_group = dict.fromkeys(names, 0.0) | match_patterns(self.weight, names, "weight")
 
     def loss(self, plastic: Priced) -> Tensor:
-        """() `weight * E[cost]`, in loss units; differentiable in the logits."""
+        """`weight * E[cost]`, (), in loss units; differentiable in the logits.
+
+        Args:
+            plastic: costs at the present keep probabilities.
+        """
         if not isinstance(self.weight, dict):
             return self.weight * plastic.expected_cost(self.cost)
         if self._per_group is None:
@@ -185,30 +221,35 @@ class Penalty(CostTerm):
 
 @final
 class Budget(CostTerm):
-    """A size instead of a price: `E[cost(z)] <= target`, its price found by dual ascent.
+    """A bound on the size, `E[cost(z)] <= target`; dual ascent finds the price that enforces it.
 
-    The loss is `p E[cost] / target` with the price p, in loss units, a constant for the gradient:
+    The loss is `p E[cost] / target` with the price p, in loss units, treated as a constant in the gradient:
 
         p  = dual_ascent(m, E[cost], target, gain)        each loss
         m <- dual_ascent(m, E[cost], target, rate)        each update
 
-    m integrates the violation. Alone it would overshoot, for the gates integrate in turn: m would still be high when
-    the target is reached, after hundreds of steps of waiting for it. p therefore looks `gain / rate` steps ahead: once
+    m integrates the violation. Used alone it would overshoot, because the gates integrate in turn: m would still be
+    high when the target is reached, after hundreds of steps above it. p therefore looks `gain / rate` steps ahead: once
     the cost has passed the target, p is up to a factor `exp(gain)` below m, and the gates that are worth their price
     come back. Linearised, the loop has damping ratio `(gain / 2) sqrt(q / (rate width))`, where q is the relative
     change of the cost per step and per unit of log price: with the defaults it does not oscillate for q > 2.3e-4. Below
-    the target the price falls to exactly 0, and nothing is removed for its sake.
+    the target the price falls to exactly 0, and the penalty removes nothing.
 
     Args:
         cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
-        target: a float up to 1 is a fraction of the cost that the model had at attach; an int, or a value above 1, is
-            the cost itself.
-        rate: how fast the price is looked for, per step, in units of its logarithm. Slower gates (a small learning
-            rate) want a smaller one: a price that rises faster than the gates follow closes them with less choice.
-        gain: the damping; the price reacts at once to a violation by up to a factor `exp(gain)`.
-        width: relative violation from which on rate and gain act in full.
-        scale: loss units per budget that count as next to nothing; the price starts from there.
-        ceiling: the largest multiplier, in loss units per budget.
+        target: a float up to 1 is a fraction of the cost of the model at attach; an int, or a value above 1, is the
+            cost itself.
+        rate: largest change of the log price per step. Slower gates (a small learning rate) need a smaller one: if the
+            price rises faster than the gates follow, it closes them less selectively.
+        gain: damping; a violation changes the price at once, by up to a factor `exp(gain)`.
+        width: relative violation above which rate and gain act in full.
+        scale: negligible price, in loss units per budget, from which the price starts to rise.
+        ceiling: largest multiplier, in loss units per budget.
+
+    Attributes:
+        bound: the target as a cost; None before `bind`.
+        multiplier: (), the multiplier m, in loss units.
+        target, rate, gain, width, scale, ceiling: the arguments.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -250,7 +291,7 @@ class Budget(CostTerm):
                 raise ConfigurationError(f"{name} must be a finite number > 0, got {value!r}")
         self.target, self.rate, self.gain = target, rate, gain
         self.width, self.scale, self.ceiling = width, scale, ceiling
-        self.bound: float | None = None  # the target as a cost, once the model is known
+        self.bound: float | None = None  # the target as a cost, set by `bind`
         self.multiplier = torch.zeros(())
         self._last: Tensor | None = None  # the expected cost of the step under way
 
@@ -260,13 +301,17 @@ class Budget(CostTerm):
 
     @property
     def _is_fraction(self) -> bool:
+        """Whether the target is a fraction of the cost at attach."""
         return isinstance(self.target, float) and self.target <= 1.0
 
     def bind(self, plastic: Priced) -> None:
-        """Turn the target into a cost of this model.
+        """Convert the target to a cost of this model.
+
+        Args:
+            plastic: the attached model.
 
         Raises:
-            ConfigurationError: the model costs more than the target even with one unit left in every group.
+            ConfigurationError: the model costs more than the target even with one unit in every group.
         """
         full, least = plastic.full_cost(self.cost), plastic.minimum_cost(self.cost)
         bound = self.target * full if self._is_fraction else float(self.target)
@@ -281,13 +326,21 @@ class Budget(CostTerm):
         self.reset()
 
     def loss(self, plastic: Priced) -> Tensor:
-        """() price times `E[cost] / target`, in loss units; differentiable in the logits."""
+        """Price times `E[cost] / target`, (), in loss units; differentiable in the logits.
+
+        Args:
+            plastic: costs at the present keep probabilities.
+        """
         cost = plastic.expected_cost(self.cost)
         self._last = cost.detach()
         return self._ascend(self._last, self.gain) * (cost / self._checked_bound())
 
     def update(self, plastic: Priced) -> None:
-        """Move the multiplier by the present violation; at k = 0 or inf, where no price moves a gate, it rests."""
+        """Move the multiplier by the present violation; do nothing at k = 0 or inf, where no price moves a gate.
+
+        Args:
+            plastic: costs at the present keep probabilities.
+        """
         last, self._last = self._last, None
         if not 0.0 < plastic.k < math.inf:
             return
@@ -297,7 +350,7 @@ class Budget(CostTerm):
         self.multiplier = self._ascend(last, self.rate)
 
     def shared_tensors(self) -> list[Tensor]:
-        """The multiplier: on GPUs the order of sums differs, which is enough to drift apart."""
+        """The multiplier: GPUs sum in different orders, so the multipliers of the processes would drift apart."""
         return [self.multiplier]
 
     def reset(self) -> None:
@@ -305,12 +358,15 @@ class Budget(CostTerm):
         self.multiplier, self._last = torch.zeros_like(self.multiplier), None
 
     def state_dict(self) -> dict[str, Any]:
-        """The multiplier and the target, in plain values."""
+        """The multiplier and the target, as plain values."""
         more = {"target": self.target, "bound": self.bound, "multiplier": float(self.multiplier)}
         return super().state_dict() | more
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken. A target changed since then stays as it is now.
+        """Restore the state that `state_dict` saved; a target that differs from the saved one keeps its present value.
+
+        Args:
+            state: the result of `state_dict`.
 
         Raises:
             CheckpointError: the state belongs to another kind of penalty or is incomplete; nothing was loaded.
@@ -319,13 +375,14 @@ class Budget(CostTerm):
         missing = {"target", "bound", "multiplier"} - set(state)
         if missing:
             raise CheckpointError(f"not the whole state of a Budget: it lacks {', '.join(sorted(missing))}")
-        # A fraction is one of the model first attached to, which need not be the (smaller) one attached to now.
+        # A fraction refers to the model that was attached first; the model attached now may be smaller.
         if state["target"] == self.target and state["bound"] is not None:
             self.bound = float(state["bound"])
         self.multiplier, self._last = torch.full_like(self.multiplier, float(state["multiplier"])), None
 
     def _ascend(self, cost: Tensor, rate: float) -> Tensor:
-        self.multiplier = self.multiplier.to(cost.device)  # the model may have moved; nothing happens if it has not
+        """Dual ascent from the present multiplier at a given rate."""
+        self.multiplier = self.multiplier.to(cost.device)  # the model may have moved to another device
         return dual_ascent(
             self.multiplier,
             cost.float(),
@@ -337,6 +394,7 @@ class Budget(CostTerm):
         )
 
     def _checked_bound(self) -> float:
+        """The bound; raises before `bind`."""
         if self.bound is None:
             raise ConfigurationError("this Budget knows no model yet: give it to npn.attach, or call bind(plastic)")
         return self.bound

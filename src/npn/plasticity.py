@@ -1,4 +1,4 @@
-"""`Plasticity`: the handle of a model with gates, which trains, resizes and exports it."""
+"""`Plasticity`: the handle of a model with gates; it trains, resizes and exports the model."""
 
 import copy
 import warnings
@@ -30,24 +30,24 @@ from npn.tracing import grown
 
 
 class Follower(Protocol):
-    """A wrapper that knows the model's sizes; listed in `Plasticity.followers`."""
+    """A wrapper that depends on the model's sizes; listed in `Plasticity.followers`."""
 
     def renew(self) -> None:
         """Adapt to new sizes."""
 
 
 class Plasticity:
-    """The handle of a model with gates. Made by `npn.attach`.
+    """The handle of a model with gates; made by `npn.attach`, which describes the arguments.
 
     Attributes:
-        structure: the units of the model, and where they live.
+        structure: the units of the model and their positions.
         gates: all gates as one vector.
         masked_weights: the weights that read gated units.
-        example_inputs: the model is traced with these when it grows.
+        example_inputs: inputs with which the model is traced when it grows.
         penalty: the price of size.
         masks: "batch" or "example".
-        optimizers: those whose state follows every resize.
-        followers: wrappers that are told of every resize.
+        optimizers: optimizers whose state follows every resize.
+        followers: wrappers whose `renew` is called after every resize.
         last_checkpoint: path of the file that `npn.save` wrote last.
 
     Example:
@@ -97,11 +97,11 @@ class Plasticity:
         self.penalty.bind(self)
         checks.watch(self.gates)
 
-    # -- what there is
+    # -- the model and its groups
 
     @property
     def model(self) -> nn.Module:
-        """The model, with its own weights even after a call of it was interrupted."""
+        """The model, with its own weights restored if a call was interrupted."""
         self._call.recover()
         return self._model
 
@@ -141,7 +141,7 @@ class Plasticity:
 
     @property
     def names(self) -> list[str]:
-        """Names of all groups at attach, those that have vanished with a branch included."""
+        """Names of all groups at attach, including groups that vanished with a branch since."""
         return self.gates.names
 
     @property
@@ -150,26 +150,29 @@ class Plasticity:
         return list(self.structure.frozen)
 
     def group(self, name: str | UnitGroup) -> UnitGroup:
-        """The group of that name.
+        """Look up a group.
+
+        Args:
+            name: name of the group, or the group itself.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there is no such group.
         """
         return self.gates.group(name)
 
     def sizes(self) -> dict[str, int]:
-        """Units of each group that take part: open by the deterministic mask, or held open.
+        """Number of units of each group that take part: open in the deterministic mask, or held open.
 
-        Of columns, those of such units. A group whose units are all inside closed branches has none open.
+        A column counts if its unit takes part too; a group whose units all lie inside closed branches has size 0.
         """
         return open_sizes(self.structure, self.gates.closed())
 
     def weights(self) -> list[nn.Parameter]:
-        """Every parameter of the model; no gate among them."""
+        """Every parameter of the model, without the gates' logits."""
         return list(self.model.parameters())
 
     def logits(self) -> list[nn.Parameter]:
-        """The gates' parameters, one tensor per group."""
+        """The logits of the gates, one parameter per group."""
         return [group.gate.logits for group in self.groups]
 
     def __repr__(self) -> str:
@@ -181,13 +184,13 @@ class Plasticity:
     # -- gates by hand
 
     def close(self, group: str | UnitGroup, units: Sequence[int] | Tensor) -> None:
-        """Close units: pi = 0.05 while k is finite, absent at k = inf. `compact` removes them unless they reopen.
+        """Close units: pi = 0.05 at finite k, absent at k = inf. `compact` removes them unless they reopen.
 
         The last unit of a group stays open, with a warning.
 
         Args:
-            group: or its name.
-            units: their numbers, or a mask over all units.
+            group: the group or its name.
+            units: numbers of the units, or a mask over all units.
 
         Raises:
             ConfigurationError: there is no such group or unit.
@@ -201,11 +204,11 @@ class Plasticity:
             warnings.warn(f"every unit of {found.name!r} is closed; unit {last} stays open, since {why}", stacklevel=2)
 
     def open(self, group: str | UnitGroup, units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
-        """Open units: pi = 0.95 while k is finite.
+        """Open units: pi = 0.95 at finite k.
 
         Args:
-            group: or its name.
-            units: their numbers, or a mask over all units.
+            group: the group or its name.
+            units: numbers of the units, or a mask over all units.
             grace: calls of `backward` for which the units are held open, unpenalised.
 
         Raises:
@@ -215,6 +218,7 @@ class Plasticity:
         self.gates.grace_left = max(self.gates.grace_left, grace)
 
     def _set(self, name: str | UnitGroup, units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
+        """Set the keep probability of units, and zero their momentum."""
         group = self.group(name)
         try:
             index = group.gate.indices(units)
@@ -226,46 +230,47 @@ class Plasticity:
     # -- training
 
     def track(self, *optimizers: Optimizer) -> None:
-        """Let the state of these optimizers follow every resize.
+        """Register optimizers whose state follows every resize; repeated calls add up.
 
         Args:
-            optimizers: of weights and gates; several calls add up.
+            optimizers: optimizers of weights and gates.
 
         Raises:
-            OptimizerError: a parameter is in two of them, or gates are subject to weight decay.
+            OptimizerError: a parameter is in two optimizers, or gates are subject to weight decay.
         """
         known = checks.union(self.optimizers, optimizers)
         checks.check_optimizers(known, self._parameter_names(), self.gates)
         self.optimizers = known
 
     def untrack(self, *optimizers: Optimizer) -> None:
-        """Forget optimizers that do not step any more, say since another took their place for the next stage.
+        """Forget optimizers that no longer step, for example after the next stage has replaced them.
 
         Args:
-            optimizers: given to `track` before.
+            optimizers: optimizers given to `track` before.
         """
         gone = checks.union([], optimizers)
         self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
         checks.forget(gone)
 
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
-        """Set every gradient of E_z[loss] + penalty, for weights and gates.
+        """Set the gradients of E_z[loss] + penalty, for weights and gates.
 
-        The closure is called once or twice, as the estimator wants, under masks drawn from the gates; gradients are
-        added to `.grad` (zero them first, or accumulate). At k = inf it is `closure().backward()`. A second call of
-        "arm", "disarm" and "rloo" is without autograd, and no call but the first changes buffers of the model; it does
-        change those of other modules that the closure calls.
+        The closure is called once or twice, depending on the estimator, under masks drawn from the gates. Gradients are
+        added to `.grad`: zero them first, or accumulate. At k = inf this is `closure().backward()`. The second call of
+        "arm", "disarm" and "rloo" runs without autograd. The second call leaves the model's buffers unchanged, but not
+        those of other modules that the closure calls.
 
         Args:
-            closure: returns the scalar loss of the model; no `.backward()` inside.
+            closure: returns the scalar loss of the model; does not call `.backward()`.
             scale: factor on loss and penalty: `1 / n` when accumulating n steps, or a `torch.amp.GradScaler` (which,
                 used inside the closure instead, would leave the penalty unscaled).
 
         Returns:
-            The detached loss, unscaled, without the penalty.
+            The detached loss, (), without scale and penalty.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite (checked on the CPU only, where it is free).
+            NonFiniteLossError: the loss is NaN or infinite (checked on the CPU only, where it needs no
+                synchronisation).
             ConfigurationError: the closure does not return a scalar.
 
         References:
@@ -276,14 +281,14 @@ class Plasticity:
         return self._step().backward(closure, scale)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
-        """`backward` around a forward and backward pass that belongs to a training framework.
+        """`backward` with a forward and backward pass that a training framework runs.
 
         Args:
             evaluate: see `npn.step.Step.step_with`.
             scale: factor on loss and penalty.
 
         Returns:
-            The detached loss, unscaled, without the penalty.
+            The detached loss, (), without scale and penalty.
         """
         return self._step().step_with(evaluate, scale)
 
@@ -302,20 +307,31 @@ class Plasticity:
     # -- size
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
-        """E[cost(z)] of the network under its gates, differentiable; units in grace cost nothing more or less.
+        """E[cost(z)] of the network under its gates; units in grace count as open and have no gradient.
 
         Args:
             kind: "params", "macs", "units" or "layerwise", see `npn.penalty.CostTerm`.
             weights: group name -> factor, for "layerwise".
+
+        Returns:
+            Scalar, differentiable in the logits.
         """
         return self._priced().expected_cost(kind, weights)
 
     def full_cost(self, kind: str, /) -> float:
-        """Cost of the model at attach, every gate open."""
+        """Cost of the model at attach with every gate open.
+
+        Args:
+            kind: see `expected_cost`.
+        """
         return self._pricing.full(kind)
 
     def minimum_cost(self, kind: str, /) -> float:
-        """Cost with one unit left in every group, and the branch that is then the cheapest."""
+        """Cost with one unit in every group, and with the one branch that is then the cheapest.
+
+        Args:
+            kind: see `expected_cost`.
+        """
         return self._pricing.costs.least(kind)
 
     def _priced(self) -> Priced:
@@ -325,12 +341,15 @@ class Plasticity:
     def compact(self, below: float = 1e-3) -> ResizeReport:
         """Physically remove units that have stayed closed.
 
-        A unit goes when its keep probability is under `below` (at k = inf: when it is closed), or when `close` shut it
-        and it has not reopened. Every group keeps at least one unit: its likeliest. A branch that goes takes the groups
-        with it that lived wholly inside, and does not come back.
+        A unit is removed when its keep probability is under `below` (at k = inf: when it is closed), or when `close`
+        closed it and it has not reopened. Every group keeps its likeliest unit. A removed branch takes the groups that
+        lie wholly inside it along, and never returns.
 
         Args:
             below: keep probability.
+
+        Returns:
+            The removed units.
 
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
@@ -343,11 +362,14 @@ class Plasticity:
         return self._resize(surgery.plan_removal(self.structure, removed))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
-        """Add units: fan-in initialised, zero fan-out, so the function is as before.
+        """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
 
         Args:
             more: group name -> units to add.
-            grace: calls of `backward` for which the new units are held open and unpenalised.
+            grace: calls of `backward` for which the new units are held open, unpenalised.
+
+        Returns:
+            The added units.
 
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
@@ -365,14 +387,14 @@ class Plasticity:
         with self.masked_weights.step(), full_length(self.model):
             larger = grown(self._model, self.example_inputs, self.structure, wanted)
         report = self._resize(surgery.plan_growth(self.structure, larger))
-        broadcast(self.weights())  # each process has drawn other new rows
+        broadcast(self.weights())  # each process has drawn different new rows
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
         self.gates.grace_left = max(self.gates.grace_left, grace)
         return report
 
     def _resize(self, plan: surgery.Plan) -> ResizeReport:
-        """Carry out a plan on the model, its gates and its tracked optimizers."""
+        """Apply a plan to the model, its gates and the tracked optimizers."""
         before = count_params(self.model)
         if not plan.units:
             return surgery.report(plan, before, before)
@@ -388,10 +410,10 @@ class Plasticity:
         return surgery.report(plan, before, count_params(self.model))
 
     def restructure(self, structure: Structure) -> None:
-        """Take over the structure of a model that has been resized; followers are told.
+        """Adopt the structure of a model that has been resized, and notify the followers.
 
         Args:
-            structure: as the model is now.
+            structure: structure of the model at its present sizes.
         """
         self.structure = structure
         self.gates.restructure(structure)
@@ -403,10 +425,10 @@ class Plasticity:
     def _parameter_names(self) -> dict[int, str]:
         return checks.parameter_names(self.model, self.gates)
 
-    # -- leaving
+    # -- export, detach and state
 
     def export(self) -> nn.Module:
-        """A plain copy of the model without its closed units and without a trace of npn."""
+        """Make a plain copy of the model, without its closed units and without any dependence on npn."""
         memo = {id(self.gates): None, id(self.masked_weights): None}
         clone = copy.deepcopy(self.model, memo | detached_leftovers(self.model))
         self._call.unregister(clone)
@@ -415,7 +437,7 @@ class Plasticity:
         return clone
 
     def detach(self) -> nn.Module:
-        """Take the gates off; the model is as it was, closed units still there."""
+        """Remove the gates and return the model, with its closed units still present."""
         model = self.model
         self.masked_weights.remove()
         self._call.unregister(model)
@@ -427,13 +449,13 @@ class Plasticity:
         return self.gates.state_dict() | {"penalty": self.penalty.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the groups must have the same names and sizes.
+        """Restore the state that `state_dict` saved; the groups must have the same names and sizes.
 
         Args:
-            state_dict: what `state_dict` returned.
+            state_dict: the result of `state_dict`.
 
         Raises:
-            ConfigurationError: they have not; nothing was loaded.
+            ConfigurationError: the groups differ; nothing was loaded.
         """
         self.gates.check_state_dict({"penalty": None} | dict(state_dict))
         if "penalty" not in state_dict:
@@ -444,7 +466,7 @@ class Plasticity:
         self.gates.load_state_dict(state_dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
-        """A copy with its own model; optimizers and followers stay with the original."""
+        """Copy the handle with its own model; optimizers and followers stay with the original."""
         new = object.__new__(type(self))
         memo[id(self)] = new
         fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "_pricing": None}

@@ -1,4 +1,4 @@
-"""When training is what: stages of one sharpness `k` each, as the paper's pre-train, plastic and fine-tune."""
+"""Stages of a training, one sharpness `k` each: pre-train, plastic and fine-tune in the paper."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -10,20 +10,24 @@ from npn.errors import CheckpointError, ConfigurationError
 
 
 class HasSharpness(Protocol):
-    """What a schedule acts on: `npn.Plasticity`, or anything else whose `k` can be set."""
+    """The interface that a schedule needs: `npn.Plasticity`, or any object whose `k` can be set.
+
+    Attributes:
+        k: sharpness, 0 to `math.inf`.
+    """
 
     k: float
 
 
 def annealed(start: float, end: float, fraction: float, how: Literal["geometric", "linear"] = "geometric") -> float:
-    """The sharpness a fraction of the way from `start` to `end`.
+    """Sharpness at a fraction of the way from `start` to `end`.
 
     geometric: `start (end / start)^fraction`; linear: `start + fraction (end - start)`.
 
     Args:
         start: sharpness at fraction 0; above 0 for "geometric".
         end: sharpness at fraction 1; above 0 for "geometric".
-        fraction: how much of the way is done, 0 to 1; values outside are clipped.
+        fraction: 0 to 1; other values are clipped.
         how: "geometric" or "linear".
 
     Returns:
@@ -45,16 +49,19 @@ def annealed(start: float, end: float, fraction: float, how: Literal["geometric"
 @final
 @dataclass(frozen=True)
 class Plateau:
-    """Ends a stage early: the metric has not improved for `patience` observations.
+    """End a stage early, once the metric has not improved for `patience` observations.
 
-    A value v improves on the best one b of the stage when `v < b - min_delta` (mode "min") or `v > b + min_delta`
-    ("max"). NaN improves on nothing.
+    A value v improves on the best value b of the stage when `v < b - min_delta` (mode "min") or `v > b + min_delta`
+    ("max"). NaN is never an improvement.
 
     Args:
         patience: observations in a row without improvement that end the stage, at least 1.
         min_delta: by how much a value must beat the best one, in the metric's unit, at least 0.
         mode: "min" for losses, "max" for accuracies.
         minimum: epochs that the stage lasts in any case.
+
+    Attributes:
+        patience, min_delta, mode, minimum: the arguments.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -78,7 +85,12 @@ class Plateau:
             raise ConfigurationError(f'Plateau mode must be "min" or "max", got {self.mode!r}')
 
     def improves(self, value: float, best: float | None) -> bool:
-        """Whether `value` beats the best value so far; the first value that is a number always does."""
+        """Whether a value beats the best value so far; the first value that is not NaN always does.
+
+        Args:
+            value: the new value.
+            best: the best value so far, None before the first.
+        """
         if math.isnan(value):
             return False
         if best is None:
@@ -89,18 +101,21 @@ class Plateau:
 @final
 @dataclass(frozen=True)
 class Stage:
-    """Some epochs at one sharpness, or along one path of it.
+    """Some epochs at one sharpness, or along one path of sharpness values.
 
-    `k = inf` trains the present network as it is, `k = 0` is dropout with probability 1 - g(0), and in between units
+    `k = inf` trains the present network unchanged, `k = 0` is dropout with probability 1 - g(0), and in between units
     open and close. With `k_end`, epoch i of n has the sharpness `annealed(k, k_end, i / (n - 1))`.
 
     Args:
-        name: what reports and figures call it; unique in a schedule.
-        epochs: length, at least 1; the longest it may take if `until` is given.
+        name: name in reports and figures; unique in a schedule.
+        epochs: number of epochs, at least 1; the largest number if `until` is given.
         k: sharpness, 0 to `math.inf`.
         k_end: sharpness of the stage's last epoch, finite; `None` keeps `k`.
         anneal: path from `k` to `k_end`, "geometric" (both above 0) or "linear".
         until: ends the stage early when the metric given to `Schedule.observe` stops improving.
+
+    Attributes:
+        name, epochs, k, k_end, anneal, until: the arguments.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -146,7 +161,11 @@ class Stage:
             raise ConfigurationError(f"{where}: k_end needs at least 2 epochs, got epochs={self.epochs!r}")
 
     def k_at(self, position: int) -> float:
-        """The sharpness of the stage's epoch `position`, counted from 0; past its end that of the last one."""
+        """Sharpness of an epoch of the stage.
+
+        Args:
+            position: epoch, counted from the start of the stage; an epoch after its end has the last one's sharpness.
+        """
         if self.k_end is None:
             return self.k
         return annealed(self.k, self.k_end, position / (self.epochs - 1), self.anneal)
@@ -154,19 +173,22 @@ class Stage:
 
 @final
 class Schedule:
-    """The stages of a training, one after the other.
+    """The stages of a training, in order.
 
-    The stage follows from the epoch's number. A stage that its `Plateau` ends hands its remaining epochs to nobody: the
-    next stage begins at once and the training becomes shorter. `for epoch in schedule` then stops early. In
-    `for epoch in range(schedule.epochs)` the epochs left over at the end run as more of the last stage, with
-    `schedule.done` true throughout, to `break` on. An epoch at or past `schedule.epochs` is an error. Going back to an
-    earlier epoch forgets the plateaus met after it, so that one schedule may serve several trainings.
+    The epoch's number determines the stage. When a `Plateau` ends a stage, its remaining epochs are dropped: the next
+    stage begins at once, the training becomes shorter, and `for epoch in schedule` stops early. In `for epoch in
+    range(schedule.epochs)` the dropped epochs run at the end as more of the last stage, with `schedule.done` true, so
+    that the loop can `break`. Entering an epoch at or past `schedule.epochs` is an error. Returning to an earlier epoch
+    forgets the plateaus reached after it, so that one schedule can serve several trainings.
 
     Args:
         stages: at least one, with different names.
 
+    Attributes:
+        stages: the argument.
+
     Raises:
-        ConfigurationError: no stages, something that is not a stage, or a name used twice.
+        ConfigurationError: there are no stages, an argument is not a stage, or a name is used twice.
 
     Example:
         >>> from types import SimpleNamespace
@@ -192,28 +214,28 @@ class Schedule:
         if twice:
             raise ConfigurationError(f"stage names must differ, used more than once: {', '.join(map(repr, twice))}")
         self.stages = stages
-        self._epoch = -1  # the epoch that runs or ran last
-        self._ends: dict[int, int] = {}  # stage index -> the epoch after its last, where a plateau ended it
+        self._epoch = -1  # the last epoch entered
+        self._ends: dict[int, int] = {}  # stage index -> end of the stage (exclusive), if a plateau ended it
         self._best: float | None = None
         self._stale = 0
 
     @property
     def epochs(self) -> int:
-        """The most epochs the training can take: the sum of the stages' lengths."""
+        """The largest number of epochs that the training can take: the sum of the stages' epochs."""
         return sum(stage.epochs for stage in self.stages)
 
     @property
     def stage(self) -> Stage | None:
-        """The stage of the present epoch; `None` before the first."""
+        """The stage of the present epoch; None before the first epoch."""
         return None if self._epoch < 0 else self.stages[self._locate(self._epoch)]
 
     @property
     def done(self) -> bool:
-        """Whether no epoch is left after the present one."""
+        """Whether no epoch remains after the present one."""
         return self._epoch + 1 >= self.spans()[-1][2]
 
     def spans(self) -> list[tuple[str, int, int]]:
-        """`(name, first epoch, epoch after the last)` of each stage, as far as is known: stages to come at full length.
+        """`(name, first epoch, end)` of each stage, with the end exclusive; future stages count at full length.
 
         Example:
             >>> Schedule(Stage("a", 2), Stage("b", 3)).spans()
@@ -227,14 +249,14 @@ class Schedule:
         return spans
 
     def enter(self, epoch: int, plastic: HasSharpness) -> Stage:
-        """Begin an epoch: set `plastic.k` to its sharpness.
+        """Begin an epoch and set `plastic.k` to its sharpness.
 
         Args:
             epoch: number of the epoch, 0 to `epochs - 1`.
             plastic: the result of `npn.attach`.
 
         Returns:
-            The stage that the epoch belongs to.
+            The stage of this epoch.
 
         Raises:
             ConfigurationError: the epoch is outside the schedule.
@@ -249,10 +271,10 @@ class Schedule:
         return self.stages[index]
 
     def observe(self, metric: float) -> None:
-        """Report the metric of the present epoch; ends the stage after this epoch if its plateau says so.
+        """Report the metric of the present epoch; the stage ends after this epoch if its plateau is reached.
 
         Args:
-            metric: usually the validation loss, never anything measured on test data. Without `until` it is ignored.
+            metric: usually the validation loss, never a result on test data; ignored by stages without `until`.
 
         Raises:
             ConfigurationError: no epoch was entered yet.
@@ -280,13 +302,13 @@ class Schedule:
         return list(zip(self.stages, self.spans(), strict=True))
 
     def __iter__(self) -> Iterator[int]:
-        """The epochs from the next one on, as long as any is left; after `load_state_dict`, those still to run."""
+        """Iterate over the remaining epochs; after `load_state_dict`, over those still to run."""
         while not self.done:
             self._move(self._epoch + 1)
             yield self._epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the training is, in plain values. Take it at the end of an epoch, after `observe`."""
+        """The progress of the training, as plain values. Take it at the end of an epoch, after `observe`."""
         return {
             "stages": [[stage.name, stage.epochs] for stage in self.stages],
             "epoch": self._epoch,
@@ -296,13 +318,13 @@ class Schedule:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken: `for epoch in schedule` continues with the epoch after it.
+        """Restore the state that `state_dict` saved; `for epoch in schedule` then continues with the following epoch.
 
         Args:
-            state: what `state_dict` of a schedule with the same stages returned.
+            state: the result of `state_dict` of a schedule with the same stages.
 
         Raises:
-            CheckpointError: the state is not that of a schedule, or of one with other stages; nothing was loaded.
+            CheckpointError: the state does not belong to a schedule with these stages; nothing was loaded.
         """
         missing = {"stages", "epoch", "ends", "best", "stale"} - set(state)
         if missing:
@@ -316,20 +338,20 @@ class Schedule:
         self._stale = int(state["stale"])
 
     def _locate(self, epoch: int) -> int:
-        """Index of the stage that an epoch belongs to; what lies past the end belongs to the last one."""
+        """Index of the stage of an epoch; epochs past the end belong to the last stage."""
         for index, (_, _, stop) in enumerate(self.spans()):
             if epoch < stop:
                 return index
         return len(self.stages) - 1
 
     def _move(self, epoch: int) -> int:
-        """Make an epoch the present one and return the index of its stage."""
+        """Make an epoch the present one, and return the index of its stage."""
         back = epoch < self._epoch
         before = self._locate(self._epoch) if self._epoch >= 0 else None
         if back:
             self._ends = {index: end for index, end in self._ends.items() if end <= epoch}
         index = self._locate(epoch)
-        if back or index != before:  # another stage, or another try at this one: its plateau starts afresh
+        if back or index != before:  # another stage, or a repetition of this one: reset its plateau
             self._best, self._stale = None, 0
         self._epoch = epoch
         return index

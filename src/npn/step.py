@@ -1,4 +1,4 @@
-"""One training step: draw masks, run the closure once or twice, leave every gradient in place."""
+"""One training step: draw masks, run the closure once or twice, and set every gradient."""
 
 import contextlib
 import math
@@ -24,16 +24,17 @@ Estimate = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # pi -> (loss, log-
 
 @dataclass(frozen=True)
 class Step:
-    """Everything that one training step reads.
+    """The inputs of one training step.
 
     Attributes:
-        gates, weights: what is drawn, and what is read through the masks.
-        model: whose buffers a second pass leaves alone.
+        gates: the gates that are drawn.
+        weights: the masked weights.
+        model: the model, whose buffers a second pass leaves unchanged.
         estimator: a name in `npn.functional.table.ESTIMATORS`.
         penalty: the price of size.
         pricing: the cost of the model under its gates.
-        per_example: draw a mask for each example.
-        last_checkpoint: named in the error of a loss that is not finite.
+        per_example: whether to draw one mask per example.
+        last_checkpoint: path of the last checkpoint, for the error about a loss that is not finite.
     """
 
     gates: Gates
@@ -46,14 +47,14 @@ class Step:
     last_checkpoint: str | None = None
 
     def backward(self, closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
-        """Set the gradients of E_z[loss] + penalty for weights and gates, see `npn.Plasticity.backward`.
+        """Set the gradients of E_z[loss] + penalty for weights and gates; see `npn.Plasticity.backward`.
 
         Args:
             closure: returns the loss; called once for each pass of the estimator.
             scale: factor on loss and penalty.
 
         Returns:
-            The detached loss, without scale and penalty.
+            The detached loss, (), without scale and penalty.
         """
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
@@ -66,19 +67,20 @@ class Step:
         return self._run(evaluate, scale, by_example if self.per_example else None)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
-        """The same around a forward and backward pass that belongs to someone else, such as a training framework.
+        """Do the same with a forward and backward pass that a training framework runs.
 
         Args:
-            evaluate: called with (factor, gradient) under one mask: computes the loss and, where `gradient`, runs
-                backward on factor times it; returns the loss detached, without the factor.
-            scale: factor on loss and penalty; `evaluate` gets it, or a share of it.
+            evaluate: (factor, gradient) -> loss. Called under one mask; computes the loss and, if `gradient`, runs
+                backward on factor times the loss. Returns the detached loss without the factor.
+            scale: factor on loss and penalty; `evaluate` gets this factor, or a share of it.
 
         Returns:
-            The detached loss, without scale and penalty.
+            The detached loss, (), without scale and penalty.
         """
         return self._run(evaluate, scale, None)
 
     def _run(self, evaluate: Evaluate, scale: float | Tensor, estimate: Estimate | None) -> Tensor:
+        """Run the passes at the present k and set the gradients of the gates."""
         gates, weights = self.gates, self.weights
         gates.to(weights.device)
         if gates.k == math.inf:
@@ -102,9 +104,9 @@ class Step:
         return loss
 
     def _by_batch(self, evaluate: Evaluate, pi: Tensor, scale: float | Tensor) -> tuple[Tensor, Tensor | None]:
-        """One mask for the whole batch in each pass: mean loss of the passes with gradients, log-odds gradient.
+        """Evaluate one mask per pass for the whole batch; return the weighted mean loss and the log-odds gradient.
 
-        At k = 0 no gate learns: the first pass alone, in full.
+        At k = 0 no gate learns: only the first pass runs, with full weight, and there is no gradient.
         """
         plastic, estimator = self.gates.k > 0, ESTIMATORS[self.estimator]
         draw = estimator.draw(pi, self.gates.draw)
@@ -127,6 +129,7 @@ class Step:
         return mean, estimator.combine(pi, draw, losses, gradients)
 
     def _penalise(self, probability: Tensor, scale: float | Tensor) -> None:
+        """Add the gradient of the penalty, and update the penalty."""
         priced = self.pricing.at(probability)
         with torch.enable_grad():
             cost = self.penalty.loss(priced)
@@ -136,12 +139,12 @@ class Step:
         self.penalty.update(priced)
 
     def _evaluate(self, closure: Closure, factor: float | Tensor, gradient: bool) -> Tensor:
-        """Run the closure, and differentiate it unless only its value is wanted."""
+        """Run the closure, and backward on its loss if `gradient`."""
         with torch.enable_grad() if gradient else torch.no_grad():
             with self.weights.not_collecting():
                 loss = closure()
             if self.per_example and isinstance(loss, Tensor) and loss.dim() == 1:
-                loss = loss.mean()  # at k = inf, where all have the same mask
+                loss = loss.mean()  # at k = inf all examples have the same mask
             if not isinstance(loss, Tensor) or loss.dim() != 0:
                 came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
                 raise ConfigurationError(

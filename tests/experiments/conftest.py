@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from npn.experiments import moons, runner
-from npn.experiments.data import Data, Split
-from npn.experiments.options import Options
-from npn.experiments.recipe import Outcome, Row
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Outcome, Row
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.moons import recipe as moons
 
 EPOCHS = "3,12,3"
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npn.experiments.augment import crop_and_flip, draw, moved
+from npn.experiments.data.augment import crop_and_flip, draw, moved
 
 
 def by_hand(images, top, left, flip, pad):

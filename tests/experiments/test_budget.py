@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from npn.experiments import runner
-from npn.experiments.moons import EXPERIMENT
-from npn.experiments.options import Options
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.moons.recipe import EXPERIMENT
 
 from .conftest import Recorder
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from npn.errors import ConfigurationError
-from npn.experiments import cifar
+from npn.experiments.data import cifar
 
 COUNTS = {"cifar10": (4, 3), "cifar100": (20, 3)}  # images per file of the two parts
 

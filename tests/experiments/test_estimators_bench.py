@@ -12,10 +12,13 @@ from torch import nn
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments import estimators, gradients, lenet5, runner
-from npn.experiments.options import Options
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.timing import interleaved
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.timing import interleaved
+from npn.experiments.estimators import bench as estimators
+from npn.experiments.estimators import gradients
+from npn.experiments.lenet5 import recipe as lenet5
 from npn.functional import exact_gradient
 
 from .conftest import Recorder, squares

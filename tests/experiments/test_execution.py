@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from npn.errors import ConfigurationError
-from npn.experiments import execution, resnet56, runner
-from npn.experiments.data import Data, Split
-from npn.experiments.options import Options, ResNetOptions
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.stopping import Interrupted
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import execution, runner
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Interrupted
+from npn.experiments.resnet import recipe as resnet56
 
 from .test_resnet56 import UNDRAWN, Disturbed, images, same
 

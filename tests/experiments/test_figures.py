@@ -8,7 +8,7 @@ import matplotlib as mpl
 import pytest
 from matplotlib import image
 
-from npn.experiments import figures
+from npn.experiments.report import figures
 
 
 def rows(ks: list[float | str]) -> list[dict[str, Any]]:

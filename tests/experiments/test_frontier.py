@@ -5,9 +5,10 @@ import json
 import pytest
 
 from npn.errors import ConfigurationError
-from npn.experiments import frontier, lenet5
-from npn.experiments.options import Options
-from npn.experiments.rundir import RunDirectory, write_json
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.rundir import RunDirectory, write_json
+from npn.experiments.lenet5 import bench as frontier
+from npn.experiments.lenet5 import recipe as lenet5
 
 
 def result(mode, budget, seed, accuracy=0.99, params=5000):

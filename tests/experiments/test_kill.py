@@ -9,11 +9,11 @@ import signal
 import pytest
 import torch
 
-from npn.experiments import runner
-from npn.experiments.moons import EXPERIMENT as MOONS
-from npn.experiments.options import Options
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.moons.recipe import EXPERIMENT as MOONS
 
 from .conftest import Recorder
 
@@ -65,6 +65,7 @@ def test_ten_kills_change_nothing(tmp_path, mode, kills):
 
 def check_kills(tmp_path, experiment, options, kills, steps):
     """A whole run and one that is killed so often come to the same end."""
+    experiment.build(options.over(experiment.defaults(options)))  # what it imports and traces, every child inherits
     assert in_child(experiment, options, tmp_path / "whole", False) == 0
     rng = random.Random(7)
     path = tmp_path / "killed"

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from npn.errors import ConfigurationError
-from npn.experiments import lenet5, mnist, runner
-from npn.experiments.options import Options
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.data import mnist
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.lenet5 import recipe as lenet5
 
 from .conftest import Recorder, squares
 

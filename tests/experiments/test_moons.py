@@ -9,11 +9,13 @@ import torch
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments import bench, moons, runner
-from npn.experiments.data import moons as data
-from npn.experiments.options import Options
-from npn.experiments.recipe import Outcome
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.data.splits import moons as data
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Outcome
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.moons import bench
+from npn.experiments.moons import recipe as moons
 
 from .conftest import Recorder
 

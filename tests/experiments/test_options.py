@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from npn.errors import ConfigurationError
-from npn.experiments.options import Options, stage_lengths
+from npn.experiments.engine.options import Options, stage_lengths
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.data())

@@ -11,14 +11,18 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from npn import cli, distributed
+from npn import distributed
+from npn.cli import main as cli
 from npn.errors import ConfigurationError
-from npn.experiments import moons, processes, resnet56, runner
-from npn.experiments.console import Console
-from npn.experiments.options import Options, ResNetOptions
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.stopping import Interrupted
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import processes, runner
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Interrupted
+from npn.experiments.moons import recipe as moons
+from npn.experiments.report.console import Console
+from npn.experiments.resnet import recipe as resnet56
 
 from ..processes import Died, launch
 from .conftest import Recorder
@@ -175,7 +179,9 @@ def test_torchrun_runs_it(tmp_path):
 def statistics(precision):
     """The BatchNorm buffers and sizes after a short run, and whether the losses are numbers."""
     options = ResNetOptions(depth=8, epochs="1,2,1", precision=precision)
-    with mock.patch.object(resnet56, "cifar", images), mock.patch.object(resnet56, "BATCH_SIZE", 16):
+    few = images()  # fp16 is slow on a CPU
+    few = Data(Split(few.train.x[:16], few.train.y[:16]), few.validation, few.test, few.classes)
+    with mock.patch.object(resnet56, "cifar", lambda *_: few), mock.patch.object(resnet56, "BATCH_SIZE", 16):
         with processes.group():
             torch.manual_seed(0)
             recipe = resnet56.build(options.over(resnet56.defaults(options)))

@@ -5,11 +5,12 @@ import torch
 
 import npn
 from npn.errors import CheckpointError
-from npn.experiments import lenet5, moons
-from npn.experiments.options import Options, ResNetOptions
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.moons import recipe as moons
 from npn.experiments.registry import EXPERIMENTS, finished_model
-from npn.experiments.resnet import ResNet
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.resnet.model import ResNet
 
 
 def shrunk_moons():

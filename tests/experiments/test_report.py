@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from npn.errors import ConfigurationError
-from npn.experiments import report
+from npn.experiments.report import tables as report
 
 
 @pytest.mark.parametrize(("text", "seeds"), [("0-4", [0, 1, 2, 3, 4]), ("3", [3]), ("0, 5-6,9", [0, 5, 6, 9])])

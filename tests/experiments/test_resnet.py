@@ -5,7 +5,7 @@ import torch
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments.resnet import Block, ResNet, Strided
+from npn.experiments.resnet.model import Block, ResNet, Strided
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 

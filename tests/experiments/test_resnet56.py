@@ -11,12 +11,13 @@ import torch
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments import resnet56, runner
-from npn.experiments.data import Data, Split
-from npn.experiments.options import Options, ResNetOptions
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.stopping import Interrupted, OutOfTime
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Interrupted, OutOfTime
+from npn.experiments.resnet import recipe as resnet56
 
 from .conftest import Recorder
 

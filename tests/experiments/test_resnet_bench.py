@@ -7,9 +7,10 @@ from functools import partial
 import pytest
 
 from npn.errors import ConfigurationError
-from npn.experiments import resnet_bench, runner
-from npn.experiments.options import ResNetOptions
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import ResNetOptions
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.resnet import bench as resnet_bench
 
 from .conftest import Recorder
 from .test_resnet56 import tiny  # noqa: F401 - few images, for every test here

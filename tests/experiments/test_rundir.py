@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from npn.errors import CheckpointError
-from npn.experiments.options import Options
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.rundir import RunDirectory
 
 
 @pytest.fixture

@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from npn.errors import CheckpointError, ConfigurationError
-from npn.experiments import moons, runner
-from npn.experiments.data import Data, Split
-from npn.experiments.options import Options
-from npn.experiments.recipe import Outcome, Row
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.runner import Interrupted
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import runner
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Outcome, Row
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.runner import Interrupted
+from npn.experiments.moons import recipe as moons
 
 from .conftest import EPOCHS, Recorder
 

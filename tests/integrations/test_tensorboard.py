@@ -57,7 +57,9 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path, monkeypatch):
             (out / "checkpoint.pt").write_bytes(saved[0])
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(moons, "EXPERIMENT", dataclasses.replace(moons.EXPERIMENT, checkpoint_every=1))
+    monkeypatch.setattr(
+        moons, "EXPERIMENT", dataclasses.replace(moons.EXPERIMENT, checkpoint_every=1, draw=lambda *_: [])
+    )
     monkeypatch.setattr(runner.RunDirectory, "append", crash)
     CliRunner().invoke(app, command)
     assert [step for step, _ in curve(read(out / "tensorboard"), "loss")] == [0, 1, 2]

@@ -14,7 +14,7 @@ from npn.integrations.transformers import PlasticityCallback, PlasticTrainerMixi
 
 logging.getLogger("transformers").setLevel(logging.ERROR)
 transformers.utils.logging.disable_progress_bar()
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("traces_are_shared")]
 
 IDS = torch.randint(2, 30, (48, 8), generator=torch.Generator().manual_seed(0))
 DATA = [{"input_ids": row, "labels": (row[0] > 15).long()} for row in IDS]
@@ -184,3 +184,60 @@ def test_what_cannot_work_is_refused(tmp_path):
     growing = method(growth=npn.Growth(), monitor="eval_accuracy")
     with pytest.raises(npn.PlasticityError, match=r"^expected the validation metric 'eval_accuracy', got .*eval_loss"):
         trainer(tmp_path, bert(), growing, eval_strategy="epoch").train()
+
+
+def decoder(name):
+    torch.manual_seed(3)
+    if name == "GPT2":
+        config = transformers.GPT2Config(vocab_size=30, n_embd=16, n_layer=2, n_head=4, n_inner=24)
+        return transformers.GPT2LMHeadModel(config), {}
+    if name == "Bart":
+        config = transformers.BartConfig(
+            vocab_size=30, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=4,
+            decoder_attention_heads=4, encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=16,
+        )  # fmt: skip
+        return transformers.BartForConditionalGeneration(config), {"decoder_input_ids": IDS[:2, :5]}
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=24, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+    )  # fmt: skip
+    return getattr(transformers, f"{name}ForCausalLM")(config), {}
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama", "Mistral", "Qwen2", "Gemma", "Bart"])
+def test_heads_of_decoders_are_units_whether_or_not_they_return_their_cache(name):
+    model, more = decoder(name)
+    inputs = {"input_ids": IDS[:2], **more}
+    plain = npn.attach(model.eval(), {**inputs, "use_cache": False})
+    groups = {g.name: g.size for g in plain.groups}
+    assert any(s.tensor.rpartition(".")[0].endswith(("v_proj", "c_attn")) for g in plain.groups for s in g.slots)
+    plain.detach()
+    answer = model(**inputs)
+    assert any(type(v).__name__.endswith("Cache") for v in answer.values())
+    plastic = npn.attach(model, inputs)
+    assert {g.name: g.size for g in plastic.groups} == groups
+    for i, group in enumerate(plastic.groups):
+        plastic.close(group, range(i % 2, group.size, 2))
+    masked, small = model(**inputs).logits, plastic.export()
+    assert (masked - answer.logits).abs().max() > 1e-4
+    torch.testing.assert_close(small(**inputs).logits, masked, rtol=1e-5, atol=1e-5)
+
+
+def test_activation_checkpoints_before_and_after_attach():
+    def gradients():
+        model.zero_grad()
+        plastic.backward(lambda: model(**inputs).logits.pow(2).mean())
+        return [p.grad.clone() for p in plastic.weights()]
+
+    (model, _), inputs = decoder("Llama"), {"input_ids": IDS[:2], "use_cache": False}
+    plastic = npn.attach(model.train(), inputs)
+    groups, wanted = {g.name: g.size for g in plastic.groups}, gradients()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    torch.testing.assert_close(gradients(), wanted)
+    before = model(**inputs).logits
+    plastic.grow(dict.fromkeys(groups, 2))
+    assert {g.name: g.size for g in plastic.groups} == {name: size + 2 for name, size in groups.items()}
+    torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-5, atol=1e-5)
+    plastic.detach()
+    assert {g.name: g.size for g in npn.attach(model, inputs).groups} == {n: s + 2 for n, s in groups.items()}

@@ -1,7 +1,10 @@
 """Every compact model of the zoo leaves: as ONNX, as an export archive, as a TorchScript trace, as a plain checkpoint."""
 
+import contextlib
 import copy
+import functools
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import npn
+from npn import export
 from npn.export import write_model
 from npn.tracing.capture import output_tensors, split_inputs
 
-from .test_zoo import ZOO, attached
+from .test_zoo import NAMES, ZOO, attached
 
 
 class Answers(nn.Module):
@@ -29,8 +33,9 @@ class Answers(nn.Module):
         return tuple(output_tensors(self.model(*values[:plain], **named)))
 
 
+@functools.cache
 def compact(name: str) -> tuple[nn.Module, Any]:
-    """Half of every group closed and gone."""
+    """Half of every group closed and gone; made once, and no format changes it."""
     plastic, inputs = attached(name)
     plastic = copy.deepcopy(plastic)
     for group in plastic.groups:
@@ -39,6 +44,31 @@ def compact(name: str) -> tuple[nn.Module, Any]:
     if hasattr(model, "config"):
         model.config.use_cache = False  # a decoding cache is not the model's answer, and no format holds one
     return model, inputs
+
+
+@functools.cache
+def program(name: str) -> torch.export.ExportedProgram:
+    """What both formats that begin with `torch.export` begin with."""
+    model, inputs = compact(name)
+    return export.exported(model, inputs)
+
+
+@pytest.fixture
+def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = program(name)
+    monkeypatch.setattr(export, "exported", lambda model, inputs: found)
+
+
+@pytest.fixture(scope="module")
+def torchlib_once() -> Iterator[None]:
+    """The exporter to ONNX reads its library of operators for the first model alone, a third of its time."""
+    patch = pytest.MonkeyPatch()
+    with contextlib.suppress(ImportError):  # it is private there, and only speed needs it
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+    yield
+    patch.undo()
 
 
 def run(model: Any, inputs: Any) -> list[Tensor]:
@@ -53,7 +83,8 @@ def alike(found: list[Tensor], expected: list[Tensor]) -> None:
         torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.usefixtures("exported_once")
+@pytest.mark.parametrize("name", NAMES)
 def test_torch_export_and_checkpoint(name: str, tmp_path: Path) -> None:
     model, inputs = compact(name)
     expected = run(model, inputs)
@@ -65,7 +96,7 @@ def test_torch_export_and_checkpoint(name: str, tmp_path: Path) -> None:
     alike(run(npn.load(tmp_path / "model.npn", ZOO[name].make()).eval(), inputs), expected)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", NAMES)
 def test_torchscript_trace(name: str) -> None:
     model, inputs = compact(name)
     args, kwargs = split_inputs(inputs)
@@ -76,7 +107,8 @@ def test_torchscript_trace(name: str) -> None:
         alike(run(traced, given), run(model, inputs))
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.usefixtures("exported_once", "torchlib_once")
+@pytest.mark.parametrize("name", NAMES)
 def test_onnx(name: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     model, inputs = compact(name)

@@ -10,14 +10,16 @@ from npn._importance.costs import value_and_slope
 Cost = Callable[[Tensor], Tensor]  # mask, float64 (gates,) -> scalar, linear in each gate, increasing
 
 CLOSE_ENOUGH = 0.005  # of the bound: less room than that is not filled
-COARSE = 0.02  # of the bound: with more room left than that, whole units are coarse, and some change places
+COARSE = 0.02  # of the bound: if more room is left, units are coarse, and other choices are tried
+SWAPPED = 8  # units of one group that are exchanged at most
 
 
 def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Cost, bound: float) -> Tensor:
-    """Which units stay open so that the cost is at most a bound, the least important per marginal cost closed first.
+    """Choose the units to keep so that the cost meets a bound, closing the least important per marginal cost first.
 
-    Marginal costs are computed anew as units close. Whole units overshoot: those that fit under the bound again come
-    back. Where more than 2% of it would still be left over, a unit more closes to make room for others.
+    Marginal costs are computed again as units close. Because whole units overshoot, units that fit under the bound are
+    opened again. If that still leaves more than 2% of the bound, a few units of one group are exchanged for units of
+    others; if no exchange comes within 2% below the bound, one that comes within 2% above it is taken.
 
     Args:
         scores: float64 (gates,), >= 0.
@@ -36,15 +38,9 @@ def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Cost, bound: f
     stays = best_of_each(scores, sizes)
     everything = torch.ones_like(stays)
     mask = refill(everything, close_down_to(everything, stays, scores, cost, bound), scores, cost, bound)
-    total = value_and_slope(cost, mask)[0]
-    while total < (1 - COARSE) * bound and not bool(mask.all()):
-        trials = [refill(free, less, scores, cost, bound) for free, less in _one_less(mask, stays, scores, sizes)]
-        totals = [value_and_slope(cost, trial)[0] for trial in trials]
-        if not totals or max(totals) <= total:
-            break
-        total = max(totals)
-        mask = trials[totals.index(total)]
-    return mask
+    if bool(mask.all()) or value_and_slope(cost, mask)[0] >= (1 - COARSE) * bound:
+        return mask
+    return max([mask, *_alternatives(mask, stays, scores, sizes, cost, bound)], key=_fit(scores, cost, bound))
 
 
 def close_down_to(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound: float) -> Tensor:
@@ -90,17 +86,30 @@ def refill(may_open: Tensor, mask: Tensor, scores: Tensor, cost: Cost, bound: fl
         mask[order[: max(1, many)]] = True
 
 
-def _one_less(mask: Tensor, stays: Tensor, scores: Tensor, sizes: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each group: what may open if its least important open unit closes, and the mask without that unit."""
-    start = 0
-    for size in sizes:
-        group = torch.zeros_like(mask)
-        group[start : start + size] = True
-        start += size
-        candidates = mask & group & ~stays
-        if bool(candidates.any()):
-            worst = torch.where(candidates, scores, torch.inf).argmin()
-            yield ~group, mask.index_fill(0, worst, False)
+def _alternatives(
+    mask: Tensor, stays: Tensor, scores: Tensor, sizes: Sequence[int], cost: Cost, bound: float
+) -> Iterator[Tensor]:
+    """Masks near one that leaves much room: one unit more, or up to `SWAPPED` fewer of a group and others refilled."""
+    for group in torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).eq(torch.arange(len(sizes))[:, None]):
+        closed, candidates = group & ~mask, (group & mask & ~stays).nonzero().reshape(-1)
+        if bool(closed.any()):
+            yield mask.index_fill(0, torch.where(closed, scores, -torch.inf).argmax(), True)
+        order = candidates[scores[candidates].argsort(stable=True)]
+        for count in range(1, min(SWAPPED, len(order)) + 1):
+            others = refill(~group, mask.index_fill(0, order[:count], False), scores, cost, bound)
+            yield refill(torch.ones_like(mask), others, scores, cost, bound)
+
+
+def _fit(scores: Tensor, cost: Cost, bound: float) -> Callable[[Tensor], tuple[int, float]]:
+    """Rank of a mask: within 2% below the bound and of high scores, else within 2% above, else nearest below."""
+
+    def rank(mask: Tensor) -> tuple[int, float]:
+        total = value_and_slope(cost, mask)[0]
+        if total > bound:
+            return (1, -total) if total <= (1 + COARSE) * bound else (-1, 0.0)
+        return (2, float(scores[mask].sum())) if total >= (1 - COARSE) * bound else (0, total)
+
+    return rank
 
 
 def best_of_each(scores: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,1 +1,1 @@
-"""Small tools that every layer may use; they know nothing of gates or models' structure."""
+"""Small tools that every layer may use; they know nothing of gates or of a model's structure."""

@@ -1,4 +1,4 @@
-"""What several processes share: collectives that do nothing on one process."""
+"""Collective operations over the processes of one training; on a single process they do nothing."""
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -12,24 +12,24 @@ from npn.errors import DistributedError
 
 
 def size() -> int:
-    """Processes that train together; 1 without `torch.distributed.init_process_group`."""
+    """Number of processes that train together; 1 without `torch.distributed.init_process_group`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Number of this process, counted from 0."""
     return dist.get_rank() if size() > 1 else 0
 
 
 def assert_same(what: str, value: object) -> None:
-    """Raise on every process unless all have the same value.
+    """Raise on every process unless all processes have the same value.
 
     Args:
-        what: name of the value, for the error.
-        value: compared by `==` after pickling.
+        what: name of the value, for the error message.
+        value: any picklable object; compared by `==` after pickling.
 
     Raises:
-        DistributedError: they differ.
+        DistributedError: the values differ.
 
     Example:
         >>> assert_same("the units that grow adds", {"fc1": 2})
@@ -39,13 +39,13 @@ def assert_same(what: str, value: object) -> None:
 
 
 def assert_all_same(mine: list[tuple[str, Any]]) -> None:
-    """Raise on every process unless all have the same values.
+    """Raise on every process unless all processes have the same values.
 
     Args:
-        mine: (name, value) pairs; the names are the same everywhere.
+        mine: (name, value) pairs; every process gives the same names in the same order.
 
     Raises:
-        DistributedError: names the first value that differs.
+        DistributedError: a value differs; the message names the first one.
     """
     everyone: list[Any] = [None] * size()
     dist.all_gather_object(everyone, mine)
@@ -61,7 +61,13 @@ def assert_all_same(mine: list[tuple[str, Any]]) -> None:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean over all processes, the same bits on each; the value itself on one.
+    """Average a tensor over all processes.
+
+    Args:
+        value: tensor of one shape on every process.
+
+    Returns:
+        The mean, the same bits on each process; `value` itself on a single process.
 
     Example:
         >>> import torch
@@ -75,30 +81,48 @@ def mean(value: Tensor) -> Tensor:
 
 
 def average_(tensors: Iterable[Tensor]) -> None:
-    """Replace each tensor, in place, by its mean over all processes."""
+    """Replace each tensor, in place, by its mean over all processes.
+
+    Args:
+        tensors: tensors of the same shapes and in the same order on every process.
+    """
     if size() > 1:
         _flattened(tensors, _average)
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Give all processes the first one's values, in place."""
+    """Copy the values of the first process into the tensors of all processes, in place.
+
+    Args:
+        tensors: tensors of the same shapes and in the same order on every process.
+    """
     if size() > 1:
         _flattened(tensors, lambda flat: dist.broadcast(flat, 0))
 
 
 def own_seed(common: bytes) -> int:
-    """A seed for this process alone that follows from what all have in common."""
+    """Derive a seed for this process from bytes that all processes share.
+
+    Args:
+        common: the same bytes on every process.
+
+    Returns:
+        A seed >= 0 that differs between processes.
+    """
     digest = hashlib.blake2b(common, digest_size=8, salt=rank().to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def per_rank_generator(generator: torch.Generator) -> torch.Generator:
-    """A generator for one draw of this process, other than all others', from a generator whose state they share.
+    """Make a generator for one draw that differs on every process, from a generator whose state they share.
 
-    So a checkpoint holds one state, whatever the number of processes before and after. On one process: the same.
+    A checkpoint therefore holds one state, however many processes train before and after.
 
     Args:
-        generator: in the same state on all processes; moves by one draw.
+        generator: in the same state on all processes; advances by one draw.
+
+    Returns:
+        A generator for this process; `generator` itself on a single process.
     """
     if size() == 1:
         return generator
@@ -108,18 +132,26 @@ def per_rank_generator(generator: torch.Generator) -> torch.Generator:
 
 
 def digest(tensor: Tensor) -> bytes:
-    """A hash of a tensor's bits."""
+    """Hash the bits of a tensor.
+
+    Args:
+        tensor: any shape, dtype and device.
+
+    Returns:
+        16 bytes.
+    """
     raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     return hashlib.blake2b(raw.numpy().tobytes(), digest_size=16).digest()
 
 
 def _average(flat: Tensor) -> None:
+    """Average one flat tensor over all processes, in place."""
     dist.all_reduce(flat)
     flat.div_(size())
 
 
 def _flattened(tensors: Iterable[Tensor], collective: Callable[[Tensor], Any]) -> None:
-    """One collective for all tensors of a dtype and device."""
+    """Run one collective for all tensors that share a dtype and device."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for tensor in tensors:
         kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())

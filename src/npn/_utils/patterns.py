@@ -1,4 +1,4 @@
-"""Patterns of names, shell style: `*`, `?`, `[...]`."""
+"""Match names against shell-style patterns: `*`, `?`, `[...]`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -10,7 +10,13 @@ Value = TypeVar("Value")
 
 
 def as_patterns(given: str | Iterable[str] | None) -> list[str] | None:
-    """A list of patterns from one, several or None.
+    """Turn one pattern, several patterns or None into a list of patterns or None.
+
+    Args:
+        given: one pattern, an iterable of patterns, or None.
+
+    Returns:
+        A list of patterns; None for None.
 
     Example:
         >>> as_patterns("fc*"), as_patterns(None)
@@ -22,6 +28,10 @@ def as_patterns(given: str | Iterable[str] | None) -> list[str] | None:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether any of the patterns matches the name.
 
+    Args:
+        name: the name to match.
+        patterns: shell-style patterns; a pattern equal to the name always matches.
+
     Example:
         >>> matches("blocks.3.fc", ["stem", "blocks.*"])
         True
@@ -32,8 +42,12 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
     """Raise unless every pattern matches a group.
 
+    Args:
+        patterns: shell-style patterns.
+        names: names of the groups.
+
     Raises:
-        ConfigurationError: naming the first that matches none.
+        ConfigurationError: a pattern matches no group; the message names the first one.
     """
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
@@ -41,18 +55,18 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
 
 
 def match_patterns(values: Mapping[str, Value], names: Collection[str], option: str) -> dict[str, Value]:
-    """The value of each name by the first pattern that matches it; names that no pattern matches are left out.
+    """Give each name the value of the first pattern that matches it; leave out names that no pattern matches.
 
     Args:
-        values: name pattern or plain name -> value; order counts.
+        values: pattern or plain name -> value; earlier entries win.
         names: names of the unit groups.
-        option: what to call `values` in the error.
+        option: name of the option that `values` came from, for the error message.
 
     Returns:
         name -> value.
 
     Raises:
-        ConfigurationError: a pattern matches no name, so that a misspelt one cannot go unnoticed.
+        ConfigurationError: a pattern matches no name, so a misspelt pattern cannot go unnoticed.
 
     Example:
         >>> match_patterns({"head": 2.0, "*": 1.0}, ["fc1", "head"], "weight")

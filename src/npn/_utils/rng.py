@@ -1,4 +1,4 @@
-"""Random states: taken, put back, repeated, and written into checkpoints."""
+"""Save, restore and repeat the states of random number generators, and convert them for checkpoints."""
 
 import contextlib
 import random
@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of every generator that a forward pass may draw from.
+    """States of all generators that a forward pass may draw from.
 
     Attributes:
-        cpu: of torch on the CPU.
-        cuda: GPU number -> its state.
-        python, numpy: of the modules `random` and `numpy.random`.
+        cpu: state of torch's CPU generator.
+        cuda: GPU number -> state of its generator.
+        python, numpy: states of the modules `random` and `numpy.random`.
     """
 
     cpu: Tensor
@@ -28,10 +28,13 @@ class RandomState:
 
     @classmethod
     def now(cls, devices: Iterable[torch.device] = ()) -> "RandomState":
-        """Take the present state.
+        """Save the present states.
 
         Args:
-            devices: GPUs whose generators count, beside the current one.
+            devices: GPUs whose generators are saved in addition to the current GPU's.
+
+        Returns:
+            The states.
         """
         return cls(
             torch.get_rng_state(),
@@ -41,7 +44,7 @@ class RandomState:
         )
 
     def restore(self) -> None:
-        """Put all generators back to this state."""
+        """Put all generators back to these states."""
         torch.set_rng_state(self.cpu)
         for number, state in self.cuda.items():
             torch.cuda.set_rng_state(state, number)
@@ -50,12 +53,13 @@ class RandomState:
 
     @contextlib.contextmanager
     def repeated(self, model: nn.Module) -> Iterator[None]:
-        """Run again from this state: the same draws; generators and buffers are put back afterwards.
+        """Repeat the draws made from this state; restore generators and buffers when the context ends.
 
-        Every buffer is restored, whatever its version counter says: batch_norm writes running statistics behind it.
+        Every buffer is restored whatever its version counter says: batch_norm writes running statistics without
+        counting.
 
         Args:
-            model: whose buffers are restored.
+            model: module whose buffers are restored.
         """
         buffers = [
             (module._buffers, name, buffer, buffer.detach().clone())
@@ -75,13 +79,24 @@ class RandomState:
 
 
 def devices_of(model: nn.Module) -> set[torch.device]:
-    """Devices of a model's parameters and buffers."""
+    """Find the devices of a model's parameters and buffers.
+
+    Args:
+        model: any module.
+
+    Returns:
+        The set of devices.
+    """
     return {tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
 
 
 @contextlib.contextmanager
 def preserved_rng(devices: Iterable[torch.device] = ()) -> Iterator[None]:
-    """Draws inside leave no trace in any generator."""
+    """Put every generator back to its present state when the context ends.
+
+    Args:
+        devices: GPUs whose generators are restored in addition to the current GPU's.
+    """
     before = RandomState.now(devices)
     try:
         yield
@@ -90,7 +105,7 @@ def preserved_rng(devices: Iterable[torch.device] = ()) -> Iterator[None]:
 
 
 def rng_state_dict() -> dict[str, Any]:
-    """The state of every generator, of all GPUs too, in plain values and tensors for a checkpoint."""
+    """Save the states of all generators, those of all GPUs included, as plain values and tensors for a checkpoint."""
     kind, keys, position, has_gauss, cached = np.random.get_state()
     state = {
         "torch": torch.get_rng_state(),
@@ -109,7 +124,11 @@ def rng_state_dict() -> dict[str, Any]:
 
 
 def load_rng_state_dict(state: Mapping[str, Any]) -> None:
-    """Load the result of `rng_state_dict`; of GPUs, those that are there."""
+    """Restore the states that `rng_state_dict` saved; ignore those of GPUs that this machine lacks.
+
+    Args:
+        state: the result of `rng_state_dict`.
+    """
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
@@ -121,6 +140,7 @@ def load_rng_state_dict(state: Mapping[str, Any]) -> None:
 
 
 def _gpus(devices: Iterable[torch.device]) -> set[int]:
+    """Numbers of the given GPUs and of the current one; empty before CUDA is initialised."""
     if not torch.cuda.is_initialized():
         return set()
     current = torch.cuda.current_device()

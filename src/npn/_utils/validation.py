@@ -1,19 +1,22 @@
-"""Checks of arguments, with the error that names the argument, the expectation and the value."""
+"""Check arguments; the error message gives the argument's name, the expected values and the value that came."""
 
 from npn.errors import ConfigurationError
 
 
 def whole_number(name: str, value: object, least: int, unit: str = "") -> int:
-    """The value, if it is a whole number of at least `least`.
+    """Return a value if it is a whole number >= `least`, else raise.
 
     Args:
-        name: of the argument, for the error.
-        value: of the argument; True and False are no numbers here.
+        name: name of the argument, for the error message.
+        value: the argument; True and False do not count as numbers.
         least: smallest value allowed.
-        unit: what is counted, for the error.
+        unit: the things that the argument counts, for the error message.
+
+    Returns:
+        The value.
 
     Raises:
-        ConfigurationError: it is something else.
+        ConfigurationError: the value is not a whole number, or is too small.
 
     Example:
         >>> whole_number("patience", 3, least=1)

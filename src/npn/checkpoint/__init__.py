@@ -1,4 +1,4 @@
-"""Checkpoints: weights, structure, gates, optimizers and randomness in one file, written whole or not at all."""
+"""Checkpoints: weights, structure, gates, optimizers and random states in one file, written whole or not at all."""
 
 from npn.checkpoint.content import Stateful, pack, unpack
 from npn.checkpoint.files import load, read_extra, save

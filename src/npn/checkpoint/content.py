@@ -1,4 +1,4 @@
-"""The content of a checkpoint: plain values and tensors, taken from a model and put into one."""
+"""The content of a checkpoint: pack a model into plain values and tensors, and unpack them into a model."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ Target = TypeVar("Target", nn.Module, Plasticity)
 
 
 class Stateful(Protocol):
-    """Anything with a state: a `Schedule`, a `Growth`, a learning rate scheduler, a `GradScaler`."""
+    """An object with a state: a `Schedule`, a `Growth`, a learning rate scheduler, a `GradScaler`."""
 
     def state_dict(self) -> dict[str, Any]: ...
     def load_state_dict(self, state: Any, /) -> Any: ...
@@ -41,7 +41,16 @@ def pack(
     extra: Mapping[str, Any] | None = None,
     stateful: Mapping[str, Stateful] | None = None,
 ) -> dict[str, Any]:
-    """What `save` writes: plain values and tensors."""
+    """Collect the content that `save` writes, as plain values and tensors.
+
+    Args:
+        target: a model or its `Plasticity`.
+        extra: plain values and tensors to include.
+        stateful: name -> object whose state is included.
+
+    Returns:
+        The content.
+    """
     model = target.model if isinstance(target, Plasticity) else target
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -64,7 +73,20 @@ def pack(
 
 
 def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapping[str, Stateful]) -> Target:
-    """Take over what `pack` returned; `path` is where it came from, for errors."""
+    """Load the result of `pack` into a model, resized to the saved shapes.
+
+    Args:
+        content: the result of `pack`.
+        path: source of the content, for error messages.
+        target: a model or its `Plasticity`.
+        stateful: name -> object whose state is loaded.
+
+    Returns:
+        The target.
+
+    Raises:
+        CheckpointError: see `npn.load`; nothing was loaded.
+    """
     model = target.model if isinstance(target, Plasticity) else target
     chosen = chosen_columns(path, model, content)
     gone = absent_here(path, model, content)
@@ -103,7 +125,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
                 edits += [replace_data(t, t.new_zeros(sizes[group.name])) for t in group.gate.tensors]
             for layer, index in selected_columns(structure).items():
                 edits.append(select_columns(model.get_submodule(layer), index))
-        carry_out(edits)  # from here on nothing is refused
+        carry_out(edits)  # nothing after this line can fail
         for tensor, value in tensors.values():
             if _keeps_storage(tensor, value):
                 tensor.data.copy_(value)
@@ -118,11 +140,11 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
 
 
 def _load_state(path: Any, name: str, thing: Stateful, state: Any) -> Edit:
-    """Load the state of an optimizer, a schedule, ...; undone from a copy of its own."""
+    """Edit: load the state of an optimizer, a schedule, ...; undone with a copy of its previous state."""
 
     def edit() -> Callable[[], Any]:
         undo: Callable[[], Any]
-        if isinstance(thing, Optimizer):  # replaces its attributes, so nothing has to be copied
+        if isinstance(thing, Optimizer):  # loading replaces its attributes, so a shallow copy suffices
             undo = partial(vars(thing).update, dict(vars(thing)))
         else:
             undo = partial(thing.load_state_dict, copy.deepcopy(thing.state_dict()))
@@ -140,14 +162,14 @@ def _load_state(path: Any, name: str, thing: Stateful, state: Any) -> Edit:
 
 
 def _keeps_storage(tensor: Tensor, value: Tensor) -> bool:
-    """Whether a value is copied into a tensor; an expanded one has no place for each entry."""
+    """Whether a value can be copied into a tensor: the shapes agree, and no axis of the tensor is expanded."""
     return tensor.shape == value.shape and 0 not in tensor.stride()
 
 
 def _resize_edits(
     model: nn.Module, tensors: Mapping[str, tuple[Tensor, Tensor]], attributes: Mapping[str, Any]
 ) -> list[Edit]:
-    """Tensors of another shape, and integers that modules remember."""
+    """Edits of tensors whose shape changes, and of integer attributes."""
     edits = [
         replace_data(tensor, value.to(tensor.device))
         for tensor, value in tensors.values()

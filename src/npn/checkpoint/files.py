@@ -1,4 +1,4 @@
-"""Checkpoint files: written whole or not at all, read without unpickling anything."""
+"""Checkpoint files: written completely or not at all, and read without unpickling objects."""
 
 import os
 from collections.abc import Mapping
@@ -23,13 +23,13 @@ def save(
 ) -> None:
     """Write a checkpoint that `torch.load(weights_only=True)` can read.
 
-    The file appears whole or not at all: it is written beside its place and moved there.
+    The content is written to a temporary file, which then replaces the file at `path`, so that no partial file appears.
 
     Args:
-        path: of the file.
-        target: a model, or a `Plasticity` with its gates, tracked optimizers and the state of every RNG.
-        extra: plain values and tensors to keep with it, see `read_extra`.
-        stateful: objects whose `state_dict` goes along, by a name that `load` is given again.
+        path: path of the file.
+        target: a model; or a `Plasticity`, with its gates, tracked optimizers and the states of all random generators.
+        extra: plain values and tensors to keep, see `read_extra`.
+        stateful: objects whose `state_dict` is saved, under names that `load` is given again.
 
     Example:
         >>> import tempfile
@@ -49,41 +49,48 @@ def save(
 
 
 def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> Target:
-    """Load a checkpoint into a freshly built model or the `Plasticity` of one, resized to the saved shapes.
+    """Load a checkpoint into a freshly built model or its `Plasticity`, resized to the saved shapes.
 
-    All that can refuse its state comes before the model, and gets its own back if another refuses. On another kind of
-    device than the saved one the gates draw other masks.
+    Everything that can refuse its state is loaded before the model, and restored if another one refuses. On another
+    kind of device than the saved one, the gates draw different masks.
 
-    Of several processes each gets the random state of the one that saved; a loop with dropout then wants
-    `torch.manual_seed(npn.distributed.own_seed(...))` on all but the first. The Lightning callback does so itself;
-    Hugging Face's Trainer keeps a random state for each process.
+    Each of several processes gets the random state of the process that saved. A training loop with dropout should then
+    call `torch.manual_seed(npn.distributed.own_seed(...))` on all processes but the first. The Lightning callback does
+    so; Hugging Face's Trainer keeps a random state per process.
 
     Args:
-        path: of the file.
-        target: its `Plasticity`, with as many optimizers tracked as saved; or a model of the same class at any width,
-            in which units that were closed stay absent: the weights that read them are zero.
+        path: path of the file.
+        target: a `Plasticity` that tracks as many optimizers as when it was saved; or a model of the same class at any
+            width, in which closed units stay absent: the weights that read them are set to zero.
         stateful: the objects that `save` was given.
 
     Returns:
         The target.
 
     Raises:
-        CheckpointError: the file is damaged, foreign or of another model, or an optimizer or one of `stateful` does
-            not take its state; target, optimizers and `stateful` are as they were.
+        CheckpointError: the file is damaged, was not written by npn, or belongs to another model; or an optimizer or
+            one of `stateful` refuses its state. Target, optimizers and `stateful` are unchanged.
     """
     return unpack(_read(path), path, target, stateful)
 
 
 def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What `save` was given as `extra`.
+    """Read the values that `save` was given as `extra`.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        name -> value.
 
     Raises:
-        CheckpointError: the file is damaged or foreign.
+        CheckpointError: the file is damaged or was not written by npn.
     """
     return dict(_read(path)["extra"])
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read and check the content of a file."""
     if not Path(path).is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:

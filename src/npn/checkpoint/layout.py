@@ -1,4 +1,4 @@
-"""How a checkpoint writes down where gated units are, so that a plain model can do without the closed ones."""
+"""The layout of gated units in a checkpoint, from which a plain model can be loaded without the closed units."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,11 @@ from npn.tracing.capture import model_tensors
 
 
 def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
-    """Columns with gates, and which of them are closed."""
+    """Describe the columns with gates, and which of them are closed.
+
+    Args:
+        plastic: the handle to save.
+    """
     structure = plastic.structure
     return [
         {
@@ -29,7 +33,11 @@ def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
 
 
 def pack_groups(plastic: Plasticity) -> list[dict[str, Any]]:
-    """Groups, where their units live, and which of them are closed."""
+    """Describe the groups, the positions of their units, and which of them are closed.
+
+    Args:
+        plastic: the handle to save.
+    """
     return [
         {
             "name": group.name,
@@ -42,7 +50,11 @@ def pack_groups(plastic: Plasticity) -> list[dict[str, Any]]:
 
 
 def pack_branches(plastic: Plasticity) -> list[dict[str, Any]]:
-    """Branches with gates, and which of them are closed."""
+    """Describe the branches with gates, and which of them are closed.
+
+    Args:
+        plastic: the handle to save.
+    """
     branches = plastic.structure.branches
     if branches is None:
         return []
@@ -52,7 +64,15 @@ def pack_branches(plastic: Plasticity) -> list[dict[str, Any]]:
 
 
 def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
-    """Buffers along units that a `state_dict` leaves out; of a plain model all that may be such."""
+    """Collect buffers that have units along an axis and that `state_dict` leaves out.
+
+    Args:
+        target: a `Plasticity`; or a plain model, of which all floating point buffers outside `state_dict` are
+            collected.
+
+    Returns:
+        name -> buffer.
+    """
     model = target.model if isinstance(target, Plasticity) else target
     found = {name: buffer for name, buffer in model.named_buffers() if buffer.dim() and buffer.is_floating_point()}
     rest = found.keys() - model.state_dict().keys()
@@ -62,10 +82,15 @@ def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
 
 
 def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Axes on which no unit lives are as long as the saved ones; of a plain model, that is a kernel's window.
+    """Raise unless axes without units have the saved length; of a plain model, only windows of convolutions count.
+
+    Args:
+        path: source of the content, for the error message.
+        target: a model or its `Plasticity`.
+        pairs: name -> (present, saved) tensor.
 
     Raises:
-        CheckpointError: naming the first tensor whose axis is not.
+        CheckpointError: the lengths differ; the message names the first tensor.
     """
     if isinstance(target, Plasticity):
         fixed = {(id(tensor), axis) for tensor, _ in pairs.values() for axis in range(tensor.dim())}
@@ -83,21 +108,26 @@ def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, t
 
 
 def _unit_axes(plastic: Plasticity) -> set[tuple[int, int]]:
-    """(id of the tensor, axis) of all units, those without gates by `only` or `skip` as well."""
+    """(id of the tensor, axis) of all units, including those that `only` or `skip` left without gates."""
     structure, tensors = plastic.structure, model_tensors(plastic.model)
     keys = {slot.key for part in structure.parts for slot in part.slots}
     keys |= {key for frozen in structure.frozen if frozen.reason == LEFT_OUT for key in frozen.slots}
-    return {(id(tensors[name]), axis) for name, axis in keys if name in tensors}  # some went with a branch
+    return {(id(tensors[name]), axis) for name, axis in keys if name in tensors}  # some vanished with a branch
 
 
 def _windows(model: nn.Module) -> set[tuple[int, int]]:
-    """(id of the tensor, axis) of the window of every kernel of a convolution."""
+    """(id of the tensor, axis) of the window axes of all convolution kernels."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     return {(id(p), axis) for layer in layers for p in layer.parameters() for axis in range(2, p.dim())}
 
 
 def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Without gates, a closed unit is one that no weight reads, a closed branch one whose last layer is zero."""
+    """Zero the weights that read closed units, and the scales of closed branches, in a model without gates.
+
+    Args:
+        model: changed in place, at the saved sizes.
+        content: the result of `pack`.
+    """
     tensors = model_tensors(model)
     columns = {(entry["tensor"], entry["axis"]): entry for entry in content.get("columns", ())}
     zeroed = [(key, entry["closed"]) for key, entry in columns.items()]
@@ -105,7 +135,7 @@ def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:
         for slot in group["slots"]:
             if slot["reads"]:
                 key, positions = (slot["tensor"], slot["axis"]), slot["index"][group["closed"]].reshape(-1)
-                if key in columns:  # positions on the full axis; of these, some are there
+                if key in columns:  # positions on the full axis, of which only some exist
                     positions = torch.isin(columns[key]["kept"], positions).nonzero().reshape(-1)
                 zeroed.append((key, positions))
     for (name, axis), positions in zeroed:

@@ -1,4 +1,4 @@
-"""Compare a checkpoint with the model that is to take it, before anything changes."""
+"""Compare a checkpoint with the target model, before anything changes."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,19 @@ from npn.structure import Structure, inside, without_branches
 
 
 def absent_here(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list[str]:
-    """Branches that the checkpoint has no more, and the model has."""
+    """Find the branches that the checkpoint has lost and the model still has.
+
+    Args:
+        path: source of the content, for the error message.
+        model: the target model.
+        content: the result of `pack`.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        CheckpointError: the model has no module at a branch's path.
+    """
     gone = [branch for branch in content.get("absent", ()) if branch not in absent_paths(model)]
     for branch in gone:
         if branch not in dict(model.named_modules()):
@@ -28,7 +40,21 @@ def absent_here(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list
 def matching_tensors(
     path: Any, model: nn.Module, saved: Mapping[str, Any], buffers: Mapping[str, Tensor], gone: Sequence[str]
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Pairs of present and saved tensors; ranks and names must agree, but for branches that are to go."""
+    """Pair present and saved tensors; names, ranks and dtypes must agree, except inside removed branches.
+
+    Args:
+        path: source of the content, for error messages.
+        model: the target model.
+        saved: saved `state_dict`.
+        buffers: saved buffers outside `state_dict`.
+        gone: paths of the branches to remove.
+
+    Returns:
+        name -> (present, saved) tensor.
+
+    Raises:
+        CheckpointError: the tensors do not correspond.
+    """
     present = {name: value for name, value in model.state_dict(keep_vars=True).items() if not inside(name, gone)}
     if set(present) != set(saved):
         odd = sorted(set(present) ^ set(saved))[:5]
@@ -51,11 +77,28 @@ def matching_tensors(
 
 
 def selects(module: nn.Module) -> bool:
+    """Whether a module is a layer that selects its inputs, as `npn.modules.materialize_selects` makes them.
+
+    Args:
+        module: any module.
+    """
     return isinstance(module, fx.GraphModule) and "columns" in module._buffers
 
 
 def chosen_columns(path: Any, model: nn.Module, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Layers of a plain model that are to select their inputs, as those of the checkpoint do."""
+    """Find the layers of a plain model that must select their inputs, as the saved ones do.
+
+    Args:
+        path: source of the content, for the error message.
+        model: the target model.
+        content: the result of `pack`.
+
+    Returns:
+        Path of the layer -> int64 (columns,), positions on its full input axis.
+
+    Raises:
+        CheckpointError: the model has no linear or convolution layer at such a path.
+    """
     chosen = {layer: content["model"][f"{layer}.columns"] for layer in content.get("selects", ())}
     for entry in content.get("columns", ()):
         if len(entry["kept"]) < entry["full"]:
@@ -72,7 +115,16 @@ def chosen_columns(path: Any, model: nn.Module, content: Mapping[str, Any]) -> d
 
 
 def without_gone(path: Any, plastic: Plasticity, gone: Sequence[str]) -> Structure:
-    """The present structure without branches that are to go."""
+    """The present structure without the branches that the checkpoint has lost.
+
+    Args:
+        path: source of the content, for the error message.
+        plastic: the target.
+        gone: paths of these branches.
+
+    Raises:
+        CheckpointError: the model has no gates on these branches.
+    """
     branches = plastic.structure.branches
     if not gone:
         return plastic.structure
@@ -87,7 +139,21 @@ def without_gone(path: Any, plastic: Plasticity, gone: Sequence[str]) -> Structu
 def saved_structure(
     path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure, gone: Sequence[str]
 ) -> Structure:
-    """What is left of the present structure, at the saved sizes."""
+    """Compute the saved structure from the present one, and check that target and checkpoint correspond.
+
+    Args:
+        path: source of the content, for error messages.
+        plastic: the target.
+        content: the result of `pack`.
+        rest: the present structure without the branches that the checkpoint has lost.
+        gone: paths of these branches.
+
+    Returns:
+        The structure at the saved sizes.
+
+    Raises:
+        CheckpointError: gates, groups, optimizers or penalty do not correspond.
+    """
     if "plastic" not in content:
         raise CheckpointError(f"{path} holds a plain model without gates; load it into the model before npn.attach")
     kinds = [type(o).__name__ for o in plastic.optimizers]

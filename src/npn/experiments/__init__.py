@@ -1,4 +1,5 @@
-"""The paper's experiments, as `npn run` starts them. Needs the `cli` extra: `pip install 'npn[cli]'`.
+"""The paper's experiments, as `npn run` trains them. Needs the `cli` extra: `pip install 'npn[cli]'`.
 
-`moons` is one recipe; `runner` trains any recipe, `rundir` keeps a run on disk, `report` and `figures` show it.
+Imports point downwards: `registry`, then one folder for each experiment (`recipe`, `bench`, where needed `model` and
+`figures`), then `engine`, which trains any recipe, then `report` and `data`.
 """

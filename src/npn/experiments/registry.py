@@ -6,9 +6,11 @@ from torch import Tensor, nn
 
 import npn
 from npn.errors import CheckpointError
-from npn.experiments import lenet5, moons, resnet56
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.moons import recipe as moons
+from npn.experiments.resnet import recipe as resnet56
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, resnet56.EXPERIMENT)

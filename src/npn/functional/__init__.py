@@ -1,4 +1,4 @@
-"""The mathematics of plastic gates as pure functions of tensors."""
+"""The mathematics of stochastic gates as pure functions of tensors."""
 
 from npn.functional.columns import effective_gates, effective_gates_gradient
 from npn.functional.cost import product_cost, shared_unit_correction

@@ -1,7 +1,7 @@
-"""Gates on single input columns act together with the gates of the units that feed these columns.
+"""Combine the gate of an input column with the gate of the unit that feeds the column.
 
-Gates are numbered through all groups, branches and columns, in this order. A column c that unit u feeds is read where
-both are open, so its weights see `z_c z_u`: the *effective* gate.
+Gates are numbered through all groups, branches and columns, in this order. A column c fed by unit u is read where both
+gates are open, so its weights see `z_c z_u`: the *effective* gate.
 """
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def effective_gates(gates: Tensor, unit_of_column: Tensor | None) -> Tensor:
-    """Gates (or keep probabilities), each column's times that of the unit that feeds it; differentiable.
+    """Multiply each column's gate (or keep probability) by that of the unit that feeds it; differentiable.
 
-    Independent gates: `E[z_c z_u] = pi_c pi_u`.
+    For independent gates `E[z_c z_u] = pi_c pi_u`.
 
     Args:
         gates: (..., units + columns).
-        unit_of_column: int64 (columns,), number of the unit that feeds each column, the number of units where none
-            does; None for no columns.
+        unit_of_column: int64 (columns,), number of the unit that feeds each column; the number of units where no unit
+            feeds it; None if there are no columns.
 
     Returns:
         The effective gates, in the shape of `gates`.
@@ -34,16 +34,16 @@ def effective_gates(gates: Tensor, unit_of_column: Tensor | None) -> Tensor:
 
 
 def effective_gates_gradient(gradient: Tensor, gates: Tensor, unit_of_column: Tensor | None) -> Tensor:
-    """d loss / d gates from the gradient with respect to the effective gates: the chain rule of `effective_gates`.
+    """Apply the chain rule of `effective_gates`: d loss / d gates from d loss / d effective gates.
 
     Args:
-        gradient: with respect to the effective gates, (units + columns,).
+        gradient: (units + columns,), gradient with respect to the effective gates.
         gates: (units + columns,).
-        unit_of_column: int64 (columns,), number of the unit that feeds each column, the number of units where none
-            does; None for no columns.
+        unit_of_column: int64 (columns,), number of the unit that feeds each column; the number of units where no unit
+            feeds it; None if there are no columns.
 
     Returns:
-        The gradient with respect to the gates, (units + columns,).
+        (units + columns,), gradient with respect to the gates.
 
     Example:
         >>> gates = torch.tensor([1.0, 0.0, 1.0, 1.0])  # two units, two columns

@@ -9,25 +9,26 @@ from npn.errors import ConfigurationError
 
 
 def product_cost(group_sums: Tensor, weight: Tensor, constant: Tensor, counts: Tensor) -> Tensor:
-    """Expected cost of tensors whose every axis is as long as the units that are kept.
+    """Expected cost of tensors whose axes are as long as the number of kept units.
 
     ``sum_t weight_t prod_a (constant_ta + sum_g counts_tag P_g)``, where ``P_g`` is the expected number of kept units
-    of group g. A weight matrix is one term with two axes, its rows and its columns, so what a pruned neighbour takes
-    away is not paid for twice; a bias is a term whose second axis has ``constant`` 1 and no counts.
+    of group g. A weight matrix is one term with two axes, its rows and its columns, so an element whose row and column
+    are both pruned is subtracted once. A bias is a term whose second axis has ``constant`` 1 and no counts.
 
-    It is the expectation where no unit sits on two axes of one term; for those add ``shared_unit_correction``.
+    The sum is the exact expectation where no unit lies on two axes of one term; for those add
+    ``shared_unit_correction``.
 
     Args:
-        group_sums: P, (G,), units: sum of the keep probabilities of each group.
+        group_sums: P, (G,), sum of the keep probabilities of each group, in units.
         weight: (T,), cost of one element of the term: kernel size, or kernel size times output positions for MACs.
-        constant: (T, A), ungated elements along each axis.
-        counts: (T, A, G), elements along the axis that each unit of the group owns.
+        constant: (T, A), elements along each axis that no gate controls.
+        counts: (T, A, G), elements along the axis that belong to each unit of the group.
 
     Returns:
-        Scalar, differentiable in ``group_sums``, in the wider of the dtypes.
+        Scalar, differentiable in ``group_sums``, in the widest of the dtypes.
 
     Raises:
-        ConfigurationError: if the shapes do not fit together.
+        ConfigurationError: the shapes do not fit together.
 
     Example:
         >>> import torch
@@ -38,8 +39,8 @@ def product_cost(group_sums: Tensor, weight: Tensor, constant: Tensor, counts: T
         tensor(200.)
 
     References:
-        Li and Ji, "L0-ARM", ECML 2019, and "Neural Plasticity Networks", IJCNN 2021, charge each gate on its own,
-        E[||z||_0] = sum_j pi_j; that is one axis and no constant.
+        Li and Ji, "L0-ARM", ECML 2019, and "Neural Plasticity Networks", IJCNN 2021, charge each gate separately,
+        E[||z||_0] = sum_j pi_j: one axis and no constant.
     """
     terms, axes = constant.shape if constant.ndim == 2 else (-1, -1)
     if weight.shape != (terms,) or counts.shape != (terms, axes, *group_sums.shape) or group_sums.ndim != 1:
@@ -50,20 +51,21 @@ def product_cost(group_sums: Tensor, weight: Tensor, constant: Tensor, counts: T
         )
     dtype = reduce(torch.promote_types, (t.dtype for t in (group_sums, weight, constant, counts)))
     lengths = constant.to(dtype) + counts.to(dtype) @ group_sums.to(dtype)
-    # Axis by axis, not `prod`: its backward looks for zeros on the host.
+    # One multiplication per axis instead of `prod`, whose backward looks for zeros on the host.
     return reduce(torch.mul, lengths.unbind(-1), weight.to(dtype)).sum()
 
 
 def shared_unit_correction(probability: Tensor, weight: Tensor) -> Tensor:
-    """What ``product_cost`` lacks where one unit sits on two axes of a tensor, ``sum_j weight_j (pi_j - pi_j^2)``.
+    """The term missing from ``product_cost`` where a unit lies on two axes, ``sum_j weight_j (pi_j - pi_j^2)``.
 
-    A gate is 0 or 1, so ``E[z_j^2] = pi_j``, whereas the product of two sums pays ``pi_j^2``: the diagonal of a
-    square matrix between the units of one group (a recurrent weight, a tied residual stream) comes out too cheap.
+    A gate is 0 or 1, so ``E[z_j^2] = pi_j``, whereas the product of two sums contains ``pi_j^2``. The diagonal of a
+    square matrix between the units of one group (a recurrent weight, a tied residual stream) therefore comes out too
+    cheap.
 
     Args:
         probability: pi, (n,).
-        weight: (n,) or (), cost of the elements on which unit j meets itself: the term's weight times the unit's
-            count on the one axis times its count on the other.
+        weight: (n,) or (), cost of the elements whose row and column both belong to unit j: the term's weight times
+            the unit's counts on the two axes.
 
     Returns:
         Scalar, >= 0 for weights >= 0, differentiable in ``probability``. Add it to ``product_cost``.

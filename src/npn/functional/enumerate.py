@@ -1,4 +1,4 @@
-"""Expectation over gates and its gradient, exactly, by going through all 2^n masks: the yardstick of the estimators."""
+"""Compute expectations over gates and their gradients exactly, over all 2^n masks: the reference for the estimators."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ MAX_UNITS = 20
 
 
 def _values(f: Callable[[Tensor], Tensor], like: Tensor, batched: bool) -> Tensor:
-    """f at every mask, (2^n,) in float64; the mask of index i is i in binary, unit 0 the highest bit."""
+    """Evaluate f at every mask, (2^n,) in float64; mask i is i in binary with unit 0 as the highest bit."""
     if like.ndim != 1 or len(like) > MAX_UNITS:
         raise ConfigurationError(
             f"enumeration expects one axis of at most {MAX_UNITS} gates (2^n masks), got shape {tuple(like.shape)}; "
@@ -31,7 +31,7 @@ def _values(f: Callable[[Tensor], Tensor], like: Tensor, batched: bool) -> Tenso
 
 
 def _mean(values: Tensor, probability: Tensor) -> Tensor:
-    """Expectation of values (2^n,): one gate integrated out at a time."""
+    """Expectation of values (2^n,), integrating out one gate at a time."""
     for pi in probability:
         closed, opened = values.view(2, -1)
         values = (1 - pi) * closed + pi * opened
@@ -44,13 +44,13 @@ def exact_expectation(f: Callable[[Tensor], Tensor], probability: Tensor, *, bat
     Args:
         f: maps a mask of zeros and ones, (n,) in the dtype of ``probability``, to a scalar.
         probability: pi, (n,) with n <= 20.
-        batched: call f once, with all masks (2^n, n), for all values (2^n,).
+        batched: call f once with all masks, (2^n, n), and expect all values, (2^n,).
 
     Returns:
-        Scalar in the dtype of ``probability`` (summed in float64), differentiable in it.
+        Scalar in the dtype of ``probability`` (summed in float64), differentiable in ``probability``.
 
     Raises:
-        ConfigurationError: if there are more than 20 gates, or f does not give one number per mask.
+        ConfigurationError: there are more than 20 gates, or f does not give one number per mask.
 
     Example:
         >>> import torch
@@ -70,21 +70,21 @@ def exact_gradient(
 ) -> Tensor:
     """Gradient of the expectation in the logits, ``dE[f(z)] / dphi_j = k g'(k phi_j) D_j``.
 
-    ``D_j = E[f | z_j = 1] - E[f | z_j = 0]``, well defined for gates with pi = 0 or 1 as well.
+    ``D_j = E[f | z_j = 1] - E[f | z_j = 0]`` is well defined for gates with pi = 0 or 1 as well.
 
     Args:
         f: maps a mask of zeros and ones, (n,) in the dtype of ``logits``, to a scalar.
         logits: phi, (n,) with n <= 20.
-        k: sharpness, >= 0 or ``math.inf``; both ends give 0.
+        k: sharpness, >= 0 or ``math.inf``; the gradient is 0 at 0 and at inf.
         function: the gate function g, by name or as an object.
-        batched: call f once, with all masks (2^n, n), for all values (2^n,).
+        batched: call f once with all masks, (2^n, n), and expect all values, (2^n,).
 
     Returns:
         Gradient, (n,), in the dtype of ``logits``. With k = 1 and the sigmoid it is the log-odds gradient
-        ``pi_j (1 - pi_j) D_j`` that the estimators aim at.
+        ``pi_j (1 - pi_j) D_j`` that the estimators estimate.
 
     Raises:
-        ConfigurationError: if there are more than 20 gates, f does not give one number per mask, or k is negative.
+        ConfigurationError: there are more than 20 gates, f does not give one number per mask, or k is negative.
 
     Example:
         >>> import torch

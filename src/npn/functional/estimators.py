@@ -1,11 +1,12 @@
-"""Estimators of the expected loss's gradient with respect to the gates, as pure functions of draws.
+"""Estimators of the gradient of the expected loss with respect to the gates, as pure functions of the draws.
 
 Every estimator here is in *log-odds form*: with ``D_j = E[f | z_j = 1] - E[f | z_j = 0]`` its mean is
 ``pi_j (1 - pi_j) D_j``, the gradient in ``a_j = log(pi_j / (1 - pi_j))``. Multiply by ``chain_factor`` for phi.
 
 Shapes: one mask for the whole batch is a scalar loss with (n,) masks; one mask per example is (B,) losses with
-(B, n) masks, and then the loss of example b must depend on mask b alone. Leading axes may be any number. The result
-has the shape of the masks. Losses and their gradients enter as values; only ``alpha`` of ``double_cv`` carries a graph.
+(B, n) masks, where the loss of example b must depend on mask b alone. Any number of leading axes is allowed. The
+result has the shape of the masks. Losses and their gradients are detached; only ``alpha`` of ``double_cv`` keeps its
+graph.
 """
 
 import torch
@@ -15,7 +16,7 @@ from npn.errors import ConfigurationError
 
 
 def _column(loss: Tensor, masks: Tensor) -> Tensor:
-    """The loss as a value that multiplies masks: (B,) to (B, 1), () to (1,)."""
+    """Reshape a detached loss so that it multiplies masks: (B,) to (B, 1), () to (1,)."""
     if loss.shape != masks.shape[:-1]:
         raise ConfigurationError(
             f"expected one loss per mask: masks {tuple(masks.shape)} need losses {tuple(masks.shape[:-1])}, got "
@@ -25,18 +26,18 @@ def _column(loss: Tensor, masks: Tensor) -> Tensor:
 
 
 def antithetic_masks(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Two masks from one uniform draw, each Bernoulli(pi), as negatively correlated as they can be.
+    """Two masks from one uniform draw, each Bernoulli(pi), with the lowest correlation possible.
 
-    ``z = 1[u < pi]`` and ``z~ = 1[u > 1 - pi]``. The second threshold is ``1 - pi`` and not ``g(-k phi)``, which is
-    the same only for an antithetic g.
+    ``z = 1[u < pi]`` and ``z~ = 1[u > 1 - pi]``. The second threshold is ``1 - pi`` and not ``g(-k phi)``; the two
+    agree only for an antithetic g.
 
     Args:
         probability: keep probabilities pi, (n,).
         uniform: u, (n,) or (B, n), uniform on [0, 1).
 
     Returns:
-        ``(mask, mask_antithetic)``, both 0 or 1 in the shape of ``uniform`` and dtype of ``probability``. Where pi is
-        0 or 1 both are exactly that.
+        ``(mask, mask_antithetic)``, both 0 or 1 in the shape of ``uniform`` and dtype of ``probability``. Both equal pi
+        where pi is 0 or 1.
 
     Example:
         >>> import torch
@@ -44,7 +45,7 @@ def antithetic_masks(probability: Tensor, uniform: Tensor) -> tuple[Tensor, Tens
         (tensor([1., 0., 1.]), tensor([0., 1., 1.]))
 
     References:
-        Yin and Zhou, "ARM", ICLR 2019, Theorem 1, whose 1[u > sigmoid(-phi)] this is for the sigmoid.
+        Yin and Zhou, "ARM", ICLR 2019, Theorem 1: 1[u > sigmoid(-phi)], the same for the sigmoid.
         Dong, Mnih and Tucker, "DisARM", NeurIPS 2020.
     """
     # torch.rand returns 0 once in 2^24 draws: without the second clause that would close a gate with pi = 1.
@@ -58,13 +59,13 @@ def arm(loss: Tensor, loss_antithetic: Tensor, uniform: Tensor) -> Tensor:
     Args:
         loss: f(z) at ``z = 1[u < pi]``, () or (B,).
         loss_antithetic: f(z~) at ``z~ = 1[u > 1 - pi]``, the same shape.
-        uniform: the u of both masks, (n,) or (B, n).
+        uniform: u of both masks, (n,) or (B, n).
 
     Returns:
         Log-odds gradient, shape of ``uniform``.
 
     Raises:
-        ConfigurationError: if there is not one loss per mask.
+        ConfigurationError: the number of losses differs from the number of masks.
 
     Example:
         >>> import torch
@@ -92,7 +93,7 @@ def disarm(loss: Tensor, loss_antithetic: Tensor, mask: Tensor, mask_antithetic:
         Log-odds gradient, shape of ``mask``; 0 for every unit on which the two masks agree.
 
     Raises:
-        ConfigurationError: if there is not one loss per mask.
+        ConfigurationError: the number of losses differs from the number of masks.
 
     Example:
         >>> import torch
@@ -123,7 +124,7 @@ def rloo(loss_1: Tensor, loss_2: Tensor, mask_1: Tensor, mask_2: Tensor) -> Tens
         Log-odds gradient, shape of ``mask_1``.
 
     Raises:
-        ConfigurationError: if there is not one loss per mask.
+        ConfigurationError: the number of losses differs from the number of masks.
 
     Example:
         >>> import torch
@@ -156,17 +157,18 @@ def double_cv(
         loss_2: f(z2), the same shape.
         mask_1: z1, (n,) or (B, n).
         mask_2: z2, drawn independently of z1, shape of ``mask_1``.
-        gradient_1: G1 = df/dz at z1, shape of ``mask_1``; per example the gradient of that example's own loss.
+        gradient_1: G1 = df/dz at z1, shape of ``mask_1``; with masks per example, the gradient of each example's own
+            loss.
         gradient_2: G2 = df/dz at z2, shape of ``mask_1``.
         probability: pi, (n,).
-        alpha: weight of the control variate; 0 is plain RLOO. A tensor may require grad, to be learned by
-            minimising the square of the result.
+        alpha: weight of the control variate; 0 gives plain RLOO. To learn it, pass a tensor that requires grad and
+            minimise the square of the result.
 
     Returns:
         Log-odds gradient, shape of ``mask_1``.
 
     Raises:
-        ConfigurationError: if there is not one loss per mask.
+        ConfigurationError: the number of losses differs from the number of masks.
 
     Example:
         >>> import torch
@@ -184,16 +186,17 @@ def double_cv(
     surrogate_2 = (gradient_1 * (mask_2 - probability)).sum(-1, keepdim=True)
     f_1 = _column(loss_1, mask_1) + alpha * surrogate_1
     f_2 = _column(loss_2, mask_2) + alpha * surrogate_2
-    # What the control variate adds in the mean, taken off again.
+    # The mean of the control variate, subtracted to keep the estimate unbiased.
     mean = alpha * probability * (1 - probability) * (gradient_1 + gradient_2) / 2
     return 0.5 * (f_1 - f_2) * (mask_1 - mask_2) - mean
 
 
 def straight_through(gradient: Tensor, probability: Tensor) -> Tensor:
-    """Backpropagate as if z were pi: ``f'(z) pi (1 - pi)``. Biased; no extra pass.
+    """Backpropagate through the draw with ``dz/dpi = 1``: ``f'(z) pi (1 - pi)``. Biased; no extra pass.
 
-    On a loss that is quadratic in z_j the bias is exactly ``pi (1 - pi) (pi - 1/2) d2f/dz_j^2`` (in the mean over the
-    other gates), so none at pi = 1/2 and never more than 0.0482 times the curvature. Without curvature: unbiased.
+    On a loss that is quadratic in z_j the bias is exactly ``pi (1 - pi) (pi - 1/2) d2f/dz_j^2`` (averaged over the
+    other gates): zero at pi = 1/2 and at most 0.0482 times the curvature. On a loss that is linear in z_j it is
+    unbiased.
 
     Args:
         gradient: df/dz at the drawn mask, (n,) or (B, n).
@@ -217,9 +220,9 @@ def straight_through(gradient: Tensor, probability: Tensor) -> Tensor:
 def reinmax(gradient: Tensor, mask: Tensor, probability: Tensor) -> Tensor:
     """Second-order straight-through: ``f'(z) 1/2 [z (1 - pi) + (1 - z) pi]``. Slightly biased; no extra pass.
 
-    Its mean is ``pi (1 - pi) (f'(0) + f'(1)) / 2`` in each gate: the trapezoid rule for ``D = f(1) - f(0)``. So it is
-    exact in expectation whenever f is at most quadratic in each z_j with the others held fixed, however the others
-    enter; beyond that the bias is ``pi (1 - pi) / 12`` times a third derivative along z_j.
+    Its mean is ``pi (1 - pi) (f'(0) + f'(1)) / 2`` in each gate: the trapezoid rule for ``D = f(1) - f(0)``. It is
+    therefore exact in expectation whenever f is at most quadratic in each z_j with the others held fixed. Otherwise the
+    bias is ``pi (1 - pi) / 12`` times a third derivative along z_j.
 
     Args:
         gradient: df/dz at the drawn mask, (n,) or (B, n).

@@ -1,4 +1,4 @@
-"""Gate functions g: from a gate's logit phi and the sharpness k to its keep probability pi = g(k phi)."""
+"""Gate functions g: map a gate's logit phi and the sharpness k to its keep probability pi = g(k phi)."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,11 @@ from npn.errors import ConfigurationError
 
 @runtime_checkable
 class GateFunction(Protocol):
-    """What a gate function of one's own must offer: g, g' and the inverse of g, elementwise in x = k phi."""
+    """Interface of a custom gate function, elementwise in x = k phi.
+
+    `g(x)` returns the keep probability, `derivative(x)` returns g'(x), and `inverse(probability)` returns the x at
+    which g(x) is that probability. All three take and return tensors of any one shape.
+    """
 
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -33,16 +37,28 @@ class Sigmoid:
     """
 
     def __call__(self, x: Tensor) -> Tensor:
-        """g at x = k phi, any shape."""
+        """Keep probability g(x).
+
+        Args:
+            x: k phi, any shape.
+        """
         return torch.sigmoid(x)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """g' = g(x) g(-x) at x = k phi, any shape."""
-        # g(-x) instead of 1 - g(x): keeps its precision where g(x) rounds to 1.
+        """Derivative g'(x) = g(x) g(-x).
+
+        Args:
+            x: k phi, any shape.
+        """
+        # g(-x) instead of 1 - g(x), which loses precision where g(x) rounds to 1.
         return torch.sigmoid(x) * torch.sigmoid(-x)
 
     def inverse(self, probability: Tensor) -> Tensor:
-        """x with g(x) = probability: the log-odds; infinite at 0 and 1, NaN outside [0, 1]."""
+        """The log-odds x with g(x) = probability; infinite at 0 and 1, NaN outside [0, 1].
+
+        Args:
+            probability: pi, any shape.
+        """
         return torch.logit(probability)
 
 
@@ -50,6 +66,9 @@ class Sigmoid:
 @dataclass(frozen=True)
 class HardSigmoid:
     """Centred hard sigmoid ``g(x) = clip(x / 7 + 1/2, 0, 1)``, antithetic, exactly 0 and 1 at finite x.
+
+    Attributes:
+        WIDTH: length of the interval of x over which g rises from 0 to 1.
 
     Example:
         >>> import torch
@@ -60,17 +79,29 @@ class HardSigmoid:
     WIDTH: ClassVar[float] = 7.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """g at x = k phi, any shape."""
-        # hardtanh, not clamp: its derivative is 0 on the boundary too, as in `derivative`.
+        """Keep probability g(x).
+
+        Args:
+            x: k phi, any shape.
+        """
+        # hardtanh instead of clamp: its derivative is 0 on the boundary, as in `derivative`.
         return torch.nn.functional.hardtanh(x / self.WIDTH + 0.5, 0.0, 1.0)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """g' = 1/7 where 0 < g(x) < 1, 0 where clipped; x = k phi, any shape."""
+        """Derivative g'(x) = 1/7 where 0 < g(x) < 1, 0 where clipped.
+
+        Args:
+            x: k phi, any shape.
+        """
         p = self(x)
         return ((p > 0) & (p < 1)).to(x.dtype) / self.WIDTH
 
     def inverse(self, probability: Tensor) -> Tensor:
-        """x with g(x) = probability: the edge of the clipped range at 0 and 1, NaN outside [0, 1]."""
+        """The x with g(x) = probability; the edges of the clipped range at 0 and 1, NaN outside [0, 1].
+
+        Args:
+            probability: pi, any shape.
+        """
         x = self.WIDTH * (probability - 0.5)
         return torch.where((probability >= 0) & (probability <= 1), x, math.nan)
 
@@ -81,10 +112,13 @@ class ShiftedSigmoid:
     """Shifted logistic gate ``g(x) = 1 / (1 + exp(-x - shift))``, not antithetic: ``g(-x) != 1 - g(x)``.
 
     Args:
-        shift: log-odds of a gate whose logit is 0, so the gate starts open (> 0) or closed (< 0).
+        shift: log-odds of a gate whose logit is 0; gates start open for shift > 0, closed for shift < 0.
+
+    Attributes:
+        shift: the argument.
 
     Raises:
-        ConfigurationError: if the shift is not finite.
+        ConfigurationError: the shift is not finite.
 
     Example:
         >>> import torch
@@ -99,15 +133,27 @@ class ShiftedSigmoid:
             raise ConfigurationError(f"ShiftedSigmoid expects a finite shift, got {self.shift}; its default is 2.0")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """g at x = k phi, any shape."""
+        """Keep probability g(x).
+
+        Args:
+            x: k phi, any shape.
+        """
         return torch.sigmoid(x + self.shift)
 
     def derivative(self, x: Tensor) -> Tensor:
-        """g' = sigmoid(x + shift) sigmoid(-x - shift) at x = k phi, any shape."""
+        """Derivative g'(x) = sigmoid(x + shift) sigmoid(-x - shift).
+
+        Args:
+            x: k phi, any shape.
+        """
         return torch.sigmoid(x + self.shift) * torch.sigmoid(-x - self.shift)
 
     def inverse(self, probability: Tensor) -> Tensor:
-        """x with g(x) = probability: the log-odds less the shift; infinite at 0 and 1, NaN outside [0, 1]."""
+        """The x with g(x) = probability, the log-odds minus the shift; infinite at 0 and 1, NaN outside [0, 1].
+
+        Args:
+            probability: pi, any shape.
+        """
         return torch.logit(probability) - self.shift
 
 
@@ -120,7 +166,7 @@ _BUILT_IN = (Sigmoid, HardSigmoid, ShiftedSigmoid)
 
 
 def gate_function(function: str | GateFunction) -> GateFunction:
-    """The gate function of that name, or the object itself if it is one already.
+    """Look up a gate function by name; return an object that already is one.
 
     Args:
         function: ``"sigmoid"``, ``"hard_sigmoid"``, ``"shifted_sigmoid"`` or an object with ``__call__``,
@@ -130,7 +176,7 @@ def gate_function(function: str | GateFunction) -> GateFunction:
         The gate function.
 
     Raises:
-        ConfigurationError: for any other name or object.
+        ConfigurationError: the name is unknown, or the object is not a gate function.
 
     Example:
         >>> gate_function("hard_sigmoid")
@@ -138,7 +184,7 @@ def gate_function(function: str | GateFunction) -> GateFunction:
         >>> gate_function(ShiftedSigmoid(shift=1.0))
         ShiftedSigmoid(shift=1.0)
     """
-    if type(function) in _BUILT_IN:  # asking a runtime protocol takes longer than a step's arithmetic
+    if type(function) in _BUILT_IN:  # isinstance with a runtime protocol is slower than a whole step's arithmetic
         return function  # type: ignore[return-value]
     if isinstance(function, str):
         if function in _BY_NAME:
@@ -153,13 +199,13 @@ def gate_function(function: str | GateFunction) -> GateFunction:
 
 
 def function_name(function: GateFunction) -> str:
-    """A name that is the same in every process: what a checkpoint compares gate functions by.
+    """Name a gate function in the same way in every process; checkpoints compare gate functions by this name.
 
     Args:
         function: a gate function.
 
     Returns:
-        The `repr` of the object where its class has one of its own, else the class and the plain values it holds.
+        The object's `repr` if its class defines one, else the class and the object's plain values.
 
     Example:
         >>> function_name(ShiftedSigmoid(shift=1.0))
@@ -173,6 +219,7 @@ def function_name(function: GateFunction) -> str:
 
 
 def _check(values: Tensor, k: float, name: str = "logits") -> None:
+    """Raise unless values are floating point and k is a number >= 0."""
     if not values.is_floating_point():
         raise ConfigurationError(
             f"{name} must be a floating point tensor, got {values.dtype}; convert it with .float()"
@@ -185,14 +232,15 @@ def _check(values: Tensor, k: float, name: str = "logits") -> None:
 
 
 def _finite_in(dtype: torch.dtype, k: float) -> float:
-    # A k beyond the dtype's range would become inf there, and inf * 0 is NaN.
+    """The sharpness, at most the largest number of the dtype."""
+    # A k beyond the dtype's range would become inf, and inf * 0 is NaN.
     return min(float(k), torch.finfo(dtype).max)
 
 
 def keep_probability(logits: Tensor, k: float, function: str | GateFunction = "sigmoid") -> Tensor:
     """Probability that each unit is kept, ``pi = g(k phi)``.
 
-    ``k = inf`` is a mode, not a large number: ``pi = 1[phi > 0]``, without a gradient. ``k = 0`` gives g(0) everywhere.
+    ``k = inf`` selects the deterministic mode, ``pi = 1[phi > 0]`` without a gradient. ``k = 0`` gives g(0) everywhere.
 
     Args:
         logits: phi, any shape, floating point and finite.
@@ -203,7 +251,7 @@ def keep_probability(logits: Tensor, k: float, function: str | GateFunction = "s
         pi in [0, 1], shape and dtype of ``logits``, differentiable in them for finite k. Never NaN for finite phi.
 
     Raises:
-        ConfigurationError: if k is negative or NaN, logits are not floating point, or the function is unknown.
+        ConfigurationError: k is negative or NaN, the logits are not floating point, or the function is unknown.
 
     Example:
         >>> import math, torch
@@ -224,18 +272,18 @@ def keep_probability(logits: Tensor, k: float, function: str | GateFunction = "s
 
 
 def keep_probability_derivative(logits: Tensor, k: float, function: str | GateFunction = "sigmoid") -> Tensor:
-    """Slope of the keep probability in the logit, ``d pi / d phi = k g'(k phi)``.
+    """Derivative of the keep probability in the logit, ``d pi / d phi = k g'(k phi)``.
 
     Args:
         logits: phi, any shape, floating point and finite.
-        k: sharpness, >= 0 or ``math.inf``; both ends have slope 0 everywhere.
+        k: sharpness, >= 0 or ``math.inf``; the derivative is 0 at 0 and at inf.
         function: the gate function g, by name or as an object.
 
     Returns:
-        The slope, shape and dtype of ``logits``, finite and >= 0; 0 where the hard sigmoid is clipped.
+        The derivative, shape and dtype of ``logits``, finite and >= 0; 0 where the hard sigmoid is clipped.
 
     Raises:
-        ConfigurationError: if k is negative or NaN, logits are not floating point, or the function is unknown.
+        ConfigurationError: k is negative or NaN, the logits are not floating point, or the function is unknown.
 
     Example:
         >>> import torch
@@ -256,15 +304,15 @@ def logits_for(probability: Tensor, k: float, function: str | GateFunction = "si
     """Logits at which gates of sharpness k keep their units with the given probability, ``phi = g^-1(pi) / k``.
 
     Args:
-        probability: pi, any shape: inside (0, 1), for the hard sigmoid [0, 1].
+        probability: pi, any shape; in (0, 1), or in [0, 1] for the hard sigmoid.
         k: sharpness, finite and > 0 (at 0 and inf the probability does not determine the logit).
         function: the gate function g, by name or as an object.
 
     Returns:
-        phi, shape and dtype of ``probability``, all finite. Reads the values once, so it waits for an accelerator.
+        phi, shape and dtype of ``probability``, all finite. Checking this synchronises with an accelerator once.
 
     Raises:
-        ConfigurationError: if k is not finite and positive, or no finite logit gives some probability.
+        ConfigurationError: k is not finite and positive, or no finite logit gives one of the probabilities.
 
     Example:
         >>> import torch
@@ -292,22 +340,22 @@ def logits_for(probability: Tensor, k: float, function: str | GateFunction = "si
 
 
 def chain_factor(logits: Tensor, k: float, function: str | GateFunction = "sigmoid") -> Tensor:
-    """Factor from a gradient in the log-odds ``a = log(pi / (1 - pi))`` to the gradient in phi.
+    """Factor that turns a gradient in the log-odds ``a = log(pi / (1 - pi))`` into the gradient in phi.
 
-    ``da / dphi = k g'(k phi) / (pi (1 - pi))``. It is exactly k for both sigmoids and no constant for any other g:
-    for the hard sigmoid ``(k / 7) / (pi (1 - pi))``, and 0 where clipped.
+    ``da / dphi = k g'(k phi) / (pi (1 - pi))``. It is exactly k for both sigmoids and not constant for any other g: for
+    the hard sigmoid it is ``(k / 7) / (pi (1 - pi))``, and 0 where clipped.
 
     Args:
         logits: phi, any shape, floating point and finite.
-        k: sharpness, >= 0 or ``math.inf``; both ends give 0, phi does not move there.
+        k: sharpness, >= 0 or ``math.inf``; the factor is 0 at 0 and at inf, where phi does not move.
         function: the gate function g, by name or as an object.
 
     Returns:
-        The factor, shape and dtype of ``logits``, always finite. Multiply any logit gradient of
+        The factor, shape and dtype of ``logits``, always finite. Multiply the result of any estimator of
         ``npn.functional`` by it.
 
     Raises:
-        ConfigurationError: if k is negative or NaN, logits are not floating point, or the function is unknown.
+        ConfigurationError: k is negative or NaN, the logits are not floating point, or the function is unknown.
 
     Example:
         >>> import torch
@@ -318,8 +366,8 @@ def chain_factor(logits: Tensor, k: float, function: str | GateFunction = "sigmo
         tensor([4.0000, 5.3333, 0.0000])
 
     References:
-        Li and Ji, "Neural Plasticity Networks", IJCNN 2021, takes any antithetic g; without this factor that holds
-        for the sigmoid only.
+        Li and Ji, "Neural Plasticity Networks", IJCNN 2021, allows any antithetic g; without this factor that holds for
+        the sigmoid only.
     """
     _check(logits, k)
     g = gate_function(function)

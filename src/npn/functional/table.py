@@ -1,4 +1,4 @@
-"""The table of estimators: the masks that each draws, how the loss is evaluated under them, and how both combine."""
+"""The table of estimators: how each draws its masks, evaluates the loss under them and combines the results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from npn.functional.estimators import antithetic_masks, arm, disarm, double_cv, 
 
 
 class Draw(NamedTuple):
-    """Masks of one step.
+    """The masks of one step.
 
     Attributes:
-        masks: one or two, 0 or 1, (units,) or (B, units).
-        uniform: u of the first mask, in its shape.
+        masks: one or two tensors of 0 and 1, (units,) or (B, units).
+        uniform: u of the first mask, in the shape of the mask.
     """
 
     masks: tuple[Tensor, ...]
@@ -25,8 +25,8 @@ class Pass(NamedTuple):
     """How the loss is evaluated under one mask.
 
     Attributes:
-        weights: share of this loss in the weights' gradient; 0 for a forward pass alone.
-        gates: whether dL/dz is needed.
+        weights: share of this loss in the weights' gradient; 0 for a forward pass without a backward pass.
+        gates: whether the estimator needs dL/dz of this pass.
     """
 
     weights: float
@@ -35,14 +35,14 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimator:
-    """One way to estimate the gradient of E_z[f(z)] with respect to the gates.
+    """A way to estimate the gradient of E_z[f(z)] with respect to the gates.
 
     Attributes:
         draw: (pi, uniform) -> masks; `uniform()` draws u ~ U(0, 1) in the shape of a mask.
-        passes: one for each mask.
-        combine: (pi, draw, losses, dL/dz) -> the log-odds gradient, in the shape of a mask. Linear in losses and dL/dz
-            together. dL/dz is None where no pass needs it.
-        per_example: whether it has a form for one mask per example.
+        passes: one entry per mask.
+        combine: (pi, draw, losses, list of dL/dz) -> the log-odds gradient, in the shape of a mask; jointly linear in
+            losses and dL/dz. The list of dL/dz is empty if no pass needs it.
+        per_example: whether the estimator supports one mask per example.
     """
 
     draw: Callable[[Tensor, Callable[[], Tensor]], Draw]
@@ -52,16 +52,19 @@ class Estimator:
 
 
 def _one(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
+    """Draw one mask."""
     u = uniform()
     return Draw(((u < pi).to(pi.dtype),), u)
 
 
 def _antithetic(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
+    """Draw two antithetic masks from one uniform tensor."""
     u = uniform()
     return Draw(antithetic_masks(pi, u), u)
 
 
 def _independent(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
+    """Draw two independent masks."""
     u = uniform()
     return Draw(((u < pi).to(pi.dtype), (uniform() < pi).to(pi.dtype)), u)
 

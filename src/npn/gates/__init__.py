@@ -1,4 +1,4 @@
-"""One gate per unit, all gates of a model, and what the network costs under them."""
+"""One gate per unit, all gates of a model, and the cost of the model under its gates."""
 
 from npn.gates.gate import CLOSED, OPEN, Gate, Sharpness
 from npn.gates.gates import Gates

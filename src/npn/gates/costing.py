@@ -1,4 +1,4 @@
-"""What a structure costs: parameters and multiply-adds as a function of the gates."""
+"""The cost of a structure, in parameters and multiply-adds, as a function of its gates."""
 
 from collections.abc import Mapping, Sequence
 
@@ -15,13 +15,28 @@ KINDS = ("params", "macs", "units", "layerwise")
 class CostModel:
     """Expected size of the whole network under independent gates.
 
-    A weight costs `(sum of its rows' pi) (sum of its columns' pi) kernel`; a unit on both its axes is counted once. In
-    a branch it costs that times the branch's pi: gates are independent, `E[z_b z_u] = pi_b pi_u`.
+    A weight costs `(sum of its rows' pi) (sum of its columns' pi) kernel`; a unit on both axes is counted once. A
+    weight inside a branch costs this times the branch's pi: gates are independent, `E[z_b z_u] = pi_b pi_u`.
 
     Args:
-        model: for its parameters' names.
-        structure: the units.
-        gated: names of the groups whose sums of keep probabilities `expected` takes, in this order.
+        model: the model, for its parameters' names.
+        structure: its structure.
+        gated: names of the groups with gates, in the order of the gates.
+        device: device of the tables that `expected` uses.
+
+    Attributes:
+        gated: the argument.
+        sizes: float64 (groups,), number of units.
+        constant: float64 (tensors, axes), ungated elements along each axis.
+        counts: float64 (tensors, axes, groups), elements along the axis that belong to each unit.
+        fan_out: float64 (tensors, groups), weights that read each unit.
+        weight: kind of cost -> float64 (tensors,), cost of one element.
+        shared: kind of cost -> float64 (tensors, groups), see `npn.functional.shared_unit_correction`.
+        branches: the branches, if they have gates.
+        home: int64 (tensors,), branch that contains each tensor, the number of branches if none does.
+        scaled: float64 (branches,), number of weights that each branch's gate multiplies.
+        owner: int64 (groups,), branch that contains the whole group, the number of branches if none does.
+        of_group: int64 (units,), group of each unit.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, gated: Sequence[str], device: torch.device) -> None:
@@ -38,7 +53,7 @@ class CostModel:
             for axis, size in enumerate(structure.shapes[name]):
                 self.constant[row[name], axis] = size
         single = {part.key for part in structure.columns}
-        for part in structure.columns:  # of the full axis, these; each counts where its unit is open, too
+        for part in structure.columns:  # only the present columns; `expected` gets their effective gates
             g = position[part.name]
             self.sizes[g] = part.size
             self.counts[row[part.tensor], part.axis, g] = 1
@@ -70,8 +85,7 @@ class CostModel:
         self._prices: tuple[dict[str, float], Tensor] | None = None
 
     def _branches(self, structure: Structure, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
-        """Branch in which each tensor lives (the number of all where none); weights that each gate multiplies; branch
-        in which each group lives wholly."""
+        """Compute `home`, `scaled` and `owner`."""
         branches = self.branches
         if branches is None:
             return torch.zeros(len(names), dtype=torch.long), torch.zeros(0), torch.zeros(len(self.gated))
@@ -83,7 +97,7 @@ class CostModel:
         return torch.tensor(home), torch.tensor(scaled, dtype=torch.float64), torch.tensor(owner)
 
     def _shared(self, weight: Tensor) -> Tensor:
-        """(tensors, groups): what pi - pi^2 of one unit is worth, where it sits on two axes of the same weight."""
+        """(tensors, groups): factor of pi - pi^2 of a unit that lies on two axes of the same weight."""
         worth = torch.zeros(len(weight), len(self.gated), dtype=torch.float64)
         axes = self.constant.shape[1]
         for a in range(axes):
@@ -95,6 +109,7 @@ class CostModel:
         return worth
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+        """All tables on a device."""
         tensors = {"constant": self.constant, "counts": self.counts, "fan_out": self.fan_out, "scaled": self.scaled}
         tensors |= {f"weight.{k}": w for k, w in self.weight.items()}
         tensors |= {f"shared.{k}": w for k, w in self.shared.items()}
@@ -105,11 +120,17 @@ class CostModel:
         """E[cost(z)], scalar, differentiable.
 
         Args:
-            kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch those
-                that its gate multiplies).
-            probability: (units,) of all gated groups, in order; of columns the effective one. In float64 on the CPU the
-                cost is exact.
+            kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch the
+                weights that its gate multiplies).
+            probability: (units,), keep probabilities of all gates in order; effective ones for columns. For float64 on
+                the CPU the cost is computed in float64.
             weights: group name -> factor, for "layerwise".
+
+        Returns:
+            Scalar, in parameters, MACs, units or weights.
+
+        Raises:
+            ConfigurationError: the kind is unknown.
         """
         of_group = self.of_group
         sums = probability.new_zeros(len(self.gated)).index_add(0, of_group, probability)
@@ -131,7 +152,7 @@ class CostModel:
         weights: Mapping[str, float] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """`expected`, given the keep probability of every branch; at the corners without `probability`."""
+        """`expected`, given the keep probability of every branch; without `probability`, no gate is random."""
         share = None if present is None else torch.cat([present, present.new_ones(1)])
         if kind == "units":
             return sums.sum() if share is None else (sums * share[on["owner"]]).sum()
@@ -154,24 +175,39 @@ class CostModel:
         return cost
 
     def _factors(self, weights: Mapping[str, float], device: torch.device) -> Tensor:
-        """(groups,) factors on the device; the same ones are asked for at every step."""
+        """(groups,): the factors on the device, cached because every step passes the same ones."""
         if self._prices is None or self._prices[0] != weights:
             self._prices = (dict(weights), torch.tensor([weights.get(n, 0.0) for n in self.gated], device=device))
         return self._prices[1]
 
     def at(self, kind: str, sizes: Mapping[str, float]) -> float:
-        """Cost with so many units open in each group, the others unchanged."""
+        """Cost of the network without random gates.
+
+        Args:
+            kind: see `expected`.
+            sizes: group name -> number of open units; all units of the other groups are open.
+
+        Returns:
+            The cost.
+        """
         return self._corner(kind, sizes, None)
 
     def least(self, kind: str) -> float:
-        """Cost with one unit left in every group, and the branch that is then the cheapest."""
+        """Cost with one unit in every group, and with the one branch that is then the cheapest.
+
+        Args:
+            kind: see `expected`.
+
+        Returns:
+            The cost.
+        """
         ones = dict.fromkeys(self.gated, 1.0)
         if self.branches is None:
             return self._corner(kind, ones, None)
         return min(self._corner(kind, ones, number) for number in range(self.branches.size))
 
     def _corner(self, kind: str, sizes: Mapping[str, float], only: int | None) -> float:
-        """Cost of a network without chance: with all branches, or with one only."""
+        """Cost of the network without random gates, with all branches or with only one."""
         sums = torch.tensor([float(sizes.get(n, s)) for n, s in zip(self.gated, self.sizes.tolist(), strict=True)])
         present = torch.ones(self.branches.size, dtype=torch.float64) if self.branches is not None else None
         if present is not None and only is not None:

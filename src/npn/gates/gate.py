@@ -1,4 +1,4 @@
-"""One logit per unit: the gates of one group."""
+"""The gates of one group: one logit per unit."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, Sigmoid, keep_probability, logits_for
 
-OPEN, CLOSED = 0.95, 0.05  # where gates start (Li & Ji, IJCNN 2021)
+OPEN, CLOSED = 0.95, 0.05  # initial keep probabilities (Li & Ji, IJCNN 2021)
 
 
 @dataclass
 class Sharpness:
-    """The sharpness k and gate function that all gates of one model share.
+    """The sharpness k and the gate function, shared by all gates of a model.
 
     Attributes:
-        k: >= 0, `math.inf` is the deterministic mode.
-        scale: the last k with 0 < k < inf, in whose units the logits are; 1 before there was any.
-        function: g.
+        k: >= 0; `math.inf` is the deterministic mode.
+        scale: the last k with 0 < k < inf, which fixes the unit of the logits; 1 before there was one.
+        function: the gate function g.
     """
 
     k: float = math.inf
@@ -28,17 +28,27 @@ class Sharpness:
     function: GateFunction = field(default_factory=Sigmoid)
 
     def logit(self, probability: float) -> float:
-        """phi with g(scale phi) = probability."""
+        """The logit phi with g(scale phi) = probability.
+
+        Args:
+            probability: in (0, 1).
+        """
         return float(logits_for(torch.tensor(probability, dtype=torch.float64), self.scale, self.function))
 
 
 class Gate:
     """Stochastic gates of one group: z_j ~ Bernoulli(pi_j), pi_j = g(k phi_j).
 
+    Args:
+        size: number of units.
+        sharpness: the model's sharpness, shared with all other gates.
+        device: device of the tensors.
+
     Attributes:
-        logits: phi, a parameter of shape (size,).
-        grace: int64 (size,), training steps at a finite k for which a new unit is still held open and costs nothing.
-        shut: bool (size,), closed by hand and not reopened since.
+        logits: phi, parameter (size,).
+        grace: int64 (size,), training steps at a finite k for which a new unit is still held open and not penalised.
+        shut: bool (size,), whether the unit was closed by hand and has not reopened since.
+        sharpness: the argument.
 
     References:
         Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
@@ -51,14 +61,14 @@ class Gate:
         self.sharpness = sharpness
 
     def keep_probability(self) -> Tensor:
-        """pi = g(k phi), shape (size,), differentiable in the logits; 1[phi > 0] at k = inf."""
+        """pi = g(k phi), (size,), differentiable in the logits; 1[phi > 0] at k = inf."""
         return keep_probability(self.logits, self.sharpness.k, self.sharpness.function)
 
     @property
     def mask(self) -> Tensor:
-        """The deterministic mask 1[pi > 1/2], bool (size,); at k = 0 its limit 1[phi > 0].
+        """The deterministic mask 1[pi > 1/2], bool (size,); 1[phi > 0] at k = 0 and k = inf.
 
-        The likeliest unit counts as open even where its gate is closed: a layer is never empty.
+        The unit with the largest logit counts as open even if its gate is closed, so that a layer is never empty.
         """
         with torch.no_grad():
             if isinstance(self.sharpness.function, Sigmoid) or self.sharpness.k in (0.0, math.inf):
@@ -69,19 +79,25 @@ class Gate:
 
     @property
     def present(self) -> Tensor:
-        """Units that take part, bool (size,): open by the deterministic mask, or held open in a grace period."""
+        """Whether each unit takes part, bool (size,): open in the deterministic mask, or held open in grace."""
         return self.mask | (self.grace > 0)
 
     @property
     def closed(self) -> Tensor:
-        """Numbers of the units that take no part, int64."""
+        """Numbers of the units that do not take part, int64."""
         return (~self.present).nonzero().reshape(-1)
 
     def indices(self, units: Sequence[int] | Tensor) -> Tensor:
-        """Numbers of units, int64, from a sequence of them or a mask over all.
+        """Convert a sequence of unit numbers, or a mask over all units, to unit numbers.
+
+        Args:
+            units: whole numbers, or bool (size,).
+
+        Returns:
+            int64 (units,).
 
         Raises:
-            ConfigurationError: something else, or a number that no unit has.
+            ConfigurationError: `units` is neither, or a number is out of range.
         """
         size, device = len(self.logits), self.logits.device
         try:
@@ -99,14 +115,24 @@ class Gate:
         return given.long()
 
     def set(self, index: Tensor, probability: float, grace: int = 0) -> None:
-        """Give units a keep probability by hand."""
+        """Set the keep probability of units by hand.
+
+        Args:
+            index: int64 (units,), numbers of the units.
+            probability: their new keep probability at the last finite k; below 1/2 marks them as closed by hand.
+            grace: training steps for which the units are held open.
+        """
         with torch.no_grad():
             self.logits[index] = self.sharpness.logit(probability)
             self.shut[index] = probability < 0.5
             self.grace[index] = grace
 
     def to(self, device: torch.device) -> None:
-        """Move all tensors."""
+        """Move all tensors to a device.
+
+        Args:
+            device: the device.
+        """
         self.logits.data = self.logits.data.to(device)
         self.grace, self.shut = self.grace.to(device), self.shut.to(device)
 
@@ -116,21 +142,32 @@ class Gate:
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
-        """All that has one entry per unit, the logits first."""
+        """All tensors with one entry per unit, the logits first."""
         return (self.logits, self.grace, self.shut)
 
     def gone(self, below: float) -> Tensor:
-        """Units to remove, bool (size,): closed and less likely than `below`, or closed by hand; not in grace."""
+        """Find the units to remove: closed ones with a keep probability below `below` or closed by hand; none in grace.
+
+        Args:
+            below: keep probability.
+
+        Returns:
+            bool (size,).
+        """
         with torch.no_grad():
             return ((self.keep_probability() < below) | self.shut) & ~self.present
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies of all tensors."""
+        """Copies of all tensors, by name."""
         names = ("logits", "grace", "shut")
         return {name: tensor.detach().clone() for name, tensor in zip(names, self.tensors, strict=True)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over values of the same size."""
+        """Copy the values of tensors of the same size.
+
+        Args:
+            state: the result of `state_dict`.
+        """
         with torch.no_grad():
             for name in self.state_dict():
                 getattr(self, name).copy_(state[name])

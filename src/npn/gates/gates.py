@@ -1,4 +1,4 @@
-"""All gates of a model as one vector: their sharpness, logits, draws and deterministic mask."""
+"""All gates of a model as one vector: sharpness, logits, random draws and the deterministic mask."""
 
 import copy
 import math
@@ -19,17 +19,18 @@ from npn.surgery import Extra
 
 
 class Gates:
-    """Gates of all groups, branches and columns, numbered through in this order.
+    """Gates of all groups, branches and columns of a model, numbered through in this order.
 
     Args:
         parts: everything that has gates.
-        function: gate function g.
-        device: of the logits.
+        function: the gate function g.
+        device: device of the logits.
 
     Attributes:
+        sharpness: k and g, shared by all gates.
         groups: one entry per part.
-        names: of all groups at attach; a group that vanished with a branch stays known.
-        generator: draws the masks.
+        names: names of all groups at attach, including groups that vanished with a branch since.
+        generator: generator that draws the masks.
         grace_left: calls of `age` until no unit is held open.
     """
 
@@ -41,24 +42,28 @@ class Gates:
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self.grace_left = 0
-        self._resting = True  # k is 0 or inf: the logits keep the scale of the last finite k
-        self._key: tuple[Any, ...] | None = None  # what the cached mask was computed from
+        self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
+        self._key: tuple[Any, ...] | None = None  # identifies the logits that the cached mask belongs to
         self._mask: Tensor | None = None
 
     # -- sharpness
 
     @property
     def k(self) -> float:
-        """Sharpness, 0 to `math.inf`."""
+        """Sharpness, from 0 to `math.inf`; a new finite k rescales the logits if k was 0 or inf before.
+
+        Raises:
+            ConfigurationError: on assignment of a negative number or NaN.
+        """
         return self.sharpness.k
 
     @k.setter
     def k(self, value: float) -> None:
-        if not value >= 0:  # refuses NaN, too
+        if not value >= 0:  # also refuses NaN
             raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
         finite = 0 < value < math.inf
         if finite:
-            if self._resting:  # keep probabilities are as before the stage without k
+            if self._resting:  # restore the keep probabilities of the last finite k
                 with torch.no_grad():
                     for group in self.groups:
                         group.gate.logits.mul_(self.sharpness.scale / value)
@@ -77,14 +82,17 @@ class Gates:
 
     @property
     def device(self) -> torch.device:
-        """Of the logits."""
+        """Device of the logits."""
         return self.groups[0].gate.logits.device
 
     def group(self, name: str | UnitGroup) -> UnitGroup:
-        """The group of that name.
+        """Look up a group by name.
+
+        Args:
+            name: name of the group, or the group itself.
 
         Raises:
-            ConfigurationError: there is none.
+            ConfigurationError: there is no such group.
         """
         for group in self.groups:
             if group is name or group.name == name:
@@ -96,24 +104,31 @@ class Gates:
         return torch.cat([group.gate.logits for group in self.groups])
 
     def keep_probability(self) -> Tensor:
-        """All pi = g(k phi), (units,), differentiable."""
+        """All keep probabilities pi = g(k phi), (units,), differentiable."""
         return keep_probability(self.logits(), self.k, self.function)
 
     def held(self) -> Tensor:
-        """bool (units,): held open during a grace period."""
+        """Whether each unit is held open in a grace period, bool (units,)."""
         return torch.cat([group.gate.grace for group in self.groups]) > 0
 
     def draw(self, *batch: int) -> Tensor:
-        """u ~ U(0, 1), (*batch, units), from the gates' own generator; other numbers on each process."""
+        """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers.
+
+        Args:
+            batch: leading sizes.
+
+        Returns:
+            (*batch, units).
+        """
         first = self.groups[0].gate.logits
         generator = per_rank_generator(self.generator)
         return torch.rand(*batch, len(self), generator=generator, device=first.device, dtype=first.dtype)
 
     def deterministic_mask(self) -> Tensor | None:
-        """1[pi > 1/2] over all units, 1 where held open; None where all are open.
+        """1[pi > 1/2] over all units and 1 where held open, (units,); None if all units are open.
 
-        Computed at every call on the CPU and while gates move (fused optimizers write without counting versions); on
-        another device at k = inf, where gates rest, only after changes.
+        The mask is computed at every call on the CPU and at finite k, because fused optimizers write to logits without
+        counting versions. On another device at k = inf, where logits do not move, it is computed only after changes.
         """
         gates = [group.gate for group in self.groups]
         key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
@@ -124,19 +139,23 @@ class Gates:
         return self._mask
 
     def closed(self) -> dict[str, list[int]]:
-        """Group name -> numbers of the units that take no part."""
+        """Group name -> numbers of the units that do not take part."""
         return {group.name: group.gate.closed.tolist() for group in self.groups}
 
     def add_gradient(self, gradient: Tensor) -> None:
-        """Add (units,) to the logits' gradients, group by group; frozen gates have none."""
+        """Add to the gradients of the logits; skip groups whose logits do not require grad.
+
+        Args:
+            gradient: (units,), gradient with respect to all logits.
+        """
         for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
             logits = group.gate.logits
             if logits.requires_grad:
-                part = part.to(logits.dtype)  # of a float64 model it comes as float64
+                part = part.to(logits.dtype)  # a float64 model gives a float64 gradient
                 logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
 
     def age(self) -> None:
-        """Count one step of every grace period."""
+        """Count one training step of every grace period."""
         if self.grace_left > 0:
             self.grace_left -= 1
             for group in self.groups:
@@ -145,7 +164,11 @@ class Gates:
     # -- changes
 
     def to(self, device: torch.device) -> None:
-        """Move all gates; the generator restarts there from its seed."""
+        """Move all gates to a device; the generator restarts there from its seed.
+
+        Args:
+            device: the device.
+        """
         if self.device != device:
             for group in self.groups:
                 group.gate.to(device)
@@ -153,7 +176,7 @@ class Gates:
             self._key = None
 
     def extras(self) -> list[Extra]:
-        """The gates' tensors, which follow a resize: new units are open."""
+        """The gates' tensors, for a resize; new units start open."""
         found = []
         for group in self.groups:
             logits, *others = group.gate.tensors
@@ -162,9 +185,13 @@ class Gates:
         return found
 
     def restructure(self, structure: Structure) -> None:
-        """Take over where the units live; the gates' tensors have been resized."""
+        """Adopt the structure of the resized model; the gates' tensors have been resized already.
+
+        Args:
+            structure: the new structure.
+        """
         parts = {part.name: part for part in structure.parts}
-        self.groups[:] = [group for group in self.groups if group.name in parts]  # others went with a branch
+        self.groups[:] = [group for group in self.groups if group.name in parts]  # the others vanished with a branch
         for group in self.groups:
             group.traced = parts[group.name]
         self._key = None
@@ -172,7 +199,7 @@ class Gates:
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
-        """Logits, flags, sharpness and generator, in plain values and tensors."""
+        """Logits, flags, sharpness and generator, as plain values and tensors."""
         return {
             "function": function_name(self.function),
             "k": self.k,
@@ -183,10 +210,13 @@ class Gates:
         }
 
     def check_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raise unless a state is of gates with the same names, sizes and function.
+        """Raise unless a state belongs to gates with the same names, sizes and function.
+
+        Args:
+            state: the result of `state_dict`.
 
         Raises:
-            ConfigurationError: it is not.
+            ConfigurationError: the state is incomplete or belongs to other gates.
         """
         missing = sorted(self.state_dict().keys() - set(state))
         if missing:
@@ -204,7 +234,10 @@ class Gates:
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Restore the state that `state_dict` saved.
+
+        Args:
+            state: the result of `state_dict`.
 
         Raises:
             ConfigurationError: see `check_state_dict`; nothing was loaded.
@@ -219,7 +252,7 @@ class Gates:
         self._key = None
 
     def _load_generator(self, saved: Tensor) -> None:
-        """On another kind of device, whose generators have other states, seed with a hash of the saved state."""
+        """Restore the generator; on another kind of device, whose states differ, seed it with a hash of the state."""
         if saved.shape == self.generator.get_state().shape:
             self.generator.set_state(saved)
         else:

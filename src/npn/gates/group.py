@@ -1,4 +1,4 @@
-"""A group of units, or a layer's input columns, or all branches, with their gates."""
+"""A group of units, the input columns of a layer, or all branches, together with their gates."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,13 @@ from npn.structure import Branches, Columns, Group, Slot
 
 @dataclass(eq=False)
 class UnitGroup:
-    """Units that come and go together with all that belongs to them; or one layer's input columns; or whole branches.
+    """Units that are removed and added together with all their entries; or a layer's input columns; or all branches.
 
     Attributes:
-        name: module that produces the units; module that reads the columns, and ".columns"; "branches".
-        gate: their gates.
-        traced: where the units live.
+        name: module that produces the units; for columns the module that reads them, followed by ".columns"; for
+            branches "branches".
+        gate: the gates.
+        traced: positions of the units in the model.
     """
 
     name: str
@@ -22,12 +23,12 @@ class UnitGroup:
 
     @property
     def grows(self) -> bool:
-        """Whether units can be added; columns come with the units that feed them, and branches only go."""
+        """Whether units can be added: columns are added with the units that feed them, and branches are never added."""
         return isinstance(self.traced, Group)
 
     @property
     def fixed(self) -> str:
-        """Why units cannot be added to what does not grow."""
+        """Why units cannot be added to columns or branches, for error messages."""
         if isinstance(self.traced, Branches):
             return "are whole branches, which go but do not come back; attach a model that has more of them"
         return "are input columns, which come with their units: grow those instead"

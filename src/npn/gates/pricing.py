@@ -1,4 +1,4 @@
-"""What the network costs under its gates, as penalties and budgets ask for it."""
+"""The cost of the network under its gates, in the form that penalties and budgets need."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,21 +14,29 @@ from npn.structure import Structure, unit_of_column
 
 
 class Pricing:
-    """The cost of a model's structure under its gates; the tables are made again after a resize or a move.
+    """The cost of a model's structure under its gates; the tables are rebuilt after a resize or a device move.
 
     Args:
-        model: for its parameters' names.
-        structure: its units.
-        gates: their gates.
+        model: the model, for its parameters' names.
+        structure: its structure.
+        gates: its gates.
+
+    Attributes:
+        gates: the argument.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, gates: Gates) -> None:
         self.gates = gates
         self.restructure(model, structure)
-        self._full = self.costs.at  # of the structure at attach
+        self._full = self.costs.at  # the cost function of the structure at attach
 
     def restructure(self, model: nn.Module, structure: Structure) -> None:
-        """Cost another structure from now on; the full cost stays that at attach."""
+        """Use another structure; the full cost stays that of the structure at attach.
+
+        Args:
+            model: the resized model.
+            structure: its structure.
+        """
         self._model, self._structure = model, structure
         self._costs: CostModel | None = None
         self._unit_of_column: Tensor | None = None
@@ -36,7 +44,7 @@ class Pricing:
 
     @property
     def costs(self) -> CostModel:
-        """The cost of the present structure."""
+        """The cost model of the present structure."""
         if self._costs is None or self._device != self.gates.device:
             self._device = self.gates.device
             names = [group.name for group in self.gates.groups]
@@ -47,12 +55,15 @@ class Pricing:
         return self._costs
 
     def expected(self, kind: str, probability: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
-        """E[cost(z)], scalar, differentiable; units in grace cost nothing more or less.
+        """E[cost(z)]; units in grace count as open and have no gradient.
 
         Args:
             kind: see `CostModel.expected`.
-            probability: (units,) of all gates.
+            probability: (units,), keep probabilities of all gates.
             weights: group name -> factor, for "layerwise".
+
+        Returns:
+            Scalar, differentiable in `probability`.
         """
         if self.gates.grace_left:
             probability = torch.where(self.gates.held(), torch.ones_like(probability), probability)
@@ -60,15 +71,28 @@ class Pricing:
         return costs.expected(kind, effective_gates(probability, self._unit_of_column), weights)
 
     def full(self, kind: str) -> float:
-        """Cost of the model at attach, every gate open."""
+        """Cost of the model at attach with every gate open.
+
+        Args:
+            kind: see `CostModel.expected`.
+        """
         return self._full(kind, {})
 
     def at(self, probability: Tensor) -> "Priced":
-        """The costs at these keep probabilities."""
+        """The costs at given keep probabilities.
+
+        Args:
+            probability: (units,), keep probabilities of all gates.
+        """
         return Priced(self, probability)
 
     def copied(self, model: nn.Module, gates: Gates) -> "Pricing":
-        """The same for a copy of the model and of its gates."""
+        """The pricing of a copy of the model and of its gates.
+
+        Args:
+            model: the copied model.
+            gates: the copied gates.
+        """
         new = Pricing.__new__(Pricing)
         new.gates, new._full = gates, self._full
         new.restructure(model, self._structure)
@@ -77,11 +101,11 @@ class Pricing:
 
 @dataclass(frozen=True)
 class Priced:
-    """The costs at one keep probability: what a penalty sees during a training step.
+    """The costs at given keep probabilities, as a penalty uses them in a training step.
 
     Attributes:
-        pricing: of the model.
-        probability: (units,) of all gates, differentiable in the logits.
+        pricing: the pricing of the model.
+        probability: (units,), keep probabilities of all gates, differentiable in the logits.
     """
 
     pricing: Pricing
@@ -94,17 +118,30 @@ class Priced:
 
     @property
     def groups(self) -> Sequence[UnitGroup]:
-        """All that has gates."""
+        """Everything that has gates."""
         return self.pricing.gates.groups
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
-        """E[cost(z)], differentiable."""
+        """E[cost(z)], scalar, differentiable in the logits.
+
+        Args:
+            kind: see `CostModel.expected`.
+            weights: group name -> factor, for "layerwise".
+        """
         return self.pricing.expected(kind, self.probability, weights)
 
     def full_cost(self, kind: str, /) -> float:
-        """Cost of the model at attach, every gate open."""
+        """Cost of the model at attach with every gate open.
+
+        Args:
+            kind: see `CostModel.expected`.
+        """
         return self.pricing.full(kind)
 
     def minimum_cost(self, kind: str, /) -> float:
-        """Cost with one unit left in every group, and the branch that is then the cheapest."""
+        """Cost with one unit in every group, and with the one branch that is then the cheapest.
+
+        Args:
+            kind: see `CostModel.expected`.
+        """
         return self.pricing.costs.least(kind)

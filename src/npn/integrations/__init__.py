@@ -1,1 +1,1 @@
-"""The method inside other people's training loops; each module needs the extra of its name."""
+"""Plasticity in the training loops of other libraries; each module needs the extra of its name."""

@@ -1,4 +1,4 @@
-"""Hugging Face Accelerate: the model of a training loop of one's own, and its step."""
+"""Hugging Face Accelerate: `prepare` the model and run `backward` in a custom training loop."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +17,22 @@ except ImportError as error:
 
 
 def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
-    """The model to train, on the accelerator's device, in place of `accelerator.prepare(model)`.
+    """Move the model to the accelerator's device and wrap it, in place of `accelerator.prepare(model)`.
 
-    On several processes it is wrapped in DistributedDataParallel, with the accelerator's options, anew after each
-    resize; `accelerator.accumulate` takes it like any other. Optimizers, loaders and learning rate schedules go through
-    `accelerator.prepare` as ever. With one optimizer, the gates are a group of it; with two, prepare both.
+    On several processes the model is wrapped in DistributedDataParallel with the accelerator's options, again after
+    each resize; `accelerator.accumulate` accepts the wrapper. Pass optimizers, loaders and learning rate schedules to
+    `accelerator.prepare` as usual. With one optimizer, give the gates their own param group; with two optimizers,
+    prepare both.
 
     Args:
-        accelerator: on one device, or one device for each process.
+        accelerator: an accelerator on one device, or with one device per process.
         plastic: the result of `npn.attach`.
 
+    Returns:
+        The model to call in the training loop.
+
     Raises:
-        ConfigurationError: the accelerator shards the model; gates need the whole one in each process.
+        ConfigurationError: the accelerator shards the model; gates need the whole model in each process.
 
     Example:
         >>> import npn
@@ -59,15 +63,15 @@ def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
 
 
 def backward(accelerator: Accelerator, plastic: Plasticity, closure: Callable[[], Tensor]) -> Tensor:
-    """`plastic.backward` in place of `accelerator.backward`: with its precision, loss scale and accumulation.
+    """Run `plastic.backward` in place of `accelerator.backward`, with its precision, loss scale and accumulation.
 
     Args:
-        accelerator: whose `accumulate` this is inside of, where it accumulates.
+        accelerator: the accelerator; when accumulating, call this inside its `accumulate`.
         plastic: the result of `npn.attach`.
-        closure: returns the scalar loss of what `prepare` returned; runs under the accelerator's autocast.
+        closure: returns the scalar loss, computed with the result of `prepare`; runs under the accelerator's autocast.
 
     Returns:
-        The detached loss, unscaled, without the penalty.
+        The detached loss, (), without scale and penalty.
 
     Raises:
         NonFiniteLossError, ConfigurationError: see `Plasticity.backward`.

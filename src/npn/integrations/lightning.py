@@ -1,4 +1,4 @@
-"""Lightning: `PlasticityCallback` brings the method to a LightningModule and a Trainer that know nothing of it."""
+"""Lightning: `PlasticityCallback` adds plasticity to an unmodified LightningModule and Trainer."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -25,17 +25,17 @@ except ImportError as error:
 
 
 class _Skipped(Exception):
-    """`training_step` returned None."""
+    """Raised when `training_step` returned None, to skip the step."""
 
 
 class _Rewrapping:
-    """Has the strategy wrap the module anew after a resize."""
+    """Make the strategy wrap the module again after a resize."""
 
     def __init__(self, trainer: Trainer) -> None:
         self.strategy: Any = trainer.strategy
 
     def renew(self) -> None:
-        """Of the strategy's own making, with the options that it was given."""
+        """Wrap the module again with the strategy's own method and options."""
         if isinstance(self.strategy.model, DistributedDataParallel):
             self.strategy.model = self.strategy.lightning_module
             self.strategy.configure_ddp()
@@ -46,20 +46,25 @@ class PlasticityCallback(Session, Callback):
     """Gates, schedule, growth and resizes for an unmodified LightningModule with automatic optimization.
 
     The module's optimizer, learning rate schedulers, precision plugin, gradient accumulation, clipping (of the weights)
-    and checkpoints stay what they are. Validation runs on the net with what has closed removed, and checkpoints written
-    after it or at the end of an epoch hold gates, sizes, schedule, growth and random states: `fit(ckpt_path=...)` on
-    a freshly built module goes on as if nothing had happened. Training stops at the schedule's end at the latest.
-    `k`, `params` and units per group are logged as `npn/...`.
+    and checkpoints work as usual. Validation runs on the compacted network. Checkpoints written after validation or at
+    the end of an epoch hold gates, sizes, schedule, growth and random states: `fit(ckpt_path=...)` on a freshly built
+    module continues the same training. Training stops at the schedule's end at the latest. `k`, `params` and units per
+    group are logged as `npn/...`.
 
-    Estimators with two forward passes call `training_step` twice; what the second call logs is dropped.
+    Estimators with two forward passes call `training_step` twice; values logged by the second call are dropped.
 
-    Of strategies for several processes `ddp` and its variants work: each process draws its own masks, and the wrapper
-    is made anew after each resize. The mean of `monitor` over the processes counts.
+    With several processes the strategies `ddp` and its variants work: each process draws its own masks, and the model
+    is wrapped again after each resize. `monitor` is averaged over the processes.
 
     Args:
-        target: name of the submodule that gets gates; the whole module, through its `forward`, if not given.
-        schedule, penalty, ...: see `Session`. `example_inputs` come from the first training batch: its first element if
-            it is a tuple or list.
+        target: name of the submodule that gets gates; if not given, the whole module, called through its `forward`.
+        schedule, penalty, ...: see `Session`. `example_inputs` default to the first training batch, or its first
+            element if it is a tuple or list.
+
+    Attributes:
+        target: the argument.
+        rewrapping: wraps the module again after resizes; None before `fit`.
+        plastic: the handle, once `fit` has begun.
 
     Example:
         >>> import npn
@@ -72,10 +77,17 @@ class PlasticityCallback(Session, Callback):
     target: str | None = None
     rewrapping: _Rewrapping | None = None
 
-    # -- Lightning's hooks, in the order in which they come
+    # -- Lightning's hooks, in the order of the calls
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check what cannot work, and wait for a checkpoint."""
+        """Check for unsupported options, and prepare to resize the model before a checkpoint is loaded.
+
+        Args:
+            trainer, pl_module, stage: see `lightning.pytorch.callbacks.Callback`, as for the hooks below.
+
+        Raises:
+            ConfigurationError: the strategy or manual optimization is not supported.
+        """
         strategy = trainer.strategy
         check_processes(trainer.world_size, type(strategy).__name__, isinstance(strategy, DDPStrategy))
         if stage == "fit" and not pl_module.automatic_optimization:
@@ -88,7 +100,7 @@ class PlasticityCallback(Session, Callback):
         vars(trainer.strategy)["load_model_state_dict"] = partial(self._load, trainer, load)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the model its gates and step in between Lightning's closure and its backward pass."""
+        """Attach the model, and replace Lightning's closure by one that runs under masks."""
         self._begin(trainer)
         self.follow(trainer.optimizers)
         self.rewrapping = _Rewrapping(trainer)
@@ -100,27 +112,27 @@ class PlasticityCallback(Session, Callback):
         vars(loop)["_make_closure"] = partial(self._make_closure, trainer, loop._make_closure)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the sharpness."""
+        """Set the sharpness of the epoch."""
         self.enter(trainer.current_epoch)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """The gates step with the weights."""
+        """Step the gates before the weights."""
         self.step_gates(getattr(trainer.precision_plugin, "scaler", None))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Validate what the epoch leaves."""
+        """Compact, so that validation runs on the network that the epoch leaves."""
         if _training(trainer):
             self.compact()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Growth, before a checkpoint is written."""
+        """Observe the metric and grow, before a checkpoint is written."""
         if _training(trainer):
             self.validated(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Shrink, log, and stop when the schedule is over."""
+        """Compact, log, and stop when the schedule has ended."""
         self.compact()
-        scalars, several = self.scalars(), trainer.world_size > 1  # the same on all, but Lightning wants to be sure
+        scalars, several = self.scalars(), trainer.world_size > 1  # equal on all processes; sync_dist avoids a warning
         bar = {name: scalars.pop(name) for name in ("npn/k", "npn/params")}
         pl_module.log_dict(bar, prog_bar=True, sync_dist=several)
         pl_module.log_dict(scalars, sync_dist=several)
@@ -128,16 +140,16 @@ class PlasticityCallback(Session, Callback):
             trainer.should_stop = True
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the Trainer as it was."""
+        """Restore the Trainer's own methods."""
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the Trainer as it was."""
+        """Restore the Trainer's own methods."""
         _restore_method(trainer.strategy, "load_model_state_dict")
         _restore_method(trainer.fit_loop.epoch_loop.automatic_optimization, "_make_closure")
 
     def state_dict(self) -> dict[str, Any]:
-        """All but the weights and their optimizers' state, which Lightning keeps."""
+        """The state of gates, schedule and growth; Lightning saves the weights and their optimizers' state."""
         if self.handle is None:
             return {}
         with self.alone():
@@ -145,9 +157,10 @@ class PlasticityCallback(Session, Callback):
         del content["model"]
         return content
 
-    # -- what they need
+    # -- helpers
 
     def _begin(self, trainer: Trainer) -> None:
+        """Attach the module or its target."""
         module = trainer.lightning_module
         model = module if self.target is None else _submodule(module, self.target)
         self.begin(model, lambda: first_inputs(trainer))
@@ -164,18 +177,19 @@ class PlasticityCallback(Session, Callback):
             weights = {n.removeprefix(start): v for n, v in checkpoint["state_dict"].items() if n.startswith(start)}
             with self.alone():
                 unpack({**content, "model": weights}, "the Trainer's checkpoint", self.plastic, self.stateful())
-            if distributed.rank() > 0:  # the random state is the first one's, and dropout would be the same on all
+            if distributed.rank() > 0:  # the state is that of process 0, with which dropout would be the same on all
                 torch.manual_seed(distributed.own_seed(torch.get_rng_state().numpy().tobytes()))
         load(checkpoint, strict=strict)
 
     def _make_closure(self, trainer: Trainer, make: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Make Lightning's closure, and replace its call by `_run` where it runs a backward pass."""
         closure = make(*args, **kwargs)
         if closure._backward_fn is not None:
             closure.closure = partial(self._run, trainer, closure)
         return closure
 
     def _run(self, trainer: Trainer, closure: Any) -> Any:
-        """`Closure.closure` under masks: training step, zero_grad, backward; returns the training step's output."""
+        """Run `Closure.closure` (training step, zero_grad, backward) under masks; return the training step's output."""
         outputs: list[Any] = []
         accumulate = trainer.accumulate_grad_batches
 
@@ -203,12 +217,18 @@ class PlasticityCallback(Session, Callback):
 
 
 def first_inputs(trainer: Trainer) -> Any:
-    """Inputs of the model from the first training batch.
+    """Take the model's inputs from the first training batch.
+
+    Args:
+        trainer: the Trainer, during `fit`.
+
+    Returns:
+        The batch, or its first element if it is a tuple or list.
 
     Raises:
-        ConfigurationError: there is none, or it is neither a tensor nor a sequence or mapping of tensors.
+        ConfigurationError: there is no batch, or the inputs are not a tensor, tuple or dict.
     """
-    source = trainer.fit_loop._data_source  # not trainer.train_dataloader: it would draw the first epoch's order now
+    source = trainer.fit_loop._data_source  # trainer.train_dataloader would draw the first epoch's order already
     batch = next(iter(source.dataloader()), None) if source.is_defined() else None
     inputs = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     if not isinstance(inputs, (Tensor, tuple, dict)):
@@ -220,6 +240,7 @@ def first_inputs(trainer: Trainer) -> Any:
 
 
 def _submodule(module: nn.Module, name: str) -> nn.Module:
+    """The submodule of that name."""
     try:
         return module.get_submodule(name)
     except AttributeError:
@@ -228,12 +249,13 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
 
 
 def _training(trainer: Trainer) -> bool:
+    """Whether the Trainer fits, and is past its sanity check."""
     return trainer.state.fn == "fit" and not trainer.sanity_checking
 
 
 @contextlib.contextmanager
 def _quiet(module: LightningModule, quiet: bool) -> Iterator[None]:
-    """What the module logs inside is dropped."""
+    """Drop the values that the module logs inside the context."""
     if not quiet:
         yield
         return
@@ -248,5 +270,5 @@ def _quiet(module: LightningModule, quiet: bool) -> Iterator[None]:
 
 
 def _restore_method(owner: Any, name: str) -> None:
-    """Undo what was set over a method of an object."""
+    """Remove the instance attribute that replaces a method of an object."""
     vars(owner).pop(name, None)

@@ -1,4 +1,4 @@
-"""What every training framework's callback does, without the framework."""
+"""The parts of a training session that all framework callbacks share."""
 
 import contextlib
 import math
@@ -28,21 +28,24 @@ from npn.tracing.single import evaluating
 
 @dataclass(eq=False, repr=False)
 class Session:
-    """A training under way: the gates, their optimizer, and what happens to them when.
+    """A training session: the gates, their optimizer, the schedule and growth.
 
     Args:
-        schedule: stages of sharpness, one entry per epoch; the training ends with it.
-        penalty: what size costs, see `npn.attach`, as are the next four.
-        estimator: of the gates' gradient.
-        function: gate function.
-        only, skip: patterns of group names that get gates, or do not.
-        example_inputs: for tracing; from the first training batch if not given.
+        schedule: stages of sharpness; training ends with its last epoch.
+        penalty, estimator, function, only, skip: see `npn.attach`.
+        example_inputs: inputs for tracing; those of the first training batch if not given.
         gate_lr: learning rate of the gates' Adam.
         gate_optimizer: makes another optimizer from the list of gate parameters.
         growth: adds units when `monitor`, measured on validation data, improves.
         monitor: name of the metric for `growth` and for stages that end on a plateau.
-        compact_below: units whose keep probability has fallen below are removed after each epoch.
-        settle: epochs at the end of a stage in which nothing grows, so that what is new can prove itself.
+        compact_below: keep probability under which units are removed after each epoch.
+        settle: epochs at the end of a stage in which nothing grows, so that new units are trained before the next
+            stage.
+
+    Attributes:
+        handle: the result of `npn.attach`; None before training.
+        gates: the optimizer of the gates; None before training.
+        schedule, penalty, ...: the arguments.
     """
 
     schedule: Schedule
@@ -80,15 +83,20 @@ class Session:
             raise ConfigurationError("there are no gates before the training has begun; call fit or train first")
         return self.handle
 
-    # -- begin
+    # -- begin training training
 
     def begin(self, model: nn.Module, example_inputs: Callable[[], Any]) -> None:
-        """Give the model its gates, unless it has them."""
+        """Attach the model, unless this session has attached it already.
+
+        Args:
+            model: the model to train.
+            example_inputs: returns the inputs for tracing, if the session was given none.
+        """
         if self.handle is not None and self.handle.model is model:
             return
         before = RandomState.now(devices_of(model))
         inputs = self.example_inputs if self.example_inputs is not None else example_inputs()
-        before.restore()  # the first epoch sees the order that it would have seen
+        before.restore()  # reading a batch must not change the order of the first epoch
         with self._tracing(model):
             self.handle = attach(
                 model,
@@ -106,7 +114,11 @@ class Session:
         self.handle.track(self.gates)
 
     def follow(self, optimizers: Iterable[Optimizer]) -> None:
-        """The framework's optimizers of this run; those of an earlier one are forgotten."""
+        """Track the framework's optimizers of this run, and forget those of an earlier run.
+
+        Args:
+            optimizers: the framework's optimizers.
+        """
         assert self.gates is not None
         self.plastic.optimizers = []
         self.plastic.track(self.gates, *optimizers)
@@ -114,7 +126,15 @@ class Session:
     # -- one step
 
     def backward(self, evaluate: Evaluate, scale: float | Tensor) -> Tensor:
-        """Every gradient, around the framework's own forward and backward pass; see `npn.Plasticity.step_with`."""
+        """Set every gradient, with the framework's own forward and backward pass; see `npn.Plasticity.step_with`.
+
+        Args:
+            evaluate: see `npn.step.Step.step_with`; its factor does not include `scale`.
+            scale: factor on loss and penalty.
+
+        Returns:
+            The detached loss, (), without scale and penalty.
+        """
 
         def checked(factor: float | Tensor, gradient: bool) -> Tensor:
             return evaluate(1.0 if factor is scale else factor / scale, gradient)
@@ -122,11 +142,22 @@ class Session:
         return self.plastic.step_with(checked, scale)
 
     def check(self, loss: Tensor) -> None:
-        """Raise before a loss that is not finite reaches any gradient."""
+        """Raise before a loss that is not finite reaches any gradient.
+
+        Args:
+            loss: any shape.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
         check_finite(loss, self.plastic.last_checkpoint)
 
     def step_gates(self, scaler: Any = None) -> None:
-        """The gates' step, when the weights take theirs; their gradients are gone afterwards."""
+        """Step the gates together with the weights, then zero their gradients.
+
+        Args:
+            scaler: the `GradScaler` of the weights, if there is one.
+        """
         assert self.gates is not None
         if any(logits.grad is not None for logits in self.plastic.logits()):
             if scaler is None:
@@ -135,23 +166,33 @@ class Session:
                 scaler.step(self.gates)
             self.gates.zero_grad()
 
-    # -- now and then
+    # -- once per epoch
 
     def enter(self, epoch: int) -> None:
-        """An epoch begins; every process must have come to the same."""
+        """Begin an epoch: set the sharpness, and compare the processes.
+
+        Args:
+            epoch: number of the epoch, from 0.
+
+        Raises:
+            DistributedError: the processes differ.
+        """
         self.schedule.enter(epoch, self.plastic)
         distributed.check(self.plastic)
 
     def compact(self) -> None:
-        """Remove what has closed."""
+        """Remove the units that have stayed closed."""
         with torch.inference_mode(False), torch.enable_grad():
             self.plastic.compact(below=self.compact_below)
 
     def validated(self, metrics: Mapping[str, Any]) -> None:
-        """Validation metrics have arrived: the stage may end, units may be added.
+        """Use validation metrics: report them to the schedule, and grow.
+
+        Args:
+            metrics: name -> value.
 
         Raises:
-            ConfigurationError: the metric that is needed is not among them.
+            ConfigurationError: the metrics lack `monitor`.
         """
         if self.growth is None and all(stage.until is None for stage in self.schedule.stages):
             return
@@ -161,7 +202,7 @@ class Session:
                 "log it while validating, or name another with monitor="
             )
         value = float(metrics[self.monitor])
-        if distributed.size() > 1:  # each process may have validated on a part of its own
+        if distributed.size() > 1:  # each process may have validated on different data
             device = self.plastic.gates.device
             value = float(distributed.mean(torch.tensor(value, dtype=torch.float64, device=device)))
         self.schedule.observe(value)
@@ -174,24 +215,24 @@ class Session:
                 self.growth.step(value, self.plastic)
 
     def scalars(self) -> dict[str, float]:
-        """Sharpness, parameters that exist, and open units of each group."""
+        """Sharpness, number of parameters, and open units of each group, by name for logging."""
         sizes = {f"npn/units/{name}": float(size) for name, size in self.plastic.sizes().items()}
         return {"npn/k": self.plastic.k, "npn/params": float(count_params(self.plastic.model)), **sizes}
 
-    # -- leaving and coming back
+    # -- export and checkpoints
 
     def export(self) -> nn.Module:
-        """A plain copy of the model without its closed units and without a trace of npn."""
+        """Make a plain copy of the model, without its closed units and without any dependence on npn."""
         with self.plain(self.plastic.model):
             return self.plastic.export()
 
     def stateful(self) -> dict[str, Stateful]:
-        """What a checkpoint keeps beside the gates."""
+        """Schedule and growth, whose state a checkpoint keeps, by name."""
         return {"schedule": self.schedule, **({"growth": self.growth} if self.growth is not None else {})}
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """No optimizer but the gates' is tracked inside: the framework keeps the state of its own."""
+        """Track only the gates' optimizer inside the context; the framework saves the state of its own optimizers."""
         assert self.gates is not None
         tracked, self.plastic.optimizers = self.plastic.optimizers, [self.gates]
         try:
@@ -201,26 +242,30 @@ class Session:
 
     @contextlib.contextmanager
     def plain(self, model: nn.Module) -> Iterator[None]:
-        """The model as its author wrote it, for frameworks that wrap its forward."""
+        """Remove a framework's wrapping of the model's forward inside the context; by default there is none.
+
+        Args:
+            model: the model.
+        """
         yield
 
     @contextlib.contextmanager
     def _tracing(self, model: nn.Module) -> Iterator[None]:
-        """Every trace of a training sees the same computation, whenever it is made."""
+        """Make every trace of a training see the same computation: plain forward, eval mode."""
         with self.plain(model), evaluating(model):
             yield
 
 
 def check_processes(processes: int, way: str, replicated: bool) -> None:
-    """Several processes need the whole model each.
+    """Raise unless each of several processes holds the whole model.
 
     Args:
-        processes: or devices.
-        way: how the model comes to be on all of them.
-        replicated: by DistributedDataParallel.
+        processes: number of processes or devices.
+        way: the strategy that distributes the model, for the error message.
+        replicated: whether the strategy is DistributedDataParallel.
 
     Raises:
-        ConfigurationError: there are several, and it is another way.
+        ConfigurationError: there are several processes with another strategy.
     """
     if processes > 1 and not replicated:
         raise ConfigurationError(
@@ -230,7 +275,15 @@ def check_processes(processes: int, way: str, replicated: bool) -> None:
 
 
 def moved(inputs: Any, device: torch.device) -> Any:
-    """The same inputs on a device."""
+    """Move inputs to a device.
+
+    Args:
+        inputs: a tensor, or nested mappings, tuples and lists of tensors; other values stay as they are.
+        device: the device.
+
+    Returns:
+        The inputs on the device.
+    """
     if isinstance(inputs, Tensor):
         return inputs.to(device)
     if isinstance(inputs, Mapping):

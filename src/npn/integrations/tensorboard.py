@@ -1,4 +1,4 @@
-"""TensorBoard: sizes, sharpness and keep probabilities as they change."""
+"""TensorBoard: curves of sizes and sharpness, and histograms of keep probabilities."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ BINS = 20
 
 
 def require_tensorboard() -> None:
-    """Nothing, where tensorboard is installed.
+    """Raise unless tensorboard is installed.
 
     Raises:
-        ConfigurationError: it is not.
+        ConfigurationError: it is not installed.
     """
     if find_spec("tensorboard") is None:
         raise ConfigurationError("tensorboard is not installed; pip install 'npn[tensorboard]'")
@@ -27,12 +27,15 @@ def require_tensorboard() -> None:
 
 @final
 class PlasticityWriter:
-    """Writes a training's sizes to TensorBoard; a context manager.
+    """Write the sizes of a training to TensorBoard; a context manager.
 
     Args:
         log_dir: folder of the event files.
-        purge_step: TensorBoard drops what an earlier run wrote there from this step on, so that a resumed run shows
-            no step twice.
+        purge_step: step from which TensorBoard drops the events of an earlier run, so that a resumed run shows no step
+            twice.
+
+    Attributes:
+        writer: the `torch.utils.tensorboard.SummaryWriter`.
 
     Raises:
         ConfigurationError: tensorboard is not installed.
@@ -59,7 +62,7 @@ class PlasticityWriter:
         self.close()
 
     def write(self, plastic: Plasticity, step: int, **scalars: float) -> None:
-        """The state of a model's gates, and whatever scalars there are besides.
+        """Write the state of a model's gates, and further scalars.
 
         Args:
             plastic: the result of `npn.attach`.
@@ -71,16 +74,31 @@ class PlasticityWriter:
         self.histograms({group.name: keep_histogram(group.gate.keep_probability()) for group in plastic.groups}, step)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One curve each."""
+        """Write one point of each curve.
+
+        Args:
+            values: name -> value.
+            step: epoch or training step.
+        """
         for name, value in values.items():
             self.writer.add_scalar(name, float(value), step)
 
     def units(self, sizes: Mapping[str, int], step: int) -> None:
-        """Open units of each group, as `units/NAME`."""
+        """Write the open units of each group, as `units/NAME`.
+
+        Args:
+            sizes: group name -> open units.
+            step: epoch or training step.
+        """
         self.scalars({f"units/{name}": size for name, size in sizes.items()}, step)
 
     def histograms(self, counts: Mapping[str, Sequence[int]], step: int) -> None:
-        """Keep probabilities, as `keep/NAME`: for each group, how many units are in each of equal bins from 0 to 1."""
+        """Write histograms of keep probabilities, as `keep/NAME`.
+
+        Args:
+            counts: group name -> number of units in each of equal bins from 0 to 1.
+            step: epoch or training step.
+        """
         for name, bins in counts.items():
             width = 1.0 / len(bins)
             centers = [(i + 0.5) * width for i in range(len(bins))]
@@ -97,12 +115,19 @@ class PlasticityWriter:
             )
 
     def close(self) -> None:
-        """Everything is on the disk afterwards."""
+        """Write all pending events to disk."""
         self.writer.close()
 
 
 def keep_histogram(probability: torch.Tensor, bins: int = BINS) -> list[int]:
-    """How many keep probabilities fall in each of equal bins from 0 to 1.
+    """Count the keep probabilities in equal bins from 0 to 1.
+
+    Args:
+        probability: pi, any shape.
+        bins: number of bins.
+
+    Returns:
+        The counts.
 
     Example:
         >>> keep_histogram(torch.tensor([0.05, 0.9, 1.0]), bins=4)

@@ -1,4 +1,4 @@
-"""Hugging Face: a callback and a one-line mixin bring the method to `transformers.Trainer`."""
+"""Hugging Face: a callback and a one-line mixin add plasticity to `transformers.Trainer`."""
 
 import contextlib
 import os
@@ -25,14 +25,14 @@ FILE = "npn.pt"
 
 
 class _Rewrapped:
-    """What the accelerator wrapped, wrapped anew after each resize."""
+    """The accelerator's wrapper of the model, made again after each resize."""
 
     def __init__(self, given: DistributedDataParallel, handler: Any) -> None:
         self.given, self.handler = given, handler
         self.model = given
 
     def renew(self) -> None:
-        """With the options of the accelerator."""
+        """Wrap the model again, with the accelerator's options."""
         options = {} if self.handler is None else self.handler.to_kwargs()
         self.model = DistributedDataParallel(
             self.given.module, self.given.device_ids, self.given.output_device, init_sync=False, **options
@@ -46,15 +46,21 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     """Gates, schedule, growth and resizes for a Trainer with `PlasticTrainerMixin`.
 
     Units are removed at the end of each epoch, before the Trainer evaluates and saves; growth follows an evaluation.
-    Training stops at the schedule's end at the latest. Each `checkpoint-N` folder gets a file `npn.pt` beside the
-    Trainer's own, from which `train(resume_from_checkpoint=...)` goes on with a freshly built model. The model's config
-    keeps the sizes of the full model: keep a small model with `npn.save`, not `save_pretrained`.
+    Training stops at the schedule's end at the latest. Each `checkpoint-N` folder contains a file `npn.pt` beside the
+    Trainer's own files, from which `train(resume_from_checkpoint=...)` continues with a freshly built model. The
+    model's config keeps the sizes of the full model: save a small model with `npn.save`, not `save_pretrained`.
 
-    Under `torchrun` each process draws its own masks; its wrapper is made anew after each resize.
+    Under `torchrun` each process draws its own masks; the model is wrapped again after each resize.
 
     Args:
-        schedule, penalty, ...: see `Session`. `example_inputs` are the first training batch if not given; `monitor` is
-            a metric of `evaluate`, with its prefix.
+        schedule, penalty, ...: see `Session`. `example_inputs` default to the first training batch; `monitor` is a
+            metric of `evaluate`, with its prefix.
+
+    Attributes:
+        scaler: the accelerator's `GradScaler`, if it trains in float16.
+        running: whether `train` is under way.
+        wrapped: the wrapper on several processes; None on one.
+        plastic: the handle, once `train` has begun.
 
     Example:
         >>> import npn
@@ -66,14 +72,18 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     """
 
     monitor: str = "eval_loss"
-    scaler: Any = None  # of the accelerator, where it trains in float16
+    scaler: Any = None  # the accelerator's GradScaler, if it trains in float16
     running: bool = False
     wrapped: _Rewrapped | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Give the model its gates; from now on the optimizer's state follows every resize."""
+        """Attach the model, and track the optimizer.
+
+        Args:
+            args, state, control, parts: see `transformers.TrainerCallback`, as for the hooks below.
+        """
         self.prepare(args, parts["model"], parts["train_dataloader"])
         optimizer = parts["optimizer"]
         self.follow([getattr(optimizer, "optimizer", optimizer)])
@@ -82,17 +92,17 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Set the sharpness."""
+        """Set the sharpness of the epoch."""
         self.enter(int((state.epoch or 0.0) + 1e-6))
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """The gates step with the weights."""
+        """Step the gates before the weights."""
         self.step_gates(self.scaler)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
-        """Shrink, and stop when the schedule is over."""
+        """Compact, and stop when the schedule has ended."""
         self.compact()
         control.should_training_stop |= self.schedule.done
 
@@ -104,12 +114,12 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
         metrics: Mapping[str, float] | None = None,
         **parts: Any,
     ) -> None:
-        """Growth, before a checkpoint is written."""
+        """Observe the metric and grow, before a checkpoint is written."""
         if self.running:
             self.validated(metrics or {})
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
-        """All but the optimizer's state, which the Trainer keeps."""
+        """Save gates, schedule, growth and weights; the Trainer saves the optimizer's state."""
         if not state.is_world_process_zero:
             return
         folder = Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
@@ -117,19 +127,32 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
             save(folder / FILE, self.plastic, extra=None, **self.stateful())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
-        """What is evaluated later steers nothing."""
+        """Ignore the metrics of later evaluations."""
         self.running = False
 
     def prepare(self, args: TrainingArguments, model: nn.Module, loader: Any) -> None:
-        """Gates for the model, from the first batch of a loader."""
-        check_processes(args.n_gpu, "DataParallel", replicated=False)  # in one process; torchrun leaves it one GPU
-        self.begin(model, lambda: next(iter(getattr(loader, "base_dataloader", loader))))  # accelerate counts its own
+        """Attach the model, with the first batch of a loader as example inputs.
 
-    def restore(self, folder: str | os.PathLike[str]) -> None:
-        """Resize model and gates to a checkpoint's.
+        Args:
+            args: the Trainer's arguments.
+            model: the model to train.
+            loader: the training loader.
 
         Raises:
-            CheckpointError: the folder holds no state of npn, or that of another model.
+            ConfigurationError: the Trainer would use DataParallel.
+        """
+        check_processes(args.n_gpu, "DataParallel", replicated=False)  # n_gpu counts the GPUs of this process
+        # not from accelerate's own loader, which counts its batches
+        self.begin(model, lambda: next(iter(getattr(loader, "base_dataloader", loader))))
+
+    def restore(self, folder: str | os.PathLike[str]) -> None:
+        """Resize model and gates to those of a checkpoint.
+
+        Args:
+            folder: a `checkpoint-N` folder.
+
+        Raises:
+            CheckpointError: the folder holds no state of npn, or the state of another model.
         """
         file = Path(folder) / FILE
         if not file.is_file():
@@ -141,7 +164,19 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
             load(file, self.plastic, **self.stateful())
 
     def rewrap(self, model: nn.Module, args: TrainingArguments, handler: Any) -> nn.Module:
-        """The wrapped model that has the present sizes; on one process the model itself."""
+        """Find the wrapped model at the present sizes.
+
+        Args:
+            model: the model that the Trainer passes to `training_step`.
+            args: the Trainer's arguments.
+            handler: the accelerator's options of DistributedDataParallel, or None.
+
+        Returns:
+            The present wrapper; on one process the model itself.
+
+        Raises:
+            ConfigurationError: several processes do not use DistributedDataParallel.
+        """
         if not isinstance(model, DistributedDataParallel):
             check_processes(args.world_size, type(model).__name__, replicated=False)
             return model
@@ -152,7 +187,11 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
 
     @contextlib.contextmanager
     def plain(self, model: nn.Module) -> Iterator[None]:
-        """Accelerate wraps the forward of the very model for mixed precision; not so inside."""
+        """Remove Accelerate's mixed precision wrapper of the model's forward inside the context.
+
+        Args:
+            model: the model.
+        """
         own = vars(model)
         wrapped = {name: own.pop(name) for name in ("forward", "_original_forward") if name in own}
         try:
@@ -163,14 +202,19 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
 
 
 class PlasticTrainerMixin:
-    """`class MyTrainer(PlasticTrainerMixin, Trainer): pass`, with a `PlasticityCallback` among its callbacks.
+    """Add plasticity to a Trainer class: `class MyTrainer(PlasticTrainerMixin, Trainer): pass`.
+
+    The Trainer needs a `PlasticityCallback` among its callbacks.
+
+    Attributes:
+        args, accelerator, callback_handler, model, state: attributes of `transformers.Trainer` that the mixin uses.
 
     Example:
         >>> from transformers import Trainer
         >>> class MyTrainer(PlasticTrainerMixin, Trainer): pass
     """
 
-    # what it uses of transformers.Trainer
+    # attributes of transformers.Trainer that the mixin uses
     args: Any
     accelerator: Any
     callback_handler: Any
@@ -183,7 +227,7 @@ class PlasticTrainerMixin:
         """The callback.
 
         Raises:
-            ConfigurationError: there is none, or more than one.
+            ConfigurationError: there is no `PlasticityCallback`, or more than one.
         """
         found = [callback for callback in self.callback_handler.callbacks if isinstance(callback, PlasticityCallback)]
         if len(found) != 1:
@@ -191,7 +235,16 @@ class PlasticTrainerMixin:
         return found[0]
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """The Trainer's own step, under masks."""
+        """Run the Trainer's own step under masks.
+
+        Args:
+            model: the model, possibly wrapped.
+            inputs: one batch.
+            num_items_in_batch: see `transformers.Trainer.training_step`.
+
+        Returns:
+            The detached loss, (), divided by the number of accumulation steps.
+        """
         session, accelerator = self.plasticity, self.accelerator
         model = session.rewrap(model, self.args, getattr(accelerator, "ddp_handler", None))
         step, backward = super().training_step, accelerator.backward  # type: ignore[misc]
@@ -218,18 +271,26 @@ class PlasticTrainerMixin:
         return torch.as_tensor(session.backward(evaluate, scale) / steps)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Sharpness and sizes go along with what is logged while training."""
+        """Log sharpness and sizes together with the Trainer's values, during training.
+
+        Args:
+            logs: name -> value.
+            args, kwargs: further arguments of `transformers.Trainer.log`.
+        """
         session = self.plasticity
         super().log({**logs, **session.scalars()} if session.running else logs, *args, **kwargs)  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Resize to the checkpoint before the Trainer loads it."""
         self._resize_to(resume_from_checkpoint)
         super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
 
     def _load_best_model(self) -> None:
+        """Resize to the best checkpoint before the Trainer loads it."""
         self._resize_to(self.state.best_model_checkpoint)
         super()._load_best_model()  # type: ignore[misc]
 
     def _resize_to(self, folder: str) -> None:
+        """Attach the model, and resize it to a checkpoint."""
         self.plasticity.prepare(self.args, self.model, self.get_train_dataloader())
         self.plasticity.restore(folder)

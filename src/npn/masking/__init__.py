@@ -1,4 +1,4 @@
-"""Weights read through masks: the whole call masked by (parameter, axis), or inputs masked per example."""
+"""Masks: on weights, by (parameter, axis) for the whole call; or on the inputs of layers, one mask per example."""
 
 from npn.masking.calls import MaskedCall
 from npn.masking.weights import MaskedWeights

@@ -1,4 +1,4 @@
-"""The model's own call while it has gates: closed units are absent from `model(x)`, too."""
+"""Hooks on the attached model's own call: outside training steps, closed units are absent from `model(x)` too."""
 
 import copy
 import sys
@@ -17,33 +17,42 @@ from npn.masking.weights import MaskedWeights
 
 
 class MaskedCall:
-    """Forward hooks of an attached model: the deterministic mask outside training steps.
+    """Forward hooks of an attached model that apply the deterministic mask outside training steps.
 
     Args:
-        gates: of the model.
-        weights: its masked weights; while a step holds them, the hooks stand aside.
+        gates: the model's gates.
+        weights: the model's masked weights; the hooks do nothing while a training step controls them.
 
     Attributes:
-        entered: a call is under way, with masked weights.
+        gates, weights: the arguments.
+        entered: whether a call with masked weights is under way.
     """
 
     def __init__(self, gates: Gates, weights: MaskedWeights) -> None:
         self.gates, self.weights = gates, weights
         self.entered = False
-        self._inner = 0  # calls of the model within its own call
+        self._inner = 0  # depth of calls of the model inside its own call
         self._saved: Any = None
         self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
         self._ids: tuple[int, int, int] = (0, 0, 0)
 
     def register(self, model: nn.Module) -> None:
-        """Hook into a model."""
+        """Register the hooks on a model.
+
+        Args:
+            model: the attached model.
+        """
         before = model.register_forward_pre_hook(self.before)
         after = model.register_forward_hook(self.after, always_call=True)
         saving = model.register_state_dict_pre_hook(self.saving)
         self._ids = (before.id, after.id, saving.id)
 
     def unregister(self, model: nn.Module) -> None:
-        """Take the hooks off a model, or off a deep copy of it."""
+        """Remove the hooks from a model or from a deep copy of it.
+
+        Args:
+            model: the model.
+        """
         before, after, saving = self._ids
         hooks = {"_forward_pre_hooks": before, "_forward_hooks": after, "_state_dict_pre_hooks": saving}
         for name, key in hooks.items():
@@ -53,7 +62,12 @@ class MaskedCall:
         model._forward_hooks_with_kwargs.pop(after, None)
 
     def before(self, module: nn.Module, args: Any) -> None:
-        """Forward pre-hook."""
+        """Forward pre-hook: mask the weights.
+
+        Args:
+            module: the model.
+            args: its positional arguments, not used.
+        """
         if self.weights.in_step:
             return
         if self.entered:
@@ -64,19 +78,29 @@ class MaskedCall:
             self._enter()
 
     def after(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Forward hook, also after an error."""
+        """Forward hook, called after errors too: restore the weights.
+
+        Args:
+            module: the model.
+            args: its positional arguments, not used.
+            output: its output, not used.
+        """
         if self._inner:
             self._inner -= 1
         elif self.entered:
             self._leave()
 
     def saving(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
-        """State dict pre-hook: after Ctrl-C many a loop saves its model."""
+        """State dict pre-hook: restore the weights before they are saved, since many loops save the model after Ctrl-C.
+
+        Args:
+            module, prefix, keep_vars: see `torch.nn.Module.register_state_dict_pre_hook`; not used.
+        """
         self.recover()
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def recover(self) -> None:
-        """Put the weights back after a call that was interrupted: torch calls forward hooks on errors only."""
+        """Restore the weights after a call that was interrupted: torch runs forward hooks after an Exception only."""
         if self.entered and self._caller is not None:
             thread, frame = self._caller
             if thread == threading.get_ident() and frame not in _stack():
@@ -85,8 +109,9 @@ class MaskedCall:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter(self) -> None:
+        """Mask the weights for a call."""
         self.weights.forget_outside()
-        with torch.inference_mode(False), torch.no_grad():  # what is cached here is used in training, too
+        with torch.inference_mode(False), torch.no_grad():  # training uses the tensors cached here
             self.gates.to(self.weights.device)
             mask = self.gates.deterministic_mask()
         if mask is None:
@@ -102,6 +127,7 @@ class MaskedCall:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _leave(self) -> None:
+        """Restore the weights after a call."""
         self.entered, self._caller = False, None
         self.weights.leave_outside(self._saved)
         self._saved = None
@@ -122,7 +148,14 @@ class MaskedCall:
 
 
 def attached_parts(model: nn.Module) -> dict[str, MaskedCall]:
-    """Paths of the modules that have gates already, the model itself as "", with their call hooks."""
+    """Find the modules inside a model that have gates already.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Path -> hooks of the module's call; the model itself has the path "".
+    """
     return {
         name: owner
         for name, module in model.named_modules()
@@ -132,13 +165,20 @@ def attached_parts(model: nn.Module) -> dict[str, MaskedCall]:
 
 
 def detached_leftovers(model: nn.Module) -> dict[int, Tensor]:
-    """Copies, by id, of tensors with a history that forward passes have left in modules: no deep copy takes those."""
+    """Copy the non-leaf tensors that forward passes have left in modules, since `copy.deepcopy` refuses them.
+
+    Args:
+        model: any module.
+
+    Returns:
+        `id` of each tensor -> detached copy, for the memo of `copy.deepcopy`.
+    """
     left = tree_leaves([list(vars(module).values()) for module in model.modules()])
     return {id(value): value.detach().clone() for value in left if isinstance(value, Tensor) and not value.is_leaf}
 
 
 def _stack() -> Iterator[FrameType]:
-    """The frames that are running in this thread, innermost first."""
+    """The frames of this thread, innermost first."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         yield frame
@@ -146,5 +186,5 @@ def _stack() -> Iterator[FrameType]:
 
 
 def _passing(frame: FrameType) -> bool:
-    """Whether the frame is one of these hooks, or of the compiler between them, and ends before the model's call."""
+    """Whether a frame belongs to these hooks or to the compiler, and so ends before the model's call does."""
     return frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename

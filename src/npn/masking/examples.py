@@ -1,7 +1,7 @@
-"""One mask per example: the inputs of each reading layer are multiplied, instead of its weights.
+"""One mask per example: multiply the input of each layer that reads gated units, instead of its weights.
 
-This is what dropout does at k = 0, and it lowers the variance of the two-loss estimators by the batch size, at the
-price of one product per activation. Layers are met through `torch.nn.functional`: linear and convolutions.
+At k = 0 this is dropout. It lowers the variance of the two-loss estimators by the batch size, at the cost of one
+multiplication per activation. Layers are recognised by their calls of `torch.nn.functional`: linear and convolutions.
 """
 
 import math
@@ -32,11 +32,16 @@ _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transp
 
 
 class ExampleMasks(TorchFunctionMode):
-    """Multiplies the input of every layer that reads gated units by a mask of its own for each example.
+    """Multiply the input of every layer that reads gated units by one mask per example.
 
     Args:
         table: the weights that read gated units.
-        mask: from the batch size to masks (batch, units), called once.
+        mask: batch size -> masks (batch, units); called once.
+
+    Attributes:
+        mask: (batch, units), the masks; None before the first layer.
+        met: (id of the weight, axis) of each layer called so far.
+        without_grad: whether a layer was called that records no graph.
     """
 
     def __init__(self, table: MaskTable, mask: Callable[[int], Tensor]) -> None:
@@ -50,7 +55,7 @@ class ExampleMasks(TorchFunctionMode):
         self.make = mask
         self.mask: Tensor | None = None
         self.met: set[tuple[int, int]] = set()
-        self.without_grad = False  # whether a layer was met that records no graph
+        self.without_grad = False  # whether a layer was called that records no graph
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -65,6 +70,7 @@ class ExampleMasks(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _factor(self, func: Any, x: Tensor, columns: Tensor) -> Tensor:
+        """The masks of a layer's input, shaped to broadcast on it."""
         if self.mask is None:
             self.mask = self.make(x.shape[0])
         if len(self.mask) != x.shape[0]:
@@ -77,14 +83,14 @@ class ExampleMasks(TorchFunctionMode):
         factor = padded.index_select(1, columns).to(x.dtype)
         if func is F.linear:
             return factor.view(len(factor), *[1] * (x.dim() - 2), -1)
-        factor = factor.repeat(1, x.shape[1] // factor.shape[1])  # grouped: the same offset of every group
+        factor = factor.repeat(1, x.shape[1] // factor.shape[1])  # grouped: one factor per offset in a group
         return factor.view(*factor.shape, *[1] * (x.dim() - 2))
 
     def check(self) -> None:
-        """Every reading weight went through a layer that was met.
+        """Raise unless every weight that reads gated units was read by a linear or convolution layer.
 
         Raises:
-            ConfigurationError: naming the first that did not.
+            ConfigurationError: a weight was not; the message names the first one.
         """
         for key, name in self.names.items():
             if any((key, axis) not in self.met for axis in self.columns[key]):
@@ -103,21 +109,23 @@ def estimate(
     pi: Tensor,
     scale: float | Tensor,
 ) -> tuple[Tensor, Tensor | None]:
-    """One step with a mask for each example: backward on the mean loss, and the gates' gradient.
+    """Run one training step with one mask per example: backward on the mean loss, and the gradient of the gates.
 
     Args:
-        gates, weights: of the model.
-        model: whose buffers a second pass leaves alone.
-        closure: returns one loss per example.
+        gates: the model's gates.
+        weights: the model's masked weights.
+        model: the model, whose buffers a second pass leaves unchanged.
+        closure: returns one loss per example, (batch,).
         estimator: how to draw, evaluate and combine.
-        pi: (units,) keep probabilities.
+        pi: (units,), keep probabilities.
         scale: factor on the loss.
 
     Returns:
-        The mean loss, detached, and the log-odds gradient (units,), None at k = 0.
+        The detached mean loss, (), and the log-odds gradient, (units,); None instead of the gradient at k = 0.
 
     Raises:
-        ConfigurationError: the estimator has no form per example, or a gated weight is read in another way.
+        ConfigurationError: the estimator does not support masks per example, or a gated weight is read by another
+            layer.
     """
     if not estimator.per_example:
         raise ConfigurationError('double_cv has no per-example form here; use "reinmax", "disarm", "arm" or "rloo"')
@@ -147,7 +155,7 @@ def _run(
     scale: float | Tensor,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Masks and losses of one forward and backward pass; `gradient` asks for the masks' gradient, too."""
+    """Run one forward and backward pass; return masks and losses. `gradient` requests the gradient of the masks."""
     with torch.enable_grad():
         mode = ExampleMasks(weights.table, lambda n: mask(n).requires_grad_(gradient))
         with weights.unmasked():
@@ -169,7 +177,7 @@ def _run(
 
 
 def _has_checkpoints(losses: Tensor) -> bool:
-    """Whether a reentrant activation checkpoint is in the graph."""
+    """Whether the graph contains a reentrant activation checkpoint."""
     seen, left = set(), [losses.grad_fn]
     while left:
         node = left.pop()
@@ -183,6 +191,7 @@ def _has_checkpoints(losses: Tensor) -> bool:
 
 
 def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
+    """Call the closure and check that it returns one finite loss per example."""
     losses = closure()
     if not isinstance(losses, Tensor) or losses.dim() != 1 or (expected is not None and len(losses) != expected):
         came = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
@@ -195,10 +204,15 @@ def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
 
 
 def check_finite(loss: Tensor, last_checkpoint: str | None = None, first: bool = True) -> None:
-    """Stop before a NaN or infinite loss reaches any gradient; looked at on the CPU only, where it is free.
+    """Raise before a NaN or infinite loss reaches any gradient; checked on the CPU only, where it needs no sync.
+
+    Args:
+        loss: any shape.
+        last_checkpoint: path of the last checkpoint, for the error message.
+        first: whether no earlier pass of this step has set gradients.
 
     Raises:
-        NonFiniteLossError: it is not finite.
+        NonFiniteLossError: the loss is NaN or infinite.
     """
     if loss.device.type == "cpu" and not math.isfinite(value := loss.detach().sum().item()):
         added = "no gradient of it was added" if first else "the gradients are those of the first of two passes alone"

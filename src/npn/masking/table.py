@@ -1,4 +1,4 @@
-"""Which gates each masked weight is read through, along which axis."""
+"""The table from gates to the entries of the weights that they mask."""
 
 from typing import Any
 
@@ -11,21 +11,23 @@ from npn.tracing.capture import model_tensors
 
 
 class MaskTable:
-    """The weights that read gated units, as they are in a model now.
+    """The weights of a model that read gated units, and the gate of each of their entries.
+
+    Gates are numbered through all groups, branches and columns, in this order. The gate of a branch multiplies whole
+    parameters: its axis is None.
 
     Args:
         model: the model.
-        structure: its units; gates are numbered through all groups, branches and columns, in this order. The gate of
-            a branch multiplies whole parameters: its axis is None.
+        structure: its structure.
 
     Attributes:
         units: number of gates.
-        names, parameters: of the masked weights.
-        axes: of each weight, the axes that it is masked along.
+        names, parameters: the masked weights.
+        axes: for each weight, the axes along which it is masked.
         sizes: lengths of these axes, in order of weights and axes.
-        index: int64 (sum of sizes,), number of the gate of every entry, `units` where there is none.
+        index: int64 (sum of sizes,), number of each entry's gate; `units` where there is none.
         unit_of_column: see `npn.structure.unit_of_column`.
-        device: of the weights.
+        device: device of the weights.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -61,14 +63,21 @@ class MaskTable:
 
     @property
     def stale(self) -> bool:
-        """Whether parameters were replaced, or moved to another device, since this table was made."""
+        """Whether a parameter was replaced or moved to another device since this table was made."""
         return any(
             home.get(leaf) is not p or p.device != self.device
             for (home, leaf), p in zip(self._homes, self.parameters, strict=True)
         )
 
     def expand(self, mask: Tensor) -> list[list[Tensor]]:
-        """From a mask over all gates (units,) to one factor per masked axis, shaped to broadcast on the weight."""
+        """Turn a mask over all gates into factors that broadcast on the weights.
+
+        Args:
+            mask: (units,).
+
+        Returns:
+            For each weight, one factor per masked axis.
+        """
         padded = torch.cat([effective_gates(mask, self.unit_of_column), mask.new_ones(1)])
         pieces = iter(padded[self.index].split(self.sizes))
         factors = []
@@ -79,7 +88,7 @@ class MaskTable:
 
 
 def _home(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:
-    """The dict in which a module keeps the tensor of that name, and its key there."""
+    """The dict in which a module keeps a tensor, and the tensor's key in it."""
     path, _, leaf = name.rpartition(".")
     module = model.get_submodule(path)
     return (module._parameters if leaf in module._parameters else module._buffers), leaf

@@ -1,8 +1,8 @@
-"""Consumer-side masks: a closed gate zeroes the weights that read its unit, for the length of a call.
+"""Consumer-side masks: during a call, a closed gate zeroes the weights that read its unit.
 
-A closed unit is then exactly an absent one, whatever lies between it and its readers, and the price is one product per
-weight instead of one per activation. Masks are applied by (parameter, axis), not by module: fused kernels, tied weights
-and recurrent layers read the same parameter.
+A closed unit is then exactly an absent one, whatever layers lie between it and the weights that read it, and the cost
+is one multiplication per weight instead of one per activation. Masks are applied by (parameter, axis) instead of by
+module, because fused kernels, tied weights and recurrent layers read the same parameter.
 """
 
 import contextlib
@@ -23,14 +23,14 @@ from npn.surgery import check_shapes
 
 
 class MaskedWeights:
-    """The weights of a model that read gated units, and the masks that they are read through.
+    """The weights of a model that read gated units, and the masks applied to them.
 
     Args:
         model: the model.
-        structure: its units.
+        structure: its structure.
 
     Attributes:
-        in_step: a training step holds the masks; the hooks of the model's own call stand aside.
+        in_step: whether a training step has control of the masks; the hooks on the model's call then do nothing.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -40,29 +40,34 @@ class MaskedWeights:
         self.restructure(model, structure)
 
     def restructure(self, model: nn.Module, structure: Structure) -> None:
-        """Mask the weights of another structure from now on."""
+        """Use another structure from now on.
+
+        Args:
+            model: the model.
+            structure: its structure.
+        """
         self.remove()
         self._model, self._structure = model, structure
 
     @property
     def table(self) -> MaskTable:
-        """Which gates the weights are read through; made again where parameters were replaced or have moved."""
+        """The table of masked weights, rebuilt after parameters were replaced or moved to another device."""
         if self._table is not None and self._table.stale:
             self.remove()
         if self._table is None:
             check_shapes(self._model, self._structure)
-            with torch.inference_mode(False):  # what is made here is used in training, whoever asks for it first
+            with torch.inference_mode(False):  # training uses these tensors, even if inference creates them first
                 self._table = MaskTable(self._model, self._structure)
                 self._watch()
         return self._table
 
     @property
     def device(self) -> torch.device:
-        """Of the weights."""
+        """Device of the weights."""
         return self.table.device
 
     def remove(self) -> None:
-        """Take the gradient hooks off the parameters and forget the table."""
+        """Remove the gradient hooks from the parameters and drop the table."""
         for handle in self._handles.values():
             handle.remove()
         self._handles.clear()
@@ -73,13 +78,13 @@ class MaskedWeights:
         self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
         self._unmasked = False
-        # fresh memory for every masked copy costs more than the product itself
+        # masked copies are reused: allocating them costs more than the multiplication
         self._copies: list[Tensor] = []
         self._scratch: Tensor | None = None
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
-        """A training step holds the masks inside; hooks of the model's own call stand aside."""
+        """Give a training step control of the masks inside the context; the hooks on the model's call do nothing."""
         before, self.in_step = self.in_step, True
         try:
             yield
@@ -87,7 +92,7 @@ class MaskedWeights:
             self.in_step = before
 
     def _watch(self) -> None:
-        """Hook every parameter that has a gradient, those thawed since the last call included."""
+        """Register a gradient hook on every parameter that requires grad and has none yet."""
         for i, parameter in enumerate(self._parameters):
             if parameter.requires_grad and i not in self._handles:
                 self._handles[i] = parameter.register_hook(self._hook(i))
@@ -102,11 +107,14 @@ class MaskedWeights:
 
     @contextlib.contextmanager
     def applied(self, mask: Tensor, collect: bool = False) -> Iterator[None]:
-        """Weights read through `mask` inside; gradients of the weights are masked as they arrive.
+        """Replace the weights by masked copies inside the context, and mask their gradients as they arrive.
 
         Args:
-            mask: (units,), zero where closed.
-            collect: also gather dL/dz, see `mask_gradient`.
+            mask: (units,), 0 where closed.
+            collect: whether to accumulate dL/dz as well, see `mask_gradient`.
+
+        Raises:
+            ConfigurationError: a weight was changed in place inside the context, where the change is lost.
         """
         with torch.inference_mode(False), torch.no_grad():
             masks = self.table.expand(mask)
@@ -114,7 +122,7 @@ class MaskedWeights:
         self._mask, self._masks = mask, masks
         self._collected = [None] * len(self._parameters) if collect else None
         lent = [(p, p.grad) for p in self._parameters if collect and not p.requires_grad]
-        for parameter, _ in lent:  # frozen, but dL/dz comes with its gradient
+        for parameter, _ in lent:  # a frozen parameter needs a gradient here, from which dL/dz follows
             parameter.requires_grad_(True)
             parameter.grad = None
         self._watch()
@@ -130,7 +138,7 @@ class MaskedWeights:
                 parameter.grad = grad
 
     def _check_untouched(self, versions: list[int]) -> None:
-        """A change of what is lent for a call would be lost with it."""
+        """Raise if a masked copy was changed in place, since the change is lost."""
         for name, parameter, version in zip(self.table.names, self._parameters, versions, strict=True):
             if parameter._version != version:
                 raise ConfigurationError(
@@ -139,7 +147,11 @@ class MaskedWeights:
                 )
 
     def mask_gradient(self) -> Tensor:
-        """dL/dz (units,) of the last `applied(collect=True)`: sum over its readers of weight times gradient."""
+        """dL/dz of the last `applied(collect=True)`: weight times gradient, summed over the weights that read a unit.
+
+        Returns:
+            float32 (units,).
+        """
         assert self._collected is not None and self._mask is not None
         table, pieces = self.table, list[Tensor]()
         for i, sums in enumerate(self._collected):
@@ -155,9 +167,15 @@ class MaskedWeights:
         return effective_gates_gradient(total[:-1], self._mask, table.unit_of_column)
 
     def enter_outside(self, mask: Tensor) -> Any:
-        """Swap a deterministic mask in for a call outside a training step; returns the argument of `leave_outside`.
+        """Replace the weights by masked copies for a call outside a training step.
 
-        The call may be differentiated later, after the weights are back: what autograd saves is the masked copy.
+        The call may be differentiated after the weights are restored: autograd saves the masked copies.
+
+        Args:
+            mask: (units,), the deterministic mask.
+
+        Returns:
+            The argument of `leave_outside`.
         """
         with torch.inference_mode(False), torch.no_grad():
             masks = self.table.expand(mask)
@@ -171,7 +189,11 @@ class MaskedWeights:
         return saved
 
     def leave_outside(self, saved: Any) -> None:
-        """Undo `enter_outside`; gradients that arrive later are still masked."""
+        """Undo `enter_outside`; gradients that arrive later are still masked.
+
+        Args:
+            saved: the result of `enter_outside`.
+        """
         if saved is not None:
             saved.__exit__(None, None, None)
             self._outside = self._masks
@@ -179,12 +201,12 @@ class MaskedWeights:
         self._swap_out()
 
     def forget_outside(self) -> None:
-        """Gradients are no longer those of a call outside a step."""
+        """Stop masking gradients of an earlier call outside a training step."""
         self._outside = None
 
     @contextlib.contextmanager
     def unmasked(self) -> Iterator[None]:
-        """Gradients inside belong to a call without masks, whatever an earlier call outside a step left."""
+        """Leave gradients unmasked inside the context, also those that a call outside a step would mask."""
         self._unmasked = True
         try:
             yield
@@ -193,7 +215,7 @@ class MaskedWeights:
 
     @contextlib.contextmanager
     def not_collecting(self) -> Iterator[None]:
-        """Gradients that the closure itself takes inside are masked, but do not count in dL/dz."""
+        """Exclude gradients computed inside the context from dL/dz; they are still masked."""
         collected, self._collected = self._collected, None
         try:
             yield
@@ -201,6 +223,7 @@ class MaskedWeights:
             self._collected = collected
 
     def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
+        """Replace the weights' data by masked copies."""
         values = [parameter.data for parameter in self._parameters]
         if reuse:
             if not all(c.dtype == v.dtype for c, v in zip(self._copies, values, strict=False)) or not self._copies:
@@ -211,29 +234,32 @@ class MaskedWeights:
         self._values = values
         for parameter, value in zip(self._parameters, masked, strict=True):
             parameter.data = value
-        torch.clear_autocast_cache()  # it may hold casts of these weights under another mask
+        torch.clear_autocast_cache()  # the cache may hold casts of these weights under another mask
 
     def _swap_out(self) -> None:
+        """Restore the weights' own data."""
         for parameter, value in zip(self._parameters, self._values, strict=True):
             parameter.data = value
         self._values = []
         torch.clear_autocast_cache()
 
     def _room(self, like: Tensor) -> Tensor:
-        """Memory for one product of weight and gradient."""
+        """Scratch memory for one product of weight and gradient."""
         if self._scratch is None or self._scratch.dtype != like.dtype:
             largest = max(parameter.numel() for parameter in self._parameters)
             self._scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
         return self._scratch[: like.numel()].view(like.shape)
 
     def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
-        """Add weight times gradient, summed for each unit, to what there is of this weight."""
+        """Add weight times gradient, summed per unit, to the sums of this weight."""
         product = torch.mul(self._values[i], _conjugate(gradient), out=self._room(gradient))
         before, sums = collected[i], _mask_sums(product, factors, self._axes[i])
         # a reentrant checkpoint delivers the gradient of a weight in several parts
         collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
 
     def _hook(self, i: int) -> Any:
+        """The gradient hook of one weight: collect dL/dz and mask the gradient."""
+
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
             if masks is None or self._unmasked:
@@ -250,12 +276,13 @@ class MaskedWeights:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedWeights":
         new = object.__new__(type(self))
-        memo[id(self)] = new  # before the model, whose hooks lead back here
+        memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self._model, memo), copy.deepcopy(self._structure, memo))  # type: ignore[misc]
         return new
 
 
 def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
+    """Multiply a weight by all its factors, into `out`."""
     torch.mul(value, factors[0], out=out)
     for factor in factors[1:]:
         out.mul_(factor)
@@ -263,12 +290,12 @@ def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
 
 
 def _conjugate(gradient: Tensor) -> Tensor:
-    """Of a complex weight w with gradient G, d loss / d factor is the real part of w conj(G)."""
+    """Conjugate a complex gradient G: d loss / d factor of a complex weight w is the real part of w conj(G)."""
     return gradient.conj() if gradient.is_complex() else gradient
 
 
 def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
-    """d loss / d factor of `weight * prod(factors)` from weight times gradient: float32 (size,) for each."""
+    """d loss / d factor of `weight * prod(factors)`, from weight times gradient: float32 (size,) for each factor."""
     sums = []
     product = product.real if product.is_complex() else product
     factors = [factor.real if factor.is_complex() else factor for factor in factors]

@@ -1,4 +1,4 @@
-"""What npn leaves inside a model: the selection before a layer that lost columns, the zero of a removed branch."""
+"""Modules and hooks that npn puts into a model: an input selection for narrowed layers, a zero for removed branches."""
 
 from npn.modules.absent import absent, absent_paths, is_absent
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select

@@ -1,13 +1,16 @@
-"""The scalar zero that stands in the place of a removed branch."""
+"""The module that replaces a removed branch; it returns a scalar zero."""
 
 from torch import fx, nn
 
 
 def absent() -> fx.GraphModule:
-    """What is left of a removed branch: a module that returns a scalar zero, whatever it is called with.
+    """Make the module that replaces a removed branch; it returns a scalar zero whatever its arguments.
 
-    `shortcut(x) + 0` broadcasts, so the code around it stays as it is. There is nothing of npn in it, so an exported
-    model can be copied, pickled and exported where npn is not installed.
+    `shortcut(x) + 0` broadcasts, so the surrounding code stays as it is. The module does not depend on npn, so an
+    exported model can be copied, pickled and exported where npn is not installed.
+
+    Returns:
+        A `torch.fx.GraphModule` without parameters.
 
     Example:
         >>> import torch
@@ -23,7 +26,11 @@ def absent() -> fx.GraphModule:
 
 
 def is_absent(module: nn.Module) -> bool:
-    """Whether a module is what `absent` returned, or a copy of it."""
+    """Whether `absent` made a module, or the module is a copy of one.
+
+    Args:
+        module: any module.
+    """
     return isinstance(module, fx.GraphModule) and [str(n.target) for n in module.graph.nodes] == _NODES
 
 
@@ -31,5 +38,9 @@ _NODES = ["input", "*rest", "**options", "new_zeros", "output"]
 
 
 def absent_paths(model: nn.Module) -> list[str]:
-    """Paths of the branches that have gone."""
+    """Paths of the branches that have been removed.
+
+    Args:
+        model: any module.
+    """
     return [path for path, module in model.named_modules() if is_absent(module)]

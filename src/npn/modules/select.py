@@ -1,4 +1,4 @@
-"""The index-select before a layer that has lost input columns: a hook while it trains, plain PyTorch when it leaves."""
+"""The index-select before a layer with removed input columns: a hook during training, plain PyTorch after export."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -24,19 +24,23 @@ _CONVOLUTIONS: dict[type[nn.Module], Any] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.c
 
 
 class Select:
-    """Forward pre-hook of a layer: of its input, only these columns.
+    """Forward pre-hook that selects columns of a layer's input.
+
+    Args:
+        index: int64 (columns,), positions to select.
+        dim: dimension of the input that holds the columns.
 
     Attributes:
-        index: int64 (columns,).
-        dim: of the input.
-        aside: do nothing, while the model is traced at full length.
+        index: the argument; moves to the device of the input.
+        dim: the argument.
+        aside: if True the hook does nothing, for tracing at full length.
     """
 
     def __init__(self, index: Tensor, dim: int) -> None:
         self.index, self.dim, self.aside = index, dim, False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The layer's arguments, its input narrowed."""
+        """Narrow the input among the layer's arguments."""
         if self.aside:
             return None
         x = args[0] if args else kwargs["input"]
@@ -47,7 +51,14 @@ class Select:
 
 
 def input_dim(module: nn.Module) -> int | None:
-    """The dimension of a layer's input that its columns are on; None where it cannot have gates on columns."""
+    """Find the dimension of a layer's input along which its weight columns lie.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The dimension; None if the module's columns cannot have gates.
+    """
     if type(module) is nn.Linear:
         return -1
     if type(module) in _CONVOLUTIONS and module.groups == 1 and module.padding_mode == "zeros":
@@ -56,7 +67,14 @@ def input_dim(module: nn.Module) -> int | None:
 
 
 def hook_of(module: nn.Module) -> tuple[int, Select] | None:
-    """A layer's `Select`, with its number among the hooks."""
+    """Find a layer's `Select`.
+
+    Args:
+        module: any module.
+
+    Returns:
+        Its number among the forward pre-hooks, and the hook; None if there is none.
+    """
     for number, hook in module._forward_pre_hooks.items():
         if isinstance(hook, Select):
             return number, hook
@@ -64,7 +82,12 @@ def hook_of(module: nn.Module) -> tuple[int, Select] | None:
 
 
 def set_select(module: nn.Module, index: Tensor | None) -> None:
-    """Give a layer the columns that it reads; None for all."""
+    """Set the columns that a layer reads; replaces an earlier selection.
+
+    Args:
+        module: a linear or convolution layer.
+        index: int64 (columns,), positions on the full input axis; None to read all.
+    """
     found = hook_of(module)
     if found is not None:
         module._forward_pre_hooks.pop(found[0])
@@ -77,7 +100,11 @@ def set_select(module: nn.Module, index: Tensor | None) -> None:
 
 @contextlib.contextmanager
 def full_length(model: nn.Module) -> Iterator[None]:
-    """Layers take their inputs whole inside, as tracing at full length wants."""
+    """Suspend all column selections inside the context, so that the model can be traced at full length.
+
+    Args:
+        model: any module.
+    """
     hooks = [found[1] for module in model.modules() if (found := hook_of(module)) is not None]
     for hook in hooks:
         hook.aside = True
@@ -89,16 +116,16 @@ def full_length(model: nn.Module) -> Iterator[None]:
 
 
 def materialize_selects(model: nn.Module, chosen: Mapping[str, Tensor | None] | None = None) -> None:
-    """Replace every layer that selects by one that does so without npn.
+    """Replace every layer that selects its inputs by one that does so without npn.
 
-    It is a `torch.fx.GraphModule`: same parameters under the same names, and the buffer `columns`.
+    The replacement is a `torch.fx.GraphModule` with the same parameters under the same names, and the buffer `columns`.
 
     Args:
         model: changed in place.
-        chosen: path of a layer -> columns, instead of those of its hook.
+        chosen: path of a layer -> int64 (columns,), used instead of the layers' hooks.
 
     Raises:
-        ConfigurationError: the model itself is such a layer, so there is no module to replace it in.
+        ConfigurationError: the model itself is such a layer, so there is no parent in which to replace it.
     """
     if chosen is None:
         hooks = {path: hook_of(module) for path, module in model.named_modules()}
@@ -118,6 +145,7 @@ def materialize_selects(model: nn.Module, chosen: Mapping[str, Tensor | None] | 
 
 
 def _plain(module: nn.Linear | _ConvNd, index: Tensor) -> fx.GraphModule:
+    """Make a graph module that narrows its input and applies the layer, with the layer's parameters and hooks."""
     dim = input_dim(module)
     assert dim is not None
     root = nn.Module()

@@ -1,4 +1,4 @@
-"""Units, input columns and branches of a model, and their algebra. Knows names, shapes and positions, but no model."""
+"""Units, input columns and branches of a model, and operations on them; knows names and shapes, but no model."""
 
 from npn.structure.branches import apart_from_branches, gone_paths, inside, without_branches
 from npn.structure.columns import (

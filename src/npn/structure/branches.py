@@ -1,4 +1,4 @@
-"""A structure without some of its branches."""
+"""Remove branches from a structure."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -7,17 +7,26 @@ from npn.structure.units import Frozen, Group, Structure
 
 
 def inside(name: str, paths: Iterable[str]) -> bool:
-    """Whether a tensor or module of that name lives in one of the submodules."""
+    """Whether a tensor or module lies in one of the submodules.
+
+    Args:
+        name: name of the tensor or module.
+        paths: paths of the submodules.
+    """
     return any(f"{name}.".startswith(f"{path}.") for path in paths)
 
 
 def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
-    """The structure without some branches, and without what they alone had.
+    """Remove branches from a structure, together with the groups and tensors that only they contained.
 
-    A group that lived wholly inside them vanishes. So does one that nothing reads any more; it counts as frozen.
+    A group whose every place lies inside the removed branches vanishes. A group that only they read becomes frozen.
 
     Args:
-        removed: name -> numbers, those of branches among them.
+        structure: the present structure.
+        removed: name -> numbers; the entry under the branches' name gives the branches to remove.
+
+    Returns:
+        The structure without these branches.
     """
     branches = structure.branches
     numbers = set(removed.get(branches.name, ())) if branches is not None else set()
@@ -56,13 +65,26 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
 
 
 def apart_from_branches(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """Of what is to go, that which belongs to groups and columns of this structure."""
+    """Select the removals that concern groups and columns of this structure, not branches.
+
+    Args:
+        structure: the structure whose groups and columns count.
+        removed: name -> numbers to remove.
+
+    Returns:
+        name -> numbers, without branches and unknown names.
+    """
     names = {part.name for part in structure.parts if part is not structure.branches}
     return {name: numbers for name, numbers in removed.items() if name in names}
 
 
 def gone_paths(before: Structure, after: Structure) -> list[str]:
-    """Paths of the branches that one structure has and the other has not."""
+    """Paths of the branches that one structure has and another lacks.
+
+    Args:
+        before: the structure with all branches.
+        after: the structure without some of them.
+    """
     if before.branches is None or after.branches is None:
         return []
     return [path for path in before.branches.paths if path not in after.branches.paths]

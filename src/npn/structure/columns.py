@@ -1,4 +1,4 @@
-"""Single input columns of a layer: which unit feeds each, and what becomes of them when units go or come."""
+"""Single input columns of a layer: the unit that feeds each, and their positions after units are removed or added."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,20 +9,25 @@ from torch import Tensor
 from npn.errors import ResizeError
 from npn.structure.units import Branches, Columns, Group, Structure
 
-NEW = -1  # no old entry stands behind a new one
+NEW = -1  # marks a new entry, which has no old position
 
 
 def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
-    """What goes when these units and columns go: a unit that nothing reads any more, and a unit's columns.
+    """Add the units that become unread to the units and columns that are to be removed.
 
-    A unit whose every reader has gates on its columns goes with the last of them. The columns of a unit that goes are
-    not listed, they go by themselves. One unit of each group stays: the first that was not asked to go.
+    If every weight that reads a group has gates on its columns, a unit is removed with the last column that reads it.
+    The columns of a removed unit are not listed; they are removed with the unit. One unit of each group stays: the
+    first that was not requested.
 
     Args:
-        removed: name of a group or of columns -> numbers.
+        structure: the present structure.
+        removed: name of a group or of columns -> numbers to remove.
+
+    Returns:
+        name -> sorted numbers to remove.
 
     Raises:
-        ResizeError: an unknown name or number.
+        ResizeError: a name or number is unknown.
     """
     check_numbers(structure, removed)
     done = {name: sorted(set(numbers)) for name, numbers in removed.items() if len(numbers)}
@@ -44,7 +49,16 @@ def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dic
 
 
 def left(columns: Columns, structure: Structure, removed: Mapping[str, Sequence[int]]) -> Tensor:
-    """bool (full length,): positions that are still there once columns have gone by their own gates."""
+    """Mark the positions of a layer's input axis that remain after columns are removed by their own gates.
+
+    Args:
+        columns: the columns of the layer.
+        structure: the present structure.
+        removed: name -> numbers to remove; only the entry of these columns counts.
+
+    Returns:
+        bool (full length,), True where a column remains.
+    """
     there = torch.zeros(structure.shapes[columns.tensor][columns.axis], dtype=torch.bool)
     there[columns.kept] = True
     there[columns.kept[list(removed.get(columns.name, ()))]] = False
@@ -52,15 +66,19 @@ def left(columns: Columns, structure: Structure, removed: Mapping[str, Sequence[
 
 
 def narrowed(columns: Columns, source: Tensor, there: Tensor) -> tuple[Columns, Tensor, Tensor]:
-    """Columns after a resize of the full axis.
+    """Compute a layer's columns after a resize of its full input axis.
 
     Args:
-        source: (new length,) old position behind each new position of the full axis, `NEW` where there is none.
+        columns: the present columns.
+        source: int64 (new length,), old position of each new position of the full axis, `NEW` where there is none.
         there: bool (old length,), see `left`.
 
     Returns:
-        The columns at their new positions, the old column behind each of them, and the columns that must read zero:
-        where none is left a closed one stays, since a layer has to read something.
+        The columns at their new positions, the old column of each of them (`NEW` where there is none), and the columns
+        that must read zero: if no column would remain, one closed column stays, since a layer has to read something.
+
+    Raises:
+        ResizeError: no column would remain, because every unit that stays lost its columns earlier.
     """
     fresh = source == NEW
     survives = fresh | there[source.clamp(min=0)]
@@ -84,10 +102,14 @@ def narrowed(columns: Columns, source: Tensor, there: Tensor) -> tuple[Columns, 
 
 
 def check_numbers(structure: Structure, removed: Mapping[str, Sequence[int]]) -> None:
-    """Every name is one of a group, of branches or of columns, and every number one that it has.
+    """Raise unless every name is that of a group, of the branches or of columns, and every number lies in its range.
+
+    Args:
+        structure: the present structure.
+        removed: name -> numbers.
 
     Raises:
-        ResizeError: naming the first that is not.
+        ResizeError: a name or number is unknown; the message names the first one.
     """
     named: dict[str, Group | Branches | Columns] = {part.name: part for part in structure.parts}
     for name, numbers in removed.items():
@@ -100,9 +122,14 @@ def check_numbers(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
 
 
 def unit_of_column(structure: Structure) -> Tensor | None:
-    """int64 (columns,): number of the unit that feeds each column, the number of all units where none does.
+    """Find the unit that feeds each gated column.
 
-    None for a structure without gates on columns.
+    Args:
+        structure: the structure.
+
+    Returns:
+        int64 (columns,), number of the unit; the number of all units where no unit feeds the column. None for a
+        structure without gates on columns.
     """
     if not structure.columns:
         return None
@@ -120,7 +147,14 @@ def unit_of_column(structure: Structure) -> Tensor | None:
 
 
 def selected_columns(structure: Structure) -> dict[str, Tensor | None]:
-    """Path of each layer with gates on its columns -> positions on the full axis that it reads, None for all."""
+    """Find the positions that each layer with gates on its columns reads on its full input axis.
+
+    Args:
+        structure: the structure.
+
+    Returns:
+        Path of the layer -> int64 positions, None if the layer reads all of them.
+    """
     return {
         columns.path: columns.kept if columns.size < structure.shapes[columns.tensor][columns.axis] else None
         for columns in structure.columns

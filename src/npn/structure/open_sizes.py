@@ -1,4 +1,4 @@
-"""How many units are left of each group once the closed ones are out."""
+"""Sizes of the groups after the closed units are removed."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,13 +12,14 @@ from npn.structure.units import Structure
 
 
 def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dict[str, int]:
-    """Units of each group, branches, and columns of each layer, that are left once what is closed has gone.
+    """Count the units, branches and columns that remain after everything closed is removed.
 
     Args:
+        structure: the present structure.
         closed: name -> numbers of the closed gates.
 
     Returns:
-        Sizes by name; 0 where all that a group had goes with closed branches.
+        Sizes by name; 0 for a group whose every unit is removed with closed branches.
     """
     left = without_branches(structure, closed)
     gone = completed(left, apart_from_branches(left, closed))
@@ -29,6 +30,7 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
 
 
 def _stays(size: int, gone: Sequence[int]) -> Tensor:
+    """float (size,): 0 for removed units, 1 for the others."""
     stays = torch.ones(size)
     stays[list(gone)] = 0
     return stays

@@ -1,4 +1,4 @@
-"""A structure at other sizes: its shapes, its units without some, and whether two structures agree."""
+"""Structures at other sizes: their shapes, the structure without some units, and comparisons of structures."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -11,7 +11,15 @@ from npn.structure.units import Group, Slot, Structure
 
 
 def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors after each named group changed by so many units."""
+    """Compute the shapes of all tensors after groups change their size.
+
+    Args:
+        structure: the present structure.
+        change: group name -> units added (negative: removed).
+
+    Returns:
+        Tensor name -> shape.
+    """
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
     for group in structure.groups:
         for slot in group.slots:
@@ -20,7 +28,15 @@ def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str,
 
 
 def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
-    """The structure after units were removed: what is left moves up, along every axis."""
+    """Remove units from a structure; the remaining units move up along every axis.
+
+    Args:
+        structure: the present structure.
+        removed: group name -> numbers of the units to remove.
+
+    Returns:
+        The structure with the remaining units.
+    """
     gone: dict[tuple[str, int], list[Tensor]] = {}
     for group in structure.groups:
         for slot in group.slots:
@@ -42,7 +58,15 @@ def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Struc
 
 
 def difference(expected: Structure, found: Structure) -> str | None:
-    """Why two structures are not the same computation on the same units, or None."""
+    """Explain why two structures are not the same computation on the same units.
+
+    Args:
+        expected: the structure to compare with.
+        found: the other structure.
+
+    Returns:
+        The reason; None if they are the same.
+    """
     if expected.outputs != found.outputs:
         return f"the output's shape changes from {list(expected.outputs)} to {list(found.outputs)}"
     if expected.fingerprint != found.fingerprint:
@@ -65,7 +89,7 @@ def difference(expected: Structure, found: Structure) -> str | None:
 
 
 def _placement(structure: Structure) -> np.ndarray:
-    """Unit number at every position of every axis of every tensor, -1 where none."""
+    """Number of the unit at every position of every axis of every tensor, -1 where there is none."""
     offset, pieces = 0, {}
     for name, shape in sorted(structure.shapes.items()):
         for axis, size in enumerate(shape):
@@ -79,7 +103,15 @@ def _placement(structure: Structure) -> np.ndarray:
 
 
 def match(structure: Structure, found: Structure) -> Structure | None:
-    """`found` with the groups, names and attributes of `structure`, by the slots that they occupy."""
+    """Give the groups of one structure the names, order and attributes of another's, matched by the slots they occupy.
+
+    Args:
+        structure: source of names, attributes, frozen dimensions, columns and branches.
+        found: source of sizes, positions and shapes.
+
+    Returns:
+        The combined structure; None if a group of `structure` has no counterpart in `found`.
+    """
     by_slots: dict[frozenset[tuple[str, int, int]], list[Group]] = {}
     for group in found.groups:
         by_slots.setdefault(frozenset(_signature(group)), []).append(group)
@@ -97,4 +129,5 @@ def match(structure: Structure, found: Structure) -> Structure | None:
 
 
 def _signature(group: Group) -> list[tuple[str, int, int]]:
+    """Tensor, axis and entries per unit of every slot of a group."""
     return [(slot.tensor, slot.axis, slot.index.shape[1]) for slot in group.slots]

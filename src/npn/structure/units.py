@@ -1,18 +1,18 @@
-"""What units, input columns and branches are, and the structure that they make up. Knows no model."""
+"""Units, input columns and branches, and the structure that they form; knows no model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
-LEFT_OUT = "left out by only= or skip="  # the reason of units that could have gates
+LEFT_OUT = "left out by only= or skip="  # reason of units that could have gates
 NOT_PRODUCED = "no layer of the model produces it"
 NOT_READ = "no weight reads it, so a gate would have nothing to close"
 
 
 @dataclass(frozen=True)
 class Slot:
-    """Where the units of one group lie along one axis of one parameter or buffer.
+    """Positions of one group's units along one axis of one parameter or buffer.
 
     Attributes:
         tensor: name of the parameter or buffer.
@@ -28,7 +28,7 @@ class Slot:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Tensor and axis."""
+        """Tensor name and axis."""
         return (self.tensor, self.axis)
 
 
@@ -37,10 +37,10 @@ class Group:
     """Units that can be removed and added one by one.
 
     Attributes:
-        name: module that produces the units, from the parameter's name.
+        name: module that produces the units, taken from the parameter's name.
         size: number of units.
-        slots: every place where they live, producers first.
-        attributes: (module path, attribute, entries per unit) of integers that follow the size.
+        slots: every (tensor, axis) on which the units lie, producers first.
+        attributes: (module path, attribute, amount per unit) of integer attributes that follow the size.
     """
 
     name: str
@@ -51,14 +51,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Columns:
-    """Single input columns of one layer, each with a gate of its own.
+    """Single input columns of one layer, each with its own gate.
 
-    The axis counts in `Structure.shapes` at the full length that its producers give it; of that, these are there.
+    `Structure.shapes` gives this axis the full length that its producers have; `kept` lists the columns still present.
 
     Attributes:
-        name: module that reads them, and ".columns".
+        name: module that reads the columns, followed by ".columns".
         tensor: name of the layer's weight.
-        axis: the axis of its inputs.
+        axis: input axis of the weight.
         kept: int64 (columns,), positions on the full axis of the columns that physically exist, ascending.
     """
 
@@ -69,7 +69,7 @@ class Columns:
 
     @property
     def key(self) -> tuple[str, int]:
-        """Tensor and axis."""
+        """Tensor name and axis."""
         return (self.tensor, self.axis)
 
     @property
@@ -84,18 +84,18 @@ class Columns:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """The one place where they live, as for a group whose every unit has one entry."""
+        """The single slot of the columns, in the form of a group whose units have one entry each."""
         return (Slot(self.tensor, self.axis, self.kept[:, None], reads=True),)
 
 
 @dataclass(frozen=True)
 class Branches:
-    """Submodules whose output is added to something: each has one gate, all of them are one group.
+    """Submodules whose output is added to another tensor; each has one gate, and together they form one group.
 
     Attributes:
-        name: of the group.
-        paths: of the submodules, in the model's order.
-        scales: for each, the parameters that its gate multiplies: with these at zero its output is zero.
+        name: name of the group.
+        paths: paths of the submodules, in the model's order.
+        scales: for each submodule, the parameters that its gate multiplies; its output is zero when they are zero.
     """
 
     name: str
@@ -109,23 +109,30 @@ class Branches:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """None: a branch is no entry of an axis, its gate multiplies whole parameters."""
+        """Empty: a branch is not an entry of an axis, its gate multiplies whole parameters."""
         return ()
 
     def home(self, name: str) -> int:
-        """Number of the branch in which a tensor or module of that name lives, the number of all where none."""
+        """Find the branch that contains a tensor or module.
+
+        Args:
+            name: name of the tensor or module.
+
+        Returns:
+            Number of the branch; the number of branches if none contains it.
+        """
         return next((i for i, path in enumerate(self.paths) if f"{name}.".startswith(f"{path}.")), self.size)
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """A dimension that keeps its size, and why.
+    """A dimension that keeps its size, with the reason.
 
     Attributes:
-        name: `tensor[axis]` of the first place it occupies.
+        name: `tensor[axis]` of the first slot it occupies.
         reason: cause, op and source line.
-        slots: all places it occupies.
-        size: number of entries along the first.
+        slots: (tensor name, axis) of every slot it occupies.
+        size: number of entries along the first slot.
     """
 
     name: str
@@ -136,19 +143,19 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Structure:
-    """All that tracing finds out about a model.
+    """The result of tracing a model.
 
     Attributes:
-        groups: what can be resized.
-        frozen: what cannot, with reasons.
-        shapes: shape of every parameter and buffer.
-        positions: times that each element of a weight is used in one forward pass, by tensor name.
+        groups: units that can be resized.
+        frozen: dimensions that cannot be resized, with reasons.
+        shapes: name of each parameter and buffer -> shape.
+        positions: name of each weight -> how often each of its elements is used in one forward pass.
         fingerprint: ops and float constants of the graph.
         outputs: shapes of the model's outputs.
-        columns: input columns with gates of their own.
-        branches: whole submodules with gates of their own.
-        unreached: parameters that took no part in the forward pass.
-        training: the mode in which the model was traced, None for the one that it is in.
+        columns: input columns with their own gates.
+        branches: submodules with one gate each; None if there are none.
+        unreached: names of the parameters that took no part in the forward pass.
+        training: mode in which the model was traced; None for the mode in which it was given.
     """
 
     groups: tuple[Group, ...]
@@ -164,16 +171,16 @@ class Structure:
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:
-        """Groups, branches, then columns: all that has gates, in the order of the gates."""
+        """Groups, then branches, then columns: everything that has gates, in the order of the gates."""
         return (*self.groups, *([] if self.branches is None else [self.branches]), *self.columns)
 
     @property
     def before_columns(self) -> int:
-        """Number of gates of groups and branches; those of columns come after them."""
+        """Number of gates of groups and branches; the gates of columns follow them."""
         return sum(group.size for group in self.groups) + (self.branches.size if self.branches is not None else 0)
 
     def physical(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the tensors as they are in memory, without the columns that are gone."""
+        """Shapes of the tensors in memory, without removed columns."""
         shapes = dict(self.shapes)
         for columns in self.columns:
             shape = shapes[columns.tensor]

@@ -1,4 +1,4 @@
-"""Identity-keeping surgery: resize a model and its optimizers in place. Knows nothing of gates."""
+"""Resize a model and its optimizers in place; every Parameter object keeps its identity. Knows nothing of gates."""
 
 from npn.surgery.apply import Extra, apply_plan
 from npn.surgery.branches import forget_edits, removal_edits

@@ -1,4 +1,4 @@
-"""Carry out a plan: every new tensor is made first, then all are put in place, and a failure puts all back."""
+"""Apply a plan: make all new tensors first, then put them in place; after a failure put everything back."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from npn.tracing.capture import model_tensors
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor outside the model that follows one group: a gate's logits.
+    """A tensor outside the model that is resized with one group, such as the logits of its gates.
 
     Attributes:
         tensor: 1-D, one entry per unit.
@@ -35,9 +35,15 @@ class Extra:
 def apply_plan(
     model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer] = (), extras: Sequence[Extra] = ()
 ) -> None:
-    """Resize a model in place, and what its optimizers know with it.
+    """Resize a model, its optimizers' state and further tensors in place.
 
     Parameters and buffers keep their identity (`.data` is replaced), so optimizers and other references stay valid.
+
+    Args:
+        model: the model that the plan was made for.
+        plan: the resize.
+        optimizers: optimizers whose state follows.
+        extras: tensors outside the model that follow.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
@@ -56,6 +62,7 @@ def apply_plan(
 
 
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:
+    """Edits of the model's tensors, their gradients and their optimizer state."""
     tensors = model_tensors(model)
     edits: list[Edit] = []
     for name, sources in plan.sources.items():
@@ -67,6 +74,7 @@ def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> lis
 
 
 def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[Extra]) -> list[Edit]:
+    """Edits of the tensors outside the model."""
     edits: list[Edit] = []
     for extra in extras:
         source = plan.units.get(extra.group)
@@ -85,6 +93,7 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
 def _state_edits(
     tensor: Tensor, sources: Mapping[int, Tensor], optimizers: Sequence[Optimizer], name: str
 ) -> list[Edit]:
+    """Edits of one tensor's optimizer state and gradient."""
     edits: list[Edit] = []
     for state, key, value in moved_state(optimizers, tensor, sources, name):
         edits.append(set_item(state, key, value))
@@ -96,7 +105,18 @@ def _state_edits(
 def resized(
     model: nn.Module, name: str, old: Tensor, sources: Mapping[int, Tensor], zeroed: Mapping[int, Tensor]
 ) -> Tensor:
-    """New value of one tensor: kept entries moved, new ones filled, columns that read new units zero."""
+    """Compute the new value of one tensor: move kept entries, fill new ones, zero the positions that read new units.
+
+    Args:
+        model: the model, in which the tensor's owner is looked up.
+        name: name of the tensor.
+        old: its present value.
+        sources: axis -> int64 (new length,), old position of each new position, `NEW` where there is none.
+        zeroed: axis -> positions to set to zero.
+
+    Returns:
+        The new value, in the memory format of `old`.
+    """
     value = old
     for axis, source in sources.items():
         new = (source == NEW).nonzero().reshape(-1).to(old.device)
@@ -106,7 +126,7 @@ def resized(
             value.index_copy_(axis, new, fresh(model, name, present, axis, shape).to(value.dtype))
     for axis, positions in zeroed.items():
         value.index_fill_(axis, positions.to(value.device), 0)
-    if _is_channels_last(old):  # copied: with one channel `contiguous` would find nothing to do
+    if _is_channels_last(old):  # a copy, because `contiguous` changes nothing when there is one channel
         return torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=_LAST).copy_(value)
     return value
 
@@ -115,11 +135,11 @@ _LAST = torch.channels_last
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
-    """Laid out so by its strides, even where one channel makes it look contiguous as well."""
+    """Whether the strides are channels-last; with one channel, `is_contiguous` is true for both formats."""
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=_LAST) and tensor.stride(1) == 1
 
 
-# what PyTorch's layers say of themselves: (parameter, axis) -> attribute
+# attributes in which PyTorch's layers record their sizes: (parameter, axis) -> attribute
 _DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
     (nn.Linear, {("weight", 0): "out_features", ("weight", 1): "in_features"}),
     (nn.modules.conv._ConvTransposeNd, {("weight", 0): "in_channels", ("weight", 1): "out_channels"}),
@@ -132,7 +152,15 @@ _DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
 
 
 def described_sizes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, int]]:
-    """Changes of `out_features`, `in_channels`, `num_features`, ... that follow from the plan."""
+    """Compute the changes of `out_features`, `in_channels`, `num_features`, ... that follow from a plan.
+
+    Args:
+        model: the model, not yet resized.
+        plan: the resize.
+
+    Returns:
+        (module, attribute, change of its value) entries.
+    """
     semantic = {(path, name) for path, name, _ in plan.attributes}
     changes: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
     before = plan.before.physical()

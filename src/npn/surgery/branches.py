@@ -1,4 +1,4 @@
-"""A removed branch: what stands in its place, and what optimizers forget with it."""
+"""Remove branches from a model, and their parameters from its optimizers."""
 
 from collections.abc import Collection, Sequence
 
@@ -11,12 +11,15 @@ from npn.surgery.edits import Edit, forget_parameters, replace_by_absent
 
 
 def removal_edits(model: nn.Module, paths: Sequence[str], optimizers: Sequence[Optimizer]) -> list[Edit]:
-    """Put `absent` in the place of submodules, and let the optimizers forget their parameters.
+    """Replace submodules by `absent`, and remove their parameters from the optimizers.
 
     Args:
-        model: of which they are.
-        paths: of the submodules.
-        optimizers: that may hold their parameters.
+        model: the model.
+        paths: paths of the submodules.
+        optimizers: optimizers that may hold their parameters.
+
+    Returns:
+        Edits for `npn.surgery.carry_out`.
 
     Raises:
         OptimizerError: an optimizer keeps state that does not belong to single parameters.
@@ -26,11 +29,14 @@ def removal_edits(model: nn.Module, paths: Sequence[str], optimizers: Sequence[O
 
 
 def forget_edits(optimizers: Sequence[Optimizer], gone: Collection[Tensor]) -> list[Edit]:
-    """Take parameters out of the optimizers' groups and state; a group may be left empty.
+    """Remove parameters from the optimizers' groups and state; a group may become empty.
 
     Args:
-        optimizers: that may hold them.
+        optimizers: optimizers that may hold the parameters.
         gone: the parameters.
+
+    Returns:
+        Edits for `npn.surgery.carry_out`.
 
     Raises:
         OptimizerError: see `removal_edits`.

@@ -1,4 +1,4 @@
-"""Changes that can be undone: each edit changes one thing, and a failed set of edits leaves nothing changed."""
+"""Edits that can be undone: each changes one thing, and a failed list of edits leaves everything unchanged."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -15,14 +15,14 @@ Edit = Callable[[], Undo]
 
 
 def carry_out(edits: Iterable[Edit], check: Callable[[], None] = lambda: None) -> Undo:
-    """Make all edits, or none.
+    """Carry out all edits; if one fails, undo those already made.
 
     Args:
-        edits: made in this order.
-        check: raises if the outcome is wrong; then everything is put back.
+        edits: functions that make one change and return a function that undoes it; called in this order.
+        check: called after the last edit; if it raises, all edits are undone.
 
     Returns:
-        A function that undoes all of them.
+        A function that undoes all edits.
     """
     done: list[Undo] = []
 
@@ -41,9 +41,13 @@ def carry_out(edits: Iterable[Edit], check: Callable[[], None] = lambda: None) -
 
 
 def set_data(tensor: Tensor, value: Tensor) -> None:
-    """Replace `.data`, and with it autograd's cached accumulator, which remembers the old shape.
+    """Replace `.data`, and with it autograd's cached gradient accumulator, which remembers the old shape.
 
-    Only a change of dtype makes PyTorch drop that accumulator, so the data goes through another dtype.
+    PyTorch drops that accumulator only when the dtype changes, so the data passes through another dtype.
+
+    Args:
+        tensor: the tensor to change.
+        value: its new data, of any shape.
     """
     other = torch.float64 if value.dtype != torch.float64 else torch.float32
     tensor.data = torch.empty(0, dtype=other, device=value.device)
@@ -51,7 +55,12 @@ def set_data(tensor: Tensor, value: Tensor) -> None:
 
 
 def replace_data(tensor: Tensor, value: Tensor) -> Edit:
-    """Give a tensor another value, of any shape; its gradient is dropped."""
+    """Edit: give a tensor another value, of any shape, and drop its gradient.
+
+    Args:
+        tensor: the tensor to change.
+        value: its new data.
+    """
 
     def edit() -> Undo:
         before, grad = tensor.data, tensor.grad
@@ -72,7 +81,12 @@ def replace_data(tensor: Tensor, value: Tensor) -> Edit:
 
 
 def set_gradient(tensor: Tensor, value: Tensor) -> Edit:
-    """Give a tensor a gradient, after `replace_data` has dropped the old one."""
+    """Edit: set the gradient of a tensor, after `replace_data` has dropped the old one.
+
+    Args:
+        tensor: the tensor to change.
+        value: the gradient, in the tensor's new shape.
+    """
 
     def edit() -> Undo:
         tensor.grad = value
@@ -82,7 +96,13 @@ def set_gradient(tensor: Tensor, value: Tensor) -> Edit:
 
 
 def set_item(state: dict[str, Any], key: str, value: Any) -> Edit:
-    """Replace an entry of a dict."""
+    """Edit: replace an entry of a dict.
+
+    Args:
+        state: the dict to change.
+        key: an existing key.
+        value: its new value.
+    """
 
     def edit() -> Undo:
         before = state[key]
@@ -93,7 +113,13 @@ def set_item(state: dict[str, Any], key: str, value: Any) -> Edit:
 
 
 def set_attribute(module: nn.Module, name: str, value: int) -> Edit:
-    """Replace an integer attribute of a module."""
+    """Edit: replace an integer attribute of a module.
+
+    Args:
+        module: the module to change.
+        name: name of the attribute.
+        value: its new value.
+    """
 
     def edit() -> Undo:
         before = getattr(module, name)
@@ -104,7 +130,12 @@ def set_attribute(module: nn.Module, name: str, value: int) -> Edit:
 
 
 def select_columns(module: nn.Module, index: Tensor | None) -> Edit:
-    """Give a layer the input columns that it reads; None for all."""
+    """Edit: set the input columns that a layer reads.
+
+    Args:
+        module: a linear or convolution layer.
+        index: int64 (columns,), positions on the full input axis; None to read all.
+    """
 
     def edit() -> Undo:
         found = hook_of(module)
@@ -116,7 +147,12 @@ def select_columns(module: nn.Module, index: Tensor | None) -> Edit:
 
 
 def replace_by_absent(model: nn.Module, path: str) -> Edit:
-    """Put `absent` in the place of a submodule."""
+    """Edit: replace a submodule by `absent`.
+
+    Args:
+        model: the model to change.
+        path: path of the submodule.
+    """
 
     def edit() -> Undo:
         parent, _, leaf = path.rpartition(".")
@@ -130,12 +166,12 @@ def replace_by_absent(model: nn.Module, path: str) -> Edit:
 
 
 def forget_parameters(optimizer: Optimizer, parameters: list[Tensor], ids: set[int]) -> Edit:
-    """Take parameters out of an optimizer's group and state; the group may be left empty.
+    """Edit: remove parameters from a group of an optimizer, and their state; the group may become empty.
 
     Args:
-        optimizer: whose state forgets them.
-        parameters: the list of one of its groups, changed in place.
-        ids: of the parameters to forget.
+        optimizer: the optimizer to change.
+        parameters: the list of parameters of one of its groups, changed in place.
+        ids: `id` of each parameter to remove.
     """
 
     def edit() -> Undo:

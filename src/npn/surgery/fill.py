@@ -1,4 +1,4 @@
-"""Values of new entries: fan-in initialised rows, zero fan-out, neutral normalisation, the mean of what is data."""
+"""Initial values of new entries: fan-in initialised rows, neutral normalisation, the mean of other tensors' entries."""
 
 import math
 
@@ -11,15 +11,21 @@ _LAYERS = (nn.Linear, nn.Bilinear, nn.Embedding, nn.modules.conv._ConvNd, nn.RNN
 
 
 def fresh(model: nn.Module, name: str, old: Tensor, axis: int, shape: tuple[int, ...]) -> Tensor:
-    """New entries along one axis of a parameter or buffer.
+    """Make new entries along one axis of a parameter or buffer.
 
-    A row of a weight gets PyTorch's default `U(-1/sqrt(fan_in), 1/sqrt(fan_in))` for the fan-in it has now, a bias the
-    bound of its weight, and normalisation starts neutral. Anything else is data: buffers, and parameters with one
-    number for each unit. It gets the mean, along this axis, of the entries that are there, so a fixed kernel stays
-    that kernel and a variance stays positive.
+    A row of a weight gets PyTorch's default `U(-1/sqrt(fan_in), 1/sqrt(fan_in))` for its present fan-in, a bias gets
+    the bound of its weight, and normalisation starts neutral. Any other tensor (buffers, parameters with one number per
+    unit) gets the mean of its present entries along this axis, so that a fixed kernel and a positive variance stay so.
 
     Args:
-        name: of the tensor; `old` is its value, `shape` the shape of the new entries, equal but for `axis`.
+        model: the model, in which the tensor's owner is looked up.
+        name: name of the tensor.
+        old: present value of the tensor.
+        axis: axis along which entries are added.
+        shape: shape of the new entries, that of `old` except along `axis`.
+
+    Returns:
+        The new entries, in `shape`, with dtype and device of `old`.
     """
     owner, leaf = _owner(model, name)
     if isinstance(owner, _NORMS) and leaf in _NEUTRAL:
@@ -35,7 +41,7 @@ def fresh(model: nn.Module, name: str, old: Tensor, axis: int, shape: tuple[int,
 
 
 def _is_weight(model: nn.Module, name: str, axis: int) -> bool:
-    """A parameter with several numbers for each unit, or the weight of a layer that has one input."""
+    """Whether a parameter has several numbers per unit along this axis, or is the weight of a layer with one input."""
     path, _, own = name.rpartition(".")
     parameter = model.get_submodule(path)._parameters.get(own)
     if parameter is None or parameter.dim() < 2:
@@ -46,11 +52,13 @@ def _is_weight(model: nn.Module, name: str, axis: int) -> bool:
 
 
 def _uniform(old: Tensor, shape: tuple[int, ...], fan_in: int) -> Tensor:
+    """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = 1 / math.sqrt(max(fan_in, 1))
     return torch.empty(shape, dtype=old.dtype, device=old.device).uniform_(-bound, bound)
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Module that owns a tensor and the tensor's name in it, seen through parametrizations."""
     path, _, leaf = name.rpartition(".")
     if ".parametrizations." in f".{path}":
         path, _, leaf = path.rpartition("parametrizations.")

@@ -1,4 +1,4 @@
-"""Optimizer state follows a resize: kept entries keep theirs, new ones start without momentum."""
+"""Move optimizer state with a resize: kept entries keep their state, new ones start without momentum."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,22 +9,26 @@ from torch.optim import Optimizer
 from npn.errors import OptimizerError
 from npn.structure import NEW
 
-# second moments: zero would make the first updates of a new entry several times too large
+# second moments; zero would make the first updates of a new entry several times too large
 _SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp_inf", "acc_delta", "step_size")
 
 
 _MOMENTA = ("momentum_buffer", "exp_avg", "prev")
-# moments of a matrix kept as a product of two vectors: the axis, from the end, along which each has no entries
+# matrix moments factored into two vectors: the axis, counted from the end, along which each has no entries
 _FACTORED = {"row_var": -1, "col_var": -2}
 
 
 def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False, without: int | None = None) -> Tensor:
-    """Entries of `value` at their new positions.
+    """Move the entries of a tensor to their new positions.
 
     Args:
-        sources: axis -> old position behind each new one, `NEW` where there is none.
-        mean: new entries get the mean of the kept ones along the axis instead of zero.
-        without: an axis along which `value` has no entries, though the parameter may have.
+        value: any shape.
+        sources: axis -> int64 (new length,), old position of each new position, `NEW` where there is none.
+        mean: whether new entries get the mean of the kept ones along the axis instead of zero.
+        without: an axis along which `value` has no entries, although the parameter may have some.
+
+    Returns:
+        The entries at their new positions.
     """
     for axis, source in sources.items():
         if axis == without or (value.shape[axis] == 1 and int(source.max()) > 0):
@@ -43,15 +47,24 @@ def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False, wit
 def moved_state(
     optimizers: Sequence[Optimizer], parameter: Tensor, sources: Mapping[int, Tensor], name: str
 ) -> list[tuple[dict[str, object], str, Tensor]]:
-    """New state tensors of one parameter in every optimizer that holds it: (state, key, tensor).
+    """Compute the new state tensors of one parameter in every optimizer that holds it.
+
+    Args:
+        optimizers: optimizers that may hold the parameter.
+        parameter: the parameter, not yet resized.
+        sources: see `gather`.
+        name: name of the parameter, for the error message.
+
+    Returns:
+        (state dict, key, new tensor) entries.
 
     Raises:
-        OptimizerError: a state tensor is not laid out like the parameter.
+        OptimizerError: a state tensor does not have the layout of the parameter.
     """
     moved = []
     for optimizer in optimizers:
         if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state and _holds(optimizer, parameter):
-            # one flat vector over all parameters, kept with the first of them
+            # LBFGS keeps one flat vector over all parameters, in the state of the first
             raise OptimizerError(_strange(optimizer, "old_dirs", name, parameter, "a list of flat tensors"))
         state = optimizer.state.get(parameter, {})
         for key, value in state.items():
@@ -71,11 +84,19 @@ def moved_state(
 
 
 def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
-    """A gradient at the new positions; of a sparse one, along axes on which it is dense."""
+    """Move the entries of a gradient to their new positions; a sparse gradient stays sparse if only dense axes change.
+
+    Args:
+        gradient: dense or sparse, in the parameter's old shape.
+        sources: see `gather`.
+
+    Returns:
+        The gradient in the new shape.
+    """
     if not gradient.is_sparse:
         return gather(gradient, sources)
     gradient = gradient.coalesce()
-    shift = gradient.sparse_dim() - 1  # the values' first axis counts entries
+    shift = gradient.sparse_dim() - 1  # the first axis of `values` numbers the sparse entries
     if any(axis <= shift for axis in sources):
         return gather(gradient.to_dense(), sources)
     values = gather(gradient.values(), {axis - shift: source for axis, source in sources.items()})
@@ -84,7 +105,13 @@ def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
 
 
 def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, index: Tensor) -> None:
-    """Entries that were set by hand do not go on moving as before."""
+    """Zero the momentum of entries that were set by hand, so that they do not continue to move.
+
+    Args:
+        optimizers: optimizers that may hold the parameter.
+        parameter: the parameter.
+        index: int64 (entries,), positions along its first axis.
+    """
     for optimizer in optimizers:
         state = optimizer.state.get(parameter, {})
         for key in _MOMENTA:
@@ -93,10 +120,12 @@ def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, index: T
 
 
 def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
+    """Whether a parameter is in a group of the optimizer."""
     return any(p is parameter for group in optimizer.param_groups for p in group["params"])
 
 
 def _strange(optimizer: Optimizer, key: str, name: str, parameter: Tensor, came: str) -> str:
+    """The error message for state that does not have the parameter's layout."""
     return (
         f"{type(optimizer).__name__} keeps {key!r} of {name} as {came}; expected the layout of the parameter "
         f"{tuple(parameter.shape)}, which a resize can carry along. Use an optimizer with elementwise state, "

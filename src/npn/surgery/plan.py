@@ -1,4 +1,4 @@
-"""What a resize does to every tensor: where each kept entry comes from and which entries are new."""
+"""Plan a resize: the old position of each kept entry of every tensor, and the positions that are new."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +25,15 @@ Sources = dict[str, dict[int, Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """A resize, worked out whole before anything is touched.
+    """A resize, computed completely before anything changes.
 
     Attributes:
-        before, after: structures.
-        units: for each group (and branches, and each layer's columns) that changes, the old unit behind each new one,
-            `NEW` where there is none; empty for what vanishes with a branch.
-        sources: tensor name -> axis -> old position behind each new position, `NEW` where there is none.
-        zeroed: tensor name -> axis -> positions that read new units (they start at zero).
+        before, after: the structures.
+        units: name of each group, branches or columns that change -> int64 (new size,), old number of each unit, `NEW`
+            where there is none; empty for a group that vanishes with a branch.
+        sources: tensor name -> axis -> int64 (new length,), old position of each new position, `NEW` where there is
+            none.
+        zeroed: tensor name -> axis -> positions that read new units and start at zero.
         attributes: (module path, attribute, change of its value).
     """
 
@@ -45,15 +46,19 @@ class Plan:
 
 
 def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Plan:
-    """Plan to remove units, branches and columns, and what goes with them.
+    """Plan to remove units, branches and columns, together with everything that only they used.
 
     See `npn.structure.completed` and `npn.structure.without_branches`.
 
     Args:
-        removed: name -> numbers; at least one unit of each group must stay, and one branch.
+        structure: the present structure.
+        removed: name -> numbers to remove; at least one unit of each group and one branch must stay.
+
+    Returns:
+        The plan.
 
     Raises:
-        ResizeError: an unknown group or unit, or nothing would stay.
+        ResizeError: a group or unit is unknown, or nothing would remain of a group.
     """
     check_numbers(structure, removed)
     rest = without_branches(structure, removed)
@@ -73,7 +78,7 @@ def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> 
 
 
 def _lost(structure: Structure, rest: Structure) -> dict[str, Tensor]:
-    """The branches that stay, and no unit of what vanishes with the others."""
+    """Entries of `Plan.units` for the branches that stay and for the groups that vanish with the others."""
     assert structure.branches is not None and rest.branches is not None
     if not rest.branches.size:
         raise ResizeError(
@@ -86,7 +91,15 @@ def _lost(structure: Structure, rest: Structure) -> dict[str, Tensor]:
 
 
 def plan_growth(before: Structure, after: Structure) -> Plan:
-    """Plan to add units, given the structure at the larger sizes; old units come first in each group."""
+    """Plan to add units.
+
+    Args:
+        before: the present structure.
+        after: the structure at the larger sizes, with the old units first in each group.
+
+    Returns:
+        The plan.
+    """
     units = {}
     for old, new in zip(before.groups, after.groups, strict=True):
         if new.size > old.size:
@@ -97,7 +110,20 @@ def plan_growth(before: Structure, after: Structure) -> Plan:
 def make_plan(
     before: Structure, after: Structure, units: Mapping[str, Tensor], removed: Mapping[str, Sequence[int]]
 ) -> Plan:
-    """Sources of every axis on which a changed group lives, columns that go by their own gates left out."""
+    """Compute the sources of every axis on which a changed group lies, without columns removed by their own gates.
+
+    Args:
+        before: the present structure.
+        after: the structure at the new sizes, except for its columns.
+        units: group name -> int64 (new size,), old number of each unit, `NEW` where there is none.
+        removed: name -> numbers to remove; the entries of columns count.
+
+    Returns:
+        The plan.
+
+    Raises:
+        ResizeError: nothing would remain of a layer's columns.
+    """
     sources: Sources = {}
     zeroed: Sources = {}
     for name, axis in sorted({slot.key for group in before.groups if group.name in units for slot in group.slots}):
@@ -116,7 +142,7 @@ def make_plan(
 def _axis(
     before: Structure, after: Structure, units: Mapping[str, Tensor], name: str, axis: int
 ) -> tuple[Tensor, Tensor]:
-    """Old position behind each new one along one axis, at its full length, and the positions that read new units."""
+    """Sources along one axis at its full length, and the positions that read new units."""
     old_size, new_size = before.shapes[name][axis], after.shapes[name][axis]
     source, zeroed = torch.full((new_size,), NEW), [torch.zeros(0, dtype=torch.long)]
     old_free, new_free = torch.ones(old_size, dtype=torch.bool), torch.ones(new_size, dtype=torch.bool)
@@ -145,7 +171,7 @@ def _columns(
     sources: Sources,
     zeroed: Sources,
 ) -> Columns:
-    """One layer's columns after the resize; its axis' entries go from the full axis to the columns that exist."""
+    """One layer's columns after the resize; restricts the sources of its input axis to the columns that exist."""
     name, axis = columns.key
     full = sources.get(name, {}).get(axis, torch.arange(before.shapes[name][axis]))
     new, behind, zero = narrowed(columns, full, left(columns, before, removed))
@@ -161,6 +187,7 @@ def _columns(
 
 
 def _attributes(before: Structure, after: Structure) -> tuple[tuple[str, str, int], ...]:
+    """Changes of the integer attributes that follow the groups' sizes."""
     return tuple(
         (path, name, each * (new.size - old.size))
         for old, new in zip(before.groups, after.groups, strict=True)

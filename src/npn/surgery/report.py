@@ -1,4 +1,4 @@
-"""What a resize did."""
+"""Report the units and parameters that a resize changed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from npn.surgery.plan import Plan
 
 @dataclass(frozen=True)
 class ResizeReport:
-    """The units and parameters that a resize removed and added.
+    """The units and parameters that a resize removed and added; false if nothing changed.
 
     Attributes:
         changes: group name -> (units before, units after), for the groups that changed.
-        params: (parameters before, after).
-        removed: group name -> numbers that the removed units had.
+        params: number of parameters (before, after).
+        removed: group name -> old numbers of the removed units.
         added: group name -> numbers of the new units.
     """
 
@@ -27,11 +27,15 @@ class ResizeReport:
 
 
 def report(plan: Plan, before: int, after: int) -> ResizeReport:
-    """The changes in a plan.
+    """Report the changes of a plan.
 
     Args:
-        plan: carried out.
-        before, after: number of parameters.
+        plan: a plan that was applied.
+        before: number of parameters before.
+        after: number of parameters after.
+
+    Returns:
+        The report.
     """
     sizes = {group.name: group.size for group in plan.before.parts}
     removed: dict[str, tuple[int, ...]] = {}

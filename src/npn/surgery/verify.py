@@ -1,4 +1,4 @@
-"""Check a resized model against the structure that was planned."""
+"""Compare a model's shapes with its structure."""
 
 from torch import nn
 
@@ -8,10 +8,14 @@ from npn.tracing.capture import model_tensors
 
 
 def check_shapes(model: nn.Module, structure: Structure) -> None:
-    """Every tensor has the shape that the structure says.
+    """Raise unless every tensor has the shape that the structure gives it.
+
+    Args:
+        model: the model.
+        structure: its structure.
 
     Raises:
-        ResizeError: naming the first that has not.
+        ResizeError: a shape differs; the message names the first tensor.
     """
     shapes = structure.physical()
     for name, tensor in model_tensors(model).items():
@@ -19,5 +23,5 @@ def check_shapes(model: nn.Module, structure: Structure) -> None:
         if expected is None or tuple(tensor.shape) != expected:
             raise ResizeError(
                 f"{name} has shape {tuple(tensor.shape)} where {expected} was planned; was the model changed by hand "
-                "since npn.attach? Attach it anew"
+                "since npn.attach? Attach it again"
             )

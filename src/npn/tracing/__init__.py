@@ -1,8 +1,9 @@
-"""Label tracing: from a model and an example to the units that can be resized. Knows nothing of gates.
+"""Label tracing: find the units of a model that can be resized, from the model and example inputs. Knows no gates.
 
-One entry: `trace`. Inside, from the bottom: `capture` records the graph, `walk` propagates labels by `rules`, `groups`
-resolves them into units, `single` does the three at given shapes, `retrace` at other sizes; `modes` chooses the mode,
-`dry_run` freezes what code hard-codes, `branches` and `columns` find what else can have gates.
+The entry is `trace`. The modules, from the bottom: `capture` records the graph; `walk` propagates labels by the op
+rules in `rules` and `rules_mixing`; `groups` resolves labels into units; `single` runs these three at given shapes;
+`retrace` does so at other sizes; `modes` chooses train or eval mode; `dry_run` freezes sizes that code hard-codes;
+`branches` and `columns` find the other parts that can have gates.
 """
 
 from npn.tracing.retrace import grown

@@ -1,4 +1,4 @@
-"""Integers that modules remember and compute with, and that must follow the size of a group: `num_heads`, `groups`."""
+"""Find integer attributes that modules compute with and that must follow a group's size: `num_heads`, `groups`."""
 
 import re
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from torch import nn
 from npn.structure import Group, Slot, Structure
 from npn.tracing.retrace import Attribute
 
-# integers that torch's own layers compute with; their others only describe the parameters
+# integer attributes that torch's own layers compute with; their other ones only describe the parameters
 _SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
 
-# where these stand for sure: kind of module, (parameter, axis) -> attribute
+# attributes whose axis is certain: kind of module, (parameter, axis), attribute
 _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
     (nn.modules.conv._ConvNd, ("weight", 0), "groups"),
     (nn.GroupNorm, ("weight", 0), "num_groups"),
@@ -22,7 +22,16 @@ _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
 
 
 def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribute, ...]:
-    """Attributes of torch's own layers that follow this group, by what the layers are; still to be rehearsed."""
+    """Find attributes of torch's own layers that follow this group, by type of layer; the dry run confirms them.
+
+    Args:
+        model: the model.
+        structure: its structure.
+        group: the group.
+
+    Returns:
+        (module path, attribute, amount per unit) entries.
+    """
     found: dict[tuple[str, str], Attribute] = {}
     for slot in group.slots:
         path, _, leaf = slot.tensor.rpartition(".")
@@ -39,7 +48,7 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
 
 
 def _each(slot: Slot, structure: Structure, value: int) -> int:
-    """How much of an attribute one unit is; 0 if it does not divide evenly, as the groups of a dense convolution."""
+    """The amount of an attribute per unit; 0 if it does not divide evenly, such as `groups` of a dense convolution."""
     units, entries = slot.index.shape
     size = structure.shapes[slot.tensor][slot.axis]
     each, rest = divmod(entries * value, size)
@@ -47,7 +56,16 @@ def _each(slot: Slot, structure: Structure, value: int) -> int:
 
 
 def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Attribute]:
-    """Integer attributes equal to a size of the group, in the modules that own its tensors and those around them."""
+    """Find integer attributes equal to a size of the group, in the modules that own its tensors and in their ancestors.
+
+    Args:
+        model: the model.
+        structure: its structure; attributes that belong to a group already are left out.
+        group: the group.
+
+    Returns:
+        (module path, attribute, amount per unit) entries.
+    """
     taken = {(path, name) for g in structure.groups for path, name, _ in g.attributes}
     sizes = {group.size: 1}
     for slot in group.slots:
@@ -72,12 +90,25 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
 
 
 def pattern(group: Group) -> tuple[str, ...]:
-    """Slots with the numbers in their names blanked: repeated layers look alike."""
+    """Describe a group's slots with the numbers in their names blanked, so that repeated layers look alike.
+
+    Args:
+        group: the group.
+    """
     return tuple(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]x{slot.index.shape[1]}" for slot in group.slots)
 
 
 def transfer(source: Group, target: Group, attributes: Sequence[Attribute]) -> tuple[Attribute, ...]:
-    """The same attributes in the corresponding modules of a repeated layer."""
+    """Translate attributes of one group to the corresponding modules of a repeated layer.
+
+    Args:
+        source: group that the attributes belong to.
+        target: group of the repeated layer, with corresponding slots.
+        attributes: (module path, attribute, amount per unit) entries.
+
+    Returns:
+        The entries with the module paths of `target`.
+    """
     pairs: dict[str, str] = {}
     for a, b in zip(source.slots, target.slots, strict=True):
         x, y = a.tensor.split("."), b.tensor.split(".")

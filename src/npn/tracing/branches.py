@@ -1,4 +1,4 @@
-"""Which parameters the gate of a branch multiplies: found by running the branch without them."""
+"""Find the parameters that a branch's gate multiplies: run the branch with candidate parameters set to zero."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -16,17 +16,17 @@ from npn.modules import absent
 from npn.structure import Branches, Structure, inside
 from npn.tracing.capture import output_tensors, preserved, raising_line, split_inputs
 
-_SHOWN = 12  # names that an error lists
-_MODES = (False, True, False, True)  # eval and train, each with two draws
+_SHOWN = 12  # how many names an error message lists
+_MODES = (False, True, False, True)  # training flags to test: eval and train, with two random draws each
 
 
 @dataclass
 class Seen:
-    """What one forward pass showed of the branches.
+    """Calls of the branches recorded in one forward pass.
 
     Attributes:
-        calls: path -> the arguments of each branch, the last time it was called.
-        order: paths of the modules inside, as they returned.
+        calls: path -> (positional, keyword) arguments of each branch's last call.
+        order: paths of the modules inside the branches, in the order in which they returned.
     """
 
     calls: dict[str, tuple[Any, Any]]
@@ -34,17 +34,27 @@ class Seen:
 
 
 def with_branches(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:
-    """The structure with gates on the submodules that match.
+    """Add gates on the submodules that match, one per submodule.
+
+    Args:
+        model: any module; unchanged afterwards.
+        example_inputs: see `npn.tracing.trace`.
+        structure: the structure without branches.
+        patterns: patterns of submodule paths.
+
+    Returns:
+        The structure with branches; `structure` itself if there are no patterns.
 
     Raises:
-        ConfigurationError: a pattern matches no submodule, or one shares its parameters or lies in another one.
-        TraceError: a gate cannot make a submodule's output zero, or the model fails without it.
+        ConfigurationError: a pattern matches no submodule, a submodule shares its parameters, or it lies in another
+            one.
+        TraceError: a gate cannot make a submodule's output zero, or the model fails without the submodule.
     """
     paths = _matching(model, patterns)
     if not paths:
         return structure
     _check_own(model, paths)
-    with preserved(model), _forked(model), torch.no_grad():
+    with preserved(model), torch.no_grad():
         model.eval()
         seen = _observe(model, example_inputs, paths)
         scales = tuple(_scales(model, path, seen) for path in paths)
@@ -54,6 +64,7 @@ def with_branches(model: nn.Module, example_inputs: Any, structure: Structure, p
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Paths of the submodules with parameters that match the patterns."""
     known = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
     for pattern in patterns:
         if not any(matches(path, [pattern]) for path in known):
@@ -66,7 +77,7 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _check_own(model: nn.Module, paths: Sequence[str]) -> None:
-    """No branch in another one, and no parameter of a branch anywhere else."""
+    """Raise if a branch lies inside another one, or shares a parameter with other parts of the model."""
     for path in paths:
         outer = [other for other in paths if other != path and inside(path, [other])]
         if outer:
@@ -84,16 +95,8 @@ def _check_own(model: nn.Module, paths: Sequence[str]) -> None:
             )
 
 
-@contextlib.contextmanager
-def _forked(model: nn.Module) -> Iterator[None]:
-    """Draws on the model's own device are undone, too; `preserved` sees to the others."""
-    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(list(devices)):
-        yield
-
-
 def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> Seen:
-    """One forward pass, watched by hooks."""
+    """Run one forward pass and record the calls of the branches with hooks."""
     seen, handles = Seen({}, []), []
     for path, module in model.named_modules():
         if path in paths:
@@ -112,27 +115,32 @@ def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> See
 
 
 def _called(seen: Seen, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+    """Forward pre-hook: record a branch's arguments."""
     seen.calls[path] = _copied((args, kwargs))
 
 
 def _returned(seen: Seen, path: str, module: nn.Module, args: Any, output: Any) -> None:
+    """Forward hook: record that a module has returned."""
     seen.order.append(path)
 
 
 def _run(model: nn.Module, example_inputs: Any, values: dict[str, Tensor]) -> list[Tensor]:
+    """Run the model on the example inputs with some tensors replaced; return the output tensors."""
     args, kwargs = split_inputs(example_inputs)
-    with preserved(model):  # functional_call does not put back a module that has two names
+    with preserved(model):  # functional_call does not restore a module that is registered under two names
         return output_tensors(torch.func.functional_call(model, values, _copied(args), _copied(kwargs)))
 
 
 def _copied(inputs: Any) -> Any:
+    """Clone all tensors among the inputs."""
     return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
 
 
 def _scales(model: nn.Module, path: str, seen: Seen) -> tuple[str, ...]:
-    """Parameters of the last layer of a branch without which its output is exactly zero.
+    """Find the parameters of one layer of a branch that make the branch's output exactly zero when they are zero.
 
-    Layers are tried from the last one to return backwards, and those that are never called by themselves at the end.
+    Called layers are tried first, from the last to return to the first; layers that are never called directly come
+    last.
     """
     branch = model.get_submodule(path)
     owners = {name: [n for n, _ in m.named_parameters(recurse=False)] for name, m in branch.named_modules()}
@@ -151,9 +159,10 @@ def _scales(model: nn.Module, path: str, seen: Seen) -> tuple[str, ...]:
 
 
 def _silent(branch: nn.Module, path: str, chosen: Sequence[str], seen: Seen, training: bool) -> bool:
-    """Whether the output is zero without these parameters, whatever the other values are.
+    """Whether the output is zero when these parameters are, whatever values the others have.
 
-    All else is moved off its initial value, since a bias that starts at zero must not pass for one that stays there.
+    All other values are moved off their initial ones, so that a bias initialised to zero is not mistaken for one that
+    stays zero.
     """
     values = {name: _moved(tensor, 0.1) for name, tensor in branch.named_parameters()}
     values |= {name: _moved(tensor, 0.1, up=True) for name, tensor in branch.named_buffers()}
@@ -164,14 +173,14 @@ def _silent(branch: nn.Module, path: str, chosen: Sequence[str], seen: Seen, tra
         try:
             output = torch.func.functional_call(branch, values, args, kwargs)
         except Exception:
-            if training:  # BatchNorm wants several values per channel then, and an example may have one
+            if training:  # BatchNorm needs several values per channel in training, and one example may give only one
                 return True
             raise
     return isinstance(output, Tensor) and bool((output == 0).all())
 
 
 def _moved(tensor: Tensor, by: float, up: bool = False) -> Tensor:
-    """A tensor and normal noise, upwards only where it may be a variance; one of integers as it is."""
+    """Add normal noise to a floating point tensor, of positive sign if `up` (for variances); copy an integer tensor."""
     if not tensor.is_floating_point():
         return tensor.clone()
     noise = torch.randn_like(tensor)
@@ -179,7 +188,7 @@ def _moved(tensor: Tensor, by: float, up: bool = False) -> Tensor:
 
 
 def _check_absent(model: nn.Module, example_inputs: Any, paths: Sequence[str], scales: Sequence[Sequence[str]]) -> None:
-    """Without its branches the model computes what it does with their outputs at zero."""
+    """Raise unless the model without its branches computes the same as with their outputs at zero."""
     if _same_without(model, example_inputs, paths, scales) is None:
         return
     for path, names in zip(paths, scales, strict=True):
@@ -199,6 +208,7 @@ def _check_absent(model: nn.Module, example_inputs: Any, paths: Sequence[str], s
 def _same_without(
     model: nn.Module, example_inputs: Any, paths: Sequence[str], scales: Sequence[Sequence[str]]
 ) -> str | None:
+    """How the model without these branches differs from the model with their outputs at zero, or None."""
     tensors = dict(model.named_parameters())
     silent = {name: torch.zeros_like(tensors[name]) for names in scales for name in names}
     expected = _run(model, example_inputs, silent)
@@ -216,6 +226,7 @@ def _same_without(
 
 @contextlib.contextmanager
 def _without(model: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+    """Replace submodules by `absent` inside the context."""
     homes = [(model.get_submodule(path.rpartition(".")[0])._modules, path.rpartition(".")[2]) for path in paths]
     before = [home[leaf] for home, leaf in homes]
     for home, leaf in homes:

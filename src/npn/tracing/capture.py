@@ -2,16 +2,15 @@
 
 import contextlib
 import os
-import random
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,12 +18,15 @@ from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils.hooks import RemovableHandle
 
+from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
-_CACHES = ("past_key_values",)  # decoding caches are returned for reuse, they are not the model's answer
+_CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
+_GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,19 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), _announced(), plain_functions(), torch.enable_grad():
-        traced = make_fx(
-            torch.func.functionalize(call),
-            tracing_mode="fake",
-            _allow_non_fake_inputs=True,
-            record_stack_traces=True,
-        )(fakes, fake_args, fake_kwargs)
+    graph = make_fx(
+        torch.func.functionalize(call), tracing_mode="fake", _allow_non_fake_inputs=True, record_stack_traces=True
+    )
+    with preserved(model), _plain_kernels(), _announced(), plain_functions(), _no_gradients(), torch.enable_grad():
+        try:
+            traced = graph(fakes, fake_args, fake_kwargs)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _GRADIENTS):
+                raise
+            raise RuntimeError(
+                "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
+                "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
+            ).with_traceback(error.__traceback__) from error
     return Capture(traced, names, tuple(outputs))
 
 
@@ -107,8 +115,13 @@ def warm_up(model: nn.Module, example_inputs: Any) -> None:
         return
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
-    gpus = sorted({t.device.index for t in model_tensors(model).values() if t.is_cuda})
-    with preserved(model), _announced(), torch.random.fork_rng(gpus), torch.no_grad(), warnings.catch_warnings():
+    with (
+        preserved(model),
+        _announced(),
+        _no_gradients(),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")
         with contextlib.suppress(Exception):
             torch.func.functional_call(model, buffers, args, kwargs)
@@ -124,16 +137,23 @@ def _fake(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
 
 
 def output_tensors(result: Any) -> list[Tensor]:
-    """All tensors in a model's answer, whatever holds them."""
-    if isinstance(result, Mapping):
-        result = {key: value for key, value in result.items() if key not in _CACHES}
+    """All tensors in a model's answer, whatever holds them; decoding caches, returned for reuse, are no part of it."""
     found = []
-    for leaf in tree_flatten(result)[0]:
+    for leaf in tree_flatten(result, is_leaf=lambda value: _is_cache(value) or isinstance(value, Mapping))[0]:
         if isinstance(leaf, Tensor):
             found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)):
+        elif isinstance(leaf, Mapping):
+            for value in (value for key, value in leaf.items() if key not in _CACHES):
+                found += output_tensors(value)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not _is_cache(leaf):
             found += output_tensors({key: value for key, value in vars(leaf).items() if not key.startswith("__")})
     return found
+
+
+def _is_cache(value: Any) -> bool:
+    """By its class's name or by what it can do, as no library of models is imported here."""
+    named = any(base.__name__.endswith("Cache") for base in type(value).__mro__)
+    return named or (hasattr(value, "get_seq_length") and hasattr(value, "update"))
 
 
 @contextlib.contextmanager
@@ -205,6 +225,33 @@ def plain_functions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _no_gradients() -> Iterator[None]:
+    """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
+    instead: dict[str, Callable[..., Any]] = {
+        "requires_grad_": lambda tensor, requires_grad=True: tensor,
+        "retain_grad": lambda tensor: None,
+        "register_hook": lambda tensor, hook: RemovableHandle(OrderedDict()),
+    }
+    thread = threading.get_ident()
+    own = {name: vars(Tensor).get(name) for name in instead}
+
+    def replacement(name: str) -> Callable[..., Any]:
+        before: Callable[..., Any] = getattr(Tensor, name)
+        return lambda *args, **kwargs: (instead[name] if threading.get_ident() == thread else before)(*args, **kwargs)
+
+    for name in instead:
+        setattr(Tensor, name, replacement(name))
+    try:
+        yield
+    finally:
+        for name, method in own.items():
+            if method is None:  # inherited
+                delattr(Tensor, name)
+            else:
+                setattr(Tensor, name, method)
+
+
+@contextlib.contextmanager
 def _without_mkldnn() -> Iterator[None]:
     """`torch.backends.mkldnn.flags` would also set TF32, and warn every user that there is none."""
     before = torch._C._get_mkldnn_enabled()
@@ -220,9 +267,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG."""
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]
     closures = [(box, _contents(box)) for box in _hook_boxes(model)]
-    states = (random.getstate(), np.random.get_state(), torch.get_rng_state())
     try:
-        yield
+        with preserved_rng(devices_of(model)):
+            yield
     finally:
         for module, snapshot in modules:
             vars(module).clear()
@@ -231,9 +278,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 vars(module)[key] = value
         for box, inner in closures:
             _refill(box, inner)
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

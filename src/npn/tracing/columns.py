@@ -1,4 +1,4 @@
-"""Layers whose single input columns can have gates of their own."""
+"""Find the layers whose single input columns can have gates."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,7 +16,16 @@ from npn.tracing.single import in_mode
 
 
 def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:
-    """The structure with gates on the input columns of the layers that match.
+    """Add gates on the input columns of the layers that match.
+
+    Args:
+        model: any module; unchanged afterwards.
+        example_inputs: see `npn.tracing.trace`.
+        structure: the structure without columns.
+        patterns: patterns of paths of linear and convolution layers.
+
+    Returns:
+        The structure with columns.
 
     Raises:
         ConfigurationError: a pattern matches no layer, or a layer's weight is read other than by calling the layer.

@@ -1,4 +1,4 @@
-"""Rehearse every resize on fake tensors: what the code hard-codes is frozen, with the line that does."""
+"""Rehearse every resize on fake tensors, and freeze the sizes that the code hard-codes."""
 
 import contextlib
 import logging
@@ -15,26 +15,31 @@ from npn.tracing.attributes import candidates, known, pattern, transfer
 from npn.tracing.capture import raising_line
 from npn.tracing.retrace import Attribute, retrace
 
-_TRIALS = 32  # attribute combinations tried before a group is given up
+_TRIALS = 32  # attribute combinations tried before a group is frozen
 
 
 def freeze_fixed_sizes(model: nn.Module, example_inputs: Any, structure: Structure) -> Structure:
-    """Rehearse the resize of every group, and freeze those that fail.
+    """Rehearse the resize of every group, and freeze the groups that fail.
 
-    Every group is shrunk and grown on fake tensors, all at once; only on failure by kinds of repeated layers, and only
-    in a failing kind singly. Where a failure goes away when an integer attribute of a module follows the size
-    (`num_heads`, `groups`, `hidden_size`), that attribute is part of the group; else the group is frozen.
+    All groups are shrunk and grown together on fake tensors. If that fails, each kind of repeated layer is tried by
+    itself, and only the groups of a failing kind singly. If a group passes once an integer attribute of a module
+    follows its size (`num_heads`, `groups`, `hidden_size`), the attribute becomes part of the group; otherwise the
+    group is frozen.
 
     Args:
-        model: untouched.
-        example_inputs: as for `trace`.
-        structure: groups as traced at the present sizes.
+        model: the model; unchanged afterwards.
+        example_inputs: see `npn.tracing.trace`.
+        structure: groups traced at the present sizes.
+
+    Returns:
+        The structure with attributes and frozen groups.
     """
     with _quiet():
         return _separate(_mended(model, example_inputs, structure))
 
 
 def _mended(model: nn.Module, inputs: Any, structure: Structure) -> Structure:
+    """Find the attributes that let groups pass, and freeze the groups that still fail."""
     names = [g.name for g in structure.groups]
     if _rehearse(model, inputs, structure, names) is None:
         return structure
@@ -56,14 +61,14 @@ def _mended(model: nn.Module, inputs: Any, structure: Structure) -> Structure:
 
 
 def _mend(model: nn.Module, inputs: Any, structure: Structure, kind: Sequence[Group]) -> Structure:
-    """Give all groups of a failing kind the attributes that must follow, or freeze them where all fail alike."""
+    """Find the attributes that a failing kind of groups needs, or freeze the kind if three samples fail alike."""
     for group in kind:
         structure = _with(structure, group.name, ())
     found = _search(model, inputs, structure, kind[0])
     if found:
         for group in kind:
             structure = _with(structure, group.name, transfer(kind[0], group, found))
-    elif len(kind) > 3:  # a stack of layers: three of them stand for all
+    elif len(kind) > 3:  # a stack of repeated layers: test three of them for all
         samples = (kind[0], kind[len(kind) // 2], kind[-1])
         reasons = [_rehearse(model, inputs, structure, [g.name]) for g in samples]
         if len({re.sub("[0-9]+", "#", reason or "") for reason in reasons}) == 1 and reasons[0] is not None:
@@ -74,7 +79,7 @@ def _mend(model: nn.Module, inputs: Any, structure: Structure, kind: Sequence[Gr
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Failures are expected in a rehearsal; torch would log each one."""
+    """Silence torch's log, which would report every failure that a rehearsal expects."""
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -85,15 +90,16 @@ def _quiet() -> Iterator[None]:
 
 
 def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> str | None:
-    """Shrink, then grow the named groups by different amounts; the reason why that fails, or None.
+    """Shrink, then grow the named groups by different amounts; return the reason for a failure, or None.
 
-    No two groups grow alike, so nothing passes because two sizes went along. Groups that do not have an axis to
-    themselves grow once more, in the opposite order and by much: `x[:, ::2]`, `x[:, : c // 3]` hold for some sizes.
+    All groups grow by different amounts, so that no test passes because two sizes changed alike. Groups that share an
+    axis with others grow a second time, in the opposite order and by large amounts, because `x[:, ::2]` and `x[:, : c
+    // 3]` hold for some sizes only.
     """
     sizes = {g.name: g.size for g in structure.groups}
     more = {n: 2 + i for i, n in enumerate(names)}
     crowded = _crowded(structure, names)
-    # odd for even: what looks at parity is found
+    # remove an odd number from an even size where possible, to find code that depends on parity
     fewer = {n: 1 if sizes[n] == 3 or more[n] % 2 == 0 else 2 for n in names if sizes[n] > 2}
     try:
         return (
@@ -113,11 +119,12 @@ def _rehearse(model: nn.Module, inputs: Any, structure: Structure, names: Sequen
 
 
 def _shrinks(model: nn.Module, inputs: Any, structure: Structure, fewer: Mapping[str, int]) -> str | None:
+    """Why the model fails when groups lose units, or None."""
     smaller = match(structure, retrace(model, inputs, structure, {n: -c for n, c in fewer.items()}))
     if smaller is None:
         return "the units are other ones when the size changes"
     sizes = {g.name: g.size for g in structure.groups}
-    for choice in (_first, _middle, _last):  # the units are alike: it makes no difference which are removed
+    for choice in (_first, _middle, _last):  # equivalent units: the result must not depend on which are removed
         removed = {n: choice(sizes[n], c) for n, c in fewer.items()}
         problem = difference(without(structure, removed), smaller)
         if problem:
@@ -126,6 +133,7 @@ def _shrinks(model: nn.Module, inputs: Any, structure: Structure, fewer: Mapping
 
 
 def _grows(model: nn.Module, inputs: Any, structure: Structure, more: Mapping[str, int]) -> str | None:
+    """Why the model fails when groups gain units, or None."""
     larger = match(structure, retrace(model, inputs, structure, more))
     if larger is None or dict(larger.shapes) != resized_shapes(structure, more):
         return "the units are other ones when the size changes"
@@ -136,7 +144,7 @@ def _grows(model: nn.Module, inputs: Any, structure: Structure, more: Mapping[st
 
 
 def _crowded(structure: Structure, names: Sequence[str]) -> dict[str, int]:
-    """Groups on an axis that they share with others, and how many of their units would fill it."""
+    """Groups that share an axis with others, and how many of their units would fill it."""
     found: dict[str, int] = {}
     for group in structure.groups:
         for slot in group.slots:
@@ -159,7 +167,7 @@ def _last(size: int, count: int) -> list[int]:
 
 
 def _isolate(model: nn.Module, inputs: Any, structure: Structure, names: Sequence[str]) -> tuple[str, str] | None:
-    """The first group that cannot be resized, by bisection, with the reason."""
+    """Find the first group that cannot be resized, by bisection; return its name and the reason, or None."""
     if not names:
         return None
     reason = _rehearse(model, inputs, structure, names)
@@ -176,7 +184,7 @@ def _isolate(model: nn.Module, inputs: Any, structure: Structure, names: Sequenc
 
 
 def _search(model: nn.Module, inputs: Any, structure: Structure, group: Group) -> tuple[Attribute, ...] | None:
-    """The smallest set of integer attributes with which the group can be resized."""
+    """Find the smallest set of integer attributes with which the group can be resized."""
     options = candidates(model, structure, group)
     trials: list[tuple[Attribute, ...]] = [tuple(options)] if options else []
     trials += [(one,) for one in options]
@@ -196,11 +204,13 @@ def _search(model: nn.Module, inputs: Any, structure: Structure, group: Group) -
 
 
 def _with(structure: Structure, name: str, attributes: Sequence[Attribute]) -> Structure:
+    """Set the attributes of one group."""
     groups = [replace(g, attributes=tuple(attributes)) if g.name == name else g for g in structure.groups]
     return replace(structure, groups=tuple(groups))
 
 
 def _freeze(structure: Structure, name: str, reason: str) -> Structure:
+    """Turn a group into a frozen dimension."""
     group = next(g for g in structure.groups if g.name == name)
     keys = tuple(slot.key for slot in group.slots)
     entry = Frozen(f"{keys[0][0]}[{keys[0][1]}]", reason, keys, group.size)
@@ -209,7 +219,7 @@ def _freeze(structure: Structure, name: str, reason: str) -> Structure:
 
 
 def _separate(structure: Structure) -> Structure:
-    """Freeze groups that share an attribute: they could only change together."""
+    """Freeze groups that share an attribute, since they could only change together."""
     owners: dict[tuple[str, str], list[str]] = {}
     for group in structure.groups:
         for path, name, _ in group.attributes:

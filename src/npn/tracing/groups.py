@@ -1,4 +1,4 @@
-"""From resolved labels to groups: units that occupy the same (tensor, axis) slots in the same way."""
+"""Turn resolved labels into groups: units that occupy the same (tensor, axis) slots in the same way."""
 
 from collections.abc import Mapping
 
@@ -14,7 +14,16 @@ from npn.tracing.walk import Walked
 def group_units(
     walked: Walked, shapes: Mapping[str, tuple[int, ...]], outputs: tuple[tuple[int, ...], ...]
 ) -> Structure:
-    """Resolve the ledger of one walk into groups and frozen dimensions."""
+    """Resolve the labels of one trace into groups and frozen dimensions.
+
+    Args:
+        walked: labels and positions from the walk over the graph.
+        shapes: tensor name -> shape.
+        outputs: shapes of the model's outputs.
+
+    Returns:
+        The structure.
+    """
     ledger = walked.ledger
     unit, reasons = ledger.resolve()
     slots, starts = ledger.slots, ledger.starts
@@ -46,14 +55,14 @@ def group_units(
 def _kinds(
     members: Mapping[int, np.ndarray], order: list[int], treatment: np.ndarray
 ) -> list[tuple[np.ndarray, list[int]]]:
-    """Classes of units treated alike, with as many entries in the same slots, each in order of first appearance."""
+    """Sort units into classes with the same ops and as many entries in the same slots; in order of appearance."""
     rng = np.random.default_rng(0)
     total = len(treatment)
     mark = treatment.copy()
     for i in order:
         code = rng.integers(1, 2**63, dtype=np.uint64)
         found, counts = np.unique(members[i], return_counts=True)
-        mark[found] += code * counts.astype(np.uint64)  # wraps: a hash of which slots, how often
+        mark[found] += code * counts.astype(np.uint64)  # overflow wraps: a hash of slots and entry counts
     classes: dict[int, tuple[list[np.ndarray], list[int]]] = {}
     seen = np.zeros(total, dtype=bool)
     for i in order:
@@ -69,7 +78,7 @@ def _kinds(
 
 
 def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
-    """Positions (units, entries) at which each unit stands, in order."""
+    """Positions (units, entries) of each unit along an axis, ascending."""
     rank = np.full(int(max(member.max(), units.max())) + 1, -1, dtype=np.int64)
     rank[units] = np.arange(len(units))
     where = np.flatnonzero(rank[member] >= 0)
@@ -78,6 +87,7 @@ def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
 
 
 def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked) -> str | None:
+    """Why units that are not frozen cannot have gates either, or None."""
     ledger = walked.ledger
     if not any(key in ledger.produces for key in keys):
         return NOT_PRODUCED
@@ -89,14 +99,17 @@ def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walk
 
 
 def _frozen(keys: tuple[tuple[str, int], ...], reason: str, starts: list[int], where: list[int]) -> Frozen:
+    """A frozen dimension at these slots."""
     size = starts[where[0] + 1] - starts[where[0]]
     return Frozen(f"{keys[0][0]}[{keys[0][1]}]", reason, keys, size)
 
 
 def _module(tensor: str) -> str:
+    """Path of the module that owns a tensor; the tensor's own name at the top level."""
     return tensor.rpartition(".")[0] or tensor
 
 
 def _unique(name: str, taken: dict[str, int]) -> str:
+    """A name with a number appended if it is taken."""
     taken[name] = taken.get(name, 0) + 1
     return name if taken[name] == 1 else f"{name}#{taken[name]}"

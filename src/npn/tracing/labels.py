@@ -1,7 +1,7 @@
-"""Label tensors: which unit each element of a value belongs to, and which units are one.
+"""Label tensors: the unit of each element of a value, and the record of labels that are one unit.
 
-A label is a positive integer; 0 is "no unit". A label tensor has the shape of the value it describes, with stride 0
-along every axis on which it does not vary, so batch and space cost nothing.
+A label is a positive integer; 0 means "no unit". A label tensor has the shape of the value it describes, with stride 0
+along every axis on which it does not vary, so that batch and space axes take no memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KERNEL = "the window of a kernel"  # frozen, but nothing that anyone would list
+KERNEL = "the window of a kernel"  # reason of dimensions that are frozen but not listed
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Part:
     """One label tensor of a value; a value has one for each way in which its elements belong to units.
 
     Attributes:
-        labels: int64, the value's shape, stride 0 where constant.
-        weight: the value is made of parameters alone (a contraction with it *reads* units).
+        labels: int64, the value's shape, stride 0 along axes on which the labels are constant.
+        weight: the value is made of parameters alone, so a contraction with it *reads* units.
         opaque: zeroing the parameters does not zero the weight made of them.
-        table: made of buffers and constants alone.
+        table: the value is made of buffers and constants alone.
     """
 
     labels: Tensor
@@ -37,30 +37,56 @@ class Part:
 
 
 def varying(labels: Tensor) -> frozenset[int]:
-    """Axes on which a canonical label tensor varies."""
+    """Axes along which a label tensor varies.
+
+    Args:
+        labels: labels in canonical form, see `canonical`.
+    """
     return frozenset(a for a in range(labels.dim()) if labels.stride(a) != 0 and labels.shape[a] > 1)
 
 
 def canonical(labels: Tensor) -> Tensor:
-    """The same labels with stride 0 along every axis on which they do not vary."""
+    """Give labels stride 0 along every axis on which they do not vary.
+
+    Args:
+        labels: int64, any shape.
+
+    Returns:
+        The same labels, in the same shape.
+    """
     small = squeeze_constant(labels)
     for axis in sorted(varying(labels), reverse=True):
         first = small.narrow(axis, 0, 1)
         if bool((small == first).all()):
             small = first
     if small.untyped_storage().nbytes() > 2 * small.element_size() * small.numel():
-        small = small.clone()  # what it was cut from can go
+        small = small.clone()  # releases the larger storage it was a view of
     return small.expand(labels.shape)
 
 
 def joined(a: Tensor, b: Tensor) -> Tensor:
-    """Labels of `a`, and those of `b` where `a` has none; both of one shape."""
+    """Take labels from `a`, and from `b` where `a` has none.
+
+    Args:
+        a, b: int64 labels of one shape.
+
+    Returns:
+        Labels of this shape in canonical form.
+    """
     x, y = squeeze_constant(a), squeeze_constant(b)
     return canonical(torch.where(x > 0, x, y).expand(a.shape))
 
 
 def squeeze_constant(labels: Tensor, keep: Iterable[int] = ()) -> Tensor:
-    """Size 1 along every axis on which the labels do not vary, except those in `keep`."""
+    """Reduce every axis along which the labels do not vary to size 1.
+
+    Args:
+        labels: labels in canonical form.
+        keep: axes that keep their size.
+
+    Returns:
+        A view of the labels.
+    """
     axes, kept = varying(labels), set(keep)
     for axis in range(labels.dim()):
         if axis not in axes and axis not in kept and labels.shape[axis] > 1:
@@ -70,9 +96,15 @@ def squeeze_constant(labels: Tensor, keep: Iterable[int] = ()) -> Tensor:
 
 @dataclass
 class Ledger:
-    """All labels of a trace: who owns them, which are one, which are frozen and why.
+    """Record of all labels of a trace: their owners, the labels that are one unit, and the frozen labels with reasons.
 
-    Edges are only recorded; `resolve` joins them in one connected-components pass.
+    The methods only record edges; `resolve` joins them in one connected-components pass.
+
+    Attributes:
+        slots: (tensor name, axis) of each owner, in the order of their labels.
+        starts: first label of each owner, followed by the number of labels so far plus 1.
+        reads: slots of weights that read units.
+        produces: slots of weights that produce units.
     """
 
     slots: list[tuple[str, int]] = field(default_factory=list)
@@ -88,7 +120,16 @@ class Ledger:
     _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def fresh(self, name: str, axis: int, size: int) -> Tensor:
-        """The labels (size,) of one axis of a parameter or buffer; the same ones at every use."""
+        """Labels of one axis of a parameter or buffer; the same ones at every call.
+
+        Args:
+            name: name of the tensor.
+            axis: the axis.
+            size: its length.
+
+        Returns:
+            int64 (size,).
+        """
         key = (name, axis)
         if key not in self._known:
             start = self.starts[-1]
@@ -98,7 +139,11 @@ class Ledger:
         return self._known[key]
 
     def unite(self, a: Tensor, b: Tensor) -> None:
-        """Element by element, the units of two label tensors are one unit (0 unites with nothing)."""
+        """Record that two label tensors describe the same units, element by element; label 0 is ignored.
+
+        Args:
+            a, b: labels that broadcast against each other.
+        """
         a, b = torch.broadcast_tensors(a, b)
         for axis in range(a.dim()):
             if a.stride(axis) == 0 and b.stride(axis) == 0:
@@ -106,41 +151,84 @@ class Ledger:
         self._edges.append((a.reshape(-1), b.reshape(-1)))
 
     def unite_along(self, labels: Tensor, axes: Sequence[int]) -> Tensor:
-        """Labels that differ only along `axes` become one unit; returns one of them, with size 1 along these axes."""
+        """Unite labels that differ only along `axes`.
+
+        Args:
+            labels: labels in canonical form.
+            axes: the axes.
+
+        Returns:
+            One label of each united unit, with size 1 along these axes.
+        """
         one = squeeze_constant(labels).amax(list(axes), keepdim=True)  # the first may be padding, without a unit
         self.unite(labels, one)
         return one
 
     def mix(self, labels: Tensor, axes: Sequence[int]) -> None:
-        """Weights are summed along `axes`: that makes one unit of what these weights produce, not of what they read."""
+        """Record a sum of weights along `axes`: it unites the units that they produce, not those that they read.
+
+        Args:
+            labels: labels of the weights.
+            axes: the axes of the sum.
+        """
         labels = squeeze_constant(labels)
         a, b = torch.broadcast_tensors(labels, labels.amax(list(axes), keepdim=True))
         self._mixed.append((a.reshape(-1), b.reshape(-1)))
 
     def share(self, a: Tensor, b: Tensor) -> None:
-        """Two weights make one by a sum: where one of them reads a unit, both do."""
+        """Record that a sum makes one weight of two: if one of them reads a unit, so does the other.
+
+        Args:
+            a, b: labels of the two weights, which broadcast against each other.
+        """
         a, b = torch.broadcast_tensors(squeeze_constant(a), squeeze_constant(b))
         self._shared.append((a.reshape(-1), b.reshape(-1)))
 
     def divide(self, labels: Tensor, where: str) -> None:
-        """A quotient has these weights below its line: what masks them would make it 0/0."""
+        """Record that these weights are a divisor, which masking would turn into 0/0.
+
+        Args:
+            labels: labels of the divisor.
+            where: op and source line.
+        """
         self._divisors.append((squeeze_constant(labels).reshape(-1), where))
 
     def freeze(self, labels: Tensor, reason: str) -> None:
-        """The units of these labels keep their size, for this reason."""
+        """Record that the units of these labels keep their size.
+
+        Args:
+            labels: the labels.
+            reason: why.
+        """
         self._frozen.append((squeeze_constant(labels).reshape(-1), reason))
 
     def mark(self, labels: Tensor, roles: set[tuple[str, int]]) -> None:
-        """Give the parameter axes that own these labels a role (`reads` or `produces`)."""
+        """Add the parameter axes that own these labels to a role.
+
+        Args:
+            labels: the labels.
+            roles: `reads` or `produces`, changed in place.
+        """
         own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
         roles.update(self.slots[i] for i in np.unique(self._owners(own[own > 0])))
 
     def touch(self, labels: Tensor) -> None:
-        """One op computes with these units: units that other ops compute with are of another kind."""
+        """Record that one op computes with these units; units that other ops compute with form other groups.
+
+        Args:
+            labels: the labels.
+        """
         self._touched.append(squeeze_constant(labels).reshape(-1))
 
     def treatment(self, unit: np.ndarray) -> np.ndarray:
-        """uint64 (labels,): at each unit's number a hash of the ops that compute with it."""
+        """Hash the set of ops that compute with each unit.
+
+        Args:
+            unit: int64 (labels,), unit of every label.
+
+        Returns:
+            uint64 (labels,), the hash at each unit's number.
+        """
         rng = np.random.default_rng(1)
         mark = np.zeros(self.starts[-1], dtype=np.uint64)
         for labels in self._touched:
@@ -150,10 +238,11 @@ class Ledger:
         return total
 
     def _owners(self, labels: np.ndarray) -> np.ndarray:
+        """Index in `slots` of the owner of each label."""
         return np.searchsorted(np.array(self.starts), labels, side="right") - 1
 
     def _frozen_divisors(self) -> list[tuple[Tensor, str]]:
-        """Divisors that a closed gate would make zero, now that every reader is known."""
+        """Labels of divisors that a closed gate would make zero, once all reading weights are known."""
         masked = np.array([slot in self.reads for slot in self.slots])
         found = []
         for labels, where in self._divisors:
@@ -164,7 +253,7 @@ class Ledger:
         return found
 
     def _spread_reads(self) -> None:
-        """What `share` recorded, now that every reader is known."""
+        """Apply the records of `share`, once all reading weights are known."""
         pairs: set[tuple[int, int]] = set()
         for a, b in self._shared:
             both = (a > 0) & (b > 0)
@@ -179,7 +268,11 @@ class Ledger:
                     self.reads.update((self.slots[i], self.slots[j]))
 
     def resolve(self) -> tuple[np.ndarray, dict[int, str]]:
-        """Connected components: the unit of every label, and the reason of every frozen unit."""
+        """Join the recorded edges into units.
+
+        Returns:
+            int64 (labels,), unit of every label; and unit -> reason for the frozen units.
+        """
         self._spread_reads()
         total = self.starts[-1]
         producing = np.zeros(total, dtype=bool)
@@ -199,9 +292,16 @@ class Ledger:
 
 
 def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Smallest label of each connected component; label 0 joins nothing.
+    """Find the connected components of a graph of labels; label 0 joins nothing.
 
     Repeated minimum over edges with pointer jumping: O(edges log labels), no Python loop over labels.
+
+    Args:
+        total: number of labels, including 0.
+        edges: pairs of int64 tensors of equal length; an edge joins the entries at one position.
+
+    Returns:
+        int64 (total,), smallest label of each label's component.
     """
     unit = np.arange(total)
     if not edges:

@@ -1,4 +1,4 @@
-"""A model may take another path in training than in evaluation: trace the one that reaches all of it."""
+"""Choose between train and eval mode: trace the mode that reaches all parameters."""
 
 from dataclasses import replace
 from typing import Any
@@ -14,13 +14,20 @@ _WORD = {True: "train()", False: "eval()"}
 
 
 def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
-    """Units of a model, before the dry run, in the mode in which more of its parameters take part.
+    """Trace a model, before the dry run, in the mode in which more of its parameters take part.
 
-    The other mode than the present one is looked at only if some took no part: a head that only training uses, a block
-    that was skipped by chance. A unit that cannot be resized in one of the modes is frozen.
+    The other mode is traced only if some parameters take no part in the present one, such as a head used in training
+    only or a block skipped at random. A unit that cannot be resized in one of the modes is frozen.
+
+    Args:
+        model: any module; traced in the mode it is in.
+        example_inputs: see `npn.tracing.trace`.
+
+    Returns:
+        The structure.
 
     Raises:
-        TraceError: the forward pass cannot be followed, or each mode uses parameters that the other does not.
+        TraceError: tracing cannot follow the forward pass, or each mode uses parameters that the other does not.
     """
     warm_up(model, example_inputs)
     present = single_trace(model, example_inputs)
@@ -28,7 +35,7 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
         return present
     mode = model.training if present.training is None else present.training
     other = None
-    if mode == model.training:  # else training has been tried
+    if mode == model.training:  # otherwise the trace in train mode has failed already
         with in_mode(model, not mode):
             warm_up(model, example_inputs)
             try:
@@ -51,11 +58,12 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
 
 
 def _some(names: set[str]) -> str:
+    """Up to three of the names, for error messages."""
     return ", ".join(sorted(names)[:3])
 
 
 def _explained(structure: Structure, where: str) -> Structure:
-    """Say of parameters that took no part that they did not, and where."""
+    """Give the parameters that take no part in the forward pass that fact as their reason."""
     unreached = set(structure.unreached)
     frozen = tuple(
         replace(entry, reason=f"it takes no part in the forward pass {where}")
@@ -67,7 +75,7 @@ def _explained(structure: Structure, where: str) -> Structure:
 
 
 def _common(structure: Structure, other: Structure, mode: str) -> Structure:
-    """Without the groups that the other mode, in which fewer parameters take part, does not have."""
+    """Freeze the groups that the other mode, in which fewer parameters take part, cannot resize."""
     groups: list[Group] = []
     frozen = list(structure.frozen)
     for group in structure.groups:
@@ -81,7 +89,7 @@ def _common(structure: Structure, other: Structure, mode: str) -> Structure:
 
 
 def _obstacle(group: Group, other: Structure) -> str | None:
-    """Why a group cannot be resized in another mode."""
+    """Why a group cannot be resized in another mode, or None."""
     for key in (slot.key for slot in group.slots):
         sizes = [g.size for g in other.groups if any(slot.key == key for slot in g.slots)]
         reasons = [f.reason for f in other.frozen if key in f.slots and f.reason not in (NOT_PRODUCED, NOT_READ)]

@@ -1,4 +1,4 @@
-"""Trace a model at other sizes: integer attributes follow for a while, nothing is allocated."""
+"""Trace a model at other sizes: integer attributes change temporarily, and no memory is allocated."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -15,7 +15,13 @@ Attribute = tuple[str, str, int]
 
 @contextlib.contextmanager
 def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[None]:
-    """Integer attributes that follow a group's size, changed for a while."""
+    """Change the integer attributes that follow a group's size inside the context.
+
+    Args:
+        model: the model.
+        structure: its structure.
+        change: group name -> units added (negative: removed).
+    """
     before = []
     for group in structure.groups:
         for path, name, each in group.attributes:
@@ -30,17 +36,39 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
 
 
 def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
-    """Trace the model as it would be after a change of sizes; nothing is allocated, the model is as before."""
+    """Trace the model at other sizes; no memory is allocated, and the model is unchanged afterwards.
+
+    Args:
+        model: the model.
+        example_inputs: see `npn.tracing.trace`.
+        structure: its structure.
+        change: group name -> units added (negative: removed).
+
+    Returns:
+        The structure at the new sizes, with names from this trace.
+
+    Raises:
+        TraceError: tracing cannot follow the forward pass at these sizes.
+    """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
         found = single_trace(model, example_inputs, resized_shapes(structure, change))
     return replace(found, training=structure.training)
 
 
 def grown(model: nn.Module, example_inputs: object, structure: Structure, more: Mapping[str, int]) -> Structure:
-    """The structure after groups gained units, with positions from a re-trace.
+    """Compute the structure after groups gain units; a re-trace gives the positions of the new units.
 
-    In every group the old units come first, then the new ones. Groups with a single unit are traced at two, since a
-    single unit leaves no variation to see; the spare one is deleted from the answer.
+    In every group the old units come first, then the new ones. A group with a single unit is traced with two, since
+    labels that do not vary cannot be followed; the spare unit is removed from the result.
+
+    Args:
+        model: the model.
+        example_inputs: see `npn.tracing.trace`.
+        structure: its structure.
+        more: group name -> units to add.
+
+    Returns:
+        The structure at the larger sizes.
 
     Raises:
         ResizeError: the re-trace does not contain the old structure.
@@ -52,7 +80,7 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
     except ResizeError as error:
         if structure.training is not None:
             raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
-        try:  # attached in the other mode, in which the model may take another path
+        try:  # the model was attached in the other mode, in which it may take another path
             other = _retraced(model, example_inputs, replace(structure, training=not model.training), change)
         except ResizeError:
             raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
@@ -66,6 +94,7 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
 
 
 def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
+    """Trace the model at other sizes and match its groups to the present ones."""
     try:
         named = match(structure, retrace(model, inputs, structure, change))
     except TraceError as error:

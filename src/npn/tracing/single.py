@@ -1,4 +1,4 @@
-"""Trace a model once, at its own or at other shapes: capture, walk, group."""
+"""Trace a model once, at its present shapes or at others: capture the graph, propagate labels, group the units."""
 
 import contextlib
 from collections.abc import Iterator, Mapping
@@ -19,15 +19,18 @@ from npn.tracing.walk import walk
 def single_trace(
     model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> Structure:
-    """Units of a model, before the dry run.
+    """Trace a model once, before the dry run.
 
     Args:
-        model: any module; untouched.
+        model: any module; unchanged afterwards.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
-        shapes: other shapes for some tensors, by name.
+        shapes: tensor name -> shape, for tensors to be traced at other shapes.
+
+    Returns:
+        The structure.
 
     Raises:
-        TraceError: the forward pass cannot be followed; names the line.
+        TraceError: tracing cannot follow the forward pass; the message names the source line.
     """
     _check_devices(model, example_inputs)
     try:
@@ -35,14 +38,14 @@ def single_trace(
     except TraceError:
         raise
     except Exception as error:
-        if model.training:  # BatchNorm wants several values per channel then, and an example may have one
+        if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
             with contextlib.suppress(Exception), evaluating(model):
                 return replace(_attempt(model, example_inputs, shapes), training=False)
         raise TraceError(_explain(error)) from error
 
 
 def _check_devices(model: nn.Module, example_inputs: Any) -> None:
-    """Inputs must lie where a parameter lies; a model on several devices may take them on any of these."""
+    """Raise unless every input lies on the device of some parameter or buffer."""
     homes = {str(tensor.device) for tensor in model_tensors(model).values()}
     inputs = {str(leaf.device) for leaf in tree_leaves(split_inputs(example_inputs)) if isinstance(leaf, Tensor)}
     strange = sorted(inputs - homes)
@@ -54,6 +57,7 @@ def _check_devices(model: nn.Module, example_inputs: Any) -> None:
 
 
 def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> Structure:
+    """Capture, walk and group in the present mode."""
     captured = capture(model, example_inputs, shapes)
     tensors = model_tensors(model)
     sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
@@ -62,13 +66,22 @@ def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
 
 
 def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Eval mode for a while; every module's own mode is put back."""
+    """Set eval mode inside the context; restore every module's own mode when it ends.
+
+    Args:
+        model: any module.
+    """
     return in_mode(model, False)
 
 
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
-    """Train or eval mode for a while (None: as it is); every module's own mode is put back."""
+    """Set train or eval mode inside the context; restore every module's own mode when it ends.
+
+    Args:
+        model: any module.
+        training: True for train mode, False for eval mode, None to leave the modes as they are.
+    """
     modes = [(module, module.training) for module in model.modules()]
     if training is not None:
         model.train(training)
@@ -80,6 +93,7 @@ def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
+    """Turn an exception of the forward pass into an error message."""
     name, line = type(error).__name__, raising_line(error)
     if "DataDependent" in name or "GuardOnDataDependent" in name:
         return (

@@ -1,4 +1,4 @@
-"""The entry to tracing: all that can have gates, each resize rehearsed."""
+"""The entry to tracing: find everything that can have gates, and rehearse every resize."""
 
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,18 +27,21 @@ def trace(
 ) -> Structure:
     """Find the units of a model that can be resized, and the branches and input columns that can have gates.
 
-    The forward pass is traced on fake tensors, then every group of units is shrunk and grown in a rehearsal; what the
-    code hard-codes is frozen, with the line that does. The model is as before.
+    The forward pass is traced on fake tensors. A dry run then shrinks and grows every group; a group whose size the
+    code hard-codes is frozen, with the source line as the reason. The model is unchanged afterwards.
 
     Args:
         model: any module.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
-        only, skip: patterns of names of groups that are kept, or left out.
-        columns: patterns of names of layers whose single input columns have gates.
-        branches: patterns of names of submodules that have a gate as a whole.
+        only, skip: patterns of the names of groups to keep, or to leave out.
+        columns: patterns of the names of layers whose single input columns get gates.
+        branches: patterns of the names of submodules that get one gate each.
+
+    Returns:
+        The structure.
 
     Raises:
-        TraceError: the forward pass cannot be followed, or the model does not work without a branch.
+        TraceError: tracing cannot follow the forward pass, or the model does not work without a branch.
         ConfigurationError: a pattern matches nothing.
     """
     structure = trace_units(model, example_inputs)
@@ -48,12 +51,28 @@ def trace(
 
 
 def trace_units(model: nn.Module, example_inputs: Any) -> Structure:
-    """Groups of units and frozen dimensions of the whole model, each group rehearsed."""
+    """Find the groups of units and the frozen dimensions of a model, and rehearse the resize of each group.
+
+    Args:
+        model: any module.
+        example_inputs: see `trace`.
+
+    Returns:
+        The structure, without branches and columns.
+    """
     return freeze_fixed_sizes(model, example_inputs, trace_modes(model, example_inputs))
 
 
 def select_groups(structure: Structure, only: Patterns, skip: Patterns) -> Structure:
-    """Leave out the groups that the patterns exclude; they count as frozen.
+    """Leave out the groups that the patterns exclude; they become frozen.
+
+    Args:
+        structure: the structure of the whole model.
+        only: patterns of the names of groups to keep; None keeps all.
+        skip: patterns of the names of groups to leave out.
+
+    Returns:
+        The structure with the remaining groups.
 
     Raises:
         ConfigurationError: a pattern matches no group.

@@ -1,4 +1,4 @@
-"""What is known of one value in the graph, and the three things that can happen to units: merge, mix, contract."""
+"""Shape and labels of each value in the graph, and the operations on them: merge, restrict, reduce, contract."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -13,13 +13,13 @@ OPAQUE = "the weight is a function that zero does not pass"
 
 @dataclass(frozen=True)
 class Value:
-    """Shape and units of one value.
+    """Shape and labels of one value in the graph.
 
     Attributes:
-        shape: of the value.
-        parts: its label tensors; an axis on which none varies has a fixed size.
-        free: uniform or random, so it takes whatever size the code asks for.
-        const: its elements, where they depend on no input and no parameter.
+        shape: shape of the value.
+        parts: its label tensors; an axis along which none varies has a fixed size.
+        free: the value is uniform or random, so it can take any size that the code requests.
+        const: its elements, if they depend on no input and no parameter; else None.
     """
 
     shape: tuple[int, ...]
@@ -29,26 +29,30 @@ class Value:
 
     @property
     def weight(self) -> bool:
-        """Made of parameters alone."""
+        """Whether the value is made of parameters alone."""
         return bool(self.parts) and all(part.weight for part in self.parts)
 
     @property
     def table(self) -> bool:
-        """Made of buffers and constants alone."""
+        """Whether the value is made of buffers and constants alone."""
         return all(part.table for part in self.parts)
 
     @property
     def neutral(self) -> bool:
-        """Depends on no input and no parameter."""
+        """Whether the value depends on no input and no parameter."""
         return self.free or self.const is not None
 
     @property
     def nothing(self) -> bool:
-        """Zero everywhere."""
+        """Whether the value is zero everywhere."""
         return self.const is not None and not bool(self.const.any())
 
     def fixed(self, axis: int) -> bool:
-        """Whether the size along this axis is given, not a number of units."""
+        """Whether the size along an axis is fixed, not a number of units.
+
+        Args:
+            axis: the axis.
+        """
         if self.free or self.shape[axis] <= 1:
             return False
         if self.const is not None:
@@ -56,18 +60,36 @@ class Value:
         return not any(axis in part.axes for part in self.parts)
 
     def viewed(self, shape: Sequence[int]) -> "Value":
-        """The same elements with size-1 axes added or removed."""
+        """Add or remove axes of size 1.
+
+        Args:
+            shape: the new shape.
+        """
         parts = tuple(replace(part, labels=part.labels.reshape(tuple(shape))) for part in self.parts)
         const = None if self.const is None else self.const.reshape(tuple(shape))
         return Value(tuple(shape), parts, self.free, const)
 
     def aligned(self, rank: int) -> "Value":
-        """Size-1 axes in front, as broadcasting adds them."""
+        """Prepend axes of size 1, as broadcasting does.
+
+        Args:
+            rank: number of axes of the result, if larger than the present one.
+        """
         return self.viewed((1,) * (rank - len(self.shape)) + self.shape) if rank > len(self.shape) else self
 
 
 def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Part:
-    """Units cannot come and go along `axes`: join them there, or freeze them if nothing else tells them apart."""
+    """Forbid resizing along some axes: unite labels along them, freeze labels that vary along no other axis.
+
+    Args:
+        ledger: records the united and frozen labels.
+        part: one label tensor.
+        axes: axes along which units cannot be added or removed.
+        reason: reason for frozen units.
+
+    Returns:
+        The part, with labels constant along these axes unless it is frozen.
+    """
     hit = sorted(part.axes & set(axes))
     if not hit:
         return part
@@ -79,11 +101,18 @@ def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Pa
 
 
 def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, zero: str = "never") -> Value:
-    """Elementwise op with broadcasting: what meets in one element is one unit.
+    """Elementwise op with broadcasting: units that meet in one element become one unit.
 
     Args:
-        zero: when the result is zero, so that a weight made like this can be masked through its parameters: where
-            "any" operand is (product), where "all" are (sum), or "never".
+        ledger: records the united and frozen labels.
+        values: the operands.
+        shape: shape of the result.
+        where: op and source line, for reasons.
+        zero: when the result is zero, so that a weight made in this way can be masked through its parameters: where
+            "any" operand is (product), where "all" operands are (sum), or "never".
+
+    Returns:
+        The result.
     """
     rank = len(shape)
     operands = [value.aligned(rank) for value in values]
@@ -108,7 +137,7 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
                 sources, other = merged[i]
                 if part.table != other.table and (part.axes < other.axes or other.axes < part.axes):
                     small, large = (part, other) if part.axes < other.axes else (other, part)
-                    if small.table:  # one table for several units: they are none of its business
+                    if small.table:  # one table serves several units, so it cannot be resized with them
                         ledger.freeze(small.labels, f"one table serves several units at {where}")
                         large = restrict(ledger, large, small.axes, f"combined with a table of fixed size at {where}")
                         merged[i] = (sources | {source}, large)
@@ -134,7 +163,7 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
 
 
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
-    """Units that meet zero padding stay: how much is padded is a number in the code."""
+    """Freeze units that are added to zero padding, since the amount of padding is a number in the code."""
     a, b = squeeze_constant(a), squeeze_constant(b)
     for labels, other in ((a, b), (b, a)):
         if not bool(other.all()):
@@ -145,10 +174,18 @@ def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
 def reduce(
     ledger: Ledger, value: Value, axes: Sequence[int], keepdim: bool, reason: str, linear: bool = False
 ) -> Value:
-    """Sum, mean, norm, ... over `axes`: units that vary there become one.
+    """Sum, mean, norm, ... over `axes`: units that vary along these axes become one unit.
 
     Args:
-        linear: zeroed columns of a weight do not count in the result (sum, norm).
+        ledger: records the united and frozen labels.
+        value: the operand.
+        axes: the reduced axes.
+        keepdim: whether the reduced axes stay with size 1.
+        reason: reason for frozen units.
+        linear: whether zeroed columns of a weight leave the result unchanged (sum, norm).
+
+    Returns:
+        The result.
     """
     parts = []
     for part in value.parts:
@@ -171,11 +208,16 @@ def reduce(
 
 
 def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str) -> Value:
-    """Sum over `axes` of a product: a weight reads the units of the data and produces its own.
+    """Sum of products over `axes`: a weight reads the units of the data and produces its own units.
 
     Args:
-        a, b: values viewed in the space of the product (size 1 where one of them does not vary).
-        axes: the contracted axes, removed from the result.
+        ledger: records the united and frozen labels.
+        a, b: the operands, viewed in the space of the product (size 1 where one of them does not vary).
+        axes: the contracted axes, which are removed from the result.
+        where: op and source line, for reasons.
+
+    Returns:
+        The result.
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     if a.weight != b.weight:
@@ -191,7 +233,7 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
 
 
 def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str) -> tuple[Value, Value]:
-    """Unite the units of the data with the columns that read them; what is left are rows and passed-on units."""
+    """Unite the data's units with the columns that read them; return the data's other units and the weight's rows."""
     columns = [part for part in weight.parts if part.axes & axes]
     read = [part for part in data.parts if part.axes & axes]
     rows: list[Part] = []
@@ -205,7 +247,7 @@ def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str
         ledger.mark(part.labels, ledger.produces)
     for i, part in enumerate(columns):
         if i >= len(read) and data.neutral and not any(data.fixed(a) for a in axes):
-            continue  # zeros, as in the first state of a recurrent layer, follow the width
+            continue  # zeros, such as the initial state of a recurrent layer, follow the width
         if i >= len(read) or part.opaque:
             reason = OPAQUE if part.opaque else "it reads an input of fixed size"
             ledger.freeze(part.labels, f"{reason} at {where}")

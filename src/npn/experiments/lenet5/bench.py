@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from npn.experiments import figures, lenet5
-from npn.experiments.campaign import Train, finished, planned, run_name
-from npn.experiments.options import Options
-from npn.experiments.report import command_line, common, made_by, markdown_table, percent, spread
-from npn.experiments.rundir import write_json
+from npn.experiments.engine.campaign import Train, finished, planned, run_name
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.rundir import write_json
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.report import figures
+from npn.experiments.report.tables import command_line, common, made_by, markdown_table, percent, spread
 
 Result = Mapping[str, Any]
 

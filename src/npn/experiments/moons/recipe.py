@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 import npn
-from npn.experiments import figures
-from npn.experiments.data import Split, moons
-from npn.experiments.options import Options, cost_term, in_full, stage_lengths
-from npn.experiments.recipe import Experiment, Outcome, Recipe
-from npn.experiments.report import percent
+from npn.experiments.data.splits import Split, moons
+from npn.experiments.engine.options import Options, cost_term, in_full, stage_lengths
+from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
+from npn.experiments.report import figures
+from npn.experiments.report.tables import percent
 from npn.tracing.single import evaluating
 
 FULL = (100, 80)  # features and hidden units that sparsify starts with, and the most that expand may reach

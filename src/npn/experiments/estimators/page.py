@@ -6,9 +6,9 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from npn.experiments import figures
-from npn.experiments.report import made_by, markdown_table, percent
-from npn.experiments.rundir import write_json
+from npn.experiments.engine.rundir import write_json
+from npn.experiments.report import figures
+from npn.experiments.report.tables import made_by, markdown_table, percent
 
 Summary = Mapping[str, Any]
 MARKERS = {"equal epochs": "o", "equal time": "^"}

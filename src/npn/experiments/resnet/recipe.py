@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments import execution, figures
-from npn.experiments.augment import crop_and_flip
-from npn.experiments.cifar import SOURCES, cifar, normalised, statistics
-from npn.experiments.options import Options, ResNetOptions, cost_term, in_full, stage_lengths
-from npn.experiments.recipe import Experiment, Outcome, Recipe, Row
-from npn.experiments.report import markdown_table, percent
-from npn.experiments.resnet import WIDTHS, Block, ResNet, scaled
+from npn.experiments.data.augment import crop_and_flip
+from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
+from npn.experiments.engine import execution
+from npn.experiments.engine.options import Options, ResNetOptions, cost_term, in_full, stage_lengths
+from npn.experiments.engine.recipe import Experiment, Outcome, Recipe, Row
+from npn.experiments.report import figures
+from npn.experiments.report.tables import markdown_table, percent
+from npn.experiments.resnet.model import WIDTHS, Block, ResNet, scaled
 
 STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs

@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from npn.errors import ConfigurationError
-from npn.experiments.options import Options, in_one_stage
-from npn.experiments.recipe import Experiment
-from npn.experiments.rundir import RunDirectory
+from npn.experiments.engine.options import Options, in_one_stage
+from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.rundir import RunDirectory
 
 Train = Callable[[Experiment, Options, Path, bool], object]  # the last: resume
 

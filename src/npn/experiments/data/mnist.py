@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.experiments.data import Data, Split, download
+from npn.experiments.data.splits import Data, Split, download
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 SHA256 = {

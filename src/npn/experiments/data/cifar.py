@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.experiments.data import Data, Split, download, split_off
+from npn.experiments.data.splits import Data, Split, download, split_off
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 PIXELS = 3 * 32 * 32

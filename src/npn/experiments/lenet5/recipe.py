@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import npn
-from npn.experiments import figures
-from npn.experiments.mnist import mnist
-from npn.experiments.options import Options, cost_term, in_full, stage_lengths
-from npn.experiments.recipe import Experiment, Outcome, Recipe
-from npn.experiments.report import markdown_table, percent
+from npn.experiments.data.mnist import mnist
+from npn.experiments.engine.options import Options, cost_term, in_full, stage_lengths
+from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
+from npn.experiments.report import figures
+from npn.experiments.report.tables import markdown_table, percent
 
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
 SMALL = (3, 3, 3)

@@ -13,15 +13,15 @@ from torch.nn import functional as F
 
 import npn
 from npn import distributed
-from npn.experiments import processes
-from npn.experiments.data import Data, Split
-from npn.experiments.execution import threads
-from npn.experiments.observers import Observer, Observers
-from npn.experiments.options import Options
-from npn.experiments.recipe import Experiment, Outcome, Recipe, Row
-from npn.experiments.report import command_line, machine, versions
-from npn.experiments.rundir import RunDirectory
-from npn.experiments.stopping import Deadline, Interrupted, OutOfTime, stop_signal
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import processes
+from npn.experiments.engine.execution import threads
+from npn.experiments.engine.observers import Observer, Observers
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Experiment, Outcome, Recipe, Row
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Deadline, Interrupted, OutOfTime, stop_signal
+from npn.experiments.report.tables import command_line, machine, versions
 from npn.integrations.tensorboard import keep_histogram
 from npn.tracing.single import evaluating
 

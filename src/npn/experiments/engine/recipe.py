@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import npn
-from npn.experiments.data import Data
-from npn.experiments.options import Options
+from npn.experiments.data.splits import Data
+from npn.experiments.engine.options import Options
 
 Row = dict[str, Any]
 

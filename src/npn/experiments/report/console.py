@@ -7,7 +7,7 @@ from typing import Any, Self, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from npn.experiments.report import percent
+from npn.experiments.report.tables import percent
 
 
 @final

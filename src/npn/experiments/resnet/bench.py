@@ -7,12 +7,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from npn.experiments import figures, resnet56
-from npn.experiments.campaign import Train, finished, planned, run_name
-from npn.experiments.frontier import points
-from npn.experiments.options import ResNetOptions
-from npn.experiments.report import command_line, common, made_by, markdown_table, percent
-from npn.experiments.rundir import RunDirectory, write_json
+from npn.experiments.engine.campaign import Train, finished, planned, run_name
+from npn.experiments.engine.options import ResNetOptions
+from npn.experiments.engine.rundir import RunDirectory, write_json
+from npn.experiments.lenet5.bench import points
+from npn.experiments.report import figures
+from npn.experiments.report.tables import command_line, common, made_by, markdown_table, percent
+from npn.experiments.resnet import recipe as resnet56
 
 LABELS = {
     "dense": "full net",

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments import estimators_page, gradients, lenet5
-from npn.experiments.campaign import Train, finished
-from npn.experiments.gradients import ESTIMATORS, UNBIASED, Quality
-from npn.experiments.options import Options, stage_lengths
-from npn.experiments.recipe import Recipe
-from npn.experiments.report import command_line, machine, spread, versions
-from npn.experiments.rundir import RunDirectory, write_json
-from npn.experiments.runner import shuffled
+from npn.experiments.engine.campaign import Train, finished
+from npn.experiments.engine.options import Options, stage_lengths
+from npn.experiments.engine.recipe import Recipe
+from npn.experiments.engine.rundir import RunDirectory, write_json
+from npn.experiments.engine.runner import shuffled
+from npn.experiments.estimators import gradients
+from npn.experiments.estimators import page as estimators_page
+from npn.experiments.estimators.gradients import ESTIMATORS, UNBIASED, Quality
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.report.tables import command_line, machine, spread, versions
 
 Row = dict[str, Any]
 

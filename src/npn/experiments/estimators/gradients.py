@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
-from npn.experiments.timing import interleaved
+from npn.experiments.engine.timing import interleaved
 
 UNBIASED = ("arm", "disarm", "rloo", "double_cv")
 ESTIMATORS = (*UNBIASED, "straight_through", "reinmax")

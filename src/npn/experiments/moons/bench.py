@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from npn.experiments import figures
-from npn.experiments.moons import boundaries
-from npn.experiments.recipe import Outcome
-from npn.experiments.report import command_line, percent, ratio, seeds_table, summarise, versions
-from npn.experiments.rundir import write_json
+from npn.experiments.engine.recipe import Outcome
+from npn.experiments.engine.rundir import write_json
+from npn.experiments.moons.recipe import boundaries
+from npn.experiments.report import figures
+from npn.experiments.report.tables import command_line, percent, ratio, seeds_table, summarise, versions
 
 Outcomes = Mapping[str, Sequence[Outcome]]  # mode -> one per seed
 PAPER = {"sparsify": {"params": 3234, "accuracy": 0.990}, "expand": {"params": 3300, "accuracy": 0.996}}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from npn.errors import CheckpointError, ConfigurationError
-from npn.experiments.options import Options
+from npn.experiments.engine.options import Options
 
 
 @final

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from npn.cli_model import found, make_model, parse_input
+from npn.cli.model import found, make_model, parse_input
 from npn.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -3,32 +3,23 @@
 import contextlib
 import math
 import os
-import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-EXTRAS = ("typer", "rich", "matplotlib", "sklearn", "pooch")  # what the `cli` extra installs
-_missing = [name for name in EXTRAS if find_spec(name) is None]
-if _missing:
-    sys.exit(
-        f"the npn command needs {', '.join(_missing)}, not installed here; install it with: pip install 'npn[cli]'"
-    )
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
 
-import typer  # noqa: E402 - only once it is known to be there
-from rich.console import Console  # noqa: E402
-from typer.core import TyperGroup  # noqa: E402
-
-from npn.cli_model import register as register_model_commands  # noqa: E402
-from npn.cli_options import Launch, spelled_out  # noqa: E402
-from npn.cli_prune import register as register_prune  # noqa: E402
-from npn.errors import ConfigurationError, PlasticityError  # noqa: E402
-from npn.experiments.options import Options, ResNetOptions  # noqa: E402
-from npn.experiments.rundir import RunDirectory, make_folder  # noqa: E402
+from npn.cli.model import register as register_model_commands
+from npn.cli.options import Launch, spelled_out
+from npn.cli.prune import register as register_prune
+from npn.errors import ConfigurationError, PlasticityError
+from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.rundir import RunDirectory, make_folder
 
 if TYPE_CHECKING:
-    from npn.experiments.recipe import Experiment, Outcome
+    from npn.experiments.engine.recipe import Experiment, Outcome
 
 INTERRUPTED = 130  # what shells expect of a program that SIGINT has ended
 
@@ -84,7 +75,7 @@ def main(
 @spelled_out(without=["data"])
 def run_moons(options: Options, launch: Launch) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
-    from npn.experiments.moons import EXPERIMENT
+    from npn.experiments.moons.recipe import EXPERIMENT
 
     _run(EXPERIMENT, options, launch)
 
@@ -97,7 +88,7 @@ def run_lenet5(
     preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
-    from npn.experiments.lenet5 import EXPERIMENT, PAPER_STAGES, STAGES
+    from npn.experiments.lenet5.recipe import EXPERIMENT, PAPER_STAGES, STAGES
 
     if preset not in (None, "paper"):
         raise ConfigurationError(f'preset must be "paper", got {preset!r}')
@@ -117,7 +108,7 @@ def run_lenet5(
 @spelled_out()
 def run_resnet56(options: ResNetOptions, launch: Launch) -> None:
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
-    from npn.experiments.resnet56 import EXPERIMENT
+    from npn.experiments.resnet.recipe import EXPERIMENT
 
     _run(EXPERIMENT, options, launch)
 
@@ -125,7 +116,7 @@ def run_resnet56(options: ResNetOptions, launch: Launch) -> None:
 @bench_app.callback()
 def bench() -> None:
     """Run an experiment over several seeds and write its table."""
-    from npn.experiments.processes import launched
+    from npn.experiments.engine.processes import launched
 
     if launched() > 1:
         raise ConfigurationError(f"npn bench runs on one process, got {launched()}; under torchrun use npn run")
@@ -140,8 +131,9 @@ def bench_moons(
     runs: Annotated[Path, typer.Option(help="Folder for the single runs.")] = Path("runs/bench-moons"),
 ) -> None:
     """Both modes of the two moons over several seeds, beside the paper's numbers."""
-    from npn.experiments import bench, moons
-    from npn.experiments.report import command_line, parse_seeds
+    from npn.experiments.moons import bench
+    from npn.experiments.moons import recipe as moons
+    from npn.experiments.report.tables import command_line, parse_seeds
 
     make_folder(out.parent)
     outcomes: dict[str, list[Outcome]] = {}
@@ -168,8 +160,8 @@ def bench_lenet5(
     ),
 ) -> None:
     """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
-    from npn.experiments import frontier
-    from npn.experiments.report import parse_seeds
+    from npn.experiments.lenet5 import bench as frontier
+    from npn.experiments.report.tables import parse_seeds
 
     sizes = _sizes(budgets) if budgets else None
     make_folder(out.parent)
@@ -190,8 +182,8 @@ def bench_resnet56(
     ),
 ) -> None:
     """ResNets on CIFAR over modes and seeds: accuracy against MACs, shrunk and grown beside plain nets."""
-    from npn.experiments import resnet_bench
-    from npn.experiments.report import parse_seeds
+    from npn.experiments.report.tables import parse_seeds
+    from npn.experiments.resnet import bench as resnet_bench
 
     make_folder(out.parent)
     files = resnet_bench.bench(out, runs, options, parse_seeds(seeds), _listed(modes), _sizes(budgets), _train_in)
@@ -217,9 +209,9 @@ def bench_estimators(
     ),
 ) -> None:
     """All gradient estimators on LeNet-5: bias, variance and time of a gradient, and what the networks come to."""
-    from npn.experiments import estimators as bench
-    from npn.experiments.gradients import ESTIMATORS
-    from npn.experiments.report import parse_seeds
+    from npn.experiments.estimators import bench
+    from npn.experiments.estimators.gradients import ESTIMATORS
+    from npn.experiments.report.tables import parse_seeds
 
     names = _listed(estimators) if estimators else ESTIMATORS
     make_folder(out.parent)
@@ -261,7 +253,7 @@ def _sizes(budgets: str) -> list[float]:
 
 def _run(experiment: "Experiment", options: Options, launch: Launch) -> None:
     """One `npn run`: start or resume, then say what came out and where it is."""
-    from npn.experiments import processes
+    from npn.experiments.engine import processes
 
     out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
     launch, directory = replace(launch, out=out), RunDirectory(out)
@@ -302,10 +294,10 @@ def _resumes(directory: RunDirectory, launch: Launch) -> bool | None:
 def _train(experiment: "Experiment", options: Options, launch: Launch, go_on: str) -> "Outcome":
     """Run an experiment with a progress display; `go_on` is what to do if it is stopped."""
     import npn
-    from npn.experiments import runner
-    from npn.experiments.console import ProgressDisplay
-    from npn.experiments.observers import Observer, Observers
-    from npn.experiments.stopping import Interrupted, OutOfTime
+    from npn.experiments.engine import runner
+    from npn.experiments.engine.observers import Observer, Observers
+    from npn.experiments.engine.stopping import Interrupted, OutOfTime
+    from npn.experiments.report.console import ProgressDisplay
 
     assert launch.out is not None
     directory, resume, minutes = RunDirectory(launch.out), launch.resume, launch.stop_after
@@ -314,7 +306,7 @@ def _train(experiment: "Experiment", options: Options, launch: Launch, go_on: st
             display = ProgressDisplay(console, f"{experiment.name} {launch.out.name}")
             observers: list[Observer] = [stack.enter_context(display)]
             if launch.tensorboard and not console.quiet:
-                from npn.experiments.board import Board
+                from npn.experiments.report.board import Board
 
                 done = npn.read_extra(directory.checkpoint_file)["rows"] if resume else 0
                 observers.append(stack.enter_context(contextlib.closing(Board(launch.out / "tensorboard", done))))
@@ -329,7 +321,7 @@ def _train(experiment: "Experiment", options: Options, launch: Launch, go_on: st
 
 def _train_in(experiment: "Experiment", options: Options, path: Path, resume: bool) -> "Outcome":
     """A bench's run: what the bench finds in its folder when started again is not made again."""
-    from npn.experiments.report import command_line
+    from npn.experiments.report.tables import command_line
 
     return _train(experiment, options, Launch(path, resume), f"Go on with the same command: {command_line()}")
 

@@ -1,0 +1,1 @@
+"""Trains any recipe: settings, folders of runs, interruption and resuming, several processes, benches."""

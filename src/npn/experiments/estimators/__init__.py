@@ -1,0 +1,1 @@
+"""A comparison of the gradient estimators on LeNet-5."""

@@ -1,0 +1,1 @@
+"""LeNet-5 on MNIST (the paper, section VI-B)."""

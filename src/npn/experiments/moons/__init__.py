@@ -1,0 +1,1 @@
+"""The two moons (the paper, section VI-A)."""

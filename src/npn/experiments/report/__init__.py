@@ -1,0 +1,1 @@
+"""Tables, figures, progress displays, and the record of where a result was made."""

@@ -1,0 +1,1 @@
+"""Residual networks on CIFAR (the paper, section VI-C)."""
