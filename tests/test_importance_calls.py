@@ -94,6 +94,18 @@ def test_under_no_grad_and_inference_mode() -> None:
             assert torch.isfinite(npn.importance(plastic, "magnitude", per="macs")["0"]).all()
 
 
+def test_gradients_that_the_loss_takes_itself_do_not_count() -> None:
+    _, plastic, batches = CASES["mlp"].build()
+
+    def loss(model: nn.Module, batch: Any) -> Tensor:
+        value = cross_entropy(model, batch)
+        torch.autograd.grad(value, list(model.parameters()), retain_graph=True)
+        return value
+
+    found, expected = (npn.importance(plastic, "taylor", batches, f)["0"] for f in (loss, cross_entropy))
+    assert torch.equal(found, expected)
+
+
 # -- errors
 
 

@@ -34,13 +34,14 @@ def prune(
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
 ) -> nn.Module:
-    """Shrink a trained model to a size in one shot: no gates are trained, and no weights.
+    """Shrink a trained model to a size in one shot; neither gates nor weights are trained.
 
-    Units close in the order of importance per marginal cost, which is what the network as it then is would save; that
-    is computed anew as units close. The most important unit of every group stays. The result costs at most the target
-    and comes within 2% of it, or as near as whole units allow. It wants fine-tuning.
+    Units are closed in the order of importance per marginal cost: what the network would save at that moment if the
+    unit alone were closed. The most important unit of every group is kept. The result is within 2% of the target, at
+    most the target if whole units allow it; if units are too coarse for that, it is below the target. Fine-tune it
+    afterwards.
 
-    The passed model is untouched: a copy is scored and shrunk, so there is memory for three models at most.
+    The model itself is unchanged: a copy is scored, and the result is another one.
 
     Args:
         model: any module whose forward pass can be traced, in the mode in which it is to be scored.

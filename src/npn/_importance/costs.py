@@ -36,7 +36,6 @@ def value_and_slope(cost: Callable[[Tensor], Tensor], mask: Tensor) -> tuple[flo
     return value.item(), slope
 
 
-def marginal_cost(plastic: Plasticity, kind: str) -> Callable[[Tensor], Tensor]:
-    """From a mask to what each unit adds to the cost there, the others as in the mask."""
-    cost = cost_function(plastic, kind)
-    return lambda mask: value_and_slope(cost, mask)[1]
+def marginal_cost(plastic: Plasticity, kind: str, mask: Tensor) -> Tensor:
+    """What each unit adds to the cost at a mask, float64 (gates,) on the CPU, the other units as in the mask."""
+    return value_and_slope(cost_function(plastic, kind), mask)[1]

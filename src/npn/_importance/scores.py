@@ -88,7 +88,7 @@ def importance(
         by_weights = group_norms if criterion == "magnitude" else batchnorm_scales
         scores = by_weights(plastic.model, plastic.structure)
     if per != "unit":
-        scores = per_cost(scores, marginal_cost(plastic, per)(mask))
+        scores = per_cost(scores, marginal_cost(plastic, per, mask))
     pieces = scores.to(mask.device, torch.float32).split([group.size for group in plastic.groups])
     return {group.name: piece for group, piece in zip(plastic.groups, pieces, strict=True)}
 
