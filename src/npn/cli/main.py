@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from npn.cli.model import register as register_model_commands
 from npn.cli.options import Launch, spelled_out
+from npn.cli.prune import register as register_prune
 from npn.errors import ConfigurationError, PlasticityError
 from npn.experiments.engine.options import Options, ResNetOptions
 from npn.experiments.engine.rundir import RunDirectory, make_folder
@@ -49,6 +50,7 @@ bench_app = typer.Typer(help="Run an experiment over several seeds and write its
 app.add_typer(run_app, name="run")
 app.add_typer(bench_app, name="bench")
 register_model_commands(app)
+register_prune(app)
 console = Console(quiet=os.environ.get("RANK", "0") != "0")  # of torchrun's processes the first one talks
 
 

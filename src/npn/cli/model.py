@@ -57,6 +57,20 @@ def make_model(factory: str) -> "nn.Module":
     """
     from torch import nn
 
+    made = found(factory)
+    if not isinstance(made, nn.Module) and callable(made):
+        made = made()
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def found(factory: str) -> Any:
+    """What `package.module:name` names.
+
+    Raises:
+        ConfigurationError: it cannot be found.
+    """
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
         raise ConfigurationError(f"expected MODULE:FACTORY, for example my_package.models:resnet20, got {factory!r}")
@@ -69,10 +83,6 @@ def make_model(factory: str) -> "nn.Module":
         raise ConfigurationError(f"cannot find {factory!r}: {error}; it is looked up from {os.getcwd()}") from error
     finally:
         sys.path.remove(os.getcwd())
-    if not isinstance(made, nn.Module) and callable(made):
-        made = made()
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
     return made
 
 

@@ -123,7 +123,8 @@ class CostModel:
         Args:
             kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch the
                 weights that its gate multiplies).
-            probability: (units,), keep probabilities of all gates in order; effective ones for columns.
+            probability: (units,), keep probabilities of all gates in order; effective ones for columns. For float64 on
+                the CPU the cost is computed in float64.
             weights: group name -> factor, for "layerwise".
 
         Returns:
@@ -134,11 +135,13 @@ class CostModel:
         """
         of_group = self.of_group
         sums = probability.new_zeros(len(self.gated)).index_add(0, of_group, probability)
+        exact = sums.dtype == torch.float64 and sums.device.type == "cpu"
+        tables = self._exact if exact else self._device_copy
         with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
             if self.branches is None:
-                return self._cost(kind, self._device_copy, probability, sums, of_group, weights)
+                return self._cost(kind, tables, probability, sums, of_group, weights)
             present = probability[self._first : self._first + self.branches.size]
-            return self._cost(kind, self._device_copy, probability, sums, of_group, weights, present)
+            return self._cost(kind, tables, probability, sums, of_group, weights, present)
 
     def _cost(
         self,

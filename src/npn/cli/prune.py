@@ -1,0 +1,107 @@
+"""`npn prune`: shrink a trained model to a size in one shot, and write what is left."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from npn.cli.model import found, make_model, parse_input
+from npn.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from npn.plasticity import Plasticity
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the `npn` command line."""
+    app.command("prune")(prune)
+
+
+def prune(
+    factory: Annotated[
+        str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the trained model: package.module:name.")
+    ],
+    input: Annotated[
+        list[str],
+        typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),
+    ],
+    target: Annotated[float, typer.Option(help="Size to reach; up to 1: a share of the present one.")],
+    cost: Annotated[str, typer.Option(help="What the target is about: macs or params.")] = "macs",
+    criterion: Annotated[
+        str, typer.Option(help="magnitude, bn_scale or random; with --batches also taylor or fisher.")
+    ] = "magnitude",
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FACTORY", help="What makes the pair (batches, loss), where loss(model, batch) is a scalar."
+        ),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Pattern of group names that may lose units.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave as they are.")] = None,
+    format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
+    out: Annotated[Path | None, typer.Option(help="File to write. [default: pruned.FORMAT]")] = None,
+) -> None:
+    """Close the least important units of a trained model down to a size, without training, and write what is left."""
+    from npn._prune import closed_to_target
+    from npn.export import check_format, write_model
+
+    check_format(format)
+    data, loss = (None, None) if batches is None else make_batches(batches)
+    example = tuple(parse_input(text) for text in input)
+    plastic = closed_to_target(
+        make_model(factory), example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
+        only=only, skip=skip,
+    )  # fmt: skip
+    small = plastic.export()
+    show(Console(), factory, plastic, small, example)
+    path = write_model(small, example, out or Path(f"pruned.{format}"), format)
+    typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
+
+
+def make_batches(factory: str) -> tuple[Any, Any]:
+    """The pair (batches, loss) that `package.module:name` makes; `name` is called unless it is a pair already.
+
+    Raises:
+        ConfigurationError: it cannot be found, or makes something else.
+    """
+    made = found(factory)
+    if callable(made):
+        made = made()
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ConfigurationError(
+            f"{factory} is a {type(made).__name__}, expected a pair (batches, loss) with loss(model, batch) -> scalar"
+        )
+    return made
+
+
+def show(console: Console, title: str, plastic: "Plasticity", small: Any, example: Any) -> None:
+    """A table: what each group had before, and what it has now."""
+    import torch
+
+    from npn.counting import count_macs, count_params
+    from npn.gates.costing import CostModel
+
+    costs = CostModel(plastic.model, plastic.structure, [g.name for g in plastic.groups], torch.device("cpu"))
+
+    def carried(kind: str, name: str, sizes: Mapping[str, int]) -> float:
+        return costs.at(kind, sizes) - costs.at(kind, {**sizes, name: 0})
+
+    before, after = {group.name: group.size for group in plastic.groups}, plastic.sizes()
+    table = Table(title=title, title_justify="left")
+    for column in ("group", "units", "parameters", "MACs"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for name in before:
+        weights = (_change(carried(kind, name, before), carried(kind, name, after)) for kind in ("params", "macs"))
+        table.add_row(name, _change(before[name], after[name]), *weights)
+    params = _change(count_params(plastic.model), count_params(small))
+    macs = _change(count_macs(plastic.model, example), count_macs(small, example))
+    table.add_section()
+    table.add_row("whole model", "", params, macs)
+    console.print(table)
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:,.0f} -> {after:,.0f}" if round(before) != round(after) else f"{before:,.0f}"
