@@ -4,7 +4,6 @@ import copy
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,23 +11,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn import optimizers as checks
-from npn import surgery
+from npn import resizing, surgery
 from npn._utils.collectives import assert_same, broadcast
+from npn._utils.inputs import moved
 from npn._utils.validation import whole_number
 from npn.counting import count_params
-from npn.errors import ConfigurationError, ResizeError
+from npn.errors import ConfigurationError
 from npn.functional import GateFunction
 from npn.functional.table import ESTIMATORS
 from npn.gates import CLOSED, OPEN, Gates, Priced, Pricing, UnitGroup
 from npn.masking import MaskedCall, MaskedWeights
-from npn.masking.calls import detached_leftovers
-from npn.masking.table import MaskTable
-from npn.modules import full_length, materialize_selects
+from npn.modules import materialize_selects
 from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
-from npn.tracing import grown, shrunk
 
 
 class Follower(Protocol):
@@ -94,6 +91,7 @@ class Plasticity:
         self.last_checkpoint: str | None = None
         self._pricing = Pricing(model, structure, self.gates)
         self._params_at_attach = count_params(model)
+        self._dtype_at_attach = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self._call = MaskedCall(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
@@ -356,18 +354,11 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
-        for group in self.groups:
-            group.gate.clear_reopened()
-        gone = {group: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
-        removed = {group.name: group.in_sets(units) for group, units in gone.items()}
-        removed = {name: units for name, units in removed.items() if units}
+        removed = resizing.units_to_remove(self.gates, below)
         assert_same("what compact removes", removed)
-        return self._resize(surgery.plan_removal(self.structure, removed, partial(self._shrunk, self.model)))
-
-    def _shrunk(self, model: nn.Module, structure: Structure, fewer: Mapping[str, int]) -> Structure:
-        """Where the units are once some have gone, for groups that change in sets."""
-        with self.masked_weights.step(), full_length(model):
-            return shrunk(model, self.example_inputs, structure, fewer)
+        return self._resize(
+            resizing.removal(self.model, self.structure, removed, self.masked_weights, self._example_inputs())
+        )
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
@@ -393,9 +384,9 @@ class Plasticity:
         assert_same("what grow adds", wanted)
         if not wanted:
             return self._resize(surgery.plan_removal(self.structure, {}))
-        with self.masked_weights.step(), full_length(self.model):
-            larger = grown(self._model, self.example_inputs, self.structure, wanted)
-        report = self._resize(surgery.plan_growth(self.structure, larger))
+        report = self._resize(
+            resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._example_inputs())
+        )
         broadcast(self.weights())  # each process has drawn different new rows
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
@@ -403,20 +394,18 @@ class Plasticity:
         return report
 
     def _resize(self, plan: surgery.Plan) -> ResizeReport:
-        """Apply a plan to the model, its gates and the tracked optimizers."""
-        before = count_params(self.model)
-        if not plan.units:
-            return surgery.report(plan, before, before)
-        if torch.is_inference_mode_enabled():
-            raise ResizeError(
-                "a resize inside torch.inference_mode() would make parameters that cannot be trained; call it outside"
-            )
-        names = self._parameter_names()
-        checks.check_optimizers(self.optimizers, names, self.gates)
-        checks.check_untracked(self.optimizers, names)
-        surgery.apply_plan(self.model, plan, self.optimizers, self.gates.extras())
-        self.restructure(plan.after)
-        return surgery.report(plan, before, count_params(self.model))
+        """Carry out a plan, and tell everything that knows the structure."""
+        report = resizing.resize(self.model, plan, self.optimizers, self.gates)
+        if report:
+            self.restructure(plan.after)
+        return report
+
+    def _example_inputs(self) -> Any:
+        """The example inputs where the model is now, in its dtype."""
+        weight = next((p for p in self._model.parameters() if p.is_floating_point()), None)
+        if weight is None:
+            return self.example_inputs
+        return moved(self.example_inputs, weight.device, (self._dtype_at_attach, weight.dtype))
 
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of a model that has been resized, and notify the followers.
@@ -438,26 +427,9 @@ class Plasticity:
 
     def export(self) -> nn.Module:
         """Make a plain copy of the model, without its closed units and without any dependence on npn."""
-        memo = {id(self.gates): None, id(self.masked_weights): None}
-        clone = copy.deepcopy(self.model, memo | detached_leftovers(self.model))
-        self._call.unregister(clone)
-        closed = self.gates.closed()
-        removed = {group.name: group.in_sets(closed[group.name]) for group in self.groups}
-        if removed != closed:  # of incomplete sets the closed units stay, and nothing reads them
-            self._zero_readers(clone)
-        surgery.apply_plan(clone, surgery.plan_removal(self.structure, removed, partial(self._shrunk, clone)))
-        materialize_selects(clone)
-        return clone
-
-    def _zero_readers(self, model: nn.Module) -> None:
-        """Make the deterministic mask part of the weights of a copy of the model."""
-        mask = self.gates.deterministic_mask()
-        assert mask is not None
-        table = MaskTable(model, self.structure)
-        with torch.no_grad():
-            for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):
-                for factor in factors:
-                    parameter.mul_(factor)
+        return resizing.plain_copy(
+            self.model, self.structure, self.gates, self.masked_weights, self._call, self._example_inputs()
+        )
 
     def detach(self) -> nn.Module:
         """Remove the gates and return the model, with its closed units still present."""

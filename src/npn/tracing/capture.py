@@ -336,9 +336,9 @@ def _hook_boxes(model: nn.Module) -> list[Any]:
 
 
 def source_line(node: Node) -> str:
-    """`file:line` of the user's code that made this node, torch's own frames left out."""
+    """`file:line` of the user's code that made this node, torch's own and generated frames left out."""
     frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
-    own = [frame for frame in frames if _TORCH not in frame] or frames
+    own = [frame for frame in frames if _TORCH not in frame and "<eval_with_key>" not in frame] or frames
     if not own:
         return "unknown line"
     file, line, *_ = own[-1].split(",")

@@ -63,9 +63,10 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
-            if node.target not in held:
-                held[node.target] = constant(getattr(captured.module, node.target).clone())
-            env[node] = held[node.target]
+            own = getattr(captured.module, node.target)
+            if isinstance(own, Tensor) and node.target not in held:
+                held[node.target] = constant(own.clone())
+            env[node] = held.get(node.target)  # None for the subgraph of a higher-order op
         elif node.op == "output":
             for value in tree_map(lambda n: env[n] if isinstance(n, Node) else n, node.args[0]):
                 if isinstance(value, Value):
