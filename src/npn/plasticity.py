@@ -1,7 +1,6 @@
 """`Plasticity`: the handle of a model with gates; it trains, resizes and exports the model."""
 
 import copy
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -195,13 +194,7 @@ class Plasticity:
         Raises:
             ConfigurationError: there is no such group or unit.
         """
-        self._set(group, units, CLOSED)
-        found = self.group(group)
-        if not bool((found.gate.logits > 0).any()):
-            of_branches = found.traced is self.structure.branches
-            why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
-            last = int(found.gate.logits.argmax())
-            warnings.warn(f"every unit of {found.name!r} is closed; unit {last} stays open, since {why}", stacklevel=2)
+        self.gates.set(group, units, CLOSED, self.optimizers)
 
     def open(self, group: str | UnitGroup, units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
         """Open units: pi = 0.95 at finite k.
@@ -214,18 +207,7 @@ class Plasticity:
         Raises:
             ConfigurationError: there is no such group or unit, or `grace` is not a whole number >= 0.
         """
-        self._set(group, units, OPEN, whole_number("grace", grace, 0, "calls of backward"))
-        self.gates.grace_left = max(self.gates.grace_left, grace)
-
-    def _set(self, name: str | UnitGroup, units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
-        """Set the keep probability of units, and zero their momentum."""
-        group = self.group(name)
-        try:
-            index = group.gate.indices(units)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"group {group.name!r}: {error}") from error
-        group.gate.set(index, probability, grace)
-        surgery.forget_momentum(self.optimizers, group.gate.logits, index)
+        self.gates.set(group, units, OPEN, self.optimizers, whole_number("grace", grace, 0, "calls of backward"))
 
     # -- training
 
@@ -239,7 +221,7 @@ class Plasticity:
             OptimizerError: a parameter is in two optimizers, or gates are subject to weight decay.
         """
         known = checks.union(self.optimizers, optimizers)
-        checks.check_optimizers(known, self._parameter_names(), self.gates)
+        checks.check_optimizers(known, checks.parameter_names(self.model, self.gates), self.gates)
         self.optimizers = known
 
     def untrack(self, *optimizers: Optimizer) -> None:
@@ -319,19 +301,11 @@ class Plasticity:
         return self._priced().expected_cost(kind, weights)
 
     def full_cost(self, kind: str, /) -> float:
-        """Cost of the model at attach with every gate open.
-
-        Args:
-            kind: see `expected_cost`.
-        """
+        """Cost of the model at attach, with every gate open; `kind` as for `expected_cost`."""
         return self._pricing.full(kind)
 
     def minimum_cost(self, kind: str, /) -> float:
-        """Cost with one unit in every group, and with the one branch that is then the cheapest.
-
-        Args:
-            kind: see `expected_cost`.
-        """
+        """Cost with one unit left in every group, and the branch that is then the cheapest."""
         return self._pricing.costs.least(kind)
 
     def _priced(self) -> Priced:
@@ -374,13 +348,7 @@ class Plasticity:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
         whole_number("grace", grace, 0, "calls of backward")
-        wanted = {self.group(name).name: number for name, number in more.items()}
-        for name, number in wanted.items():
-            whole_number(f"the growth of {name!r}", number, 0, "units")
-            if not self.group(name).grows:
-                raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
-        multiples = {group.name: group.multiple for group in self.groups}
-        wanted = {name: -(-number // multiples[name]) * multiples[name] for name, number in wanted.items() if number}
+        wanted = resizing.units_to_add(self.gates, more)
         assert_same("what grow adds", wanted)
         if not wanted:
             return self._resize(surgery.plan_removal(self.structure, {}))
@@ -420,9 +388,6 @@ class Plasticity:
         for follower in list(self.followers.values()):
             follower.renew()
 
-    def _parameter_names(self) -> dict[int, str]:
-        return checks.parameter_names(self.model, self.gates)
-
     # -- export, detach and state
 
     def export(self) -> nn.Module:
@@ -452,11 +417,7 @@ class Plasticity:
         Raises:
             ConfigurationError: the groups differ; nothing was loaded.
         """
-        self.gates.check_state_dict({"penalty": None} | dict(state_dict))
-        if "penalty" not in state_dict:
-            raise ConfigurationError(
-                "not the state of a Plasticity: it lacks penalty; give what plastic.state_dict() returned"
-            )
+        self.gates.check_state_dict(state_dict, also=("penalty",))
         self.penalty.load_state_dict(state_dict["penalty"])
         self.gates.load_state_dict(state_dict)
 

@@ -10,8 +10,9 @@ from torch.optim import Optimizer
 
 from npn import optimizers as checks
 from npn import surgery
+from npn._utils.validation import whole_number
 from npn.counting import count_params
-from npn.errors import ResizeError
+from npn.errors import ConfigurationError, ResizeError
 from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
@@ -34,6 +35,27 @@ def units_to_remove(gates: Gates, below: float) -> dict[str, list[int]]:
     gone = {group: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
     removed = {group.name: group.in_sets(units) for group, units in gone.items()}
     return {name: units for name, units in removed.items() if units}
+
+
+def units_to_add(gates: Gates, more: Mapping[str, int]) -> dict[str, int]:
+    """Group name -> units to add, in whole sets; groups that gain none are left out.
+
+    Args:
+        gates: of the model.
+        more: group name -> units asked for.
+
+    Raises:
+        ConfigurationError: a group is unknown or cannot grow, or a number is not a whole number >= 0.
+    """
+    wanted = {}
+    for name, number in more.items():
+        group = gates.group(name)
+        whole_number(f"the growth of {group.name!r}", number, 0, "units")
+        if not group.grows:
+            raise ConfigurationError(f"{group.name!r} {group.fixed}")
+        if number:
+            wanted[group.name] = -(-number // group.multiple) * group.multiple
+    return wanted
 
 
 def removal(
