@@ -59,7 +59,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "exported", lambda model, inputs: found)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def torchlib_once() -> Iterator[None]:
     """The exporter to ONNX reads its library of operators for the first model alone, a third of its time."""
     patch = pytest.MonkeyPatch()
