@@ -27,7 +27,7 @@ def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str,
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
+def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
     """Remove units from a structure; the remaining units move up along every axis.
 
     Args:
@@ -135,7 +135,7 @@ def _placement(structure: Structure) -> np.ndarray:
     return np.concatenate([*pieces.values(), np.zeros(0, dtype=np.int64)])
 
 
-def match(structure: Structure, found: Structure) -> Structure | None:
+def match_groups(structure: Structure, found: Structure) -> Structure | None:
     """Give the groups of one structure the names, order and attributes of another's, matched by the slots they occupy.
 
     Args:
