@@ -2,6 +2,8 @@
 
 from npn import distributed, functional
 from npn._attach import attach
+from npn._importance import importance, start_from
+from npn._prune import prune
 from npn.checkpoint import load, read_extra, save
 from npn.counting import count_macs, count_params
 from npn.errors import PlasticityError
@@ -34,8 +36,11 @@ __all__ = [
     "count_params",
     "distributed",
     "functional",
+    "importance",
     "inspect",
     "load",
+    "prune",
     "read_extra",
     "save",
+    "start_from",
 ]

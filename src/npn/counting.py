@@ -1,6 +1,7 @@
 """Count a model's parameters and multiply-adds."""
 
 import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from npn.masking.calls import attached_parts
+from npn.structure import Structure, resized_shapes
 from npn.tracing.capture import _plain_kernels, model_tensors, preserved, split_inputs
+from npn.tracing.retrace import attributes_changed
 
 
 def count_params(model: nn.Module, biases: bool = True) -> int:
@@ -47,11 +50,34 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
         >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
         50
     """
+    return _count(model, example_inputs, {})
+
+
+def macs_at(model: nn.Module, example_inputs: Any, structure: Structure, change: Mapping[str, int]) -> int:
+    """Count the multiply-adds that a model would have at other sizes; nothing is resized.
+
+    Args:
+        model: the model, with gates or without.
+        example_inputs: see `count_macs`.
+        structure: its structure.
+        change: group name -> units more, or fewer if negative.
+
+    Returns:
+        Number of multiply-adds.
+    """
+    with attributes_changed(model, structure, change):
+        return _count(model, example_inputs, resized_shapes(structure, change))
+
+
+def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """`count_macs` with other shapes for some tensors."""
     args, kwargs = split_inputs(example_inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    state: dict[str, Tensor] = {
-        name: mode.from_tensor(tensor.detach()) for name, tensor in model_tensors(model).items()
-    }
+    state: dict[str, Tensor] = {}
+    for name, tensor in model_tensors(model).items():
+        state[name] = mode.from_tensor(tensor.detach())
+        if shapes.get(name, tensor.shape) != tensor.shape:
+            state[name] = state[name].new_empty(shapes[name])
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
     counter = FlopCounterMode(display=False)
     with contextlib.ExitStack() as stack:

@@ -32,13 +32,22 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     Raises:
         ConfigurationError: the format is unknown, or its extra is not installed.
     """
-    if format not in FORMATS:
-        raise ConfigurationError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    check_format(format)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with evaluating(model):
         _WRITERS[format](model, example_inputs, path)
     return path
+
+
+def check_format(format: str) -> None:
+    """Raise unless `write_model` knows the format.
+
+    Raises:
+        ConfigurationError: naming those that it knows.
+    """
+    if format not in FORMATS:
+        raise ConfigurationError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
 
 
 def exported(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:

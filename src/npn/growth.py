@@ -239,14 +239,16 @@ class Growth:
         plan: dict[str, tuple[int, int]] = {}
         if not exhausted and loss < self._bar - self.min_delta:
             for group in groups:
-                plan[group.name] = units_to_open(
+                reopened_units, new = units_to_open(
                     group.size,
                     closed[group.name],
                     waited[group.name],
                     units=paces[group.name],
-                    limit=limits.get(group.name, math.inf),
+                    limit=_limit(group, limits),
                     revive=self.revive,
                 )
+                multiple = getattr(group, "multiple", 1)
+                plan[group.name] = reopened_units, -(-new // multiple) * multiple
         added = {name: new for name, (_, new) in plan.items() if new}
         reopened = {name: old for name, (old, _) in plan.items() if old}
 
@@ -311,7 +313,13 @@ class Growth:
         if self.max_params is not None and sum(weight.numel() for weight in plastic.weights()) >= self.max_params:
             return True
         groups = self._groups(plastic)
-        return all(group.size - len(closed_units(group)) >= limits.get(group.name, math.inf) for group in groups)
+        return all(group.size - len(closed_units(group)) >= _limit(group, limits) for group in groups)
+
+
+def _limit(group: _Group, limits: Mapping[str, int]) -> float:
+    """The most units that a group may have, in whole sets."""
+    limit, multiple = limits.get(group.name, math.inf), getattr(group, "multiple", 1)
+    return limit if math.isinf(limit) else limit // multiple * multiple
 
 
 def _names(plastic: Growable[Any]) -> list[str]:

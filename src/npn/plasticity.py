@@ -1,7 +1,6 @@
 """`Plasticity`: the handle of a model with gates; it trains, resizes and exports the model."""
 
 import copy
-import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -11,22 +10,21 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn import optimizers as checks
-from npn import surgery
+from npn import resizing, surgery
 from npn._utils.collectives import assert_same, broadcast
+from npn._utils.inputs import moved
 from npn._utils.validation import whole_number
 from npn.counting import count_params
-from npn.errors import ConfigurationError, ResizeError
+from npn.errors import ConfigurationError
 from npn.functional import GateFunction
 from npn.functional.table import ESTIMATORS
 from npn.gates import CLOSED, OPEN, Gates, Priced, Pricing, UnitGroup
 from npn.masking import MaskedCall, MaskedWeights
-from npn.masking.calls import detached_leftovers
-from npn.modules import full_length, materialize_selects
+from npn.modules import materialize_selects
 from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
-from npn.tracing import grown
 
 
 class Follower(Protocol):
@@ -92,6 +90,7 @@ class Plasticity:
         self.last_checkpoint: str | None = None
         self._pricing = Pricing(model, structure, self.gates)
         self._params_at_attach = count_params(model)
+        self._dtype_at_attach = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
         self._call = MaskedCall(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
@@ -195,13 +194,7 @@ class Plasticity:
         Raises:
             ConfigurationError: there is no such group or unit.
         """
-        self._set(group, units, CLOSED)
-        found = self.group(group)
-        if not bool((found.gate.logits > 0).any()):
-            of_branches = found.traced is self.structure.branches
-            why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
-            last = int(found.gate.logits.argmax())
-            warnings.warn(f"every unit of {found.name!r} is closed; unit {last} stays open, since {why}", stacklevel=2)
+        self.gates.set(group, units, CLOSED, self.optimizers)
 
     def open(self, group: str | UnitGroup, units: Sequence[int] | Tensor, *, grace: int = 0) -> None:
         """Open units: pi = 0.95 at finite k.
@@ -214,18 +207,7 @@ class Plasticity:
         Raises:
             ConfigurationError: there is no such group or unit, or `grace` is not a whole number >= 0.
         """
-        self._set(group, units, OPEN, whole_number("grace", grace, 0, "calls of backward"))
-        self.gates.grace_left = max(self.gates.grace_left, grace)
-
-    def _set(self, name: str | UnitGroup, units: Sequence[int] | Tensor, probability: float, grace: int = 0) -> None:
-        """Set the keep probability of units, and zero their momentum."""
-        group = self.group(name)
-        try:
-            index = group.gate.indices(units)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"group {group.name!r}: {error}") from error
-        group.gate.set(index, probability, grace)
-        surgery.forget_momentum(self.optimizers, group.gate.logits, index)
+        self.gates.set(group, units, OPEN, self.optimizers, whole_number("grace", grace, 0, "calls of backward"))
 
     # -- training
 
@@ -239,7 +221,7 @@ class Plasticity:
             OptimizerError: a parameter is in two optimizers, or gates are subject to weight decay.
         """
         known = checks.union(self.optimizers, optimizers)
-        checks.check_optimizers(known, self._parameter_names(), self.gates)
+        checks.check_optimizers(known, checks.parameter_names(self.model, self.gates), self.gates)
         self.optimizers = known
 
     def untrack(self, *optimizers: Optimizer) -> None:
@@ -319,19 +301,11 @@ class Plasticity:
         return self._priced().expected_cost(kind, weights)
 
     def full_cost(self, kind: str, /) -> float:
-        """Cost of the model at attach with every gate open.
-
-        Args:
-            kind: see `expected_cost`.
-        """
+        """Cost of the model at attach, with every gate open; `kind` as for `expected_cost`."""
         return self._pricing.full(kind)
 
     def minimum_cost(self, kind: str, /) -> float:
-        """Cost with one unit in every group, and with the one branch that is then the cheapest.
-
-        Args:
-            kind: see `expected_cost`.
-        """
+        """Cost with one unit left in every group, and the branch that is then the cheapest."""
         return self._pricing.costs.least(kind)
 
     def _priced(self) -> Priced:
@@ -354,18 +328,17 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
-        for group in self.groups:
-            group.gate.clear_reopened()
-        gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in self.groups}
-        removed = {name: units for name, units in gone.items() if units}
+        removed = resizing.units_to_remove(self.gates, below)
         assert_same("what compact removes", removed)
-        return self._resize(surgery.plan_removal(self.structure, removed))
+        return self._resize(
+            resizing.removal(self.model, self.structure, removed, self.masked_weights, self._example_inputs())
+        )
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
 
         Args:
-            more: group name -> units to add.
+            more: group name -> units to add; of a group whose units come in sets, rounded up to whole sets.
             grace: calls of `backward` for which the new units are held open, unpenalised.
 
         Returns:
@@ -375,18 +348,13 @@ class Plasticity:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
         whole_number("grace", grace, 0, "calls of backward")
-        wanted = {self.group(name).name: number for name, number in more.items()}
-        for name, number in wanted.items():
-            whole_number(f"the growth of {name!r}", number, 0, "units")
-            if not self.group(name).grows:
-                raise ConfigurationError(f"{name!r} {self.group(name).fixed}")
-        wanted = {name: number for name, number in wanted.items() if number}
+        wanted = resizing.units_to_add(self.gates, more)
         assert_same("what grow adds", wanted)
         if not wanted:
             return self._resize(surgery.plan_removal(self.structure, {}))
-        with self.masked_weights.step(), full_length(self.model):
-            larger = grown(self._model, self.example_inputs, self.structure, wanted)
-        report = self._resize(surgery.plan_growth(self.structure, larger))
+        report = self._resize(
+            resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._example_inputs())
+        )
         broadcast(self.weights())  # each process has drawn different new rows
         for name, units in report.added.items():
             self.group(name).gate.grace[list(units)] = grace
@@ -394,20 +362,18 @@ class Plasticity:
         return report
 
     def _resize(self, plan: surgery.Plan) -> ResizeReport:
-        """Apply a plan to the model, its gates and the tracked optimizers."""
-        before = count_params(self.model)
-        if not plan.units:
-            return surgery.report(plan, before, before)
-        if torch.is_inference_mode_enabled():
-            raise ResizeError(
-                "a resize inside torch.inference_mode() would make parameters that cannot be trained; call it outside"
-            )
-        names = self._parameter_names()
-        checks.check_optimizers(self.optimizers, names, self.gates)
-        checks.check_untracked(self.optimizers, names)
-        surgery.apply_plan(self.model, plan, self.optimizers, self.gates.extras())
-        self.restructure(plan.after)
-        return surgery.report(plan, before, count_params(self.model))
+        """Carry out a plan, and tell everything that knows the structure."""
+        report = resizing.resize(self.model, plan, self.optimizers, self.gates)
+        if report:
+            self.restructure(plan.after)
+        return report
+
+    def _example_inputs(self) -> Any:
+        """The example inputs where the model is now, in its dtype."""
+        weight = next((p for p in self._model.parameters() if p.is_floating_point()), None)
+        if weight is None:
+            return self.example_inputs
+        return moved(self.example_inputs, weight.device, (self._dtype_at_attach, weight.dtype))
 
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of a model that has been resized, and notify the followers.
@@ -422,19 +388,13 @@ class Plasticity:
         for follower in list(self.followers.values()):
             follower.renew()
 
-    def _parameter_names(self) -> dict[int, str]:
-        return checks.parameter_names(self.model, self.gates)
-
     # -- export, detach and state
 
     def export(self) -> nn.Module:
         """Make a plain copy of the model, without its closed units and without any dependence on npn."""
-        memo = {id(self.gates): None, id(self.masked_weights): None}
-        clone = copy.deepcopy(self.model, memo | detached_leftovers(self.model))
-        self._call.unregister(clone)
-        surgery.apply_plan(clone, surgery.plan_removal(self.structure, self.gates.closed()))
-        materialize_selects(clone)
-        return clone
+        return resizing.plain_copy(
+            self.model, self.structure, self.gates, self.masked_weights, self._call, self._example_inputs()
+        )
 
     def detach(self) -> nn.Module:
         """Remove the gates and return the model, with its closed units still present."""
@@ -457,11 +417,7 @@ class Plasticity:
         Raises:
             ConfigurationError: the groups differ; nothing was loaded.
         """
-        self.gates.check_state_dict({"penalty": None} | dict(state_dict))
-        if "penalty" not in state_dict:
-            raise ConfigurationError(
-                "not the state of a Plasticity: it lacks penalty; give what plastic.state_dict() returned"
-            )
+        self.gates.check_state_dict(state_dict, also=("penalty",))
         self.penalty.load_state_dict(state_dict["penalty"])
         self.gates.load_state_dict(state_dict)
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
-from npn.experiments import moons, runner
+from npn.experiments.engine import runner
+from npn.experiments.moons import recipe as moons
 from npn.integrations import tensorboard
 
 pytest.importorskip("tensorboard")

@@ -267,7 +267,7 @@ TRAPS: dict[str, Trap] = {
     "quarter": lin(lambda s, h: torch.cat([h[:, : h.shape[1] // 4] * 2, h[:, h.shape[1] // 4 :]], 1), 0),
     "every_third": lin(lambda s, h: torch.cat([h[:, ::3] * 2, h], 1), 0, out=11),
     "every_other_is_read": lin(lambda s, h: h[:, ::2] + 0 * s.n(h)[:, :4], 0, out=4, n=lambda: nn.Linear(8, 8)),
-    "interleaved_sizes": lin(lambda s, h: h.view(4, 2, -1).transpose(1, 2).reshape(4, -1), 0, "fixes this size at advers"),
+    "interleaved_sizes": lin(lambda s, h: h.view(4, 2, -1).transpose(1, 2).reshape(4, -1), 8),
     "repeat_interleave": lin(lambda s, h: h.repeat_interleave(2, 1), 8, out=16),
     "unit_twice": lin(lambda s, h: torch.cat([h, h], 1), 8, out=16),
     "with_input": lin(lambda s, h: torch.cat([h, h.detach() * 0 + 1], 1), 8, out=16),
@@ -304,5 +304,5 @@ TRAPS: dict[str, Trap] = {
                              n=lambda: nn.Conv2d(1, 2, 1)),
     "weight_norm_transposed": img(lambda s, h: s.n(h), 8, out=6, n=lambda: weight_norm(nn.ConvTranspose2d(8, 6, 2))),
     "weight_norm_grouped": img(lambda s, h: s.n(h), 4, "", out=6, n=lambda: weight_norm(nn.Conv2d(8, 6, 2, groups=2))),
-    "shuffle": img(lambda s, h: h.view(4, 2, -1, 6, 6).transpose(1, 2).reshape(4, -1, 6, 6), 0, "fixes this size at adversaries.py"),
+    "shuffle": img(lambda s, h: h.view(4, 2, -1, 6, 6).transpose(1, 2).reshape(4, -1, 6, 6), 8),
 }  # fmt: skip

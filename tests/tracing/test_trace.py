@@ -4,18 +4,18 @@ import contextlib
 import random
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
 
 import npn
 from npn.structure import Structure
 from npn.tracing import grown, trace
-from npn.tracing.capture import capture, output_tensors, split_inputs
+from npn.tracing.capture import capture
 
 HERE = Path(__file__).name
 
@@ -58,6 +58,34 @@ def test_reasons_name_the_op_and_the_users_line() -> None:
     assert reasons(structure, "d.weight", 0) == "it is the model's output"
     assert reasons(structure, "table.weight", 0) == f"rows of the embedding at {HERE}:{line_of('rows')}"
     assert f"input of fixed size at {HERE}:{line_of('rows')}" in reasons(structure, "a.weight", 1)
+
+
+class Higher(nn.Module):
+    """Ops that hold a graph of their own: of the user's values, and of constants alone."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if self.kind == "flex":
+            q = h.view(2, 16, 2, 4).transpose(1, 2)
+            h = flex_attention(q, q, q, score_mod=lambda s, b, h, i, j: s + i - j).transpose(1, 2).flatten(2)  # flex
+        elif self.kind == "cond":
+            h = torch.cond(x.sum() > 0, lambda z: z * 2, lambda z: z * 3, (h,))  # cond
+        else:
+            h = h * torch.cond(torch.ones(()) > 0, lambda z: z + 1, lambda z: z + 2, (torch.arange(8.0),))  # constant
+        return self.d(torch.tanh(self.c(torch.tanh(self.b(h)))))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["flex", "cond", "constant"])
+def test_ops_that_hold_a_graph_freeze_what_they_touch_and_name_the_line(kind: str) -> None:
+    structure = trace(Higher(kind).eval(), torch.randn(2, 16, 8))
+    assert sizes(structure) == {"b": 6, "c": 5}
+    assert reasons(structure, "a.weight", 0).endswith(f" at {HERE}:{line_of(kind)}")
 
 
 def test_multi_head_attention_is_frozen_by_its_own_code_and_its_mlp_is_not() -> None:
@@ -321,88 +349,7 @@ def test_one_hard_coded_layer_does_not_freeze_the_others() -> None:
     assert "the code fixes this size" in reasons(structure, "layers.2.weight", 0)
 
 
-# -- inputs and outputs
-
-
-def test_inputs_and_outputs_of_any_form() -> None:
-    class Form(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(3, 5), nn.Linear(5, 4), nn.Linear(5, 2)
-
-        def forward(self, x: Tensor, *, scale: float = 1.0, more: list[Tensor] | None = None) -> dict[str, Any]:
-            h = F.relu(self.a(x)) * scale + sum(F.relu(self.a(m)) for m in more or [])
-            return {"b": (self.b(h),), "c": {"deep": [self.c(h)]}, "n": 3}
-
-    x = torch.randn(2, 3)
-    for inputs in (x, (x,), {"x": x}, {"x": x, "scale": 0.5, "more": [x, x]}):
-        structure = trace(Form(), inputs)
-        assert sizes(structure) == {"a": 5}
-        assert structure.outputs == ((2, 4), (2, 2))
-    assert split_inputs([x]) == ((x,), {})
-    assert [tuple(t.shape) for t in output_tensors({"past_key_values": x, "y": (x[0],)})] == [(3,)]
-
-
-class KeyValueCache:
-    def __init__(self, *tensors: Tensor) -> None:
-        self.layers = list(tensors)
-
-
-class PagedKeys(KeyValueCache):
-    """A cache by its base class's name."""
-
-
-class Memory:
-    """A cache by what it can do."""
-
-    def __init__(self, *tensors: Tensor) -> None:
-        self.keys = tensors
-
-    def update(self, keys: Tensor, layer: int) -> Tensor:
-        return keys
-
-    def get_seq_length(self) -> int:
-        return 0
-
-
-class Answer:
-    def __init__(self, y: Tensor, cache: Any) -> None:
-        self.y, self.cache = y, cache
-
-
-@pytest.mark.parametrize("kind", [KeyValueCache, PagedKeys, Memory])
-@pytest.mark.parametrize(
-    "form",
-    [
-        lambda y, cache: (y, cache),
-        lambda y, cache: {"y": y, "anything": cache},
-        lambda y, cache: {"deep": [(y, {"cache": cache, "past_key_values": (y, y)})]},
-        lambda y, cache: Answer(y, cache),
-        lambda y, cache: [Answer(y, [cache, cache])],
-    ],
-)
-def test_decoding_caches_are_not_the_models_answer(kind: Any, form: Any) -> None:
-    class Decoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.k, self.o = nn.Linear(3, 6), nn.Linear(6, 2)
-
-        def forward(self, x: Tensor) -> Any:
-            h = self.k(x)
-            return form(self.o(torch.tanh(h)), kind(h, h + 1))
-
-    structure = trace(Decoder(), torch.randn(4, 3))
-    assert sizes(structure) == {"k": 6}
-    assert structure.outputs == ((4, 2),)
-
-
-def test_what_only_resembles_a_cache_is_part_of_the_answer() -> None:
-    class Cached:
-        def __init__(self, h: Tensor) -> None:
-            self.h = h
-
-    x = torch.randn(2, 3)
-    assert [tuple(t.shape) for t in output_tensors((x, Cached(x[0]), {"update": x[:1]}))] == [(2, 3), (3,), (1, 3)]
+# -- what meets units
 
 
 def test_size_1_axes_weld_nothing() -> None:

@@ -48,7 +48,24 @@ def make_model(factory: str) -> nn.Module:
         factory: `package.module:name` of a module, or of a function that makes one.
 
     Raises:
-        ConfigurationError: `name` cannot be found, or is or makes something else.
+        ConfigurationError: `name` cannot be found, or is neither.
+    """
+    made = imported(factory)
+    if not isinstance(made, nn.Module) and callable(made):
+        made = made()
+    if not isinstance(made, nn.Module):
+        raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def imported(factory: str) -> Any:
+    """Import the object that a command line names.
+
+    Args:
+        factory: `package.module:name`; modules are found from the working directory, too.
+
+    Raises:
+        ConfigurationError: `name` cannot be found.
     """
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
@@ -62,10 +79,6 @@ def make_model(factory: str) -> nn.Module:
         raise ConfigurationError(f"cannot find {factory!r}: {error}; it is looked up from {os.getcwd()}") from error
     finally:
         sys.path.remove(os.getcwd())
-    if not isinstance(made, nn.Module) and callable(made):
-        made = made()
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
     return made
 
 

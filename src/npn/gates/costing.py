@@ -73,6 +73,7 @@ class CostModel:
                     if slot.reads:
                         shape = structure.shapes[slot.tensor]
                         self.fan_out[row[slot.tensor], g] += each * torch.Size(shape).numel() / shape[slot.axis]
+        self._least = {group.name: float(group.multiple) for group in structure.groups}
         self.branches = structure.branches if structure.branches and structure.branches.name in position else None
         self.home, self.scaled, self.owner = self._branches(structure, names)
         macs = torch.tensor([structure.positions.get(name, 0.0) for name in names], dtype=torch.float64)
@@ -122,7 +123,8 @@ class CostModel:
         Args:
             kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch the
                 weights that its gate multiplies).
-            probability: (units,), keep probabilities of all gates in order; effective ones for columns.
+            probability: (units,), keep probabilities of all gates in order; effective ones for columns. For float64 on
+                the CPU the cost is computed in float64.
             weights: group name -> factor, for "layerwise".
 
         Returns:
@@ -133,11 +135,13 @@ class CostModel:
         """
         of_group = self.of_group
         sums = probability.new_zeros(len(self.gated)).index_add(0, of_group, probability)
+        exact = sums.dtype == torch.float64 and sums.device.type == "cpu"
+        tables = self._exact if exact else self._device_copy
         with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
             if self.branches is None:
-                return self._cost(kind, self._device_copy, probability, sums, of_group, weights)
+                return self._cost(kind, tables, probability, sums, of_group, weights)
             present = probability[self._first : self._first + self.branches.size]
-            return self._cost(kind, self._device_copy, probability, sums, of_group, weights, present)
+            return self._cost(kind, tables, probability, sums, of_group, weights, present)
 
     def _cost(
         self,
@@ -198,7 +202,7 @@ class CostModel:
         Returns:
             The cost.
         """
-        ones = dict.fromkeys(self.gated, 1.0)
+        ones = dict.fromkeys(self.gated, 1.0) | self._least
         if self.branches is None:
             return self._corner(kind, ones, None)
         return min(self._corner(kind, ones, number) for number in range(self.branches.size))

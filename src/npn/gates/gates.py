@@ -2,12 +2,14 @@
 
 import copy
 import math
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from npn._utils.collectives import per_rank_generator
 from npn.errors import ConfigurationError
@@ -15,7 +17,7 @@ from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
 from npn.structure import Branches, Columns, Group, Structure
-from npn.surgery import Extra
+from npn.surgery import Extra, forget_momentum
 
 
 class Gates:
@@ -175,6 +177,42 @@ class Gates:
             self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
             self._key = None
 
+    def set(
+        self,
+        name: str | UnitGroup,
+        units: Sequence[int] | Tensor,
+        probability: float,
+        optimizers: Sequence[Optimizer] = (),
+        grace: int = 0,
+    ) -> None:
+        """Give units a keep probability by hand; the momentum of their logits is cleared.
+
+        Where every unit of the group is closed afterwards, its likeliest one stays open, with a warning.
+
+        Args:
+            name: of the group, or the group.
+            units: numbers, or a mask over all units.
+            probability: keep probability.
+            optimizers: that may hold the logits.
+            grace: calls of `age` for which the units are held open.
+
+        Raises:
+            ConfigurationError: there is no such group or unit.
+        """
+        group = self.group(name)
+        try:
+            index = group.gate.indices(units)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"group {group.name!r}: {error}") from error
+        group.gate.set(index, probability, grace)
+        forget_momentum(optimizers, group.gate.logits, index)
+        self.grace_left = max(self.grace_left, grace)
+        if not bool((group.gate.logits > 0).any()):
+            of_branches = isinstance(group.traced, Branches)
+            why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
+            last = int(group.gate.logits.argmax())
+            warnings.warn(f"every unit of {group.name!r} is closed; unit {last} stays open, since {why}", stacklevel=3)
+
     def extras(self) -> list[Extra]:
         """The gates' tensors, for a resize; new units start open."""
         found = []
@@ -209,7 +247,7 @@ class Gates:
             "generator": self.generator.get_state(),
         }
 
-    def check_state_dict(self, state: Mapping[str, Any]) -> None:
+    def check_state_dict(self, state: Mapping[str, Any], also: Sequence[str] = ()) -> None:
         """Raise unless a state belongs to gates with the same names, sizes and function.
 
         Args:
@@ -218,7 +256,7 @@ class Gates:
         Raises:
             ConfigurationError: the state is incomplete or belongs to other gates.
         """
-        missing = sorted(self.state_dict().keys() - set(state))
+        missing = sorted((self.state_dict().keys() | set(also)) - set(state))
         if missing:
             raise ConfigurationError(
                 f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"

@@ -1,5 +1,6 @@
 """A group of units, the input columns of a layer, or all branches, together with their gates."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from npn.gates.gate import Gate
@@ -37,6 +38,23 @@ class UnitGroup:
     def size(self) -> int:
         """Number of units that physically exist."""
         return self.traced.size
+
+    @property
+    def multiple(self) -> int:
+        """Units come and go in sets of so many: 1, but for code that reshapes by a fixed number."""
+        return self.traced.multiple if isinstance(self.traced, Group) else 1
+
+    def in_sets(self, units: Sequence[int]) -> list[int]:
+        """As many whole sets of these units as there are, the least likely units first; ascending.
+
+        Args:
+            units: numbers of the units that should go.
+        """
+        count = len(units) // self.multiple * self.multiple
+        if count == len(units):
+            return sorted(units)
+        probability = self.gate.keep_probability().detach()
+        return sorted(sorted(units, key=lambda unit: float(probability[unit]))[:count])
 
     @property
     def slots(self) -> tuple[Slot, ...]:

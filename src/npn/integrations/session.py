@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from npn import distributed
 from npn._attach import attach
+from npn._utils.inputs import moved
 from npn._utils.rng import RandomState, devices_of
 from npn.checkpoint import Stateful
 from npn.counting import count_params
@@ -272,22 +273,3 @@ def check_processes(processes: int, way: str, replicated: bool) -> None:
             f"the training runs on {processes} devices through {way}, but gates need the whole model in a process for "
             "each device: use DistributedDataParallel, or a single device"
         )
-
-
-def moved(inputs: Any, device: torch.device) -> Any:
-    """Move inputs to a device.
-
-    Args:
-        inputs: a tensor, or nested mappings, tuples and lists of tensors; other values stay as they are.
-        device: the device.
-
-    Returns:
-        The inputs on the device.
-    """
-    if isinstance(inputs, Tensor):
-        return inputs.to(device)
-    if isinstance(inputs, Mapping):
-        return {key: moved(value, device) for key, value in inputs.items()}
-    if type(inputs) in (tuple, list):
-        return type(inputs)(moved(value, device) for value in inputs)
-    return inputs

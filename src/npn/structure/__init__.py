@@ -11,7 +11,7 @@ from npn.structure.columns import (
     unit_of_column,
 )
 from npn.structure.open_sizes import open_sizes
-from npn.structure.sizes import difference, match, resized_shapes, without
+from npn.structure.sizes import difference, match, moved, resized_shapes, unmatched, without
 from npn.structure.units import (
     LEFT_OUT,
     NOT_PRODUCED,
@@ -43,11 +43,13 @@ __all__ = [
     "inside",
     "left",
     "match",
+    "moved",
     "narrowed",
     "open_sizes",
     "resized_shapes",
     "selected_columns",
     "unit_of_column",
+    "unmatched",
     "without",
     "without_branches",
 ]

@@ -57,12 +57,13 @@ def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Struc
     return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})
 
 
-def difference(expected: Structure, found: Structure) -> str | None:
+def difference(expected: Structure, found: Structure, *, placement: bool = True) -> str | None:
     """Explain why two structures are not the same computation on the same units.
 
     Args:
         expected: the structure to compare with.
         found: the other structure.
+        placement: compare where the units are, too.
 
     Returns:
         The reason; None if they are the same.
@@ -78,6 +79,8 @@ def difference(expected: Structure, found: Structure) -> str | None:
         return "the computation depends on the size: the number of operations changes"
     if dict(expected.shapes) != dict(found.shapes):
         return "the shapes differ"
+    if not placement:
+        return None
     ours, theirs = _placement(expected), _placement(found)
     if len(np.unique(np.stack([ours, theirs]), axis=1).T) != len(np.unique(ours)) or not np.array_equal(
         ours < 0, theirs < 0
@@ -86,6 +89,36 @@ def difference(expected: Structure, found: Structure) -> str | None:
     if len(np.unique(ours)) != len(np.unique(theirs)):
         return "units join when the size changes"
     return None
+
+
+def moved(expected: Structure, found: Structure) -> tuple[str, ...]:
+    """Names of the groups whose units are in other places in the second structure; none where shapes differ.
+
+    Args:
+        expected, found: structures with the same groups.
+    """
+    if dict(expected.shapes) != dict(found.shapes):
+        return ()
+    theirs = {group.name: group for group in found.groups}
+    names = []
+    for group in expected.groups:
+        other = {slot.key: slot.index for slot in theirs[group.name].slots} if group.name in theirs else {}
+        orders = {
+            tuple(_rank(slot.index).tolist()) + tuple(_rank(other[slot.key]).tolist())
+            for slot in group.slots
+            if slot.key in other and other[slot.key].shape == slot.index.shape
+        }
+        same = all(
+            slot.key in other and torch.equal(slot.index.sort(0).values, other[slot.key].sort(0).values)
+            for slot in group.slots
+        )
+        if not same or len(orders) > 1:
+            names.append(group.name)
+    return tuple(names)
+
+
+def _rank(index: Tensor) -> Tensor:
+    return index[:, 0].argsort() if index.numel() else index.reshape(-1)
 
 
 def _placement(structure: Structure) -> np.ndarray:
@@ -131,3 +164,21 @@ def match(structure: Structure, found: Structure) -> Structure | None:
 def _signature(group: Group) -> list[tuple[str, int, int]]:
     """Tensor, axis and entries per unit of every slot of a group."""
     return [(slot.tensor, slot.axis, slot.index.shape[1]) for slot in group.slots]
+
+
+def unmatched(structure: Structure, found: Structure) -> tuple[str, ...]:
+    """Names of the groups that occupy other slots in the second structure, or have no counterpart there.
+
+    Args:
+        structure: with the names.
+        found: another trace of the same model.
+    """
+    left = [frozenset(_signature(group)) for group in found.groups]
+    names = []
+    for group in structure.groups:
+        signature = frozenset(_signature(group))
+        if signature in left:
+            left.remove(signature)
+        else:
+            names.append(group.name)
+    return tuple(names)

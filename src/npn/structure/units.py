@@ -41,12 +41,14 @@ class Group:
         size: number of units.
         slots: every (tensor, axis) on which the units lie, producers first.
         attributes: (module path, attribute, amount per unit) of integer attributes that follow the size.
+        multiple: units come and go in sets of so many, and a re-trace says where the others are then.
     """
 
     name: str
     size: int
     slots: tuple[Slot, ...]
     attributes: tuple[tuple[str, str, int], ...] = ()
+    multiple: int = 1
 
 
 @dataclass(frozen=True)
@@ -155,6 +157,7 @@ class Structure:
         columns: input columns with their own gates.
         branches: submodules with one gate each; None if there are none.
         unreached: names of the parameters that took no part in the forward pass.
+        numbers: integers above 1 in the shapes that the code asks for.
         training: mode in which the model was traced; None for the mode in which it was given.
     """
 
@@ -167,6 +170,7 @@ class Structure:
     columns: tuple[Columns, ...] = ()
     branches: Branches | None = None
     unreached: tuple[str, ...] = ()
+    numbers: frozenset[int] = field(default=frozenset(), repr=False)
     training: bool | None = None
 
     @property

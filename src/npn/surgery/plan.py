@@ -1,6 +1,6 @@
 """Plan a resize: the old position of each kept entry of every tensor, and the positions that are new."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -45,7 +45,11 @@ class Plan:
     attributes: tuple[tuple[str, str, int], ...]
 
 
-def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Plan:
+def plan_removal(
+    structure: Structure,
+    removed: Mapping[str, Sequence[int]],
+    retraced: Callable[[Structure, Mapping[str, int]], Structure] | None = None,
+) -> Plan:
     """Plan to remove units, branches and columns, together with everything that only they used.
 
     See `npn.structure.completed` and `npn.structure.without_branches`.
@@ -71,10 +75,26 @@ def plan_removal(structure: Structure, removed: Mapping[str, Sequence[int]]) -> 
         if len(stay) < group.size:
             units[group.name] = torch.tensor(stay)
     after = without(rest, {name: gone[name] for name in units})
+    sets = [group.name for group in rest.groups if group.multiple > 1 and group.name in units]
+    if sets:
+        _check_sets(rest, gone)
+        if retraced is None:
+            raise ResizeError(f"{', '.join(sets)} lose units in sets: a re-trace must say where the others are then")
+        after = retraced(rest, {name: len(gone[name]) for name in units})
     plan = make_plan(rest, after, units, gone)
     if rest is structure:
         return plan
     return replace(plan, before=structure, units={**plan.units, **_lost(structure, rest)})
+
+
+def _check_sets(structure: Structure, removed: Mapping[str, Sequence[int]]) -> None:
+    for group in structure.groups:
+        count = len(removed.get(group.name, ()))
+        if count % group.multiple:
+            raise ResizeError(
+                f"{group.name!r} loses units in sets of {group.multiple} only, cannot remove {count}; leave the "
+                "rest closed"
+            )
 
 
 def _lost(structure: Structure, rest: Structure) -> dict[str, Tensor]:

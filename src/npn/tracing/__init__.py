@@ -6,7 +6,7 @@ rules in `rules` and `rules_mixing`; `groups` resolves labels into units; `singl
 `branches` and `columns` find the other parts that can have gates.
 """
 
-from npn.tracing.retrace import grown
+from npn.tracing.retrace import grown, shrunk
 from npn.tracing.trace import trace
 
-__all__ = ["grown", "trace"]
+__all__ = ["grown", "shrunk", "trace"]

@@ -21,6 +21,11 @@ _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
 )
 
 
+_EACH = 4  # entries per unit that an attribute may count, beside those of the group's own axes
+_DIVISORS = 8  # tried at most
+_TRIALS = 48  # combinations of attributes tried at most
+
+
 def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribute, ...]:
     """Find attributes of torch's own layers that follow this group, by type of layer; the dry run confirms them.
 
@@ -67,7 +72,7 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
         (module path, attribute, amount per unit) entries.
     """
     taken = {(path, name) for g in structure.groups for path, name, _ in g.attributes}
-    sizes = {group.size: 1}
+    sizes = {group.size * each: each for each in range(1, _EACH + 1)}
     for slot in group.slots:
         each = slot.index.shape[1]
         sizes.setdefault(group.size * each, each)
@@ -87,6 +92,61 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
             if type(value) is int and value in sizes and value > 1 and (path, name) not in taken:
                 found.append((path, name, sizes[value]))
     return found
+
+
+def trials(model: nn.Module, structure: Structure, group: Group) -> list[tuple[Attribute, ...]]:
+    """Combinations of attributes that may have to follow a group, the likely ones first.
+
+    Attributes that follow by type of layer are in all of them. Others come by name, since a class of module has the
+    same one in each of its instances: all of a name, those where the group is produced, pairs of names, single ones.
+
+    Args:
+        model: the model.
+        structure: its structure.
+        group: the group.
+    """
+    base = known(model, structure, group)
+    options = [entry for entry in candidates(model, structure, group) if entry not in base]
+    made = {path for slot in group.slots if not slot.reads for path in _ancestors(slot.tensor)}
+    names: dict[tuple[str, bool], tuple[Attribute, ...]] = {}
+    for entry in options:
+        names[entry[1], False] = (*names.get((entry[1], False), ()), entry)
+        if entry[0] in made:
+            names[entry[1], True] = (*names.get((entry[1], True), ()), entry)
+    sets = list(dict.fromkeys(names.values()))
+    found = [base, (*base, *options)]
+    found += [(*base, *entries) for entries in sets]
+    found += [(*base, *dict.fromkeys((*a, *b))) for i, a in enumerate(sets) for b in sets[i + 1 :]]
+    found += [(*base, entry) for entry in options]
+    return list(dict.fromkeys(trial for trial in found if trial))[:_TRIALS]
+
+
+def _ancestors(tensor: str) -> list[str]:
+    """Paths of the module that owns a tensor and of those around it, without the model itself."""
+    paths, path = [], tensor.rpartition(".")[0]
+    while path:
+        paths.append(path)
+        path = path.rpartition(".")[0]
+    return paths
+
+
+def divisors(model: nn.Module, structure: Structure, kind: Sequence[Group]) -> list[int]:
+    """Numbers in whose multiples groups may change: those that the graph or a module names and that divide all sizes.
+
+    Args:
+        model: whose convolutions have groups.
+        structure: whose graph names numbers.
+        kind: groups that change alike.
+
+    Returns:
+        Ascending, above 1 and below every size.
+    """
+    named = set(structure.numbers)
+    named |= {m.groups for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)}
+    # a set of m units leaves the others where they were only if each unit is one entry of every axis
+    if any(slot.index.shape[1] > 1 for group in kind for slot in group.slots):
+        return []
+    return sorted(m for m in named if m > 1 and all(g.size % m == 0 and m < g.size for g in kind))[:_DIVISORS]
 
 
 def pattern(group: Group) -> tuple[str, ...]:

@@ -49,7 +49,7 @@ def group_units(
             placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed))
     known = dict(shapes), walked.positions, walked.fingerprint, outputs
-    return Structure(tuple(groups), tuple(frozen), *known, unreached=walked.unreached)
+    return Structure(tuple(groups), tuple(frozen), *known, unreached=walked.unreached, numbers=walked.numbers)
 
 
 def _kinds(

@@ -87,10 +87,30 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
         named = replace(other, training=None)
     larger = without(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
     back = without(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
-    problem = difference(replace(structure, fingerprint=back.fingerprint), replace(back, outputs=structure.outputs))
+    same = replace(structure, fingerprint=back.fingerprint)
+    in_sets = any(g.multiple > 1 and more.get(g.name) for g in structure.groups)
+    problem = difference(same, replace(back, outputs=structure.outputs), placement=not in_sets)
     if problem:
         raise ResizeError(f"cannot grow {dict(more)}: {problem}")
     return larger
+
+
+def shrunk(model: nn.Module, example_inputs: object, structure: Structure, fewer: Mapping[str, int]) -> Structure:
+    """The structure after groups lost units, with positions from a re-trace.
+
+    Args:
+        model: traced, not changed.
+        example_inputs: as for `trace`.
+        structure: at the present sizes.
+        fewer: group name -> number of units that go.
+
+    Raises:
+        ResizeError: at the new sizes the model has other units.
+    """
+    try:
+        return _retraced(model, example_inputs, structure, {g.name: -fewer.get(g.name, 0) for g in structure.groups})
+    except ResizeError as error:
+        raise ResizeError(f"cannot shrink by {dict(fewer)}: {error}") from error
 
 
 def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:

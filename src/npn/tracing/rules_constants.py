@@ -30,6 +30,8 @@ def compute(call: Call) -> Any:
     """What an op gives, if that depends on no input and no parameter and is worth computing; else None."""
     if call.name in FILLS:
         return _filled(call)
+    if not isinstance(call.node.target, torch._ops.OpOverload):
+        return None
     small = all(torch.Size(shape).numel() <= LIMIT for shape in call.shapes)
     return _folded(call) if small and all(v.const is not None for v in call.values) else None
 

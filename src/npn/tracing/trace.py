@@ -10,7 +10,7 @@ from npn._utils.patterns import as_patterns, matches, require_matches
 from npn.structure import LEFT_OUT, Frozen, Structure
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
-from npn.tracing.dry_run import freeze_fixed_sizes
+from npn.tracing.dry_run import freeze, freeze_fixed_sizes
 from npn.tracing.modes import trace_modes
 
 Patterns = str | Iterable[str] | None
@@ -47,6 +47,9 @@ def trace(
     structure = trace_units(model, example_inputs)
     structure = select_groups(structure, only, skip)
     structure = with_branches(model, example_inputs, structure, as_patterns(branches) or ())
+    if structure.branches is not None:
+        sets = [group.name for group in structure.groups if group.multiple > 1]
+        structure = freeze(structure, sets, "its units come and go in sets, which is not possible beside branches=")
     return with_columns(model, example_inputs, structure, as_patterns(columns) or ())
 
 

@@ -18,6 +18,7 @@ from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
 from npn.tracing.values import Value, merge
 
+_RESHAPING = ("view", "reshape", "_unsafe_view", "unflatten", "chunk", "split", "split_with_sizes", "pixel_shuffle")
 _INDEXING = ("index", "index_select", "gather", "take_along_dim", "embedding")  # an index may follow the size
 
 
@@ -30,6 +31,7 @@ class Walked:
         positions: how often each weight is applied, by name (MACs per element of the weight).
         fingerprint: the ops in order with their float arguments; equal for the same computation at other widths.
         unreached: parameters that took no part.
+        numbers: integers above 1 in the shapes that the code asks for.
         values: what is known of the result of every node.
     """
 
@@ -37,6 +39,7 @@ class Walked:
     positions: dict[str, float]
     fingerprint: tuple[str, ...]
     unreached: tuple[str, ...] = ()
+    numbers: frozenset[int] = frozenset()
     values: Mapping[Node, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -48,6 +51,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     positions: dict[str, float] = {}
     fingerprint: list[str] = []
     unreached: list[str] = []
+    numbers: set[int] = set()
     held: dict[Any, Value] = {}  # tensors of the code; ops in place write to a copy of them
     names = iter(captured.names)
     for node in captured.module.graph.nodes:
@@ -59,9 +63,10 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
-            if node.target not in held:
-                held[node.target] = constant(getattr(captured.module, node.target).clone())
-            env[node] = held[node.target]
+            own = getattr(captured.module, node.target)
+            if isinstance(own, Tensor) and node.target not in held:
+                held[node.target] = constant(own.clone())
+            env[node] = held.get(node.target)  # None for the subgraph of a higher-order op
         elif node.op == "output":
             for value in tree_map(lambda n: env[n] if isinstance(n, Node) else n, node.args[0]):
                 if isinstance(value, Value):
@@ -71,7 +76,9 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             env[node] = _call(ledger, node, env)
             fingerprint.append(_print(node, env))
             _trace_origin(node, origin, positions)
-    return Walked(ledger, positions, tuple(fingerprint), tuple(unreached), env)
+            if _name(node) in _RESHAPING:
+                numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
+    return Walked(ledger, positions, tuple(fingerprint), tuple(unreached), frozenset(numbers), env)
 
 
 def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor]) -> Any:

@@ -1,0 +1,113 @@
+"""`npn prune`: shrink a trained model to a size in one shot, and write the small model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from npn._prune import closed_to_target
+from npn.cli.model import imported, make_model, parse_input
+from npn.counting import count_macs, count_params
+from npn.errors import ConfigurationError
+from npn.export import check_format, write_model
+from npn.gates.costing import CostModel
+from npn.plasticity import Plasticity
+
+
+def prune(
+    factory: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY", help="The trained model, or a function that makes it: package.module:name."
+        ),
+    ],
+    input: Annotated[
+        list[str],
+        typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),
+    ],
+    target: Annotated[float, typer.Option(help="Size to reach; up to 1: a share of the present one.")],
+    cost: Annotated[str, typer.Option(help="Unit of the target: macs or params.")] = "macs",
+    criterion: Annotated[
+        str, typer.Option(help="magnitude, bn_scale or random; with --batches also taylor or fisher.")
+    ] = "magnitude",
+    batches: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FACTORY",
+            help="A pair (batches, loss), or a function that makes it; loss(model, batch) is a scalar.",
+        ),
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Pattern of group names that may lose units.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave as they are.")] = None,
+    format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
+    out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
+) -> None:
+    """Remove the least important units of a trained model, without training, and write the small model."""
+    check_format(format)
+    data, loss = (None, None) if batches is None else make_batches(batches)
+    example = tuple(parse_input(text) for text in input)
+    plastic = closed_to_target(
+        make_model(factory), example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
+        only=only, skip=skip,
+    )  # fmt: skip
+    small = plastic.export()
+    show(Console(), factory, plastic, small, example)
+    path = write_model(small, example, out or Path(f"pruned.{format}"), format)
+    typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
+
+
+def make_batches(factory: str) -> tuple[Any, Any]:
+    """Make the pair (batches, loss) that a command line names.
+
+    Args:
+        factory: `package.module:name` of a pair, or of a function that makes one.
+
+    Raises:
+        ConfigurationError: `name` cannot be found, or is neither.
+    """
+    made = imported(factory)
+    if callable(made):
+        made = made()
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ConfigurationError(
+            f"{factory} is a {type(made).__name__}, expected a pair (batches, loss) with loss(model, batch) -> scalar"
+        )
+    return made
+
+
+def show(console: Console, title: str, plastic: Plasticity, small: nn.Module, example: Any) -> None:
+    """Print a table with the units, parameters and MACs of each group, before and after.
+
+    Args:
+        console: to print on.
+        title: of the table.
+        plastic: the model before, with closed units.
+        small: the model after.
+        example: example inputs; MACs count their batch.
+    """
+    costs = CostModel(plastic.model, plastic.structure, [g.name for g in plastic.groups], torch.device("cpu"))
+
+    def carried(kind: str, name: str, sizes: Mapping[str, int]) -> float:
+        return costs.at(kind, sizes) - costs.at(kind, {**sizes, name: 0})
+
+    before, after = {group.name: group.size for group in plastic.groups}, plastic.sizes()
+    table = Table(title=title, title_justify="left")
+    for column in ("group", "units", "parameters", "MACs"):
+        table.add_column(column, justify="left" if column == "group" else "right")
+    for name in before:
+        weights = (_change(carried(kind, name, before), carried(kind, name, after)) for kind in ("params", "macs"))
+        table.add_row(name, _change(before[name], after[name]), *weights)
+    params = _change(count_params(plastic.model), count_params(small))
+    macs = _change(count_macs(plastic.model, example), count_macs(small, example))
+    table.add_section()
+    table.add_row("whole model", "", params, macs)
+    console.print(table)
+
+
+def _change(before: float, after: float) -> str:
+    return f"{before:,.0f} -> {after:,.0f}" if round(before) != round(after) else f"{before:,.0f}"
