@@ -21,19 +21,29 @@ from npn.tracing.trace import trace_units
 
 torch.set_num_threads(1)
 
-# Files that use one fixture of the session, or one fork server.
-TOGETHER = {"moons": ("test_moons.py", "test_runner.py")}
-TOGETHER["processes"] = ("test_distributed.py", "test_several.py", "test_accelerate.py")
+SHARED = {  # files that use one fixture of the session, or one fork server
+    "moons": ("test_moons.py", "test_runner.py"),
+    "processes": ("test_distributed.py", "test_several.py", "test_accelerate.py"),
+}
+BY_MODEL = ("test_zoo.py", "test_exports.py", "test_adversaries.py")  # the first parameter names what they share
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup` the tests of a file run on one process, which makes what they share once."""
-    groups = {file: name for name, files in TOGETHER.items() for file in files}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            name = groups.get(item.path.name, item.path.stem)
-            item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadscope` keeps on one process what shares a trace, a trained run or a fork server, made once there."""
+    if config.getoption("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path, _, test = nodeid.partition("::")
+            file = path.rpartition("/")[2]
+            if file in BY_MODEL:
+                return test.partition("[")[2].partition("]")[0].partition("-")[0]
+            return next((name for name, files in SHARED.items() if file in files), path)
+
+    return Scheduling(config, log)
 
 
 class Residual(nn.Module):

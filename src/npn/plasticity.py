@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from npn import optimizers as checks
 from npn import resizing, surgery
 from npn._utils.collectives import assert_same, broadcast
-from npn._utils.inputs import moved
+from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
 from npn.counting import count_params
 from npn.errors import ConfigurationError
@@ -61,9 +61,6 @@ class Plasticity:
         {'0': (8, 6)}
         >>> plastic
         Plasticity(k=7, params=44 of 58 at attach, groups={'0': 6}, penalty=Penalty(cost='params', weight=1e-06))
-
-    References:
-        Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
     """
 
     def __init__(
@@ -90,13 +87,11 @@ class Plasticity:
         self.last_checkpoint: str | None = None
         self._pricing = Pricing(model, structure, self.gates)
         self._params_at_attach = count_params(model)
-        self._dtype_at_attach = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        self._dtype_at_attach = model_dtype(model)
         self._call = MaskedCall(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
         checks.watch(self.gates)
-
-    # -- the model and its groups
 
     @property
     def model(self) -> nn.Module:
@@ -115,11 +110,7 @@ class Plasticity:
 
     @property
     def estimator(self) -> str:
-        """Name of the estimator of the gates' gradient.
-
-        Raises:
-            ConfigurationError: on assignment of a name that is not in `npn.functional.table.ESTIMATORS`.
-        """
+        """Name of the estimator of the gates' gradient, one of `npn.functional.table.ESTIMATORS`."""
         return self._estimator
 
     @estimator.setter
@@ -154,8 +145,6 @@ class Plasticity:
         Args:
             name: name of the group, or the group itself.
 
-        Raises:
-            ConfigurationError: there is no such group.
         """
         return self.gates.group(name)
 
@@ -179,8 +168,6 @@ class Plasticity:
         groups = {name: size for name, size in list(self.sizes().items())[:8]}
         more = f" and {len(self.groups) - len(groups)} more" if len(self.groups) > len(groups) else ""
         return f"Plasticity(k={self.k:g}, params={params}, groups={groups}{more}, penalty={self.penalty!r})"
-
-    # -- gates by hand
 
     def close(self, group: str | UnitGroup, units: Sequence[int] | Tensor) -> None:
         """Close units: pi = 0.05 at finite k, absent at k = inf. `compact` removes them unless they reopen.
@@ -209,8 +196,6 @@ class Plasticity:
         """
         self.gates.set(group, units, OPEN, self.optimizers, whole_number("grace", grace, 0, "calls of backward"))
 
-    # -- training
-
     def track(self, *optimizers: Optimizer) -> None:
         """Register optimizers whose state follows every resize; repeated calls add up.
 
@@ -225,11 +210,7 @@ class Plasticity:
         self.optimizers = known
 
     def untrack(self, *optimizers: Optimizer) -> None:
-        """Forget optimizers that no longer step, for example after the next stage has replaced them.
-
-        Args:
-            optimizers: optimizers given to `track` before.
-        """
+        """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
         gone = checks.union([], optimizers)
         self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
         checks.forget(gone)
@@ -286,8 +267,6 @@ class Plasticity:
             last_checkpoint=self.last_checkpoint,
         )
 
-    # -- size
-
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)] of the network under its gates; units in grace count as open and have no gradient.
 
@@ -322,9 +301,6 @@ class Plasticity:
         Args:
             below: keep probability.
 
-        Returns:
-            The removed units.
-
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
@@ -340,9 +316,6 @@ class Plasticity:
         Args:
             more: group name -> units to add; of a group whose units come in sets, rounded up to whole sets.
             grace: calls of `backward` for which the new units are held open, unpenalised.
-
-        Returns:
-            The added units.
 
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
@@ -370,25 +343,16 @@ class Plasticity:
 
     def _example_inputs(self) -> Any:
         """The example inputs where the model is now, in its dtype."""
-        weight = next((p for p in self._model.parameters() if p.is_floating_point()), None)
-        if weight is None:
-            return self.example_inputs
-        return moved(self.example_inputs, weight.device, (self._dtype_at_attach, weight.dtype))
+        return moved_with(self._model, self.example_inputs, self._dtype_at_attach)
 
     def restructure(self, structure: Structure) -> None:
-        """Adopt the structure of a model that has been resized, and notify the followers.
-
-        Args:
-            structure: structure of the model at its present sizes.
-        """
+        """Adopt the structure of a model that has been resized, and notify the followers."""
         self.structure = structure
         self.gates.restructure(structure)
         self.masked_weights.restructure(self._model, structure)
         self._pricing.restructure(self._model, structure)
         for follower in list(self.followers.values()):
             follower.renew()
-
-    # -- export, detach and state
 
     def export(self) -> nn.Module:
         """Make a plain copy of the model, without its closed units and without any dependence on npn."""

@@ -11,10 +11,6 @@ import npn
 from ..zoo.checks import as_double, check_grow, check_shrink, check_training
 from .adversaries import TRAPS, Trap
 
-NAMES = [
-    pytest.param(name, marks=pytest.mark.xdist_group(f"trap {name}")) for name in TRAPS
-]  # traced once for both tests
-
 
 @functools.cache
 def attached(name: str) -> tuple[npn.Plasticity, torch.Tensor]:
@@ -34,7 +30,7 @@ def why(plastic: npn.Plasticity, key: tuple[str, int]) -> str:
     return "; ".join(f.reason for f in plastic.frozen if key in f.slots)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAPS)
 def test_answer(name: str) -> None:
     trap: Trap = TRAPS[name]
     plastic, _ = attached(name)
@@ -48,7 +44,7 @@ def test_answer(name: str) -> None:
     assert sizes["other.0"] == 4
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAPS)
 def test_no_silently_wrong_answer(name: str) -> None:
     plastic, x = attached(name)
     first = copy.deepcopy(plastic)

@@ -17,7 +17,7 @@ from npn import export
 from npn.export import write_model
 from npn.tracing.capture import output_tensors, split_inputs
 
-from .test_zoo import NAMES, ZOO, attached
+from .test_zoo import ZOO, attached
 
 
 class Answers(nn.Module):
@@ -59,7 +59,7 @@ def exported_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "exported", lambda model, inputs: found)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def torchlib_once() -> Iterator[None]:
     """The exporter to ONNX reads its library of operators for the first model alone, a third of its time."""
     patch = pytest.MonkeyPatch()
@@ -84,7 +84,7 @@ def alike(found: list[Tensor], expected: list[Tensor]) -> None:
 
 
 @pytest.mark.usefixtures("exported_once")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_torch_export_and_checkpoint(name: str, tmp_path: Path) -> None:
     model, inputs = compact(name)
     expected = run(model, inputs)
@@ -96,7 +96,7 @@ def test_torch_export_and_checkpoint(name: str, tmp_path: Path) -> None:
     alike(run(npn.load(tmp_path / "model.npn", ZOO[name].make()).eval(), inputs), expected)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_torchscript_trace(name: str) -> None:
     model, inputs = compact(name)
     args, kwargs = split_inputs(inputs)
@@ -108,7 +108,7 @@ def test_torchscript_trace(name: str) -> None:
 
 
 @pytest.mark.usefixtures("exported_once", "torchlib_once")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_onnx(name: str, tmp_path: Path) -> None:
     runtime = pytest.importorskip("onnxruntime")
     model, inputs = compact(name)

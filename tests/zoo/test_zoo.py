@@ -16,8 +16,6 @@ from .models_conv import CONV
 from .models_misc import MISC
 
 ZOO = CONV | ATTENTION | MISC
-# the tests of one model share what was made of it, so one process runs them all
-NAMES = [pytest.param(name, marks=pytest.mark.xdist_group(f"zoo {name}")) for name in ZOO]
 
 
 @functools.cache
@@ -47,7 +45,7 @@ def test_there_are_enough() -> None:
     assert len(ZOO) >= 25
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_what_is_resizable(name: str) -> None:
     plastic, _ = attached(name)
     assert {g.name: g.size for g in plastic.groups} == ZOO[name].groups
@@ -56,7 +54,7 @@ def test_what_is_resizable(name: str) -> None:
         assert item.reason and item.slots
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_every_dimension_is_accounted_for(name: str) -> None:
     """No axis of a parameter is silently left out: it is in a group, frozen with a reason, of size 1, or a kernel's."""
     plastic, _ = attached(name)
@@ -68,7 +66,7 @@ def test_every_dimension_is_accounted_for(name: str) -> None:
             assert size == 1 or window or (tensor, axis) in known, (tensor, axis)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_masked_is_compact_is_exported_and_growth_is_silent(name: str) -> None:
     plastic, inputs = attached(name)
     plastic = copy.deepcopy(plastic)
@@ -78,7 +76,7 @@ def test_masked_is_compact_is_exported_and_growth_is_silent(name: str) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ZOO)
 def test_training_goes_on_alike(name: str, optimizer: str) -> None:
     plastic, inputs = attached(name)
     plastic = copy.deepcopy(plastic)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 
@@ -26,3 +26,20 @@ def moved(inputs: Any, device: torch.device, dtypes: tuple[torch.dtype, torch.dt
         return x.to(device, dtypes[1]) if dtypes is not None and x.dtype == dtypes[0] else x.to(device)
 
     return tree_map(move, inputs)
+
+
+def model_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's first floating-point parameter; float32 where it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def moved_with(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
+    """Inputs on the device of a model, and in its dtype.
+
+    Args:
+        model: which may have moved since the inputs were made.
+        inputs: a tensor, or tensors in tuples, lists and dicts.
+        dtype: of the model when the inputs were made.
+    """
+    device = next((p.device for p in model.parameters()), None)
+    return inputs if device is None else moved(inputs, device, (dtype, model_dtype(model)))

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import npn
 from npn.experiments.engine.timing import interleaved
+from npn.functional import table
 
-UNBIASED = ("arm", "disarm", "rloo", "double_cv")
-ESTIMATORS = (*UNBIASED, "straight_through", "reinmax")
+ESTIMATORS = tuple(table.ESTIMATORS)
+UNBIASED = tuple(name for name, entry in table.ESTIMATORS.items() if entry.unbiased)
 DENSE = "dense"
 
 Loss = Callable[[nn.Module], Tensor]
