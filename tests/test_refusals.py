@@ -47,8 +47,8 @@ def test_compiled_models():
     part[0] = torch.compile(part[0])
     refused(
         part,
-        "the part '0' of the model is wrapped by torch.compile; replace that part by the one inside, model.0._orig_mod, "
-        "and compile it afterwards",
+        "the part '0' of the model is wrapped by torch.compile; replace that part by the one inside, "
+        "model.0._orig_mod, and compile it afterwards",
     )
     in_place = net()
     in_place.compile()
@@ -63,8 +63,8 @@ def test_models_wrapped_for_several_devices(one_process):
     )
     refused(
         nn.DataParallel(net()),
-        "the model is wrapped by DataParallel; attach the model inside, npn.attach(model.module, ...), and train in one "
-        "process for each device: npn.distributed.wrap",
+        "the model is wrapped by DataParallel; attach the model inside, npn.attach(model.module, ...), and train in "
+        "one process for each device: npn.distributed.wrap",
     )
 
 
