@@ -204,7 +204,7 @@ class PlasticityCallback(Session, Callback):
                 loss: Tensor | None = output.closure_loss
                 if loss is None:
                     raise _Skipped
-                self.check(loss)
+                self.check(loss, gradient)
                 if gradient:
                     closure._backward_fn(loss if isinstance(factor, float) and factor == 1.0 else loss * factor)
                 return loss.detach() * accumulate

@@ -265,7 +265,7 @@ class PlasticTrainerMixin:
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             def instead(loss: Tensor, **options: Any) -> None:
-                session.check(loss)
+                session.check(loss, gradient)
                 if gradient:
                     backward(loss if isinstance(factor, float) and factor == 1.0 else loss * factor, **options)
 
