@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from npn.experiments.engine.rundir import write_json
-from npn.experiments.lenet5.recipe import LeNet5
-from npn.experiments.report.tables import machine, made_by, markdown_table, versions
+from npn.experiments.lenet5.model import LeNet5
+from npn.experiments.report.provenance import machine, made_by, versions
+from npn.experiments.report.tables import markdown_table
 
 BATCH_SIZE = 128
 DENSE_LENET5 = "20-50-800-500"

@@ -21,8 +21,8 @@ from common import BATCH_SIZE, batch, parser, write
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Recipe, Row
-from npn.experiments.engine.runner import epochs, evaluate, shuffled
 from npn.experiments.engine.timing import interleaved
+from npn.experiments.engine.training import epochs, evaluate, shuffled
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.report.tables import markdown_table, percent
 

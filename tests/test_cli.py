@@ -1,6 +1,5 @@
 """The `npn` command: what it prints, what it leaves behind, and what it says when something is wrong."""
 
-import inspect
 import json
 import os
 import signal
@@ -15,9 +14,7 @@ from typer.testing import CliRunner
 
 import npn
 from npn.cli import app
-from npn.cli.options import spelled_out
-from npn.experiments.engine import runner
-from npn.experiments.engine.options import Options
+from npn.experiments.engine import training
 from npn.experiments.moons import recipe as moons
 
 SHORT = ["run", "moons", "--epochs", "2,3,2", "--seed", "1"]
@@ -150,7 +147,7 @@ def test_settings_that_cannot_be(tmp_path, undrawn):
 
 def test_an_unfinished_run_is_neither_lost_nor_ignored(tmp_path, undrawn):
     out = tmp_path / "run"
-    with mock.patch.object(runner, "evaluate", interrupted_in(runner.evaluate, call_number=5)):
+    with mock.patch.object(training, "evaluate", interrupted_in(training.evaluate, call_number=5)):
         stopped = call(*SHORT, "--out", out)
     assert stopped.exit_code == 130
     assert f"npn run moons --resume --out {out}" in stopped.output.replace("\n", "")
@@ -214,16 +211,3 @@ def test_without_the_extra_the_command_says_what_to_install():
     assert result.returncode == 1 and result.stdout == "imported\n"
     assert "needs rich, matplotlib" in result.stderr and "pip install 'npn[cli]'" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_a_command_may_take_an_option_of_its_own_under_a_shared_name():
-    """`npn bench estimators --epochs` once had no effect: the shared option of that name swallowed it."""
-    seen = {}
-
-    @spelled_out(without=["mode", "epochs"])
-    def command(options: Options, epochs: str = "3,10,5") -> None:
-        seen.update(options=options, epochs=epochs)
-
-    own = inspect.signature(command).parameters
-    command(**{name: parameter.default for name, parameter in own.items()} | {"epochs": "1,2,1", "seed": 3})
-    assert seen == {"options": Options(seed=3), "epochs": "1,2,1"}

@@ -10,9 +10,10 @@ import requests
 from typer.testing import CliRunner
 
 import npn
-from npn.cli import main as cli
+from npn.cli import app, bench, run
+from npn.cli.options import Launch
 from npn.experiments.engine import processes, runner
-from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.estimators import bench as estimators
@@ -22,12 +23,13 @@ from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.moons import recipe as moons
 from npn.experiments.resnet import bench as resnet_bench
 from npn.experiments.resnet import recipe as resnet56
+from npn.experiments.resnet.options import ResNetOptions
 
 MAKEFILE = Path(__file__).parents[1] / "Makefile"
 
 
 def call(*arguments):
-    result = CliRunner().invoke(cli.app, [str(a) for a in arguments])
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
     return result.exit_code, result.output.lstrip("\n")  # an empty progress display
 
 
@@ -68,7 +70,7 @@ def test_the_default_folder_is_protected_as_well(finished, tmp_path, monkeypatch
 
 
 def test_the_help_says_what_overwrite_deletes():
-    text = CliRunner().invoke(cli.app, ["run", "moons", "--help"], env={"COLUMNS": "200"}).output
+    text = CliRunner().invoke(app, ["run", "moons", "--help"], env={"COLUMNS": "200"}).output
     assert "Delete what an earlier run left in --out." in text
 
 
@@ -130,22 +132,51 @@ def test_without_a_network_the_data_can_be_named(tmp_path, monkeypatch, name, ur
     assert not (tmp_path / "run").exists()
 
 
-# -- the paper's epochs
+# -- options of a run
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """What `npn run` would have been given."""
     seen = []
-    monkeypatch.setattr(cli, "_run", lambda *given: seen.append(given))
+    monkeypatch.setattr(run, "start", lambda *given: seen.append(given))
     return seen
+
+
+SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function": "hard_sigmoid", "penalty": 1e-6}
+SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda"}
+OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
+OWN |= {"channels_last": True, "compile": True}
+HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "experiment", "expected"),
+    [
+        ("moons", moons.EXPERIMENT, Options(**SETTINGS)),
+        ("lenet5-mnist", lenet5.EXPERIMENT, Options(**SETTINGS, data="d")),
+        ("resnet56-cifar10", resnet56.EXPERIMENT, ResNetOptions(**SETTINGS, data="d", **OWN)),
+    ],
+)
+def test_every_option_gets_to_the_run(ran, name, experiment, expected):
+    given = {key: value for key, value in expected.as_dict().items() if value is not None}
+    assert expected.as_dict().keys() - given.keys() <= {"data"}, "an option without a value here is not tested"
+    arguments = []
+    for key, value in (given | HOW).items():
+        option = f"--{key.replace('_', '-')}"
+        arguments += [option] if value is True else [option, value]
+    assert call("run", name, *arguments) == (0, "")
+    assert ran == [(experiment, expected, Launch(**HOW))]
+
+
+# -- the paper's epochs
 
 
 @pytest.mark.parametrize("mode", [None, "sparsify", "expand"])
 def test_the_papers_preset_sets_the_epochs(ran, mode):
     chosen = [] if mode is None else ["--mode", mode]
     assert call("run", "lenet5-mnist", "--preset", "paper", *chosen) == (0, "")
-    assert ran == [(lenet5.EXPERIMENT, Options(mode=mode, epochs="100,250,150"), cli.Launch())]
+    assert ran == [(lenet5.EXPERIMENT, Options(mode=mode, epochs="100,250,150"), Launch())]
 
 
 @pytest.mark.parametrize(
@@ -213,13 +244,15 @@ PLACES = (Path("o"), Path("r"))
             ["--estimators", "arm, rloo", "--epochs", "1,2,1", "--budget", "4000", "--draws", "7", "--rounds", "2"],
             (Options(**GIVEN, budget=4000.0, epochs="1,2,1"), [0, 1, 4], ["arm", "rloo"], Settings(7, 4000, 1, 2)),
         ),
+        # its epochs are an option of its own, with a default
+        ("estimators", ["--k", "5"], (Options(**GIVEN, k=5.0, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
         ("estimators", [], (Options(**GIVEN, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
     ],
 )
 def test_a_bench_gets_what_was_given(benched, name, options, expected):
     code, text = call("bench", name, *SHARED, *options)
     assert code == 0 and text.startswith("the page\n"), text
-    assert benched == [(*PLACES, *expected, cli._train_in)]
+    assert benched == [(*PLACES, *expected, bench.train_or_resume)]
 
 
 @pytest.mark.parametrize("name", ["lenet5", "resnet56"])

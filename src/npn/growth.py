@@ -188,7 +188,7 @@ class Growth:
         self._steps = 0
         self._stale = 0
         self._best = math.inf  # the lowest loss so far
-        self._bar = math.inf  # the loss at the last growth
+        self._loss_at_last_growth = math.inf  # the loss at the last growth
         self._waited: dict[str, int] = {}  # group name -> steps in a row with closed units
         self._over = False
 
@@ -237,7 +237,7 @@ class Growth:
         stale = 0 if loss < self._best - self.min_delta else self._stale + 1
         exhausted = stale >= self.patience or self._is_full(plastic, limits)
         plan: dict[str, tuple[int, int]] = {}
-        if not exhausted and loss < self._bar - self.min_delta:
+        if not exhausted and loss < self._loss_at_last_growth - self.min_delta:
             for group in groups:
                 reopened_units, new = units_to_open(
                     group.size,
@@ -265,7 +265,7 @@ class Growth:
             self._best = loss
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
         if added or reopened:
-            self._bar, self._stale = loss, 0
+            self._loss_at_last_growth, self._stale = loss, 0
             self.history.append(GrowthEvent(self._steps, loss, added, reopened))
         self._over = exhausted or self._is_full(plastic, limits)
         return report
@@ -276,7 +276,7 @@ class Growth:
             "steps": self._steps,
             "stale": self._stale,
             "best": self._best,
-            "bar": self._bar,
+            "bar": self._loss_at_last_growth,
             "waited": dict(self._waited),
             "over": self._over,
             "history": [asdict(event) for event in self.history],
@@ -296,7 +296,7 @@ class Growth:
             raise CheckpointError(f"not the state of a Growth: it lacks {', '.join(sorted(missing))}")
         history = [GrowthEvent(**event) for event in state["history"]]
         self._steps, self._stale = int(state["steps"]), int(state["stale"])
-        self._best, self._bar = float(state["best"]), float(state["bar"])
+        self._best, self._loss_at_last_growth = float(state["best"]), float(state["bar"])
         self._waited, self._over = dict(state["waited"]), bool(state["over"])
         self.history = history
 

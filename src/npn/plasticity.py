@@ -110,11 +110,7 @@ class Plasticity:
 
     @property
     def estimator(self) -> str:
-        """Name of the estimator of the gates' gradient.
-
-        Raises:
-            ConfigurationError: on assignment of a name that is not in `npn.functional.table.ESTIMATORS`.
-        """
+        """Name of the estimator of the gates' gradient, one of `npn.functional.table.ESTIMATORS`."""
         return self._estimator
 
     @estimator.setter
@@ -149,8 +145,6 @@ class Plasticity:
         Args:
             name: name of the group, or the group itself.
 
-        Raises:
-            ConfigurationError: there is no such group.
         """
         return self.gates.group(name)
 
@@ -218,11 +212,7 @@ class Plasticity:
         self.optimizers = known
 
     def untrack(self, *optimizers: Optimizer) -> None:
-        """Forget optimizers that no longer step, for example after the next stage has replaced them.
-
-        Args:
-            optimizers: optimizers given to `track` before.
-        """
+        """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
         gone = checks.union([], optimizers)
         self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
         checks.forget(gone)

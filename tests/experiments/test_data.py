@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from npn.errors import ConfigurationError
-from npn.experiments.data.splits import Split, moons, split_off
+from npn.experiments.data.moons import moons
+from npn.experiments.data.splits import Split, split_off
 
 
 def test_splitting_keeps_every_example_once_with_its_class() -> None:

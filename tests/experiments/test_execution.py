@@ -9,10 +9,11 @@ from torch import nn
 from npn.errors import ConfigurationError
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import execution, runner
-from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.resnet import recipe as resnet56
+from npn.experiments.resnet.options import ResNetOptions
 
 from .test_resnet56 import UNDRAWN, Disturbed, images, same
 

@@ -5,10 +5,12 @@ import json
 import pytest
 
 from npn.errors import ConfigurationError
+from npn.experiments.engine.bench import points
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory, write_json
 from npn.experiments.lenet5 import bench as frontier
 from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.lenet5.model import count_weights
 
 
 def result(mode, budget, seed, accuracy=0.99, params=5000):
@@ -29,7 +31,7 @@ def result(mode, budget, seed, accuracy=0.99, params=5000):
 
 
 def test_points_are_means_over_seeds_in_order():
-    found = frontier.points(
+    found = points(
         [
             result("expand", 2304.0, 0),
             result("sparsify", 5320.0, 1, 0.992, 5300),
@@ -117,7 +119,7 @@ def test_an_unknown_mode(tmp_path):
 def test_plain_widths_fit_the_budget():
     for budget in (500, 2304, 5320, 20_000):
         first, second, hidden = lenet5.plain_widths(budget)
-        weights = lenet5.count_weights(first, second, 16 * second, hidden)
+        weights = count_weights(first, second, 16 * second, hidden)
         assert 0.8 * budget < weights <= budget
     model = lenet5.LeNet5(8, 10, 18)
-    assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == lenet5.count_weights(8, 10, 160, 18)
+    assert sum(p.numel() for p in model.parameters() if p.dim() > 1) == count_weights(8, 10, 160, 18)

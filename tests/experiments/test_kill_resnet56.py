@@ -1,7 +1,7 @@
 """A run with augmentation that is killed, also while it writes, ends as if nothing had happened."""
 
-from npn.experiments.engine.options import ResNetOptions
 from npn.experiments.resnet import recipe as resnet56
+from npn.experiments.resnet.options import ResNetOptions
 
 from .test_kill import check_kills
 from .test_resnet56 import images

@@ -9,12 +9,12 @@ import torch
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments.data.splits import moons as data
+from npn.experiments.data.moons import moons as data
 from npn.experiments.engine import runner
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Outcome
 from npn.experiments.engine.rundir import RunDirectory
-from npn.experiments.moons import bench
+from npn.experiments.moons import bench, figures
 from npn.experiments.moons import recipe as moons
 
 from .conftest import Recorder
@@ -111,8 +111,8 @@ def test_confidence_has_rows_from_bottom_to_top() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.stack([torch.zeros(len(x)), 50 * (x[:, 1] - x[:, 0])], dim=1)
 
-    grid = moons.confidence(Above(), torch.device("cpu"))
-    assert grid.shape == (moons.GRID, moons.GRID)
+    grid = figures.confidence(Above(), torch.device("cpu"))
+    assert grid.shape == (figures.GRID, figures.GRID)
     assert grid[-1, 0] > 0.99  # top left: y > x
     assert grid[0, -1] < 0.01  # bottom right
 
@@ -152,7 +152,7 @@ def test_settings_that_cannot_be_are_refused_before_anything_is_written(
 def test_a_bench_writes_table_and_pictures(finished: Finished, tmp_path: Path) -> None:
     outcome, _ = finished
     other = Outcome({**outcome.result, "params": 2 * outcome.result["params"]}, outcome.rows, outcome.snapshots)
-    files = bench.moons(tmp_path / "results" / "moons", {"sparsify": [outcome, outcome], "expand": [other]})
+    files = bench.write(tmp_path / "results" / "moons", {"sparsify": [outcome, outcome], "expand": [other]})
     assert [file.name for file in files] == ["moons.json", "moons.md", "moons.png", "moons-sizes.png"]
     summary = json.loads(files[0].read_text())
     assert summary["size_ratio"] == 2.0

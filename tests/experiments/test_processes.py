@@ -15,14 +15,14 @@ from npn import distributed
 from npn.cli import main as cli
 from npn.errors import ConfigurationError
 from npn.experiments.data.splits import Data, Split
-from npn.experiments.engine import processes, runner
-from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine import processes, runner, training
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.moons import recipe as moons
-from npn.experiments.report.console import Console
 from npn.experiments.resnet import recipe as resnet56
+from npn.experiments.resnet.options import ResNetOptions
 
 from ..processes import Died, launch
 from .conftest import Recorder
@@ -122,7 +122,6 @@ def test_a_signal_to_one_process_stops_all_between_epochs(tmp_path):
 
 def command(arguments, kill_after=None):
     first = os.environ["RANK"] == "0"
-    cli.console = Console(quiet=not first)  # made when npn.cli was imported, in the parent
     step = torch.optim.Adam.step
     count = 0
 
@@ -186,7 +185,7 @@ def statistics(precision):
             torch.manual_seed(0)
             recipe = resnet56.build(options.over(resnet56.defaults(options)))
             recipe.plastic.close("blocks.0.branch.conv1", [0, 3])  # the first epoch ends with a resize
-            rows = [row for _, row in runner.epochs(recipe, 0)]
+            rows = [row for _, row in training.epochs(recipe, 0)]
         assert all(row["loss"] < 10 for row in rows)
         buffers = {name: value.tolist() for name, value in recipe.plastic.model.named_buffers()}
         return buffers, rows, None if recipe.scaler is None else recipe.scaler.get_scale()
@@ -211,7 +210,7 @@ def test_the_parts_of_a_batch_make_up_its_mean(count, size):
     for rank in range(count):
         with (
             mock.patch.object(distributed, "size", lambda: count),
-            mock.patch.object(distributed, "rank", lambda r=rank: r),
+            mock.patch.object(processes, "rank", lambda r=rank: r),
         ):
             part, labels, weight = processes.shard(x, y)
         losses.append(weight * part.mean())

@@ -5,12 +5,13 @@ import torch
 
 import npn
 from npn.errors import CheckpointError
-from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.moons import recipe as moons
 from npn.experiments.registry import EXPERIMENTS, finished_model
 from npn.experiments.resnet.model import ResNet
+from npn.experiments.resnet.options import ResNetOptions
 
 
 def shrunk_moons():

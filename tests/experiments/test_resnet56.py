@@ -12,12 +12,14 @@ import torch
 import npn
 from npn.errors import ConfigurationError
 from npn.experiments.data.splits import Data, Split
-from npn.experiments.engine import runner
-from npn.experiments.engine.options import Options, ResNetOptions
+from npn.experiments.engine import runner, training
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted, OutOfTime
+from npn.experiments.resnet import figures, sizes
 from npn.experiments.resnet import recipe as resnet56
+from npn.experiments.resnet.options import ResNetOptions
 
 from .conftest import Recorder
 
@@ -227,7 +229,7 @@ def test_a_run_that_loses_a_block(tmp_path):
 
 def test_histograms_by_section():
     histograms = {"blocks.3.branch.conv1": [1, 2], "branches": [0, 4], "conv1": [5, 0], "fc.columns": [0, 9]}
-    found = resnet56.by_section(histograms, 2)
+    found = figures.by_section(histograms, 2)
     assert found == {
         "blocks of section 1": [0, 0],
         "blocks of section 2": [1, 2],
@@ -275,7 +277,7 @@ def test_the_price_waits_for_growth():
     recipe.growth.limits = {}  # growth has no end of its own
     assert [recipe.grows(recipe.schedule.stages[1], position) for position in range(6)] == [True] * 4 + [False] * 2
     prices = {}
-    for stage, _ in runner.epochs(recipe, seed=0):
+    for stage, _ in training.epochs(recipe, seed=0):
         prices.setdefault(stage.name, []).append(float(recipe.plastic.penalty.multiplier))
     one_step = recipe.plastic.penalty.scale * (math.exp(recipe.plastic.penalty.rate) - 1.0)
     first, rest = prices["plastic"][:4], prices["plastic"][4:]
@@ -334,9 +336,9 @@ def test_a_plain_net_is_the_widest_within_its_budget():
         return npn.count_macs(resnet56.ResNet(20, width=width, stream=False).eval(), torch.zeros(1, 3, 32, 32))
 
     budget = 0.3 * macs(1.0)
-    width = resnet56.plain_width(ResNetOptions(depth=20), 10, budget)
+    width = sizes.plain_width(20, 10, budget)
     assert macs(width) <= budget < macs(width + 1 / 64)
-    assert resnet56.plain_width(ResNetOptions(depth=20), 10, 1.0) == 1 / 64, "one channel at least"
+    assert sizes.plain_width(20, 10, 1.0) == 1 / 64, "one channel at least"
 
 
 def test_a_checkpoint_is_the_weights_their_momentum_and_little_else(tmp_path):

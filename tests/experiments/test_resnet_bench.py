@@ -8,9 +8,9 @@ import pytest
 
 from npn.errors import ConfigurationError
 from npn.experiments.engine import runner
-from npn.experiments.engine.options import ResNetOptions
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.resnet import bench as resnet_bench
+from npn.experiments.resnet.options import ResNetOptions
 
 from .conftest import Recorder
 from .test_resnet56 import tiny  # noqa: F401 - few images, for every test here

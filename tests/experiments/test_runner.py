@@ -11,7 +11,7 @@ import torch
 
 from npn.errors import CheckpointError, ConfigurationError
 from npn.experiments.data.splits import Data, Split
-from npn.experiments.engine import runner
+from npn.experiments.engine import runner, training
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Outcome, Row
 from npn.experiments.engine.rundir import RunDirectory
@@ -128,10 +128,10 @@ def test_evaluation_is_exact_in_batches_and_keeps_the_mode() -> None:
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout(0.5), torch.nn.Linear(4, 2))
     split = Split(torch.randn(50, 3), torch.randint(0, 2, (50,)))
-    loss, accuracy = runner.evaluate(model, split, batch_size=7)
+    loss, accuracy = training.evaluate(model, split, batch_size=7)
     assert model.training
     model.eval()
-    assert runner.evaluate(model, split) == pytest.approx((loss, accuracy))
+    assert training.evaluate(model, split) == pytest.approx((loss, accuracy))
     assert not model.training
     logits = model(split.x)
     assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits.detach(), split.y)))
@@ -143,7 +143,7 @@ def test_each_epoch_sees_every_example_once_in_an_order_of_its_own() -> None:
     data = Data(split, split, split, 10)
     orders = {}
     for seed, epoch in ((0, 0), (0, 1), (1, 0)):
-        batches = list(runner.shuffled(data, 4, seed, epoch))
+        batches = list(training.shuffled(data, 4, seed, epoch))
         assert [len(y) for _, y in batches] == [4, 4, 2]
         orders[seed, epoch] = tuple(torch.cat([y for _, y in batches]).tolist())
         assert sorted(orders[seed, epoch]) == list(range(10))

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from npn._utils.rng import load_rng_state_dict, rng_state_dict
 from npn.checkpoint.layout import check_fixed, pack_branches, pack_buffers, pack_columns, pack_groups, zero_closed
 from npn.checkpoint.matching import (
-    absent_here,
+    branches_to_remove,
     chosen_columns,
     matching_tensors,
     saved_structure,
     selects,
-    without_gone,
+    without_removed_branches,
 )
 from npn.errors import CheckpointError
 from npn.modules import absent_paths, materialize_selects
@@ -89,7 +89,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
     """
     model = target.model if isinstance(target, Plasticity) else target
     chosen = chosen_columns(path, model, content)
-    gone = absent_here(path, model, content)
+    gone = branches_to_remove(path, model, content)
     tensors = matching_tensors(
         path,
         model,
@@ -105,7 +105,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         )
     states = [(name, thing, content["stateful"][name]) for name, thing in stateful.items()]
     if isinstance(target, Plasticity):
-        rest = without_gone(path, target, gone)
+        rest = without_removed_branches(path, target, gone)
         structure = saved_structure(path, target, content, rest, gone)
         remaining = {part.name for part in rest.parts}
         lost = [group.gate.logits for group in target.groups if group.name not in remaining]

@@ -14,7 +14,7 @@ from npn.plasticity import Plasticity
 from npn.structure import Structure, inside, without_branches
 
 
-def absent_here(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list[str]:
+def branches_to_remove(path: Any, model: nn.Module, content: Mapping[str, Any]) -> list[str]:
     """Find the branches that the checkpoint has lost and the model still has.
 
     Args:
@@ -114,7 +114,7 @@ def chosen_columns(path: Any, model: nn.Module, content: Mapping[str, Any]) -> d
     return chosen
 
 
-def without_gone(path: Any, plastic: Plasticity, gone: Sequence[str]) -> Structure:
+def without_removed_branches(path: Any, plastic: Plasticity, gone: Sequence[str]) -> Structure:
     """The present structure without the branches that the checkpoint has lost.
 
     Args:

@@ -1,4 +1,4 @@
-"""`npn inspect` and `npn export`: look into a model, and take a trained one elsewhere."""
+"""`npn inspect` and `npn export`: the parts of a model that can be resized, and files of a trained one."""
 
 import importlib
 import json
@@ -6,29 +6,23 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor, nn
 
+from npn import inspection
 from npn.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from torch import Tensor, nn
-
-    from npn.inspection import Inspection
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands to the `npn` command line."""
-    app.command("inspect")(inspect)
-    app.command("export")(export)
+from npn.export import write_model
 
 
 def inspect(
     factory: Annotated[
-        str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the model: package.module:name.")
+        str,
+        typer.Argument(metavar="MODULE:FACTORY", help="The model, or a function that makes it: package.module:name."),
     ],
     input: Annotated[
         list[str],
@@ -38,26 +32,25 @@ def inspect(
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show which units of a model can be resized, and what keeps the others."""
-    from npn.inspection import inspect as inspect_model
-
+    """Show which units of a model can be resized, and why the others cannot."""
     model = make_model(factory)
-    found = inspect_model(model, tuple(parse_input(text) for text in input), only=only, skip=skip)
+    found = inspection.inspect(model, tuple(parse_input(text) for text in input), only=only, skip=skip)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         show(Console(), factory, found)
 
 
-def make_model(factory: str) -> "nn.Module":
-    """The module that `package.module:name` makes; `name` is called unless it is a module already.
+def make_model(factory: str) -> nn.Module:
+    """Make the model that a command line names.
+
+    Args:
+        factory: `package.module:name` of a module, or of a function that makes one.
 
     Raises:
-        ConfigurationError: it cannot be found, or makes something else.
+        ConfigurationError: `name` cannot be found, or is neither.
     """
-    from torch import nn
-
-    made = found(factory)
+    made = imported(factory)
     if not isinstance(made, nn.Module) and callable(made):
         made = made()
     if not isinstance(made, nn.Module):
@@ -65,11 +58,14 @@ def make_model(factory: str) -> "nn.Module":
     return made
 
 
-def found(factory: str) -> Any:
-    """What `package.module:name` names.
+def imported(factory: str) -> Any:
+    """Import the object that a command line names.
+
+    Args:
+        factory: `package.module:name`; modules are found from the working directory, too.
 
     Raises:
-        ConfigurationError: it cannot be found.
+        ConfigurationError: `name` cannot be found.
     """
     module_name, _, attribute = factory.partition(":")
     if not module_name or not attribute:
@@ -86,14 +82,15 @@ def found(factory: str) -> Any:
     return made
 
 
-def parse_input(text: str) -> "Tensor":
-    """Zeros of the shape and type in `2,3,32,32` or `2,16:long`.
+def parse_input(text: str) -> Tensor:
+    """Make an input of zeros.
+
+    Args:
+        text: shape, and type if it is not float: `2,3,32,32` or `2,16:long`.
 
     Raises:
-        ConfigurationError: it is neither.
+        ConfigurationError: `text` is something else.
     """
-    import torch
-
     shape, _, kind = text.partition(":")
     kind = kind or "float"
     dtype = getattr(torch, kind, None)
@@ -106,8 +103,14 @@ def parse_input(text: str) -> "Tensor":
     return torch.zeros(sizes, dtype=dtype)
 
 
-def show(console: Console, title: str, found: "Inspection") -> None:
-    """Two tables: what can be resized, and what cannot."""
+def show(console: Console, title: str, found: inspection.Inspection) -> None:
+    """Print a table of the groups, and one of the frozen dimensions.
+
+    Args:
+        console: to print on.
+        title: of the first table.
+        found: to print.
+    """
     groups = Table(title=f"{title}: {found.params:,} parameters, {found.macs:,} MACs", title_justify="left")
     for column, justify in (("group", "left"), ("units", "right"), ("parameters", "right"), ("MACs", "right")):
         groups.add_column(column, justify=justify)  # type: ignore[arg-type]
@@ -127,7 +130,11 @@ def show(console: Console, title: str, found: "Inspection") -> None:
 
 
 def few(names: Sequence[str], most: int = 3) -> str:
-    """The first names, and how many more there are; --json has them all.
+    """Join the first names, and add the number of the others; --json has them all.
+
+    Args:
+        names: to join.
+        most: number of names to join.
 
     Example:
         >>> few(["a", "b", "c", "d", "e"])
@@ -140,11 +147,10 @@ def few(names: Sequence[str], most: int = 3) -> str:
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     format: Annotated[str, typer.Option(help="onnx, pt2 or safetensors.")] = "onnx",
-    out: Annotated[Path | None, typer.Option(help="File to write. [default: RUN/model.FORMAT]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write. (default: RUN/model.FORMAT)")] = None,
 ) -> None:
     """Write the compact model of a finished run in a format that other programs read."""
-    from npn.experiments.registry import finished_model
-    from npn.export import write_model
+    from npn.experiments.registry import finished_model  # brings matplotlib, which takes a second to import
 
     model, example = finished_model(run)
     path = write_model(model, example, out or run / f"model.{format}", format)

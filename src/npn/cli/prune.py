@@ -1,53 +1,53 @@
-"""`npn prune`: shrink a trained model to a size in one shot, and write what is left."""
+"""`npn prune`: shrink a trained model to a size in one shot, and write the small model."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
-from npn.cli.model import found, make_model, parse_input
+from npn._prune import closed_to_target
+from npn.cli.model import imported, make_model, parse_input
+from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from npn.plasticity import Plasticity
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command to the `npn` command line."""
-    app.command("prune")(prune)
+from npn.export import check_format, write_model
+from npn.gates.costing import CostModel
+from npn.plasticity import Plasticity
 
 
 def prune(
     factory: Annotated[
-        str, typer.Argument(metavar="MODULE:FACTORY", help="What makes the trained model: package.module:name.")
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY", help="The trained model, or a function that makes it: package.module:name."
+        ),
     ],
     input: Annotated[
         list[str],
         typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),
     ],
     target: Annotated[float, typer.Option(help="Size to reach; up to 1: a share of the present one.")],
-    cost: Annotated[str, typer.Option(help="What the target is about: macs or params.")] = "macs",
+    cost: Annotated[str, typer.Option(help="Unit of the target: macs or params.")] = "macs",
     criterion: Annotated[
         str, typer.Option(help="magnitude, bn_scale or random; with --batches also taylor or fisher.")
     ] = "magnitude",
     batches: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:FACTORY", help="What makes the pair (batches, loss), where loss(model, batch) is a scalar."
+            metavar="MODULE:FACTORY",
+            help="A pair (batches, loss), or a function that makes it; loss(model, batch) is a scalar.",
         ),
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Pattern of group names that may lose units.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave as they are.")] = None,
     format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
-    out: Annotated[Path | None, typer.Option(help="File to write. [default: pruned.FORMAT]")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
 ) -> None:
-    """Close the least important units of a trained model down to a size, without training, and write what is left."""
-    from npn._prune import closed_to_target
-    from npn.export import check_format, write_model
-
+    """Remove the least important units of a trained model, without training, and write the small model."""
     check_format(format)
     data, loss = (None, None) if batches is None else make_batches(batches)
     example = tuple(parse_input(text) for text in input)
@@ -62,12 +62,15 @@ def prune(
 
 
 def make_batches(factory: str) -> tuple[Any, Any]:
-    """The pair (batches, loss) that `package.module:name` makes; `name` is called unless it is a pair already.
+    """Make the pair (batches, loss) that a command line names.
+
+    Args:
+        factory: `package.module:name` of a pair, or of a function that makes one.
 
     Raises:
-        ConfigurationError: it cannot be found, or makes something else.
+        ConfigurationError: `name` cannot be found, or is neither.
     """
-    made = found(factory)
+    made = imported(factory)
     if callable(made):
         made = made()
     if not isinstance(made, tuple) or len(made) != 2:
@@ -77,13 +80,16 @@ def make_batches(factory: str) -> tuple[Any, Any]:
     return made
 
 
-def show(console: Console, title: str, plastic: "Plasticity", small: Any, example: Any) -> None:
-    """A table: what each group had before, and what it has now."""
-    import torch
+def show(console: Console, title: str, plastic: Plasticity, small: nn.Module, example: Any) -> None:
+    """Print a table with the units, parameters and MACs of each group, before and after.
 
-    from npn.counting import count_macs, count_params
-    from npn.gates.costing import CostModel
-
+    Args:
+        console: to print on.
+        title: of the table.
+        plastic: the model before, with closed units.
+        small: the model after.
+        example: example inputs; MACs count their batch.
+    """
     costs = CostModel(plastic.model, plastic.structure, [g.name for g in plastic.groups], torch.device("cpu"))
 
     def carried(kind: str, name: str, sizes: Mapping[str, int]) -> float:

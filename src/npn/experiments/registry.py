@@ -1,4 +1,4 @@
-"""Experiments by name, and the models that their finished runs left."""
+"""The experiments by name, and the models of their finished runs."""
 
 from pathlib import Path
 
@@ -18,7 +18,13 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 
 def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
-    """The compact model of a finished run and an example batch for it, without its data and on the CPU.
+    """Load the compact model of a finished run; neither its data nor its device are needed.
+
+    Args:
+        path: folder of the run.
+
+    Returns:
+        The model in eval mode and an example batch for it, on the CPU.
 
     Raises:
         CheckpointError: there is no finished run at `path`.

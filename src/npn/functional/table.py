@@ -49,6 +49,7 @@ class Estimator:
     passes: tuple[Pass, ...]
     combine: Callable[[Tensor, Draw, Sequence[Tensor], Sequence[Tensor]], Tensor]
     per_example: bool = True
+    unbiased: bool = True
 
 
 def _one(pi: Tensor, uniform: Callable[[], Tensor]) -> Draw:
@@ -83,6 +84,6 @@ ESTIMATORS: Mapping[str, Estimator] = {
         lambda pi, d, f, g: double_cv(f[0], f[1], d.masks[0], d.masks[1], g[0], g[1], pi),
         per_example=False,
     ),
-    "straight_through": Estimator(_one, _GRADIENT, lambda pi, d, f, g: straight_through(g[0], pi)),
-    "reinmax": Estimator(_one, _GRADIENT, lambda pi, d, f, g: reinmax(g[0], d.masks[0], pi)),
+    "straight_through": Estimator(_one, _GRADIENT, lambda pi, d, f, g: straight_through(g[0], pi), unbiased=False),
+    "reinmax": Estimator(_one, _GRADIENT, lambda pi, d, f, g: reinmax(g[0], d.masks[0], pi), unbiased=False),
 }

@@ -191,7 +191,7 @@ class CostModel:
         Returns:
             The cost.
         """
-        return self._corner(kind, sizes, None)
+        return self._cost_at_sizes(kind, sizes, None)
 
     def least(self, kind: str) -> float:
         """Cost with one unit in every group, and with the one branch that is then the cheapest.
@@ -204,10 +204,10 @@ class CostModel:
         """
         ones = dict.fromkeys(self.gated, 1.0) | self._least
         if self.branches is None:
-            return self._corner(kind, ones, None)
-        return min(self._corner(kind, ones, number) for number in range(self.branches.size))
+            return self._cost_at_sizes(kind, ones, None)
+        return min(self._cost_at_sizes(kind, ones, number) for number in range(self.branches.size))
 
-    def _corner(self, kind: str, sizes: Mapping[str, float], only: int | None) -> float:
+    def _cost_at_sizes(self, kind: str, sizes: Mapping[str, float], only: int | None) -> float:
         """Cost of the network without random gates, with all branches or with only one."""
         sums = torch.tensor([float(sizes.get(n, s)) for n, s in zip(self.gated, self.sizes.tolist(), strict=True)])
         present = torch.ones(self.branches.size, dtype=torch.float64) if self.branches is not None else None

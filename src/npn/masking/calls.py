@@ -110,7 +110,7 @@ class MaskedCall:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _enter(self) -> None:
         """Mask the weights for a call."""
-        self.weights.forget_outside()
+        self.weights.forget_call()
         with torch.inference_mode(False), torch.no_grad():  # training uses the tensors cached here
             self.gates.to(self.weights.device)
             mask = self.gates.deterministic_mask()
@@ -121,7 +121,7 @@ class MaskedCall:
                 "units are closed, and torch.func transforms cannot run a model under masks; call plastic.compact() "
                 "first, or transform plastic.export()"
             )
-        self._saved = self.weights.enter_outside(mask)
+        self._saved = self.weights.mask_call(mask)
         self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
         self.entered = True
 
@@ -129,7 +129,7 @@ class MaskedCall:
     def _leave(self) -> None:
         """Restore the weights after a call."""
         self.entered, self._caller = False, None
-        self.weights.leave_outside(self._saved)
+        self.weights.unmask_call(self._saved)
         self._saved = None
 
     def __reduce__(self) -> Any:

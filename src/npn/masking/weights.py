@@ -166,7 +166,7 @@ class MaskedWeights:
             total.index_add_(0, table.index, torch.cat(pieces))
         return effective_gates_gradient(total[:-1], self._mask, table.unit_of_column)
 
-    def enter_outside(self, mask: Tensor) -> Any:
+    def mask_call(self, mask: Tensor) -> Any:
         """Replace the weights by masked copies for a call outside a training step.
 
         The call may be differentiated after the weights are restored: autograd saves the masked copies.
@@ -188,7 +188,7 @@ class MaskedWeights:
         saved.__enter__()
         return saved
 
-    def leave_outside(self, saved: Any) -> None:
+    def unmask_call(self, saved: Any) -> None:
         """Undo `enter_outside`; gradients that arrive later are still masked.
 
         Args:
@@ -200,7 +200,7 @@ class MaskedWeights:
         self._masks = None
         self._swap_out()
 
-    def forget_outside(self) -> None:
+    def forget_call(self) -> None:
         """Stop masking gradients of an earlier call outside a training step."""
         self._outside = None
 
@@ -243,7 +243,7 @@ class MaskedWeights:
         self._values = []
         torch.clear_autocast_cache()
 
-    def _room(self, like: Tensor) -> Tensor:
+    def _scratch_like(self, like: Tensor) -> Tensor:
         """Scratch memory for one product of weight and gradient."""
         if self._scratch is None or self._scratch.dtype != like.dtype:
             largest = max(parameter.numel() for parameter in self._parameters)
@@ -252,7 +252,7 @@ class MaskedWeights:
 
     def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
         """Add weight times gradient, summed per unit, to the sums of this weight."""
-        product = torch.mul(self._values[i], _conjugate(gradient), out=self._room(gradient))
+        product = torch.mul(self._values[i], _conjugate(gradient), out=self._scratch_like(gradient))
         before, sums = collected[i], _mask_sums(product, factors, self._axes[i])
         # a reentrant checkpoint delivers the gradient of a weight in several parts
         collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]

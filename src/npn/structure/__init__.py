@@ -1,17 +1,17 @@
 """Units, input columns and branches of a model, and operations on them; knows names and shapes, but no model."""
 
-from npn.structure.branches import apart_from_branches, gone_paths, inside, without_branches
+from npn.structure.branches import inside, removed_paths, without_branch_entries, without_branches
 from npn.structure.columns import (
     NEW,
     check_numbers,
-    completed,
-    left,
-    narrowed,
+    remaining_positions,
+    resized_columns,
     selected_columns,
     unit_of_column,
+    with_unread_units,
 )
 from npn.structure.open_sizes import open_sizes
-from npn.structure.sizes import difference, match, moved, resized_shapes, unmatched, without
+from npn.structure.sizes import difference, match_groups, moved, resized_shapes, unmatched, without_units
 from npn.structure.units import (
     LEFT_OUT,
     NOT_PRODUCED,
@@ -35,21 +35,21 @@ __all__ = [
     "Group",
     "Slot",
     "Structure",
-    "apart_from_branches",
     "check_numbers",
-    "completed",
     "difference",
-    "gone_paths",
     "inside",
-    "left",
-    "match",
+    "match_groups",
     "moved",
-    "narrowed",
     "open_sizes",
+    "remaining_positions",
+    "removed_paths",
+    "resized_columns",
     "resized_shapes",
     "selected_columns",
     "unit_of_column",
     "unmatched",
-    "without",
+    "with_unread_units",
+    "without_branch_entries",
     "without_branches",
+    "without_units",
 ]

@@ -64,7 +64,7 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
     )
 
 
-def apart_from_branches(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
+def without_branch_entries(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
     """Select the removals that concern groups and columns of this structure, not branches.
 
     Args:
@@ -78,7 +78,7 @@ def apart_from_branches(structure: Structure, removed: Mapping[str, Sequence[int
     return {name: numbers for name, numbers in removed.items() if name in names}
 
 
-def gone_paths(before: Structure, after: Structure) -> list[str]:
+def removed_paths(before: Structure, after: Structure) -> list[str]:
     """Paths of the branches that one structure has and another lacks.
 
     Args:

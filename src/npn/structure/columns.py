@@ -12,7 +12,7 @@ from npn.structure.units import Branches, Columns, Group, Structure
 NEW = -1  # marks a new entry, which has no old position
 
 
-def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+def with_unread_units(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     """Add the units that become unread to the units and columns that are to be removed.
 
     If every weight that reads a group has gates on its columns, a unit is removed with the last column that reads it.
@@ -38,7 +38,7 @@ def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dic
             continue
         read = torch.zeros(group.size, dtype=torch.bool)
         for slot in readers:
-            read |= left(by_key[slot.key], structure, removed)[slot.index].any(1)
+            read |= remaining_positions(by_key[slot.key], structure, removed)[slot.index].any(1)
         asked = set(done.get(group.name, ()))
         unread = [unit for unit in (~read).nonzero().reshape(-1).tolist() if unit not in asked]
         if len(unread) + len(asked) == group.size:
@@ -48,7 +48,7 @@ def completed(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dic
     return done
 
 
-def left(columns: Columns, structure: Structure, removed: Mapping[str, Sequence[int]]) -> Tensor:
+def remaining_positions(columns: Columns, structure: Structure, removed: Mapping[str, Sequence[int]]) -> Tensor:
     """Mark the positions of a layer's input axis that remain after columns are removed by their own gates.
 
     Args:
@@ -65,13 +65,13 @@ def left(columns: Columns, structure: Structure, removed: Mapping[str, Sequence[
     return there
 
 
-def narrowed(columns: Columns, source: Tensor, there: Tensor) -> tuple[Columns, Tensor, Tensor]:
+def resized_columns(columns: Columns, source: Tensor, there: Tensor) -> tuple[Columns, Tensor, Tensor]:
     """Compute a layer's columns after a resize of its full input axis.
 
     Args:
         columns: the present columns.
         source: int64 (new length,), old position of each new position of the full axis, `NEW` where there is none.
-        there: bool (old length,), see `left`.
+        there: bool (old length,), see `remaining_positions`.
 
     Returns:
         The columns at their new positions, the old column of each of them (`NEW` where there is none), and the columns
@@ -133,7 +133,7 @@ def unit_of_column(structure: Structure) -> Tensor | None:
     """
     if not structure.columns:
         return None
-    units = structure.before_columns
+    units = structure.gates_before_columns
     pieces = []
     for columns in structure.columns:
         feeder, start = torch.full((structure.shapes[columns.tensor][columns.axis],), units), 0

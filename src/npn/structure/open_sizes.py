@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from npn.functional.columns import effective_gates
-from npn.structure.branches import apart_from_branches, without_branches
-from npn.structure.columns import completed, unit_of_column
+from npn.structure.branches import without_branch_entries, without_branches
+from npn.structure.columns import unit_of_column, with_unread_units
 from npn.structure.units import Structure
 
 
@@ -22,7 +22,7 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
         Sizes by name; 0 for a group whose every unit is removed with closed branches.
     """
     left = without_branches(structure, closed)
-    gone = completed(left, apart_from_branches(left, closed))
+    gone = with_unread_units(left, without_branch_entries(left, closed))
     gates = torch.cat([_stays(part.size, gone.get(part.name, ())) for part in left.parts])
     pieces = effective_gates(gates, unit_of_column(left)).split([part.size for part in left.parts])
     sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}

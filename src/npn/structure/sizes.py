@@ -27,7 +27,7 @@ def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str,
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
-def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
+def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:
     """Remove units from a structure; the remaining units move up along every axis.
 
     Args:
@@ -50,8 +50,9 @@ def without(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Struc
         shapes[key[0]][key[1]] = int(keep.sum())
     groups = []
     for group in structure.groups:
-        leave = set(removed.get(group.name, ()))
-        stay = [u for u in range(group.size) if u not in leave]
+        stays = torch.ones(group.size, dtype=torch.bool)
+        stays[list(removed.get(group.name, ()))] = False
+        stay = stays.nonzero().reshape(-1)
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
         groups.append(replace(group, size=len(stay), slots=slots))
     return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})
@@ -135,7 +136,7 @@ def _placement(structure: Structure) -> np.ndarray:
     return np.concatenate([*pieces.values(), np.zeros(0, dtype=np.int64)])
 
 
-def match(structure: Structure, found: Structure) -> Structure | None:
+def match_groups(structure: Structure, found: Structure) -> Structure | None:
     """Give the groups of one structure the names, order and attributes of another's, matched by the slots they occupy.
 
     Args:

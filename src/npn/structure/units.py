@@ -179,7 +179,7 @@ class Structure:
         return (*self.groups, *([] if self.branches is None else [self.branches]), *self.columns)
 
     @property
-    def before_columns(self) -> int:
+    def gates_before_columns(self) -> int:
         """Number of gates of groups and branches; the gates of columns follow them."""
         return sum(group.size for group in self.groups) + (self.branches.size if self.branches is not None else 0)
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn.structure import NEW, gone_paths, selected_columns
+from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_gradient, set_item
-from npn.surgery.fill import fresh
+from npn.surgery.fill import initial_entries
 from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
 from npn.surgery.verify import check_shapes
@@ -50,7 +50,7 @@ def apply_plan(
     """
     with torch.no_grad(), torch.inference_mode(False):
         edits = _edits(model, plan, optimizers) + _extra_edits(plan, optimizers, extras)
-        edits += removal_edits(model, gone_paths(plan.before, plan.after), optimizers)
+        edits += removal_edits(model, removed_paths(plan.before, plan.after), optimizers)
         changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
         deltas: dict[tuple[nn.Module, str], int] = {}
         for module, name, delta in changed + described_sizes(model, plan):
@@ -123,7 +123,7 @@ def resized(
         present, value = value, gather(value, {axis: source})
         if len(new):
             shape = tuple(len(new) if a == axis else s for a, s in enumerate(value.shape))
-            value.index_copy_(axis, new, fresh(model, name, present, axis, shape).to(value.dtype))
+            value.index_copy_(axis, new, initial_entries(model, name, present, axis, shape).to(value.dtype))
     for axis, positions in zeroed.items():
         value.index_fill_(axis, positions.to(value.device), 0)
     if _is_channels_last(old):  # a copy, because `contiguous` changes nothing when there is one channel

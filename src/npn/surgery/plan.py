@@ -11,13 +11,13 @@ from npn.structure import (
     NEW,
     Columns,
     Structure,
-    apart_from_branches,
     check_numbers,
-    completed,
-    left,
-    narrowed,
-    without,
+    remaining_positions,
+    resized_columns,
+    with_unread_units,
+    without_branch_entries,
     without_branches,
+    without_units,
 )
 
 Sources = dict[str, dict[int, Tensor]]
@@ -52,7 +52,7 @@ def plan_removal(
 ) -> Plan:
     """Plan to remove units, branches and columns, together with everything that only they used.
 
-    See `npn.structure.completed` and `npn.structure.without_branches`.
+    See `npn.structure.with_unread_units` and `npn.structure.without_branches`.
 
     Args:
         structure: the present structure.
@@ -66,7 +66,7 @@ def plan_removal(
     """
     check_numbers(structure, removed)
     rest = without_branches(structure, removed)
-    gone = completed(rest, apart_from_branches(rest, removed))
+    gone = with_unread_units(rest, without_branch_entries(rest, removed))
     units = {}
     for group in rest.groups:
         stay = sorted(set(range(group.size)) - set(gone.get(group.name, ())))
@@ -74,7 +74,7 @@ def plan_removal(
             raise ResizeError(f"cannot remove all {group.size} units of {group.name!r}: keep at least one")
         if len(stay) < group.size:
             units[group.name] = torch.tensor(stay)
-    after = without(rest, {name: gone[name] for name in units})
+    after = without_units(rest, {name: gone[name] for name in units})
     sets = [group.name for group in rest.groups if group.multiple > 1 and group.name in units]
     if sets:
         _check_sets(rest, gone)
@@ -194,7 +194,7 @@ def _columns(
     """One layer's columns after the resize; restricts the sources of its input axis to the columns that exist."""
     name, axis = columns.key
     full = sources.get(name, {}).get(axis, torch.arange(before.shapes[name][axis]))
-    new, behind, zero = narrowed(columns, full, left(columns, before, removed))
+    new, behind, zero = resized_columns(columns, full, remaining_positions(columns, before, removed))
     if len(behind) == columns.size and bool((behind == torch.arange(columns.size)).all()):
         sources.get(name, {}).pop(axis, None)
         return new

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from npn.errors import TraceError
-from npn.structure import Structure, difference, match, moved, resized_shapes, unmatched, without
+from npn.structure import Structure, difference, match_groups, moved, resized_shapes, unmatched, without_units
 from npn.tracing.capture import output_shapes, raising_line
 from npn.tracing.retrace import attributes_changed, retrace
 from npn.tracing.single import in_mode
@@ -81,7 +81,8 @@ class Rehearsal:
         """
         more = _more(structure, names)
         crowded = _crowded(structure, names)
-        turned = {name: more[other] + crowded.get(name, 0) for name, other in zip(names, reversed(names), strict=True)}
+        order = list(crowded)
+        turned = {name: more[other] + crowded[name] for name, other in zip(order, reversed(order), strict=True)}
         turned = _in_multiples(structure, turned)
         fewer = _fewer(structure, names)
         try:
@@ -108,7 +109,7 @@ class Rehearsal:
         """The re-traced structure with the groups of this one."""
         self.traces += 1
         found = retrace(self.model, self.inputs, structure, change)
-        matched = match(structure, found)
+        matched = match_groups(structure, found)
         if matched is None:
             return Problem("the units are other ones when the size changes", unmatched(structure, found))
         sizes = {g.name: g.size for g in structure.groups}
@@ -126,7 +127,7 @@ class Rehearsal:
         sizes = {g.name: g.size for g in structure.groups}
         for choice in (_first, _middle, _last):  # the units are alike: it makes no difference which are removed
             removed = {name: choice(sizes[name], -count) for name, count in change.items()}
-            problem = _differs(without(structure, removed), smaller)
+            problem = _differs(without_units(structure, removed), smaller)
             if problem:
                 return problem
         return None
@@ -140,7 +141,7 @@ class Rehearsal:
         if _in_sets(structure, more):
             return _differs(replace(structure, shapes=larger.shapes), larger, placement=False)
         sizes = {g.name: g.size for g in structure.groups}
-        back = without(larger, {name: range(sizes[name], sizes[name] + count) for name, count in more.items()})
+        back = without_units(larger, {name: range(sizes[name], sizes[name] + count) for name, count in more.items()})
         return _differs(structure, back)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from npn.errors import ResizeError, TraceError
-from npn.structure import Structure, difference, match, resized_shapes, without
+from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.single import in_mode, single_trace
 
 Attribute = tuple[str, str, int]
@@ -85,8 +85,8 @@ def grown(model: nn.Module, example_inputs: object, structure: Structure, more: 
         except ResizeError:
             raise ResizeError(f"cannot grow {dict(more)}: {error}") from error
         named = replace(other, training=None)
-    larger = without(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
-    back = without(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
+    larger = without_units(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
+    back = without_units(larger, {g.name: range(g.size - more.get(g.name, 0), g.size) for g in larger.groups})
     same = replace(structure, fingerprint=back.fingerprint)
     in_sets = any(g.multiple > 1 and more.get(g.name) for g in structure.groups)
     problem = difference(same, replace(back, outputs=structure.outputs), placement=not in_sets)
@@ -116,7 +116,7 @@ def shrunk(model: nn.Module, example_inputs: object, structure: Structure, fewer
 def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
     """Trace the model at other sizes and match its groups to the present ones."""
     try:
-        named = match(structure, retrace(model, inputs, structure, change))
+        named = match_groups(structure, retrace(model, inputs, structure, change))
     except TraceError as error:
         raise ResizeError(str(error)) from error
     if named is None or any(

@@ -6,14 +6,14 @@ from torch.nn import functional as F
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """Each image shifted by up to `pad` pixels, with zeros where it ends, and mirrored half of the time.
+    """Shift each image by up to `pad` pixels, with zeros beyond its edges, and mirror half of them.
 
-    The usual augmentation of CIFAR (pad by 4, crop 32x32 at random, flip), drawn for each image by itself and done with
-    one gather per batch.
+    This is the usual augmentation of CIFAR (pad by 4, crop 32x32 at random, flip), drawn for each image separately and
+    applied with one gather per batch.
 
     Args:
         images: (B, C, H, W) of any type.
-        generator: the draws follow from its state alone.
+        generator: its state alone decides the draws.
         pad: pixels of zeros on each side before the crop.
 
     Returns:
@@ -31,7 +31,16 @@ def crop_and_flip(images: Tensor, generator: torch.Generator, pad: int = 4) -> T
 
 
 def draw(count: int, generator: torch.Generator, pad: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where each crop begins in the padded image, and which ones are mirrored: (count,) int64, int64, bool."""
+    """Draw where each crop begins in the padded image, and which images are mirrored.
+
+    Args:
+        count: number of images.
+        generator: its state alone decides the draws.
+        pad: pixels of zeros on each side before the crop.
+
+    Returns:
+        First row and first column, (count,) int64 each, and (count,) bool.
+    """
     device = generator.device
     top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator, device=device)
     flip = torch.rand(count, generator=generator, device=device) < 0.5
@@ -39,13 +48,17 @@ def draw(count: int, generator: torch.Generator, pad: int) -> tuple[Tensor, Tens
 
 
 def moved(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> Tensor:
-    """Crops of the padded images at given places, mirrored where `flip` says so.
+    """Crop the padded images at the given places, and mirror those with `flip`.
 
     Args:
         images: (B, C, H, W).
-        top, left: (B,) first row and column of the crop, 0 to 2 * pad.
+        top: (B,) first row of each crop, 0 to 2 * pad.
+        left: (B,) first column of each crop, 0 to 2 * pad.
         flip: (B,) bool.
-        pad: as the crops were drawn for.
+        pad: pixels of zeros on each side before the crop.
+
+    Returns:
+        (B, C, H, W), of the same type.
     """
     count, channels, height, width = images.shape
     device = images.device

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.experiments.data.splits import Data, Split, download, split_off
+from npn.experiments.data.files import download, named_folder
+from npn.experiments.data.splits import Data, Split, split_off
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 PIXELS = 3 * 32 * 32
@@ -20,16 +21,16 @@ VALIDATION_SEED = 0  # the same images for every run
 
 @dataclass(frozen=True)
 class Source:
-    """One data set's official files.
+    """The official files of one data set.
 
     Attributes:
-        train: file name -> images in it.
-        test: likewise.
-        folder: what the archive unpacks to.
-        labels: bytes before each image; the last of them is the class.
-        classes: how many there are.
+        train: file name -> number of images in it.
+        test: file name -> number of images in it.
+        folder: name of the folder in the archive.
+        labels: number of label bytes before each image; the last of them is the class.
+        classes: number of classes.
         archive: file name at `URL`.
-        md5: of the archive, as published with it.
+        md5: checksum of the archive, as published with it.
     """
 
     train: Mapping[str, int]
@@ -54,23 +55,26 @@ SOURCES = {
 
 
 def cifar(name: str = "cifar10", folder: str | os.PathLike[str] | None = None, validation: int = VALIDATION) -> Data:
-    """The 50,000 + 10,000 images as uint8 (n, 3, 32, 32) in memory; `statistics` and `normalised` make floats of them.
+    """Read the 50,000 + 10,000 images.
 
     Args:
         name: "cifar10" or "cifar100".
         folder: holds the official binary files, itself or in a folder of the archive's or the data set's name; the
-            environment variable NPN_DATA if not given. Without either the archive is downloaded to the user's cache
+            environment variable NPN_DATA if not given. Without either, the archive is downloaded to the user's cache
             and checked.
-        validation: training images set aside for growth, stopping and tuning, the same ones each time.
+        validation: number of training images that are set aside, the same ones each time.
+
+    Returns:
+        Images (n, 3, 32, 32), uint8; `statistics` and `normalised` turn them into floats.
 
     Raises:
-        ConfigurationError: an unknown data set, a folder without the official files, or no way to download them.
+        ConfigurationError: an unknown data set, a folder without the official files, or a download that failed.
     """
     if name not in SOURCES:
         raise ConfigurationError(f"dataset must be one of {', '.join(map(repr, SOURCES))}, got {name!r}")
     source = SOURCES[name]
-    folder = folder or os.environ.get("NPN_DATA")
-    place = _local(Path(folder), name, source) if folder else _download(source)
+    named = named_folder(folder)
+    place = _local(named, name, source) if named else _download(source)
     train, test = (
         _joined([_read(place / file, count, source) for file, count in files.items()])
         for files in (source.train, source.test)
@@ -80,7 +84,7 @@ def cifar(name: str = "cifar10", folder: str | os.PathLike[str] | None = None, v
 
 
 def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel, on a scale of 0 to 1.
+    """Compute the mean and standard deviation of each channel, on a scale of 0 to 1.
 
     Args:
         images: uint8 (n, channels, height, width).
@@ -104,11 +108,15 @@ def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def normalised(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 images (B, C, H, W) as float32 of zero mean and unit variance per channel, on their device.
+    """Scale images to zero mean and unit variance per channel.
 
     Args:
-        images: as `cifar` gives them.
-        mean, std: (C,) as `statistics` gives them.
+        images: (B, C, H, W), uint8.
+        mean: (C,) as `statistics` gives it.
+        std: (C,) as `statistics` gives it.
+
+    Returns:
+        (B, C, H, W), float32, on the images' device.
     """
     return images.float().div_(255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
@@ -126,7 +134,7 @@ def _local(folder: Path, name: str, source: Source) -> Path:
 
 
 def _download(source: Source) -> Path:
-    import pooch
+    import pooch  # only a download needs it
 
     unpacked = download(URL + source.archive, f"md5:{source.md5}", pooch.Untar())
     wanted = next(iter(source.test))

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.experiments.data.splits import Data, Split, download
+from npn.experiments.data.files import download, named_folder
+from npn.experiments.data.splits import Data, Split
 
 URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 SHA256 = {
@@ -24,19 +25,22 @@ MEAN, STD = 0.1307, 0.3081  # of the training images
 
 
 def mnist(folder: str | os.PathLike[str] | None = None) -> Data:
-    """The 60,000 + 10,000 digits as float32 images (n, 1, 28, 28) of zero mean and unit variance, in memory.
+    """Read the 60,000 + 10,000 digits.
 
-    The last 5,000 training images are the validation split: for growth, stopping and tuning.
+    The last 5,000 training images are the validation data.
 
     Args:
-        folder: holds the four official `.gz` files, or a folder `mnist` that does; the environment variable NPN_DATA if
-            not given. Without either the files are downloaded to the user's cache and checked.
+        folder: holds the four official `.gz` files, itself or in a folder `mnist`; the environment variable NPN_DATA if
+            not given. Without either, the files are downloaded to the user's cache and checked.
+
+    Returns:
+        Images (n, 1, 28, 28), float32, the training images of zero mean and unit variance.
 
     Raises:
-        ConfigurationError: the folder lacks a file, one is not the official file, or it cannot be downloaded.
+        ConfigurationError: the folder lacks a file, one is not the official file, or the download failed.
     """
-    folder = folder or os.environ.get("NPN_DATA")
-    files = {name: _local(Path(folder), name) if folder else _download(name) for name in SHA256}
+    place = named_folder(folder)
+    files = {name: _local(place, name) if place else _download(name) for name in SHA256}
     train, test = (
         Split(_images(files[f"{part}-images-idx3-ubyte.gz"]), _labels(files[f"{part}-labels-idx1-ubyte.gz"]))
         for part in ("train", "t10k")

@@ -1,4 +1,4 @@
-"""Many runs in one folder: each is made once, resumed where it was stopped, and never taken for another."""
+"""Many runs in one folder: each is trained once, and resumed where it was stopped."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -6,10 +6,11 @@ from pathlib import Path
 
 from npn.errors import ConfigurationError
 from npn.experiments.engine.options import Options, in_one_stage
-from npn.experiments.engine.recipe import Experiment
+from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
 
-Train = Callable[[Experiment, Options, Path, bool], object]  # the last: resume
+# trains an experiment with options in a folder, and resumes if the last argument is True
+Train = Callable[[Experiment, Options, Path, bool], Outcome]
 
 
 def planned(
@@ -19,16 +20,17 @@ def planned(
     modes: Sequence[str],
     budgets: Mapping[str, Sequence[float | None]],
 ) -> list[Options]:
-    """Settings of every seed, mode and budget; modes of one stage train as long as those of several.
+    """List the settings of every seed, mode and budget; modes of one stage train as long as those of several.
 
     Args:
-        options: of every run but for mode, seed and budget.
+        options: settings of every run, without mode, seed and budget.
         stages: mode -> epochs of each stage by default, "sparsify" among them.
-        seeds, modes: to train with.
-        budgets: mode -> what it trains to, for every mode that there is.
+        seeds: to train with.
+        modes: to train in.
+        budgets: mode -> its budgets, for every mode that exists.
 
     Raises:
-        ConfigurationError: an unknown mode, or epochs that cannot be.
+        ConfigurationError: an unknown mode, or epochs that do not fit the stages.
     """
     for mode in modes:
         if mode not in budgets:
@@ -45,7 +47,10 @@ def planned(
 
 
 def run_name(options: Options) -> str:
-    """Name of a run's folder among those of other modes, budgets and seeds.
+    """Name the folder of a run after its mode, budget and seed.
+
+    Args:
+        options: of the run.
 
     Example:
         >>> run_name(Options(mode="expand", seed=1, budget=0.5)), run_name(Options(mode="dense", seed=0))
@@ -56,15 +61,19 @@ def run_name(options: Options) -> str:
 
 
 def finished(path: Path, experiment: Experiment, options: Options, train: Train) -> RunDirectory:
-    """The run of these options, trained unless it is there already.
+    """Train a run unless the folder holds it already.
 
     Args:
         path: folder of the run.
-        experiment, options: what to run.
-        train: runs an experiment with options in a folder, resuming if told to.
+        experiment: to train.
+        options: settings of the run.
+        train: trains it, and resumes where it was stopped.
+
+    Returns:
+        The folder of the finished run.
 
     Raises:
-        ConfigurationError: there is a run with other options.
+        ConfigurationError: the folder holds a run with other settings.
     """
     directory, options = RunDirectory(path), options.over(experiment.defaults(options))
     if directory.finished or directory.unfinished:
@@ -77,3 +86,21 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     if not directory.finished:
         train(experiment, options, path, directory.unfinished)
     return directory
+
+
+def trained(runs: Path, experiment: Experiment, wanted: Sequence[Options], train: Train) -> list[RunDirectory]:
+    """Train the runs that a folder does not hold yet.
+
+    Args:
+        runs: folder of the runs.
+        experiment: to train.
+        wanted: settings of each run, see `planned`.
+        train: trains one run.
+
+    Returns:
+        The folders of all runs, finished.
+
+    Raises:
+        ConfigurationError: a folder holds a run with other settings.
+    """
+    return [finished(runs / run_name(options), experiment, options, train) for options in wanted]

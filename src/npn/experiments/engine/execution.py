@@ -1,4 +1,4 @@
-"""How a model is called: precision, memory layout, compiler, threads. The training itself stays the same."""
+"""Precision, compiler and threads: how a model is called."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -14,7 +14,14 @@ PRECISIONS: dict[str, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat1
 
 
 def autocast(precision: str, device: torch.device) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-    """What to call a model under.
+    """Make the context in which to call a model.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+        device: of the model.
+
+    Returns:
+        A function that makes a context manager for one call.
 
     Raises:
         ConfigurationError: an unknown precision.
@@ -26,7 +33,12 @@ def autocast(precision: str, device: torch.device) -> Callable[[], contextlib.Ab
 
 
 def grad_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler | None:
-    """Keeps gradients in fp16's range; the other precisions need none."""
+    """Make a scaler that keeps gradients in the range of fp16; other precisions need none.
+
+    Args:
+        precision: "fp32", "bf16" or "fp16".
+        device: of the model.
+    """
     return torch.amp.GradScaler(device.type) if precision == "fp16" else None
 
 
@@ -37,12 +49,12 @@ def forward(
     compiled: bool = False,
     backend: str = "inductor",
 ) -> Forward:
-    """A function that calls a model under `context` and gives float32 logits.
+    """Make a function that calls a model in a context and returns float32 logits.
 
     Args:
-        model: the one in training; only this one is compiled, others given later (an exported copy) run as they are.
+        model: in training; only this one is compiled, while other models (an exported copy) run as they are.
         context: as `autocast` gives it.
-        compiled: call it through `torch.compile`.
+        compiled: call the model through `torch.compile`.
         backend: of `torch.compile`.
     """
     call = _Recompiled(model, backend) if compiled else model
@@ -57,7 +69,11 @@ def forward(
 
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Give torch so many threads, and afterwards as many as before."""
+    """Set the number of torch's threads, and reset it afterwards.
+
+    Args:
+        count: number of threads; None leaves it as it is.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:
@@ -67,9 +83,9 @@ def threads(count: int | None) -> Iterator[None]:
 
 
 class _Recompiled:
-    """A compiled model that forgets its old code when the model is resized.
+    """A model that is compiled again after each resize, without its old versions.
 
-    Otherwise the compiler would reach its limit of versions after some resizes and stop compiling.
+    With them, the compiler would reach its limit of versions after some resizes and stop compiling.
     """
 
     def __init__(self, model: nn.Module, backend: str) -> None:

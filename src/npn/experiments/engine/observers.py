@@ -1,4 +1,4 @@
-"""Who follows a run, to show it."""
+"""Observers of a run: a progress display, curves, or several of them as one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,13 +6,22 @@ from typing import Any, Protocol
 
 
 class Observer(Protocol):
-    """Follows a run, to show it."""
+    """Follows a run, to show it. Of several processes only the first one has an observer."""
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """An epoch is over; the run takes at most `epochs`."""
+        """Show an epoch that has ended.
+
+        Args:
+            row: measurements of the epoch.
+            epochs: the most that the run can take.
+        """
 
     def stage(self, entry: dict[str, Any]) -> None:
-        """A stage is over."""
+        """Show a stage that has ended.
+
+        Args:
+            entry: summary of the stage.
+        """
 
 
 @dataclass(frozen=True)
@@ -20,17 +29,26 @@ class Observers:
     """Several observers as one, or none.
 
     Attributes:
-        each: told in this order.
+        each: called in this order.
     """
 
-    each: Sequence[Observer]
+    each: Sequence[Observer] = ()
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """Tell them."""
+        """Call `epoch` of each observer.
+
+        Args:
+            row: measurements of the epoch.
+            epochs: the most that the run can take.
+        """
         for observer in self.each:
             observer.epoch(row, epochs)
 
     def stage(self, entry: dict[str, Any]) -> None:
-        """Tell them."""
+        """Call `stage` of each observer.
+
+        Args:
+            entry: summary of the stage.
+        """
         for observer in self.each:
             observer.stage(entry)

@@ -1,12 +1,15 @@
-"""What a user may set for a run, and how a run's settings survive until it is resumed."""
+"""Settings of a run: given by a user, completed by the experiment, checked when the run is resumed."""
 
 import math
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from npn.errors import ConfigurationError
-from npn.penalty import Budget, CostKind, Penalty
+
+# settings that every experiment has by default
+STANDARD: dict[str, Any] = {"seed": 0, "k": 7.0, "estimator": "reinmax", "function": "sigmoid", "device": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,8 @@ class Options:
         k: sharpness of the plastic stage.
         estimator: name of the gradient estimator, as `npn.attach` takes it.
         function: name of the gate function, as `npn.attach` takes it.
-        penalty: lambda in loss units per parameter, or per what the experiment counts as cost.
-        budget: cost to end with, in place of a penalty; at most 1 for a share of the full network.
+        penalty: lambda in loss units per parameter, or per MAC where the experiment counts MACs.
+        budget: cost to end with, instead of a penalty; at most 1 for a share of the full network.
         epochs: epochs in all, divided among the stages as by default, or one number per stage: "20,180,20".
         device: "cpu", "cuda", "cuda:1", ...
         data: folder of the data set, for experiments that read one from disk.
@@ -38,7 +41,10 @@ class Options:
     data: str | None = None
 
     def over(self, defaults: "Options") -> "Options":
-        """These settings, with `defaults` where they leave the choice open.
+        """Fill the settings that these leave open.
+
+        Args:
+            defaults: settings to take then; the result has their class.
 
         Example:
             >>> Options(k=5.0).over(Options(k=7.0, seed=0)) == Options(k=5.0, seed=0)
@@ -47,10 +53,13 @@ class Options:
         return replace(defaults, **{name: value for name, value in asdict(self).items() if value is not None})
 
     def resumed(self, saved: "Options") -> "Options":
-        """The settings of a run to resume, after checking that none given now contradicts them.
+        """Return the settings of a run to resume, after checking that these do not contradict them.
+
+        Args:
+            saved: settings that the run began with.
 
         Raises:
-            ConfigurationError: a setting differs from the saved run's.
+            ConfigurationError: a setting is given and differs.
         """
         for field in fields(self):
             now, then = getattr(self, field.name), getattr(saved, field.name)
@@ -62,11 +71,14 @@ class Options:
         return saved
 
     def checked_mode(self, modes: Collection[str]) -> str:
-        """The mode, once it is known to be one of `modes` and the settings do not contradict each other.
+        """Return the mode, after checking it, the penalty and the budget.
+
+        Args:
+            modes: modes that the experiment has.
 
         Raises:
-            ConfigurationError: it is not, or both a penalty and a budget are given, or a penalty where nothing pays, or
-                one of them is no finite number.
+            ConfigurationError: the mode is not one of them, penalty or budget is not a finite number, both are given,
+                or a penalty is given where nothing pays it.
         """
         if self.mode is None or self.mode not in modes:
             raise ConfigurationError(f"mode must be one of {', '.join(map(repr, modes))}, got {self.mode!r}")
@@ -80,69 +92,17 @@ class Options:
         return self.mode
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints."""
+        """Return the settings as plain values, for JSON and checkpoints."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class ResNetOptions(Options):
-    """Settings of the residual networks besides those that every experiment has.
-
-    Attributes:
-        depth: layers, 6n + 2.
-        dataset: "cifar10" or "cifar100".
-        decay: of the learning rates: "steps" (the paper's) or "cosine".
-        stream: gates on the residual streams, too.
-        blocks: gates on whole blocks, too: a closed one is its shortcut.
-        precision: "fp32", "bf16" or "fp16".
-        channels_last: memory layout of images and kernels.
-        compile: call the model through `torch.compile`.
-    """
-
-    depth: int | None = None
-    dataset: str | None = None
-    decay: str | None = None
-    stream: bool | None = None
-    blocks: bool | None = None
-    precision: str | None = None
-    channels_last: bool | None = None
-    compile: bool | None = None
-
-
-def cost_term(options: Options, cost: CostKind = "params", **budget: Any) -> Penalty | Budget:
-    """What size costs by these settings: a budget if there is one, else the price.
-
-    Args:
-        options: with `budget` or `penalty`.
-        cost: what is counted.
-        budget: further arguments of `npn.Budget`.
-
-    Example:
-        >>> cost_term(Options(budget=0.5)).target, cost_term(Options(penalty=1e-6)).weight
-        (0.5, 1e-06)
-    """
-    if options.budget is None:
-        return Penalty(cost=cost, weight=options.penalty or 0.0)
-    return Budget(cost=cost, target=options.budget if options.budget <= 1 else int(options.budget), **budget)
-
-
-def in_full(budget: float | None, full: float) -> float | None:
-    """The budget as a size, where it may be a share of the full network, whatever network training starts with.
-
-    Example:
-        >>> in_full(0.5, full=8442), in_full(300.0, full=8442)
-        (4221.0, 300.0)
-    """
-    return budget if budget is None or budget > 1 else max(2.0, budget * full)  # up to 1 it would again be a share
-
-
 def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
-    """Epochs of each stage.
+    """Compute the epochs of each stage.
 
     Args:
         epochs: epochs in all, divided in the proportions of `default`, or one number per stage separated by commas, or
             None for the default.
-        default: epochs of each stage when nothing is asked for.
+        default: epochs of each stage by default.
 
     Returns:
         As many whole numbers of at least 1 as `default` has.
@@ -167,7 +127,7 @@ def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
         raise ConfigurationError(
             f"epochs must be one number of at least {len(default)}{several * (len(default) > 1)}, got {epochs!r}"
         )
-    # whole shares of what is left, stage by stage: the sum is exact and no stage goes empty
+    # whole shares of the rest, stage by stage: the sum is exact and every stage has an epoch
     left, weight, lengths = numbers[0], sum(default), []
     for index, share in enumerate(default):
         rest = len(default) - index - 1
@@ -178,11 +138,11 @@ def stage_lengths(epochs: str | None, default: Sequence[int]) -> list[int]:
 
 
 def in_one_stage(epochs: str | None, default: Sequence[int]) -> str | None:
-    """The same epochs for a mode that has a single stage; None stays None.
+    """Convert the epochs of a mode with several stages for a mode with one; None stays None.
 
     Args:
         epochs: as for `stage_lengths`.
-        default: epochs of each stage of the other mode.
+        default: epochs of each stage of the mode with several.
 
     Raises:
         ConfigurationError: as `stage_lengths`.
@@ -192,3 +152,28 @@ def in_one_stage(epochs: str | None, default: Sequence[int]) -> str | None:
         '6'
     """
     return None if epochs is None else str(sum(stage_lengths(epochs, default)))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Parse a list of seeds and ranges of seeds.
+
+    Args:
+        text: numbers and ranges separated by commas.
+
+    Raises:
+        ConfigurationError: `text` is something else.
+
+    Example:
+        >>> parse_seeds("0-2,7")
+        [0, 1, 2, 7]
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+)(?:-(\d+))?", part.strip())
+        if match is None:
+            raise ConfigurationError(f'seeds must be numbers and ranges separated by commas, as "0-4,7", got {text!r}')
+        first, last = int(match[1]), int(match[2] or match[1])
+        seeds += range(first, last + 1)
+    if not seeds:
+        raise ConfigurationError(f"no seed in {text!r}: a range runs upwards")
+    return seeds

@@ -1,4 +1,4 @@
-"""One run on the several processes of `torchrun`: who does what, and what all must know. One process does it all."""
+"""One run on the processes of `torchrun`: who does what, and what all must know. A single process does all of it."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -14,22 +14,27 @@ from npn import distributed
 from npn.errors import ConfigurationError, DistributedError, PlasticityError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(minutes=10)  # for a process to wait for another: the first one evaluates and writes meanwhile
+TIMEOUT = timedelta(minutes=10)  # of waiting for another process: the first one evaluates and writes meanwhile
 
 
 def launched() -> int:
-    """How many processes `torchrun` has started, this one included."""
+    """Return the number of processes that `torchrun` has started, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return the number of this process, from 0: in its group, or before there is one, as `torchrun` has set it."""
+    return distributed.rank() if distributed.size() > 1 else int(os.environ.get("RANK", "0"))
 
 
 @contextmanager
 def group() -> Iterator[None]:
-    """`torchrun`'s processes as a group inside; nothing without torchrun, or where there is one.
+    """Make a group of the processes that `torchrun` has started; do nothing if there is one, or a single process.
 
-    The device "cuda" is another GPU for each, as long as there are enough.
+    The device "cuda" is another GPU for each process, as long as there are enough.
 
     Raises:
-        DistributedError: another process has gone.
+        DistributedError: another process has ended or does not answer.
     """
     if launched() == 1 or dist.is_initialized():
         yield
@@ -46,7 +51,7 @@ def group() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise DistributedError(
-            f"process {distributed.rank()} waited in vain for another, which has ended or hangs and may say why itself "
+            f"process {rank()} waited in vain for another, which has ended or hangs and may say why itself "
             f"({str(error).splitlines()[0]}); --resume continues from the last checkpoint"
         ) from error
     finally:
@@ -54,17 +59,20 @@ def group() -> Iterator[None]:
 
 
 def devices() -> list[str]:
-    """What torch can compute on here, as `torch.device` takes it."""
+    """List the devices that torch finds here, as `torch.device` takes them."""
     found = torch.accelerator.current_accelerator(check_available=True)
     kind = [] if found is None else [found.type]
     return ["cpu", *kind, *(f"{name}:{i}" for name in kind for i in range(torch.accelerator.device_count()))]
 
 
 def check_device(device: str | None) -> None:
-    """The device is here, and several processes on GPUs have one each.
+    """Check that the device is here, and that several processes do not share one GPU by name.
+
+    Args:
+        device: as `torch.device` takes it; None is the CPU.
 
     Raises:
-        ConfigurationError: there is no such device, or a single one was named for all.
+        ConfigurationError: there is no such device, or a single one was named for all processes.
     """
     device, here = device or "cpu", devices()
     if device not in here:
@@ -77,16 +85,21 @@ def check_device(device: str | None) -> None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, on all: it alone evaluates, reads and writes, and the others wait for it.
+    """Call a function on the first process, and return its result on all; the others wait.
+
+    Only the first process evaluates, reads and writes.
+
+    Args:
+        make: takes nothing; its result must be picklable.
 
     Raises:
-        PlasticityError: the first one's, on all.
+        PlasticityError: `make` raised it; all processes raise it.
     """
     if distributed.size() == 1:
         return make()
     made: list[T | None] = [None]
     error: list[PlasticityError | None] = [None]
-    if distributed.rank() == 0:
+    if rank() == 0:
         try:
             made[0] = make()
         except PlasticityError as raised:
@@ -99,7 +112,11 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def any_of(*flags: bool) -> list[bool]:
-    """Each flag, if it is set on any process."""
+    """Return for each flag whether it is set on any process.
+
+    Args:
+        flags: of this process, in the same order on each.
+    """
     if distributed.size() == 1:
         return list(flags)
     everyone: list[tuple[bool, ...]] = [()] * distributed.size()
@@ -108,31 +125,52 @@ def any_of(*flags: bool) -> list[bool]:
 
 
 def shard(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
-    """This process's part of a batch, and a weight for its mean loss.
+    """Take the part of a batch that this process trains on, and a weight for its mean loss.
 
-    The mean over processes of weight times mean loss is the mean over the whole batch. One with fewer than two examples
-    for each process goes to all as a whole: batch normalisation needs two.
+    The mean over processes of weight times mean loss is the mean loss of the whole batch. If there are fewer than two
+    examples for each process, all take the whole batch: batch normalisation needs two.
+
+    Args:
+        x: (B, ...) inputs.
+        y: (B,) classes.
+
+    Returns:
+        Inputs, classes and weight.
     """
     count = distributed.size()
     if count == 1 or len(x) < 2 * count:
         return x, y, 1.0
-    x, y, total = x.tensor_split(count)[distributed.rank()], y.tensor_split(count)[distributed.rank()], len(y)
+    mine, total = rank(), len(y)
+    x, y = x.tensor_split(count)[mine], y.tensor_split(count)[mine]
     return x, y, count * len(y) / total
 
 
 def reseed(*common: int) -> None:
-    """Dropout of this process alone from here on, and the same after a resume; on one process nothing changes."""
+    """Seed dropout for this process alone, the same after a resume; a single process is left as it is.
+
+    Args:
+        common: numbers that all processes share, such as seed and epoch.
+    """
     if distributed.size() > 1:
         torch.manual_seed(distributed.own_seed(repr(common).encode()))
 
 
 class Calling(nn.Module):
-    """A model with the way it is called, for DistributedDataParallel to wrap."""
+    """A model with the function that calls it, for DistributedDataParallel to wrap.
+
+    Args:
+        model: the model.
+        call: calls it on a batch.
+    """
 
     def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
         super().__init__()
         self.model, self.call = model, call
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits."""
+        """Compute logits.
+
+        Args:
+            x: prepared inputs.
+        """
         return self.call(self.model, x)

@@ -1,4 +1,4 @@
-"""What an experiment is: a recipe, built from settings, that the runner trains, and the outcome that it leaves."""
+"""What the engine trains: a recipe, the experiment that builds it, and the outcome of a run."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -19,29 +19,29 @@ Row = dict[str, Any]
 
 @dataclass
 class Recipe:
-    """What an experiment hands to the runner: everything that a training needs, built and tracked.
+    """Everything that a training needs, built and tracked.
 
     Attributes:
         plastic: the attached model.
-        schedule: its stages.
+        schedule: stages of the training.
         weights: optimizer of `plastic.weights()`.
         gates: optimizer of `plastic.logits()`.
         data: on the model's device.
         batch_size: examples per step.
-        measure: the size as the experiment reports it, at least `params` and `architecture`.
-        growth: the policy that adds units during stages of finite k, if any.
-        compact_below: units whose keep probability has fallen below this are removed after each epoch.
-        settle: epochs at the end of a stage in which nothing grows, so that what is new has time to prove itself.
-        grow_first: a budget's price stays at nothing while growth goes on, instead of closing what has just grown.
-        step: called before each training step with the stage, the epoch's position in it and the batch's position in
-            the epoch; sets learning rates and the like.
-        snapshot: called at the end of each stage; its tensors are kept for the pictures.
-        augment: changes a batch of training inputs, as stored; its draws come from the generator alone, which follows
-            from seed and epoch.
-        prepare: makes what the model takes of inputs as stored.
+        measure: reports the size as the experiment counts it, at least `params` and `architecture`.
+        growth: adds units during stages of finite k, if any.
+        compact_below: after each epoch, units whose keep probability is below this are removed.
+        settle: epochs at the end of a stage without growth, in which new units prove themselves.
+        grow_first: keep the price of a budget at 0 while the network grows, so that it closes no new units.
+        step: called before each training step with the stage, the position of the epoch in it and the position of the
+            batch in the epoch; sets learning rates.
+        snapshot: called at the end of each stage; returns tensors to keep for the figures.
+        augment: changes a batch of training inputs, as stored; only the generator, which follows from seed and epoch,
+            decides its draws.
+        prepare: converts stored inputs to the inputs of the model.
         forward: calls the model, or a plain copy of it, on prepared inputs.
-        scaler: of the loss, where the precision needs one.
-        about: goes into the result as it is.
+        scaler: of the loss, if the precision needs one.
+        about: further entries of the result.
     """
 
     plastic: npn.Plasticity
@@ -64,7 +64,12 @@ class Recipe:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def grows(self, stage: npn.Stage, position: int) -> bool:
-        """Whether something may grow after this epoch of the stage."""
+        """Return whether the network may grow after an epoch.
+
+        Args:
+            stage: of the epoch.
+            position: of the epoch in the stage.
+        """
         return (
             self.growth is not None
             and not self.growth.done
@@ -73,31 +78,35 @@ class Recipe:
         )
 
     def logits(self, model: nn.Module, x: Tensor) -> Tensor:
-        """The logits of a batch of inputs as stored."""
+        """Compute the logits of a batch.
+
+        Args:
+            model: the model, or a plain copy of it.
+            x: inputs as stored.
+        """
         return self.forward(model, self.prepare(x))
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One entry of `npn run`.
+    """One experiment of `npn run`.
 
     Attributes:
         name: as on the command line.
-        defaults: the settings that a user leaves open, given those that are set.
+        defaults: gives the settings that a user leaves open, from those that are set.
         build: makes the recipe from complete settings; everything random in it follows from the global seed.
-        draw: makes the pictures in the run's folder.
-        sample: a plain model of the recipe's kind at any width and an example batch of two for it, from complete
-            settings; without data, on the CPU.
+        draw: draws the figures into the folder of the run.
+        sample: makes a plain model of the recipe's kind, of any width, and an example batch of two for it, on the CPU
+            and without data, from complete settings.
         checkpoint_every: epochs between checkpoints.
-        threads: how many torch may use, or None for its own choice. Small networks only wait for a second one, all the
-            more on a machine that has other work.
-        options: the class of its settings.
+        threads: number of torch's threads; None for torch's own choice. A second one does not speed up small networks.
+        options: class of the settings.
     """
 
     name: str
     defaults: Callable[[Options], Options]
     build: Callable[[Options], Recipe]
-    draw: Callable[[Path, "Outcome"], list[Path]]
+    draw: Callable[[Path, "Outcome"], object]
     sample: Callable[[Options], tuple[nn.Module, Tensor]]
     checkpoint_every: int = 1
     threads: int | None = None
@@ -106,7 +115,13 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: its result, one row per epoch, and each stage's snapshot."""
+    """A finished run.
+
+    Attributes:
+        result: content of `result.json`.
+        rows: measurements, one row per epoch.
+        snapshots: stage -> tensors that were kept at its end.
+    """
 
     result: Row
     rows: list[Row]

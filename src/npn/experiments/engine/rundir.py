@@ -1,4 +1,4 @@
-"""The folder of one run: what is in it, written so that a crash at any moment loses nothing that counts."""
+"""The folder of one run, written so that a crash at any moment loses at most the epochs after the checkpoint."""
 
 import json
 import os
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
+from npn._utils.files import write_atomically
 from npn.errors import CheckpointError, ConfigurationError
 from npn.experiments.engine.options import Options
 
 
 @final
 class RunDirectory:
-    """Files of a run.
+    """The files of a run.
 
-    `options.json` is there from the start, `metrics.jsonl` gains one line per epoch, `checkpoint.pt` is replaced as the
-    run goes on and disappears when it ends, `result.json` and `model.pt` appear at the end.
+    A run starts with `options.json`, adds a line to `metrics.jsonl` after each epoch, replaces `checkpoint.pt` now and
+    then, and ends with `model.pt` and `result.json`; then the checkpoint is deleted.
 
     Args:
         path: the folder; made when first written to.
@@ -31,7 +32,7 @@ class RunDirectory:
 
     @property
     def finished(self) -> bool:
-        """Whether the run has come to its end."""
+        """Whether the run has ended."""
         return self.result_file.exists()
 
     @property
@@ -40,10 +41,13 @@ class RunDirectory:
         return self.checkpoint_file.exists() and not self.finished
 
     def start(self, options: Options) -> None:
-        """Begin a new run, without what an earlier one left here, the exports of its model included.
+        """Begin a new run; delete the files of an earlier one, the exports of its model included.
+
+        Args:
+            options: complete settings of the run.
 
         Raises:
-            ConfigurationError: nothing can be written here.
+            ConfigurationError: the folder cannot be made or written to.
         """
         make_folder(self.path)
         left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md")
@@ -54,10 +58,10 @@ class RunDirectory:
         self.metrics_file.touch()
 
     def options(self, kind: type[Options] = Options) -> Options:
-        """The settings that the run began with.
+        """Read the settings that the run began with.
 
         Args:
-            kind: the experiment's class of settings.
+            kind: class of the settings.
 
         Raises:
             CheckpointError: they cannot be read.
@@ -70,19 +74,26 @@ class RunDirectory:
             ) from error
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one epoch's line to the metrics."""
+        """Add the line of one epoch to the metrics.
+
+        Args:
+            row: measurements of the epoch.
+        """
         with self.metrics_file.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All epochs' lines."""
+        """Read the measurements of all epochs."""
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def truncate(self, rows: int) -> None:
-        """Forget the epochs after a checkpoint.
+        """Delete the lines of the epochs after a checkpoint.
+
+        Args:
+            rows: number of epochs before it.
 
         Raises:
-            CheckpointError: fewer than `rows` epochs are on record.
+            CheckpointError: the metrics have fewer lines.
         """
         lines = self.metrics_file.read_text().splitlines(keepends=True) if self.metrics_file.exists() else []
         if len(lines) < rows or not all(line.endswith("\n") for line in lines[:rows]):
@@ -90,21 +101,28 @@ class RunDirectory:
                 f"the checkpoint was made after {rows} epochs, but {self.metrics_file} holds {len(lines)}; "
                 "start a new run without --resume"
             )
-        _replace(self.metrics_file, "".join(lines[:rows]))
+        _write(self.metrics_file, "".join(lines[:rows]))
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the result; after this the run counts as finished."""
+        """Write the result and delete the checkpoint: the run is finished.
+
+        Args:
+            result: of the run.
+        """
         write_json(self.result_file, result)
         self.checkpoint_file.unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any]:
-        """What `finish` wrote."""
+        """Read the result of a finished run."""
         result: dict[str, Any] = json.loads(self.result_file.read_text())
         return result
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder for results, and those above it.
+    """Make a folder for results, and its parents.
+
+    Args:
+        path: of the folder.
 
     Raises:
         ConfigurationError: it cannot be made or written to.
@@ -118,11 +136,14 @@ def make_folder(path: Path) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write readable JSON in one step: a reader sees the old file or the new one."""
-    _replace(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Replace a file by readable JSON, in one step.
+
+    Args:
+        path: of the file.
+        value: to write.
+    """
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+def _write(path: Path, text: str) -> None:
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,4 +1,4 @@
-"""When a run stops before its end: the user's signal, or the time it was given."""
+"""Reasons to stop a run before its end: a signal, or a limit of time."""
 
 import signal
 import threading
@@ -9,25 +9,25 @@ from types import FrameType
 
 from npn.errors import ConfigurationError
 
-MARGIN = 1.1  # epochs differ: the next one may take so much longer than the longest of late
+MARGIN = 1.1  # the next epoch may take so much longer than the longest of the last three
 
 
 class Interrupted(Exception):
-    """The user stopped the run; it can be resumed."""
+    """A signal stopped the run; it can be resumed."""
 
 
 class OutOfTime(Interrupted):
-    """The run's time is up before the next epoch would be over; it can be resumed."""
+    """The next epoch would have ended after the limit of time; the run can be resumed."""
 
 
 class Deadline:
-    """The wall-clock time that a run was given.
+    """A limit of wall-clock time.
 
     Args:
-        minutes: from now on, or None for no limit.
+        minutes: from now; None for no limit.
 
     Raises:
-        ConfigurationError: not above 0.
+        ConfigurationError: `minutes` is not above 0.
     """
 
     def __init__(self, minutes: float | None) -> None:
@@ -37,12 +37,16 @@ class Deadline:
         self._epochs: list[float] = []
 
     def epoch(self, seconds: float) -> None:
-        """An epoch has taken so long."""
+        """Record the length of an epoch.
+
+        Args:
+            seconds: that it took.
+        """
         self._epochs = [*self._epochs[-2:], seconds]
 
     @property
     def near(self) -> bool:
-        """Whether another epoch would not be over in time, judged by the last three."""
+        """Whether another epoch would end after the limit, judged by the last three."""
         if self._end is None or not self._epochs:
             return False
         return time.monotonic() + MARGIN * max(self._epochs) > self._end
@@ -50,7 +54,7 @@ class Deadline:
 
 @contextmanager
 def stop_signal() -> Iterator[threading.Event]:
-    """Turn the first SIGINT or SIGTERM into a flag, read between epochs; a second SIGINT stops at once."""
+    """Set the flag at the first SIGINT or SIGTERM, to be read between epochs; a second SIGINT stops at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():  # only the main thread may catch signals
         yield stop

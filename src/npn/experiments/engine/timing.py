@@ -1,4 +1,4 @@
-"""Times that can be compared on a busy machine: what is compared runs in turn, in one process, and medians count."""
+"""Times that can be compared on a busy machine: medians of calls that run in turn, in one process."""
 
 import statistics
 import time
@@ -12,23 +12,27 @@ Call = Callable[[], object]
 
 @dataclass
 class Timing:
-    """What one call took, round by round.
+    """Times of one call, round by round.
 
     Attributes:
         seconds: per call.
-        ratios: to the baseline's mean just before and after.
+        ratios: seconds over the mean of the baseline just before and after.
     """
 
     seconds: list[float] = field(default_factory=list)
     ratios: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, float]:
-        """Median ratio with its quartiles, and the median of the seconds."""
+        """Return the median ratio with its quartiles, and the median of the seconds."""
         return {**quartiles(self.ratios), "seconds": statistics.median(self.seconds)}
 
 
 def quartiles(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """Median and quartiles.
+    """Compute median and quartiles.
+
+    Args:
+        values: at least one.
+        digits: decimals to round to.
 
     Example:
         >>> quartiles([1.0, 2.0, 3.0])
@@ -47,16 +51,16 @@ def interleaved(
 ) -> dict[str, Timing]:
     """Time every call between two runs of the baseline, in turn, for some rounds.
 
-    Whatever slows the machine down for a while slows both sides of each ratio. The baseline is compared with itself,
-    too: how far its ratio strays from 1 is the noise.
+    A load that slows the machine down for a while slows both sides of each ratio. The baseline is compared with itself,
+    too: the distance of its ratio from 1 is the noise.
 
     Args:
-        calls: what to time, by name; each must bear being called any number of times.
-        baseline: the name of the one that the others are compared with.
-        rounds: measurements of each, at least 1.
+        calls: name -> function, which must allow any number of calls.
+        baseline: name of the call that all are compared with.
+        rounds: measurements of each call, at least 1.
         repeats: calls per measurement.
         warmup: rounds before those that count.
-        device: to wait for, where it is not the CPU.
+        device: to wait for, if it is a GPU.
 
     Returns:
         One `Timing` per name.
@@ -72,13 +76,13 @@ def interleaved(
 
 
 def seconds(call: Call, repeats: int = 1, device: str = "cpu", *, warm: bool = True) -> float:
-    """Mean seconds per call.
+    """Measure the mean seconds per call.
 
     Args:
-        call: what to time.
-        repeats: how often, at least 1.
-        device: to wait for, where it is not the CPU.
-        warm: call once more before: the calls that are compared would else pay for each other's memory.
+        call: to time.
+        repeats: number of calls, at least 1.
+        device: to wait for, if it is a GPU.
+        warm: call once before, so that no call pays for the memory of the one before it.
     """
     if warm:
         call()

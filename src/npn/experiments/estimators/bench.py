@@ -1,4 +1,4 @@
-"""The six gradient estimators on LeNet-5: how good their gradients are, and what networks they end with."""
+"""The six gradient estimators on LeNet-5: the quality of their gradients, and the networks that they end with."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -16,32 +16,36 @@ from npn.errors import ConfigurationError
 from npn.experiments.engine.campaign import Train, finished
 from npn.experiments.engine.options import Options, stage_lengths
 from npn.experiments.engine.recipe import Recipe
-from npn.experiments.engine.rundir import RunDirectory, write_json
-from npn.experiments.engine.runner import shuffled
+from npn.experiments.engine.rundir import RunDirectory, make_folder, write_json
+from npn.experiments.engine.training import shuffled
 from npn.experiments.estimators import gradients
 from npn.experiments.estimators import page as estimators_page
 from npn.experiments.estimators.gradients import ESTIMATORS, UNBIASED, Quality
 from npn.experiments.lenet5 import recipe as lenet5
-from npn.experiments.report.tables import command_line, machine, spread, versions
+from npn.experiments.report.provenance import command_line, machine, versions
+from npn.experiments.report.tables import spread
 
 Row = dict[str, Any]
 
 STAGES = (3, 10, 5)
 MOMENTS = ("start", "middle", "end")
 TRAINED_BY = "reinmax"  # the net of the three moments, and the pace of "equal time"
-OTHER_ORDER = 10_000  # an epoch that no run comes to: the batches measured on are drawn apart
+OTHER_ORDER = 10_000  # an epoch that no run reaches, so that the measured batches are others than the trained ones
 REFERENCE_SEED = 1_000_000
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How thoroughly to measure.
+    """Numbers of measurements.
 
     Attributes:
         draws: single draws of each estimator, per batch.
         reference: draws of the unbiased reference, per batch.
         batches: training batches to average over.
-        rounds: measurements of each step's time.
+        rounds: measurements of the time of each step.
+
+    Raises:
+        ConfigurationError: a number is too small.
     """
 
     draws: int = 500
@@ -61,20 +65,24 @@ def bench(
 ) -> list[Path]:
     """Measure gradients at three moments, train with every estimator for equal epochs and for equal time, write all.
 
-    What a run or a moment has left in `runs` is not made again, so that a stopped bench goes on where it was.
+    Finished runs and measurements in `runs` are used as they are, and a stopped run is resumed.
 
     Args:
         out: path without ending; .json, .md and .png are written.
-        runs: folder of the single runs and of what was measured at the moments.
-        options: of every run but for mode, seed and estimator.
-        seeds: of the runs; the moments come from the first.
+        runs: folder of the single runs and of the measurements at the moments.
+        options: settings of every run, without mode, seed and estimator.
+        seeds: of the runs; the moments are those of the first.
         names: estimators to train with; the gradients of all six are measured.
-        how: how thoroughly.
-        train: trains an experiment with options in a folder, resuming if told to.
+        how: numbers of measurements.
+        train: trains one run.
+
+    Returns:
+        The files written.
 
     Raises:
         ConfigurationError: an unknown estimator, or `runs` holds runs with other settings.
     """
+    make_folder(out.parent)
     for name in names:
         if name not in ESTIMATORS:
             raise ConfigurationError(f"estimators must be among {', '.join(ESTIMATORS)}, got {name!r}")
@@ -108,9 +116,19 @@ def bench(
 
 
 def measure_moments(runs: Path, options: Options, how: Settings, train: Train) -> dict[str, dict[str, Any]]:
-    """Gradient quality and step times at the start, in the middle and near the end of one run's plastic stage."""
+    """Measure gradients and step times at the start, in the middle and near the end of the plastic stage of one run.
+
+    Args:
+        runs: folder of the single runs.
+        options: settings of the run.
+        how: numbers of measurements.
+        train: trains the run.
+
+    Returns:
+        Moment -> measurements, see `measure_moment`.
+    """
     folder = runs / "moments"
-    watched = replace(lenet5.EXPERIMENT, build=lambda o: _stopping(lenet5.build(o), folder))
+    watched = replace(lenet5.EXPERIMENT, build=lambda complete: _saving(lenet5.build(complete), folder))
     finished(folder, watched, options, train)
     if missing := [moment for moment in MOMENTS if not (folder / f"{moment}.npn").exists()]:
         raise ConfigurationError(
@@ -131,8 +149,8 @@ def measure_moments(runs: Path, options: Options, how: Settings, train: Train) -
     return measured
 
 
-def _stopping(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe, saving its net and gates as the moments pass."""
+def _saving(recipe: Recipe, folder: Path) -> Recipe:
+    """Let the recipe save its net and gates at the moments."""
     inner, epochs = recipe.step, next(stage.epochs for stage in recipe.schedule.stages if stage.name == "plastic")
     epoch_of = dict(zip(MOMENTS, (0, epochs // 2, epochs - 1), strict=True))
 
@@ -147,10 +165,14 @@ def _stopping(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def measure_moment(recipe: Recipe, how: Settings) -> dict[str, Any]:
-    """Every estimator on the same batches, with weights and gates fixed, in train mode.
+    """Measure every estimator on the same batches, with fixed weights and gates, in train mode.
 
-    The reference is, of the unbiased estimators, the one with the least variance times seconds here; its draws are
-    none of the single ones.
+    The reference is the unbiased estimator with the smallest variance times seconds; its draws are others than the
+    single ones.
+
+    Args:
+        recipe: at the moment.
+        how: numbers of measurements.
     """
     plastic = recipe.plastic
     plastic.model.train()
@@ -186,7 +208,7 @@ def _loss(x: Tensor, y: Tensor) -> Callable[[nn.Module], Tensor]:
 
 
 def _mean(batches: Sequence[Mapping[str, Quality]]) -> dict[str, Quality]:
-    """Each number's mean over the batches where it could be measured."""
+    """Average each number over the batches where it could be measured."""
     mean: dict[str, Quality] = {}
     for group in batches[0]:
         mean[group] = {}
@@ -197,13 +219,21 @@ def _mean(batches: Sequence[Mapping[str, Quality]]) -> dict[str, Quality]:
 
 
 def step_costs(moments: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """A step with each estimator over a dense one, mean over the moments of the interleaved measurements' medians."""
+    """Return the time of a step with each estimator over that of a dense step, averaged over the moments.
+
+    Args:
+        moments: see `measure_moments`.
+    """
     steps = [moment["step"] for moment in moments.values()]
     return {name: fmean(step[name]["median"] for step in steps) for name in steps[0]}
 
 
 def shortened(lengths: Sequence[int], factor: float) -> list[int]:
-    """Stages whose plastic part takes as long with steps `factor` times as dear; the others use no estimator.
+    """Shorten the plastic stage, the only one that uses an estimator, so that slower steps take as long.
+
+    Args:
+        lengths: epochs of the three stages.
+        factor: time of a step over that of a step of the original stage.
 
     Example:
         >>> shortened([3, 10, 5], 1.6)
@@ -227,7 +257,14 @@ def _row(protocol: str, directory: RunDirectory) -> Row:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
-    """Protocol -> estimator -> spread over the seeds."""
+    """Compute the spread over the seeds.
+
+    Args:
+        rows: one per protocol, estimator and seed.
+
+    Returns:
+        Protocol -> estimator -> spreads.
+    """
     ends: dict[str, dict[str, Any]] = {}
     for row in rows:
         ends.setdefault(row["protocol"], {}).setdefault(row["estimator"], []).append(row)

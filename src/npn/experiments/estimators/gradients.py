@@ -1,4 +1,4 @@
-"""How good an estimator's gradient is: single draws of it beside the mean of many draws of an unbiased one."""
+"""The quality of an estimator's gradient: single draws beside the mean of many draws of an unbiased estimator."""
 
 import copy
 import math
@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import npn
 from npn.experiments.engine.timing import interleaved
+from npn.functional import table
 
-UNBIASED = ("arm", "disarm", "rloo", "double_cv")
-ESTIMATORS = (*UNBIASED, "straight_through", "reinmax")
+ESTIMATORS = tuple(table.ESTIMATORS)
+UNBIASED = tuple(name for name, entry in table.ESTIMATORS.items() if entry.unbiased)
 DENSE = "dense"
 
 Loss = Callable[[nn.Module], Tensor]
@@ -20,14 +21,14 @@ Quality = dict[str, float | None]
 
 
 def draws(plastic: npn.Plasticity, loss: Loss, estimator: str, count: int, seed: int) -> Tensor:
-    """Single-draw gradients of E_z[loss] with respect to the gates' logits, weights fixed, penalty left out.
+    """Draw gradients of E_z[loss] with respect to the gates' logits, with fixed weights and without the penalty.
 
     Args:
-        plastic: at 0 < k < inf, in the mode (train or eval) that is wanted; it is left as it is.
-        loss: of the model, a scalar; the same batch in every call.
+        plastic: at 0 < k < inf, in train or eval mode; it does not change.
+        loss: computes a scalar with the model, on the same batch in every call.
         estimator: name, as `npn.attach` takes it.
-        count: how many draws.
-        seed: of the masks. Different seeds give independent draws.
+        count: number of draws.
+        seed: of the masks; different seeds give independent draws.
 
     Returns:
         (count, units), float64, the units of all groups in order.
@@ -51,12 +52,11 @@ def _gradient(logits: Tensor) -> Tensor:
 
 
 def quality(singles: Tensor, reference: Tensor) -> Quality:
-    """What single draws of an estimator are worth.
+    """Compare single draws of an estimator with the true gradient.
 
     With g the true gradient, m its mean over N reference draws and e^2 = tr(cov) / N the squared standard error of m:
     |g|^2 is |m|^2 - e^2, which is unbiased. Of M single draws h: the bias is |mean(h) - m|, of which chance alone gives
-    sqrt(tr(C)), C = cov(h) / M + cov(reference) / N; the square of the bias then has a standard error of
-    sqrt(2 tr(C^2)).
+    sqrt(tr(C)), with C = cov(h) / M + cov(reference) / N; the standard error of the squared bias is sqrt(2 tr(C^2)).
 
     Args:
         singles: (M, n), M >= 2.
@@ -66,7 +66,7 @@ def quality(singles: Tensor, reference: Tensor) -> Quality:
         `cosine` of a single draw to m (mean over draws) and the `ceiling` that g itself would reach; `variance`
         tr(cov(h)) / |g|^2; relative `bias`, its `floor` by chance, and `excess` sqrt(bias^2 - floor^2), 0 where the
         difference is less than two standard errors; relative standard error of m as `reference_error`; `norm` |g|.
-        None for all but the norm and the cosine where the reference does not tell g from 0.
+        All but norm and cosine are None where the reference does not tell g from 0.
 
     Example:
         >>> reference = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
@@ -98,7 +98,7 @@ def quality(singles: Tensor, reference: Tensor) -> Quality:
 
 
 def _squared_covariance(singles: Tensor, reference: Tensor) -> float:
-    """tr(C^2) of `quality`'s C without bias: the plain estimate is too large where there are fewer draws than units."""
+    """Estimate tr(C^2) of `quality`'s C without bias; the plain estimate is too large with fewer draws than units."""
     parts = [draws - draws.mean(0) for draws in (singles, reference)]
     own = 0.0
     for part in parts:
@@ -113,7 +113,13 @@ def _squared_covariance(singles: Tensor, reference: Tensor) -> float:
 
 
 def by_group(plastic: npn.Plasticity, singles: Tensor, reference: Tensor) -> dict[str, Quality]:
-    """`quality` over all units, under "all", and over those of each group."""
+    """Compute `quality` over the units of each group, and over all units under the name "all".
+
+    Args:
+        plastic: the attached model.
+        singles: (M, n) draws of an estimator.
+        reference: (N, n) draws of an unbiased estimator.
+    """
     found, start = {"all": quality(singles, reference)}, 0
     for group in plastic.groups:
         part = slice(start, start + group.size)
@@ -125,13 +131,20 @@ def by_group(plastic: npn.Plasticity, singles: Tensor, reference: Tensor) -> dic
 def step_times(
     plastic: npn.Plasticity, loss: Loss, estimators: tuple[str, ...], rounds: int, device: str = "cpu"
 ) -> dict[str, dict[str, float]]:
-    """A whole training step with each estimator beside one of the same net without gates.
+    """Time a training step with each estimator, and one of the same net without gates.
 
-    Forward, backward, AdamW on the weights and Adam on the gates, both with a learning rate of 0: the work is done,
-    nothing moves. Every side has its own copy of the model; `plastic` is left as it is.
+    A step is forward, backward, AdamW on the weights and Adam on the gates, with learning rates of 0, so that nothing
+    changes. Every step has its own copy of the model.
+
+    Args:
+        plastic: the attached model; it does not change.
+        loss: computes a scalar with the model.
+        estimators: names, as `npn.attach` takes them.
+        rounds: measurements of each step.
+        device: of the model.
 
     Returns:
-        For every estimator and for "dense" itself: `median` ratio to dense, its quartiles, and median `seconds`.
+        For every estimator and for "dense": `median` ratio to dense, its quartiles, and median `seconds`.
     """
     steps: dict[str, Callable[[], object]] = {DENSE: _dense_step(plastic, loss)}
     steps |= {name: _plastic_step(plastic, loss, name) for name in estimators}

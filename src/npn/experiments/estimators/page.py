@@ -6,9 +6,11 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from npn.experiments.engine.bench import result_files
 from npn.experiments.engine.rundir import write_json
 from npn.experiments.report import figures
-from npn.experiments.report.tables import made_by, markdown_table, percent
+from npn.experiments.report.provenance import made_by
+from npn.experiments.report.tables import markdown_table, percent, percent_spread
 
 Summary = Mapping[str, Any]
 MARKERS = {"equal epochs": "o", "equal time": "^"}
@@ -17,11 +19,14 @@ MARKERS = {"equal epochs": "o", "equal time": "^"}
 def write(out: Path, summary: Summary) -> list[Path]:
     """Write `out` with the endings .json, .md and .png.
 
+    Args:
+        out: path without ending.
+        summary: content of the JSON file.
+
     Returns:
         The files written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
+    files = result_files(out)
     write_json(files[0], summary)
     draw(files[2], summary)
     files[1].write_text(page(summary, files[2].name), encoding="utf-8")
@@ -29,7 +34,12 @@ def write(out: Path, summary: Summary) -> list[Path]:
 
 
 def page(summary: Summary, picture: str) -> str:
-    """The tables, and how they were made."""
+    """Write the Markdown page: the tables, and the record of how they were made.
+
+    Args:
+        summary: content of the JSON file.
+        picture: name of the figure.
+    """
     how = summary["settings"]
     lines = ["# Gradient estimators on LeNet-5", "", "## One gradient", ""]
     for moment, found in summary["moments"].items():
@@ -83,7 +93,7 @@ def _batches(count: int) -> str:
 
 
 def _moment(moment: str, found: Mapping[str, Any]) -> Iterable[str]:
-    """Heading, what the reference is, and one row per estimator."""
+    """Write a heading, the reference, and one row per estimator."""
     units = "-".join(map(str, found["physical_units"].values()))
     quality = found["quality"]
     errors = next(iter(quality.values()))["all"]
@@ -138,7 +148,7 @@ def _ends(summary: Summary) -> str:
                     name,
                     entry["epochs"],
                     entry["runs"],
-                    f"{percent(accuracy['mean'])} ± {100 * accuracy['std']:.2f}",
+                    percent_spread(accuracy, bold=False),
                     f"{params['mean']:,.0f} ± {params['std']:,.0f}",
                     f"{seconds['mean']:.0f} ± {seconds['std']:.0f}",
                 ]
@@ -153,7 +163,15 @@ def _number(value: float | None) -> str:
 
 @figures.styled
 def draw(path: Path, summary: Summary) -> Path:
-    """Cosine and variance at the three moments, and accuracy against size."""
+    """Draw cosine and variance at the three moments, and accuracy over size.
+
+    Args:
+        path: of the PNG.
+        summary: content of the JSON file.
+
+    Returns:
+        The path.
+    """
     figure, axes = figures.canvas(1, 3, 12.0, 3.6)
     moments = summary["moments"]
     names = list(next(iter(moments.values()))["quality"])
@@ -172,7 +190,7 @@ def draw(path: Path, summary: Summary) -> Path:
 
 
 def _sizes(axis: Axes, summary: Summary, colours: Mapping[str, Any]) -> None:
-    """Mean and standard deviation of accuracy over those of the size, one marker per protocol."""
+    """Draw mean and standard deviation of accuracy over those of size, one marker per protocol."""
     for protocol, estimators in summary["ends"].items():
         for name, entry in estimators.items():
             accuracy = entry["accuracy"]

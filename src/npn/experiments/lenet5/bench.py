@@ -1,18 +1,18 @@
-"""LeNet-5 over budgets and seeds: parameters against error, beside published results, as files of `results/`."""
+"""LeNet-5 over modes, budgets and seeds: error over parameters, beside published results, as files of `results/`."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from npn.experiments.engine.campaign import Train, finished, planned, run_name
+from npn.experiments.engine.bench import Result, made_with, points, result_files
+from npn.experiments.engine.campaign import Train, planned, trained
 from npn.experiments.engine.options import Options
-from npn.experiments.engine.rundir import write_json
-from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.engine.rundir import make_folder, write_json
+from npn.experiments.lenet5.recipe import BUDGET, EXPERIMENT, STAGES
 from npn.experiments.report import figures
-from npn.experiments.report.tables import command_line, common, made_by, markdown_table, percent, spread
-
-Result = Mapping[str, Any]
+from npn.experiments.report.provenance import made_by
+from npn.experiments.report.tables import markdown_table, percent, percent_spread
 
 # name -> (weights, test error in percent); as collected in Table I of Li & Ji (2021)
 PUBLISHED = {
@@ -25,7 +25,7 @@ PUBLISHED = {
     "NPN sparsify": (5_320, 1.09),
     "NPN expand": (2_304, 1.69),
 }
-SHOWN = ("sparsify", "expand")  # a run of each, to the paper's size
+SHOWN = ("sparsify", "expand")  # modes of which the page shows a run to the paper's size
 PICTURES = ("curves.png", "filters.png")
 BUDGETS: dict[str, tuple[float | None, ...]] = {
     "sparsify": (1600, 2750, 3800, 5320),
@@ -50,54 +50,55 @@ def bench(
     budgets: Sequence[float] | None,
     train: Train,
 ) -> list[Path]:
-    """Train every mode to every budget with every seed, and write `out` with the endings .json, .md and .png.
+    """Train every mode to every budget with every seed, and write the files of `write`.
 
-    What `runs` holds already is not made again, so that a stopped bench goes on where it was.
+    Finished runs in `runs` are used as they are, and a stopped one is resumed.
 
     Args:
         out: path without ending.
         runs: folder of the single runs.
-        options: of every run but for mode, seed and budget.
-        seeds, modes: to train with.
+        options: settings of every run, without mode, seed and budget.
+        seeds: to train with.
+        modes: to train in.
         budgets: of every mode but "dense"; None for those of `BUDGETS`.
-        train: trains an experiment with options in a folder, resuming if told to.
+        train: trains one run.
+
+    Returns:
+        The files written.
 
     Raises:
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
+    make_folder(out.parent)
     offered = {mode: budgets if budgets and mode != "dense" else own for mode, own in BUDGETS.items()}
-    results, shown = [], {}
-    for each in planned(options, lenet5.STAGES, seeds, modes, offered):
-        folder = runs / run_name(each)
-        results.append(finished(folder, lenet5.EXPERIMENT, each, train).result())
-        if each.seed == seeds[0] and each.mode in SHOWN and each.budget == lenet5.BUDGET[each.mode]:
-            shown[f"{each.mode}, seed {each.seed}"] = folder
-    return write(out, results, shown)
+    wanted = planned(options, STAGES, seeds, modes, offered)
+    made = trained(runs, EXPERIMENT, wanted, train)
+    shown = {
+        f"{each.mode}, seed {each.seed}": run.path
+        for each, run in zip(wanted, made, strict=True)
+        if each.seed == seeds[0] and each.mode in SHOWN and each.budget == BUDGET[each.mode]
+    }
+    return write(out, [run.result() for run in made], shown)
 
 
 def write(out: Path, results: Sequence[Result], shown: Mapping[str, Path]) -> list[Path]:
-    """Write `out` with the endings .json, .md and .png, and beside it the pictures of single runs.
+    """Write `out` with the endings .json, .md and .png, and copy the figures of single runs beside them.
 
     Args:
         out: path without ending.
         results: contents of `result.json` of finished runs of any modes, budgets and seeds.
-        shown: title -> folder of a run whose Table I, learning curves and filters go into the page.
+        shown: title -> folder of a run; the page shows its Table I, learning curves and filters.
 
     Returns:
         The files written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
-    first = results[0]
     summary: dict[str, Any] = {
         "experiment": "lenet5-mnist",
         "points": points(results),
         "published": {name: {"params": params, "error": error} for name, (params, error) in PUBLISHED.items()},
-        "command": command_line(),
-        "options": {k: v for k, v in first["options"].items() if k not in ("mode", "seed", "budget", "data")},
-        "versions": common([result["versions"] for result in results]),
-        "machine": common([result["machine"] for result in results]),
+        **made_with(results, different=("mode", "seed", "budget", "data")),
     }
-    files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
+    files = result_files(out)
     write_json(files[0], summary)
     draw(files[2], summary["points"])
     parts, pictures = [], []
@@ -113,32 +114,11 @@ def write(out: Path, results: Sequence[Result], shown: Mapping[str, Path]) -> li
     return files + pictures
 
 
-def points(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """One entry per mode and budget, with the spread over its seeds, in the modes' order and by size."""
-    kinds: dict[tuple[str, float | None], list[Result]] = {}
-    for result in results:
-        kinds.setdefault((result["mode"], result["options"]["budget"]), []).append(result)
-    order = sorted(kinds, key=lambda kind: (list(LABELS).index(kind[0]), kind[1] or 0.0))
-    return [
-        {
-            "mode": mode,
-            "budget": budget,
-            "runs": len(runs),
-            **{key: spread([run[key] for run in runs]) for key in ("accuracy", "params", "params_with_biases", "macs")},
-            "seconds": spread([run["seconds"] for run in runs]),
-            "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
-            "seeds": [{key: run[key] for key in ("seed", "accuracy", "params", "architecture")} for run in runs],
-        }
-        for mode, budget in order
-        for runs in [sorted(kinds[mode, budget], key=lambda run: int(run["seed"]))]
-    ]
-
-
 def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> str:
-    """The Markdown page: every point, every seed, the paper beside them, and how it was made.
+    """Write the Markdown page: every point, published results, every seed, and the record of how it was made.
 
     Args:
-        summary: see `write`.
+        summary: content of the JSON file.
         picture: name of the figure.
         runs: lines about single runs.
     """
@@ -152,7 +132,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             f"{point['params']['mean']:,.0f}",
             f"{point['params_with_biases']['mean']:,.0f}",
             f"{point['macs']['mean']:,.0f}",
-            f"**{percent(point['accuracy']['mean'])}** ± {100 * point['accuracy']['std']:.2f}",
+            percent_spread(point["accuracy"]),
             ", ".join(seed["architecture"] for seed in point["seeds"]),
         )
         for point in summary["points"]
@@ -199,14 +179,22 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
 
 
 def _budget(point: Mapping[str, Any]) -> str:
-    """Weights, or a share of them."""
+    """Write a budget: weights, or a share of them."""
     budget = point["budget"]
     return "" if budget is None else f"{budget:,.0f}" if budget > 1 else f"{budget:g}"
 
 
 @figures.styled
 def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
-    """Error over parameters: a line per mode with its seeds' spread, and the published points."""
+    """Draw error over parameters: a line per mode with the spread of its seeds, and the published points.
+
+    Args:
+        path: of the PNG.
+        entries: see `points`.
+
+    Returns:
+        The path.
+    """
     figure, axes = figures.canvas(1, 1, 7.6, 4.6)
     axis = axes[0, 0]
     for colour, (mode, label) in zip(figures.COLOURS, LABELS.items(), strict=False):

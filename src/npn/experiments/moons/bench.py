@@ -1,23 +1,48 @@
-"""Several seeds of an experiment as the files of `results/`."""
+"""Both modes of the two moons over several seeds, beside the paper's numbers, as files of `results/`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from npn.experiments.engine.bench import result_files
+from npn.experiments.engine.campaign import Train
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Outcome
-from npn.experiments.engine.rundir import write_json
-from npn.experiments.moons.recipe import boundaries
-from npn.experiments.report import figures
-from npn.experiments.report.tables import command_line, percent, ratio, seeds_table, summarise, versions
+from npn.experiments.engine.rundir import make_folder, write_json
+from npn.experiments.moons.figures import boundaries, sizes
+from npn.experiments.moons.recipe import EXPERIMENT, STAGES
+from npn.experiments.report.provenance import command_line, made_by, versions
+from npn.experiments.report.tables import percent, ratio, seeds_table, summarise
 
 Outcomes = Mapping[str, Sequence[Outcome]]  # mode -> one per seed
 PAPER = {"sparsify": {"params": 3234, "accuracy": 0.990}, "expand": {"params": 3300, "accuracy": 0.996}}
 
 
-def moons(out: Path, outcomes: Outcomes) -> list[Path]:
-    """Write the table of the two moons: `out` with the endings .json, .md, .png and -sizes.png.
+def bench(out: Path, runs: Path, options: Options, seeds: Sequence[int], train: Train) -> list[Path]:
+    """Train both modes with every seed, and write the files of `write`.
+
+    Args:
+        out: path without ending.
+        runs: folder of the single runs; all of them are trained, whatever it holds.
+        options: settings of every run, without mode and seed.
+        seeds: to train with.
+        train: trains one run.
+
+    Returns:
+        The files written.
+    """
+    make_folder(out.parent)
+    outcomes: dict[str, list[Outcome]] = {mode: [] for mode in STAGES}
+    for mode, made in outcomes.items():
+        for seed in seeds:
+            chosen = replace(options, mode=mode, seed=seed)
+            made.append(train(EXPERIMENT, chosen, runs / f"{mode}-{seed}", False))
+    return write(out, outcomes)
+
+
+def write(out: Path, outcomes: Outcomes) -> list[Path]:
+    """Write `out` with the endings .json, .md, .png and -sizes.png.
 
     Args:
         out: path without ending.
@@ -26,7 +51,6 @@ def moons(out: Path, outcomes: Outcomes) -> list[Path]:
     Returns:
         The files written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     modes = {mode: summarise([outcome.result for outcome in runs]) for mode, runs in outcomes.items()}
     first = next(iter(outcomes.values()))[0].result
     summary = {
@@ -39,22 +63,17 @@ def moons(out: Path, outcomes: Outcomes) -> list[Path]:
         "versions": versions(),
         "machine": first["machine"],
     }
-    files = [
-        out.with_suffix(".json"),
-        out.with_suffix(".md"),
-        out.with_suffix(".png"),
-        out.with_name(f"{out.name}-sizes.png"),
-    ]
+    files = [*result_files(out), out.with_name(f"{out.name}-sizes.png")]
     write_json(files[0], summary)
     boundaries(files[2], [runs[0] for runs in outcomes.values()])
-    sizes(files[3], outcomes)
+    sizes(files[3], outcomes, PAPER)
     files[1].write_text(_page(summary, [file.name for file in files[2:]]), encoding="utf-8")
     return files
 
 
 def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
-    """The Markdown page: every seed, the means, the paper beside them, and how it was made."""
-    modes, used, versions_used = summary["modes"], summary["machine"], summary["versions"]
+    """Write the Markdown page: every seed, the means, the paper beside them, and the record of how it was made."""
+    modes = summary["modes"]
     lines = ["# Two moons", "", seeds_table(modes), ""]
     for mode, entry in modes.items():
         paper = PAPER[mode]
@@ -70,35 +89,8 @@ def _page(summary: Mapping[str, Any], pictures: Sequence[str]) -> str:
         "nothing; accuracy is that of the last epoch, of the exported network. Spread is the standard deviation over "
         "the seeds; each seed draws its own data, weights and masks.",
         "",
-        f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, device {used['device']}, with "
-        + ", ".join(f"{name} {version}" for name, version in versions_used.items())
-        + ".",
+        made_by(summary),
         "",
         *(f"![{picture}]({picture})" for picture in pictures),
     ]
     return "\n".join(lines) + "\n"
-
-
-@figures.styled
-def sizes(path: Path, outcomes: Outcomes) -> Path:
-    """Size against accuracy beside the paper's points, and every run's parameters over its epochs."""
-    figure, axes = figures.canvas(1, 2, 9.6, 3.4)
-    points, curves = axes[0]
-    for colour, (mode, runs) in zip(figures.COLOURS, outcomes.items(), strict=False):
-        found = [(run.result["params"], 100 * run.result["accuracy"]) for run in runs]
-        points.scatter(
-            *zip(*found, strict=True), color=colour, s=22, label=f"{mode}, one seed", alpha=0.8, linewidths=0
-        )
-        paper = PAPER[mode]
-        points.scatter(paper["params"], 100 * paper["accuracy"], color=colour, s=55, marker="*", label=f"{mode}, paper")
-        for run in runs:
-            epochs = np.asarray([row["epoch"] + 1 for row in run.rows])
-            label = mode if run is runs[0] else None
-            curves.step(epochs, [row["params"] for row in run.rows], where="mid", color=colour, lw=0.9, label=label)
-    points.set(xscale="log", xlabel="parameters", ylabel="test accuracy in %")
-    points.legend(loc="lower center", fontsize=8)
-    longest = max(len(run.rows) for runs in outcomes.values() for run in runs)
-    curves.set(yscale="log", xlabel="epoch", ylabel="parameters", xlim=(0.5, longest + 0.5))
-    figures.shade_stages(curves, next(iter(outcomes.values()))[0].rows, label=True)
-    curves.legend(loc="upper right")
-    return figures.save(figure, path)

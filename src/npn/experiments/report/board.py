@@ -1,46 +1,60 @@
-"""Shows a run in TensorBoard, beside whatever else follows it."""
+"""Shows a run in TensorBoard."""
 
-from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from types import TracebackType
+from typing import Any, Self, final
 
 from npn.integrations.tensorboard import PlasticityWriter, require_tensorboard
 
 
 @final
 class Board:
-    """An observer of `runner.run` that writes one step per epoch.
+    """An observer that writes one step per epoch to TensorBoard; a context manager.
+
+    The first epoch opens the files, so a run that fails before leaves none behind. Its number is also the first step
+    that TensorBoard drops of an earlier run: a resumed run shows no step twice.
 
     Args:
         folder: of the event files.
-        done: epochs that the run's checkpoint holds; what lies after it in the folder is written anew.
 
     Raises:
         ConfigurationError: tensorboard is not installed.
     """
 
-    def __init__(self, folder: Path, done: int = 0) -> None:
+    def __init__(self, folder: Path) -> None:
         require_tensorboard()
-        self.folder, self.done = folder, done
+        self.folder = folder
+        self.writer: PlasticityWriter | None = None
 
-    @cached_property
-    def writer(self) -> PlasticityWriter:
-        """Opened by the first epoch: a run that never gets there leaves no folder behind."""
-        return PlasticityWriter(self.folder, purge_step=self.done)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """Numbers as curves, keep probabilities as histograms."""
+        """Write numbers as curves and keep probabilities as histograms.
+
+        Args:
+            row: measurements of the epoch.
+            epochs: the most that the run can take.
+        """
         step = int(row["epoch"])
+        if self.writer is None:
+            self.writer = PlasticityWriter(self.folder, purge_step=step)
         numbers = {name: value for name, value in row.items() if isinstance(value, (int, float)) and name != "epoch"}
         self.writer.scalars({**numbers, "k": float(row["k"])}, step)
         self.writer.units(row["units"], step)
         self.writer.histograms(row["keep"], step)
 
     def stage(self, entry: dict[str, Any]) -> None:
-        """Everything up to here is on the disk."""
-        self.writer.writer.flush()
+        """Flush the curves to the disk.
 
-    def close(self) -> None:
-        """The run is over."""
-        if "writer" in vars(self):
-            self.writer.close()
+        Args:
+            entry: summary of the stage.
+        """
+        if self.writer is not None:
+            self.writer.writer.flush()

@@ -1,4 +1,4 @@
-"""Shows a run while it goes: a progress line on a terminal, and one lasting line per stage anywhere."""
+"""Shows a run on the console: a progress bar on a terminal, and one lasting line per stage."""
 
 import math
 from types import TracebackType
@@ -12,11 +12,11 @@ from npn.experiments.report.tables import percent
 
 @final
 class ProgressDisplay:
-    """An observer of `runner.run` that draws with rich; a context manager, so that the terminal is left clean.
+    """An observer that draws with rich; a context manager, so that the terminal is left clean.
 
     Args:
-        console: where to draw.
-        title: what is running.
+        console: to draw on.
+        title: name of the run.
     """
 
     def __init__(self, console: Console, title: str) -> None:
@@ -42,11 +42,20 @@ class ProgressDisplay:
         self._progress.stop()
 
     def epoch(self, row: dict[str, Any], epochs: int) -> None:
-        """Move the bar."""
+        """Move the bar.
+
+        Args:
+            row: measurements of the epoch.
+            epochs: the most that the run can take.
+        """
         self._progress.update(self._task, total=epochs, completed=row["epoch"] + 1, status=status(row))
 
     def stage(self, entry: dict[str, Any]) -> None:
-        """Leave a line that stays."""
+        """Print a line that stays.
+
+        Args:
+            entry: summary of the stage.
+        """
         self.console.print(
             f"[bold]{entry['stage']:<9}[/bold] {entry['epochs']:>4} epochs  {sharpness(entry['k']):<7} "
             f"accuracy {percent(entry['accuracy'])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
@@ -57,7 +66,10 @@ class ProgressDisplay:
 
 
 def sharpness(k: float | str) -> str:
-    """A sharpness as people write it.
+    """Write a sharpness as people write it.
+
+    Args:
+        k: a number, or "inf".
 
     Example:
         >>> sharpness(7.0), sharpness("inf")
@@ -67,5 +79,9 @@ def sharpness(k: float | str) -> str:
 
 
 def status(row: dict[str, Any]) -> str:
-    """One epoch in a few words."""
+    """Describe one epoch in a few words.
+
+    Args:
+        row: measurements of the epoch.
+    """
     return f"{row['stage']}  {sharpness(row['k'])}  accuracy {percent(row['accuracy'])}  {row['architecture']}"

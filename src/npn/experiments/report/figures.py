@@ -1,4 +1,4 @@
-"""Pictures that any run can have: gate functions, learning curves, keep probabilities."""
+"""Figures of any run: gate functions, learning curves, keep probabilities."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,26 +30,53 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")  # 
 STAGE_SHADES = ("#eef2f7", "#fff4d9", "#e9f5ea")
 FUNCTION_NAMES = {"sigmoid": "sigmoid", "hard_sigmoid": "centred hard sigmoid", "shifted_sigmoid": "shifted sigmoid"}
 
-GONE = -0.22  # where histograms of keep probabilities count the units that no longer exist
+GONE = -0.22  # position of the bar that counts the removed units
 
 styled = mpl.rc_context(STYLE)  # decorates every function that draws
 
 
 def canvas(rows: int, columns: int, width: float, height: float, **options: Any) -> tuple[Figure, np.ndarray[Any, Any]]:
-    """A figure outside pyplot's global state and its (rows, columns) axes; sizes in inches."""
+    """Make a figure outside pyplot's global state.
+
+    Args:
+        rows: of axes.
+        columns: of axes.
+        width: in inches.
+        height: in inches.
+        options: of `Figure.subplots`.
+
+    Returns:
+        The figure and its (rows, columns) axes.
+    """
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a PNG in which the same figure always gives the same bytes."""
+    """Write a PNG; the same figure always gives the same bytes.
+
+    Args:
+        figure: to write.
+        path: of the file.
+
+    Returns:
+        The path.
+    """
     figure.savefig(path, dpi=140, metadata={"Software": None})
     return path
 
 
 @styled
 def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, math.inf)) -> Path:
-    """The keep probability g(k phi) over phi for several k, one panel per gate function (the paper's Fig. 1)."""
+    """Draw the keep probability g(k phi) over phi for several k, one panel per gate function (the paper's Fig. 1).
+
+    Args:
+        path: of the PNG.
+        ks: sharpnesses.
+
+    Returns:
+        The path.
+    """
     figure, axes = canvas(1, len(FUNCTION_NAMES), 10.0, 3.2, sharey=True)
     logits = torch.linspace(-2.0, 2.0, 801, dtype=torch.float64)
     for axis, (function, name) in zip(axes[0], FUNCTION_NAMES.items(), strict=True):
@@ -65,7 +92,16 @@ def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, 
 
 @styled
 def learning_curves(path: Path, rows: Rows, title: str) -> Path:
-    """Accuracy, open units per group, parameters and k over epochs, with the stages shaded (the paper's Fig. 3)."""
+    """Draw accuracy, open units per group, parameters and k over epochs, the stages shaded (the paper's Fig. 3).
+
+    Args:
+        path: of the PNG.
+        rows: measurements, one row per epoch.
+        title: of the figure.
+
+    Returns:
+        The path.
+    """
     figure, axes = canvas(4, 1, 8.0, 7.4, sharex=True, height_ratios=(3, 3, 3, 1))
     epochs = [row["epoch"] + 1 for row in rows]
     accuracy, units, params, sharpness = axes[:, 0]
@@ -74,7 +110,7 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     worst = min(row["accuracy"] for row in rows)
     accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3))
     for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
-        left = [row["units"].get(name) or math.nan for row in rows]  # groups end with the branch that they are in
+        left = [row["units"].get(name) or math.nan for row in rows]  # a group disappears with its branch
         units.step(epochs, left, where="mid", label=name, color=colour)
     many = len(rows[0]["units"]) > len(COLOURS)
     units.set(ylabel="open units" + "\n(dark: first layers)" * many, yscale="log")
@@ -82,7 +118,7 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     params.set(ylabel="parameters", yscale="log")
     ks = [float(row["k"]) for row in rows]
     finite = [k for k in ks if math.isfinite(k)]
-    top = 1.3 * max([1.0, *finite])  # where infinity is drawn
+    top = 1.3 * max([1.0, *finite])  # infinity is drawn here
     sharpness.step(epochs, [min(k, top) for k in ks], where="mid", color="0.25")
     sharpness.set(ylabel="k", ylim=(0, 1.15 * top), xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
     levels = sorted({*finite}) if len({*finite}) <= 2 else [min(finite), max(finite)]
@@ -101,7 +137,14 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
 
 
 def stages_of(rows: Rows) -> list[tuple[str, int, int]]:
-    """`(name, first row, row after the last)` of each stage."""
+    """Find the stages of a run.
+
+    Args:
+        rows: measurements, one row per epoch.
+
+    Returns:
+        `(name, first row, row after the last)` of each stage.
+    """
     spans: list[tuple[str, int, int]] = []
     for index, row in enumerate(rows):
         if spans and spans[-1][0] == row["stage"]:
@@ -112,20 +155,32 @@ def stages_of(rows: Rows) -> list[tuple[str, int, int]]:
 
 
 def shade_stages(axis: Axes, rows: Rows, *, label: bool) -> None:
-    """Put each stage on a ground of its own, with its name where asked."""
+    """Shade the background of each stage in its own colour.
+
+    Args:
+        axis: to shade; its x axis counts epochs from 1.
+        rows: measurements, one row per epoch.
+        label: write the names of the stages above.
+    """
     for index, (name, start, stop) in enumerate(stages_of(rows)):
         axis.axvspan(start + 0.5, stop + 0.5, color=STAGE_SHADES[index % len(STAGE_SHADES)], zorder=0, lw=0)
         if label:
-            # just above the axis, where no curve and no legend is
-            where = axis.get_xaxis_transform()
-            axis.text((start + stop + 1) / 2, 1.01, name, transform=where, ha="center", va="bottom", color="0.35")
+            # just above the axis, clear of curves and legend
+            above = axis.get_xaxis_transform()
+            axis.text((start + stop + 1) / 2, 1.01, name, transform=above, ha="center", va="bottom", color="0.35")
 
 
 @styled
 def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> Path | None:
-    """Histograms of the keep probabilities at some moments of the plastic stages, one row per group.
+    """Draw histograms of the keep probabilities at some epochs of the plastic stages, one row per group.
 
-    Units that are physically gone since the run's largest size are counted apart, at the left of 0.
+    A bar at the left of 0 counts the units that have been removed since the run's largest size.
+
+    Args:
+        path: of the PNG.
+        rows: measurements, one row per epoch.
+        title: of the figure.
+        moments: the most epochs to show.
 
     Returns:
         The path, or None if the run has no epoch of finite k.
@@ -133,7 +188,7 @@ def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> 
     plastic = [row for row in rows if math.isfinite(float(row["k"]))]
     if not plastic:
         return None
-    # early moments are the busy ones: spread them evenly over the logarithm of the epoch
+    # much happens early: the moments are even on a logarithmic scale
     chosen = sorted({round(index) for index in np.geomspace(1, len(plastic), moments)})
     groups = list(plastic[0]["keep"])
     figure, axes = canvas(
@@ -160,7 +215,7 @@ def keep_probabilities(path: Path, rows: Rows, title: str, moments: int = 4) -> 
 
 
 def _colours(count: int) -> list[Any]:
-    """That many colours: distinct ones while there are enough, else a gradient from first to last."""
+    """Return distinct colours while there are enough, else a gradient from first to last."""
     if count <= len(COLOURS):
         return list(COLOURS[:count])
     return [mpl.colormaps["viridis"](index / (count - 1)) for index in range(count)]

@@ -1,4 +1,4 @@
-"""Residual networks over modes and seeds: accuracy against MACs, with learning curves, as files of `results/`."""
+"""Residual networks over modes and seeds: accuracy over MACs, with learning curves, as files of `results/`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,13 +7,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from npn.experiments.engine.campaign import Train, finished, planned, run_name
-from npn.experiments.engine.options import ResNetOptions
-from npn.experiments.engine.rundir import RunDirectory, write_json
-from npn.experiments.lenet5.bench import points
+from npn.experiments.engine.bench import made_with, points, result_files
+from npn.experiments.engine.campaign import Train, planned, trained
+from npn.experiments.engine.rundir import RunDirectory, make_folder, write_json
 from npn.experiments.report import figures
-from npn.experiments.report.tables import command_line, common, made_by, markdown_table, percent
-from npn.experiments.resnet import recipe as resnet56
+from npn.experiments.report.provenance import made_by
+from npn.experiments.report.tables import markdown_table, percent, percent_spread
+from npn.experiments.resnet.options import ResNetOptions
+from npn.experiments.resnet.recipe import EXPERIMENT, STAGES
 
 LABELS = {
     "dense": "full net",
@@ -32,50 +33,49 @@ def bench(
     budgets: Sequence[float],
     train: Train,
 ) -> list[Path]:
-    """Train every mode to every budget with every seed, and write `out` with the endings .json, .md and .png.
+    """Train every mode to every budget with every seed, and write the files of `write`.
 
-    What `runs` holds already is not made again, so that a stopped bench goes on where it was.
+    Finished runs in `runs` are used as they are, and a stopped one is resumed.
 
     Args:
         out: path without ending.
         runs: folder of the single runs.
-        options: of every run but for mode, seed and budget. Modes of one stage train as long as the others.
-        seeds, modes: to train with.
+        options: settings of every run, without mode, seed and budget.
+        seeds: to train with.
+        modes: to train in; those of one stage train as long as the others.
         budgets: of every mode but "dense".
-        train: trains an experiment with options in a folder, resuming if told to.
+        train: trains one run.
+
+    Returns:
+        The files written.
 
     Raises:
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
+    make_folder(out.parent)
     offered = {mode: (None,) if mode == "dense" else budgets for mode in LABELS}
-    wanted = planned(options, resnet56.STAGES, seeds, modes, offered)
-    return write(out, [finished(runs / run_name(each), resnet56.EXPERIMENT, each, train) for each in wanted])
+    return write(out, trained(runs, EXPERIMENT, planned(options, STAGES, seeds, modes, offered), train))
 
 
 def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
-    """Write `out` with the endings .json, .md and .png, and beside it the learning curves of a run of each mode.
+    """Write `out` with the endings .json, .md and .png, and the learning curves of one run of each mode beside them.
 
     Args:
         out: path without ending.
-        runs: finished ones of any modes, budgets and seeds, all of one depth and data set.
+        runs: finished runs of any modes, budgets and seeds, all of one depth and data set.
 
     Returns:
         The files written.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
     results = [run.result() for run in runs]
     first = results[0]
-    own = ("mode", "seed", "budget", "epochs", "data")
     summary: dict[str, Any] = {
         "experiment": first["experiment"],
         **{key: first[key] for key in ("depth", "dataset", "base")},
         "points": points(results),
-        "command": command_line(),
-        "options": {key: value for key, value in first["options"].items() if key not in own},
-        "versions": common([result["versions"] for result in results]),
-        "machine": common([result["machine"] for result in results]),
+        **made_with(results, different=("mode", "seed", "budget", "epochs", "data")),
     }
-    files = [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
+    files = result_files(out)
     write_json(files[0], summary)
     rows = [run.metrics() for run in runs]
     draw(files[2], summary, list(zip(results, rows, strict=True)))
@@ -93,10 +93,10 @@ def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
 
 
 def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> str:
-    """The Markdown page: every point, every seed, and how it was made.
+    """Write the Markdown page: every point, every seed, and the record of how it was made.
 
     Args:
-        summary: see `write`.
+        summary: content of the JSON file.
         picture: name of the figure.
         runs: lines about single runs.
     """
@@ -110,7 +110,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             f"{point['macs']['mean'] / 1e6:.2f} M",
             percent(point["macs"]["mean"] / base["macs"], 1),
             f"{point['params']['mean']:,.0f}",
-            f"**{percent(point['accuracy']['mean'])}** ± {100 * point['accuracy']['std']:.2f}",
+            percent_spread(point["accuracy"]),
             f"{point['seconds']['mean']:,.0f} ± {point['seconds']['std']:.0f}",
         )
         for point in summary["points"]
@@ -152,7 +152,16 @@ def _title(point: Mapping[str, Any]) -> str:
 
 @figures.styled
 def draw(path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Mapping[str, Any], figures.Rows]]) -> Path:
-    """Test accuracy and MACs over the epochs, every run thin and each mode's mean thick; and where they end."""
+    """Draw accuracy and MACs over the epochs, runs thin and means of modes thick, and accuracy over MACs at the end.
+
+    Args:
+        path: of the PNG.
+        summary: content of the JSON file.
+        runs: result and measurements of each run.
+
+    Returns:
+        The path.
+    """
     figure, axes = figures.canvas(1, 3, 11.5, 3.6)
     accuracy, macs, ends = axes[0]
     colours = dict(zip(LABELS, figures.COLOURS, strict=False))
@@ -195,4 +204,4 @@ def _curves(
                 axis.plot(range(1, len(line) + 1), line, color=colour, lw=0.6, alpha=0.4)
             mean = [fmean(values) for values in zip(*lines, strict=True)]
             axis.plot(range(1, len(mean) + 1), mean, color=colour, label=label)
-            label = None  # one entry in the legend for all of a mode's budgets
+            label = None  # one entry in the legend for all budgets of a mode

@@ -11,12 +11,12 @@ WIDTHS = (16, 32, 64)  # channels of the three sections, at full width
 
 
 class Strided(nn.Module):
-    """The shortcut without parameters (option A): every second pixel, and zeros for the channels that are new.
+    """The shortcut without parameters (option A): every second pixel, and zeros for the new channels.
 
-    The zeros come half before and half after the old channels.
+    Half of the zeros come before the old channels, half after them.
 
     Args:
-        more: channels that the output has more than the input.
+        more: output channels minus input channels.
     """
 
     def __init__(self, more: int) -> None:
@@ -25,12 +25,16 @@ class Strided(nn.Module):
         self.after = more - more // 2
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C + more, H / 2, W / 2) of (B, C, H, W)."""
+        """Compute (B, C + more, H / 2, W / 2).
+
+        Args:
+            x: (B, C, H, W).
+        """
         return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.before, self.after))
 
 
 class Branch(nn.Module):
-    """bn(conv(relu(bn(conv(x))))), with 3x3 convolutions: what a block adds to its shortcut.
+    """The branch that a block adds to its shortcut: bn(conv(relu(bn(conv(x))))), with 3x3 convolutions.
 
     Args:
         old: channels in.
@@ -47,7 +51,11 @@ class Branch(nn.Module):
         self.bn2 = nn.BatchNorm2d(new)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, new, H / stride, W / stride) of (B, old, H, W)."""
+        """Compute (B, new, H / stride, W / stride).
+
+        Args:
+            x: (B, old, H, W).
+        """
         out: Tensor = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         return out
 
@@ -83,14 +91,18 @@ class Block(nn.Module):
 
     @property
     def more(self) -> int:
-        """Channels that come out more than go in."""
+        """Output channels of the shortcut minus its input channels."""
         if isinstance(self.shortcut, Strided):
             return self.shortcut.before + self.shortcut.after
         first = self.shortcut[0] if isinstance(self.shortcut, nn.Sequential) else None
         return first.out_channels - first.in_channels if isinstance(first, nn.Conv2d) else 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, new, H / stride, W / stride) of (B, old, H, W)."""
+        """Compute (B, new, H / stride, W / stride).
+
+        Args:
+            x: (B, old, H, W).
+        """
         return F.relu(self.shortcut(x) + self.branch(x))
 
 
@@ -101,8 +113,8 @@ class ResNet(nn.Module):
         depth: 6n + 2; 20, 32, 56 and 110 are those of the literature.
         classes: logits per image.
         projection: shortcuts with parameters where the shape changes, see `Block`.
-        width: share of the channels, at least one per layer: what expansion starts with.
-        stream: channels of the residual streams as shares, too; else `width` concerns the blocks' inner channels only.
+        width: share of the channels, at least one per layer; expansion starts with a small one.
+        stream: apply `width` to the channels of the residual streams, too; else to the blocks' inner channels only.
 
     Raises:
         ConfigurationError: the depth is not 6n + 2, or the width is not above 0.
@@ -138,7 +150,11 @@ class ResNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes)."""
+        """Compute logits (B, classes).
+
+        Args:
+            x: (B, 3, 32, 32) images.
+        """
         x = self.blocks(F.relu(self.bn1(self.conv1(x))))
         logits: Tensor = self.fc(x.mean((2, 3)))
         return logits
@@ -146,15 +162,15 @@ class ResNet(nn.Module):
     def channels(
         self, open_units: Mapping[str, int], closed: Collection[str] = ()
     ) -> tuple[list[int], list[tuple[int, int, int, Block]]]:
-        """How many channels there are where some are closed.
+        """Count the open channels.
 
         Args:
-            open_units: as `npn.Plasticity.sizes` gives them; what is not gated is as wide as it is.
-            closed: paths of branches that are closed.
+            open_units: as `npn.Plasticity.sizes` gives them; all channels without a gate count as open.
+            closed: paths of closed branches.
 
         Returns:
-            Channels of the three streams; and `(in, out, inside, block)` of every block, with nothing inside where the
-            branch is closed or gone.
+            Channels of the three streams; and `(in, out, inside, block)` of every block, with 0 inside if the branch is
+            closed or removed.
         """
         blocks = [block for block in self.blocks if isinstance(block, Block)]
         per = len(blocks) // len(WIDTHS)
@@ -175,7 +191,11 @@ class ResNet(nn.Module):
 
 
 def scaled(channels: int, width: float) -> int:
-    """That share of the channels, at least one.
+    """Compute a share of some channels, at least one.
+
+    Args:
+        channels: at full width.
+        width: share.
 
     Example:
         >>> [scaled(channels, 0.2) for channels in WIDTHS]
@@ -185,6 +205,6 @@ def scaled(channels: int, width: float) -> int:
 
 
 def _initialise(module: nn.Module) -> None:
-    """He initialisation of the convolutions, as in the paper they come from."""
+    """Initialise convolutions as He et al. (2015) do."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")

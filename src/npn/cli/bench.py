@@ -1,0 +1,176 @@
+"""`npn bench`: many runs of an experiment, and the table that they make."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from npn.cli import options as given
+from npn.cli.options import Launch, listed, sizes
+from npn.cli.run import list_files, terminal, train
+from npn.errors import ConfigurationError
+from npn.experiments.engine import processes
+from npn.experiments.engine.options import Options, parse_seeds
+from npn.experiments.engine.recipe import Experiment, Outcome
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.report.provenance import command_line
+from npn.experiments.resnet.options import ResNetOptions
+
+app = typer.Typer(help="Run an experiment over several seeds and write its table.", no_args_is_help=True)
+
+
+@app.callback()
+def main() -> None:
+    """Run an experiment over several seeds and write its table."""
+    if processes.launched() > 1:
+        count = processes.launched()
+        raise ConfigurationError(f"npn bench runs on one process, got {count}; under torchrun use npn run")
+
+
+# Each command imports its own bench: benches import matplotlib, which would slow down every call of npn.
+@app.command("moons")
+def moons(
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    penalty: given.Penalty = None,
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    seeds: given.Seeds = "0-4",
+    out: given.Results = Path("results/moons"),
+    runs: Annotated[Path, typer.Option(help="Folder of the single runs.")] = Path("runs/bench-moons"),
+) -> None:
+    """Both modes of the two moons over several seeds, beside the paper's numbers."""
+    from npn.experiments.moons.bench import bench
+
+    options = Options(
+        k=k, estimator=estimator, function=function, penalty=penalty, budget=budget, epochs=epochs, device=device
+    )
+    show(bench(out, runs, options, parse_seeds(seeds), train_again))
+
+
+@app.command("lenet5")
+def lenet5(
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    seeds: given.Seeds = "0-2",
+    modes: Annotated[str, typer.Option(help="Of sparsify, expand, scratch, dense.")] = "sparsify,expand,scratch,dense",
+    budgets: Annotated[str | None, typer.Option(help="Parameters to end with. (default: some for each mode)")] = None,
+    out: given.Results = Path("results/lenet5"),
+    runs: given.RunsFolder = Path("runs/bench-lenet5"),
+) -> None:
+    """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
+    from npn.experiments.lenet5.bench import bench
+
+    options = Options(k=k, estimator=estimator, function=function, epochs=epochs, device=device, data=data)
+    wanted = sizes(budgets) if budgets else None
+    show(bench(out, runs, options, parse_seeds(seeds), listed(modes), wanted, train_or_resume))
+
+
+@app.command("resnet56")
+def resnet56(
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    depth: given.Depth = None,
+    dataset: given.Dataset = None,
+    decay: given.Decay = None,
+    stream: given.Stream = None,
+    blocks: given.Blocks = None,
+    precision: given.Precision = None,
+    channels_last: given.ChannelsLast = None,
+    compile: given.Compile = None,
+    seeds: given.Seeds = "0-2",
+    modes: Annotated[str, typer.Option(help="Of dense, scratch, sparsify, expand.")] = "dense,scratch,sparsify,expand",
+    budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
+    out: given.Results = Path("results/resnet56"),
+    runs: given.RunsFolder = Path("runs/bench-resnet56"),
+) -> None:
+    """ResNets on CIFAR over modes and seeds: accuracy against MACs, shrunk and grown beside plain nets."""
+    from npn.experiments.resnet.bench import bench
+
+    common = Options(k=k, estimator=estimator, function=function, epochs=epochs, device=device, data=data)
+    options = ResNetOptions(
+        **common.as_dict(),
+        depth=depth,
+        dataset=dataset,
+        decay=decay,
+        stream=stream,
+        blocks=blocks,
+        precision=precision,
+        channels_last=channels_last,
+        compile=compile,
+    )
+    show(bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), train_or_resume))
+
+
+@app.command("estimators")
+def estimators(
+    k: given.K = None,
+    budget: given.Budget = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    seeds: Annotated[str, typer.Option(help='Seeds of the runs, as "0-2".')] = "0-2",
+    epochs: Annotated[str, typer.Option(help="Epochs of every run, in all or per stage.")] = "3,10,5",
+    estimators: Annotated[
+        str | None, typer.Option(help="To train with, separated by commas. (default: all six)")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="Single draws of each estimator per batch.")] = 500,
+    reference: Annotated[int, typer.Option(help="Draws of the unbiased reference per batch.")] = 4000,
+    batches: Annotated[int, typer.Option(help="Batches of training images to average over.")] = 1,
+    rounds: Annotated[int, typer.Option(help="Measurements of each step's time.")] = 30,
+    out: given.Results = Path("results/estimators"),
+    runs: given.RunsFolder = Path("runs/bench-estimators"),
+) -> None:
+    """All gradient estimators on LeNet-5: bias, variance and time of a gradient, and what the networks come to."""
+    from npn.experiments.estimators.bench import Settings, bench
+    from npn.experiments.estimators.gradients import ESTIMATORS
+
+    options = Options(k=k, budget=budget, epochs=epochs, device=device, data=data)
+    names = listed(estimators) if estimators else ESTIMATORS
+    how = Settings(draws, reference, batches, rounds)
+    show(bench(out, runs, options, parse_seeds(seeds), names, how, train_or_resume))
+
+
+def train_or_resume(experiment: Experiment, options: Options, path: Path, resume: bool) -> Outcome:
+    """Train or resume one run of a bench, which continues when it is started again.
+
+    Args:
+        experiment: to run.
+        options: settings of the run.
+        path: folder of the run.
+        resume: continue where the run was stopped.
+    """
+    hint = f"Go on with the same command: {command_line()}"
+    return train(experiment, options, RunDirectory(path), Launch(resume=resume), hint)
+
+
+def train_again(experiment: Experiment, options: Options, path: Path, resume: bool) -> Outcome:
+    """Train one run of a bench that keeps no runs.
+
+    Args:
+        experiment: to run.
+        options: settings of the run.
+        path: folder of the run.
+        resume: always False.
+    """
+    return train(experiment, options, RunDirectory(path), Launch(), f"Start again with: {command_line()}")
+
+
+def show(files: list[Path]) -> None:
+    """Print the page of a bench, the second of its files, and list all of them.
+
+    Args:
+        files: that the bench has written.
+    """
+    console = terminal()
+    console.print(files[1].read_text(), highlight=False, markup=False)
+    list_files(files, console)

@@ -1,0 +1,211 @@
+"""`npn run`: train one experiment."""
+
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from npn.cli import options as given
+from npn.cli.options import Launch
+from npn.errors import ConfigurationError
+from npn.experiments.engine import processes, runner
+from npn.experiments.engine.observers import Observer, Observers
+from npn.experiments.engine.options import Options
+from npn.experiments.engine.recipe import Experiment, Outcome
+from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Interrupted, OutOfTime
+from npn.experiments.report.board import Board
+from npn.experiments.report.console import ProgressDisplay
+from npn.experiments.resnet.options import ResNetOptions
+
+INTERRUPTED = 130  # the exit status that shells expect after SIGINT
+
+app = typer.Typer(help="Train one experiment; pictures and results go to a folder.", no_args_is_help=True)
+
+
+# Each command imports its own recipe: recipes import matplotlib, which would slow down every call of npn.
+@app.command("moons")
+def moons(
+    mode: given.Mode = None,
+    seed: given.Seed = None,
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    penalty: given.Penalty = None,
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    out: given.RunFolder = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    stop_after: given.StopAfter = None,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
+    from npn.experiments.moons.recipe import EXPERIMENT
+
+    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+
+
+@app.command("lenet5-mnist")
+def lenet5_mnist(
+    mode: given.Mode = None,
+    seed: given.Seed = None,
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    penalty: given.Penalty = None,
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    out: given.RunFolder = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    stop_after: given.StopAfter = None,
+    tensorboard: given.TensorBoard = False,
+    preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
+) -> None:
+    """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
+    from npn.experiments.lenet5.recipe import EXPERIMENT, PAPER_STAGES, STAGES
+
+    if preset not in (None, "paper"):
+        raise ConfigurationError(f'preset must be "paper", got {preset!r}')
+    if preset and epochs:
+        raise ConfigurationError("give --preset or --epochs, not both")
+    if preset and len(STAGES.get(mode or "", PAPER_STAGES)) != len(PAPER_STAGES):
+        raise ConfigurationError(
+            f"--preset paper is for the modes sparsify and expand, which have its three stages, got {mode!r}; "
+            "give --epochs instead"
+        )
+    if preset:
+        epochs = ",".join(map(str, PAPER_STAGES))
+    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+
+
+@app.command("resnet56-cifar10")
+def resnet56_cifar10(
+    mode: given.Mode = None,
+    seed: given.Seed = None,
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    penalty: given.Penalty = None,
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    depth: given.Depth = None,
+    dataset: given.Dataset = None,
+    decay: given.Decay = None,
+    stream: given.Stream = None,
+    blocks: given.Blocks = None,
+    precision: given.Precision = None,
+    channels_last: given.ChannelsLast = None,
+    compile: given.Compile = None,
+    out: given.RunFolder = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    stop_after: given.StopAfter = None,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
+    from npn.experiments.resnet.recipe import EXPERIMENT
+
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile)
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+
+
+def terminal() -> Console:
+    """Make a console; of the processes of torchrun only the first one prints."""
+    return Console(quiet=processes.rank() > 0)
+
+
+def start(experiment: Experiment, options: Options, launch: Launch) -> None:
+    """Start or resume a run; then print its result and list its files.
+
+    Args:
+        experiment: to run.
+        options: settings of the user.
+        launch: where and how to run.
+    """
+    console = terminal()
+    out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
+    directory = RunDirectory(out)
+    resume = _resumes(directory, launch, console)
+    if resume is not None:
+        hint = f"Go on with: npn run {experiment.name} --resume --out {out}"
+        train(experiment, options, directory, replace(launch, resume=resume), hint)
+    if console.quiet:
+        return
+    result = directory.result()
+    console.print(
+        f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
+        f"({result['architecture']}; {result['params_with_biases']:,} with biases, {result['macs']:,} MACs)",
+        highlight=False,
+    )
+    list_files(sorted(out.iterdir()), console)
+
+
+def _resumes(directory: RunDirectory, launch: Launch, console: Console) -> bool | None:
+    """Return whether to resume the run; None if it is finished."""
+    out = directory.path
+    if launch.resume and directory.finished:
+        console.print(f"The run in {out} is finished already.", highlight=False, soft_wrap=True)
+        return None
+    if launch.resume and not directory.unfinished:
+        console.print(f"No checkpoint in {out} yet: starting from the beginning.", highlight=False, soft_wrap=True)
+        return False
+    if directory.unfinished and not (launch.resume or launch.overwrite):
+        raise ConfigurationError(
+            f"{out} holds an unfinished run: --resume continues it, --overwrite deletes it, --out takes another"
+        )
+    if directory.finished and not launch.overwrite:
+        raise ConfigurationError(f"{out} holds a finished run: --overwrite deletes it, --out takes another")
+    return launch.resume
+
+
+def train(experiment: Experiment, options: Options, directory: RunDirectory, launch: Launch, hint: str) -> Outcome:
+    """Run an experiment with a progress display.
+
+    Args:
+        experiment: to run.
+        options: settings of the user.
+        directory: of the run.
+        launch: how to run; `resume`, `stop_after` and `tensorboard` count.
+        hint: printed if the run is stopped.
+
+    Raises:
+        Exit: the run was stopped.
+    """
+    console, minutes = terminal(), launch.stop_after
+    try:
+        with ExitStack() as stack:
+            display = ProgressDisplay(console, f"{experiment.name} {directory.path.name}")
+            observers: list[Observer] = [stack.enter_context(display)]
+            if launch.tensorboard:
+                observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
+            shown = Observers(observers)
+            return runner.run(experiment, options, directory, shown, resume=launch.resume, stop_after=minutes)
+    except Interrupted as stopped:
+        late = isinstance(stopped, OutOfTime)
+        why = f"Stopped: another epoch would not fit into {minutes:g} minutes." if late else "Stopped."
+        console.print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def list_files(files: list[Path], console: Console) -> None:
+    """Print the paths of files.
+
+    Args:
+        files: paths.
+        console: to print on.
+    """
+    for file in files:
+        console.print(f"  {file}", highlight=False, soft_wrap=True)

@@ -1,0 +1,177 @@
+"""Trains a recipe epoch by epoch: batches, one epoch, measurements."""
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import npn
+from npn import distributed
+from npn.experiments.data.splits import Data, Split
+from npn.experiments.engine import processes
+from npn.experiments.engine.recipe import Recipe, Row
+from npn.integrations.tensorboard import keep_histogram
+from npn.tracing.single import evaluating
+
+HISTOGRAM_BINS = 20
+
+
+def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
+    """Train the epochs that the schedule has left.
+
+    Args:
+        recipe: to train.
+        seed: of the run.
+
+    Yields:
+        After each epoch its stage and its measurements.
+    """
+    call: Callable[[Tensor], Tensor] = partial(recipe.forward, recipe.plastic.model)
+    if distributed.size() > 1:
+        calling = processes.Calling(recipe.plastic.model, recipe.forward)
+        call = distributed.wrap(recipe.plastic, calling)
+    for epoch in recipe.schedule:
+        stage = recipe.schedule.enter(epoch, recipe.plastic)
+        yield stage, _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
+
+
+def span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[int, int]:
+    """Return the first epoch of a stage and the epoch after its last.
+
+    Args:
+        schedule: with the stage.
+        stage: to find.
+    """
+    return next((start, stop) for name, start, stop in schedule.spans() if name == stage.name)
+
+
+def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Divide the training data into batches in random order.
+
+    The order follows from seed and epoch alone, so that it is the same in a resumed run.
+
+    Args:
+        data: its training part counts.
+        batch_size: examples per batch; the last one may have fewer.
+        seed: of the run.
+        epoch: number of the epoch.
+
+    Yields:
+        Inputs and classes of each batch.
+    """
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    order = torch.randperm(len(data.train), generator=generator).to(data.train.x.device)
+    for chosen in order.split(batch_size):
+        yield data.train.x[chosen], data.train.y[chosen]
+
+
+def evaluate(
+    model: nn.Module,
+    split: Split,
+    batch_size: int = 1024,
+    forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x),
+) -> tuple[float, float]:
+    """Compute mean cross-entropy and accuracy in eval mode; afterwards every module has its own mode again.
+
+    Args:
+        model: maps a batch of inputs to logits (B, classes).
+        split: examples.
+        batch_size: examples per forward pass.
+        forward: computes the logits, if calling the model does not.
+
+    Returns:
+        Loss in nats per example, and the share of examples that are classified correctly.
+    """
+    loss, correct = 0.0, 0
+    with evaluating(model), torch.no_grad():
+        for x, y in zip(split.x.split(batch_size), split.y.split(batch_size), strict=True):
+            logits = forward(model, x)
+            loss += float(F.cross_entropy(logits, y, reduction="sum"))
+            correct += int((logits.argmax(1) == y).sum())
+    return loss / len(split), correct / len(split)
+
+
+def _epoch(
+    recipe: Recipe, call: Callable[[Tensor], Tensor], epoch: int, stage: npn.Stage, position: int, seed: int
+) -> Row:
+    """Train for one epoch, remove the units that have closed, measure, and grow."""
+    plastic = recipe.plastic
+    loss = _train(recipe, call, epoch, stage, position, seed)
+    plastic.compact(below=recipe.compact_below)
+    distributed.broadcast(plastic.model.buffers())  # BatchNorm's statistics: those of the first process's part
+    row = processes.from_first(lambda: _measured(recipe, epoch, stage, loss))
+    recipe.schedule.observe(row["validation_loss"])
+    if recipe.growth is not None and recipe.grows(stage, position):
+        recipe.growth.step(row["validation_loss"], plastic)
+    distributed.check(plastic)
+    return row
+
+
+def _train(
+    recipe: Recipe, call: Callable[[Tensor], Tensor], epoch: int, stage: npn.Stage, position: int, seed: int
+) -> float:
+    """Update the model on every batch of an epoch; return the mean loss."""
+    plastic, device = recipe.plastic, recipe.data.train.x.device
+    generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
+    total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
+    free = recipe.grow_first and recipe.grows(stage, position)
+    processes.reseed(seed, epoch)
+    plastic.model.train()
+    for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
+        recipe.step(stage, position, batch)
+        if free:
+            plastic.penalty.reset()
+        recipe.weights.zero_grad()
+        recipe.gates.zero_grad()
+        size = len(y)
+        # every process augments the whole batch: so the draws do not depend on the number of processes
+        x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
+        loss = plastic.backward(
+            partial(_loss, call, recipe.prepare(x), y, weight),
+            scale=1.0 if recipe.scaler is None else recipe.scaler,
+        )
+        _update(recipe)
+        total += loss.double() * size
+        examples += size
+    return float(distributed.mean(total)) / examples
+
+
+def _loss(call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
+    loss = F.cross_entropy(call(x), y)
+    return loss if weight == 1.0 else loss * weight
+
+
+def _update(recipe: Recipe) -> None:
+    """Step both optimizers; a scaler skips one without gradients (at k = inf the gates have none)."""
+    for optimizer in (recipe.weights, recipe.gates):
+        if recipe.scaler is None:
+            optimizer.step()
+        elif any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            recipe.scaler.step(optimizer)
+    if recipe.scaler is not None:
+        recipe.scaler.update()
+
+
+def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
+    plastic, model = recipe.plastic, recipe.plastic.model
+    validation_loss, validation_accuracy = evaluate(model, recipe.data.validation, forward=recipe.logits)
+    _, accuracy = evaluate(model, recipe.data.test, forward=recipe.logits)
+    return {
+        "epoch": epoch,
+        "stage": stage.name,
+        "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
+        "loss": loss,
+        "validation_loss": validation_loss,
+        "validation_accuracy": validation_accuracy,
+        "accuracy": accuracy,
+        **recipe.measure(plastic),
+        "units": dict(plastic.sizes()),
+        "keep": {group.name: keep_histogram(group.gate.keep_probability(), HISTOGRAM_BINS) for group in plastic.groups},
+    }
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return seed * 1_000_003 + epoch

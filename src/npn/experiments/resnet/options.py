@@ -1,0 +1,30 @@
+"""Settings of the residual networks."""
+
+from dataclasses import dataclass
+
+from npn.experiments.engine.options import Options
+
+
+@dataclass(frozen=True)
+class ResNetOptions(Options):
+    """Settings of the residual networks, besides those of every experiment.
+
+    Attributes:
+        depth: layers, 6n + 2.
+        dataset: "cifar10" or "cifar100".
+        decay: of the learning rates: "steps" (the paper's) or "cosine".
+        stream: gates on the residual streams, too.
+        blocks: gates on whole blocks, too; a closed block is its shortcut.
+        precision: "fp32", "bf16" or "fp16".
+        channels_last: memory layout of images and kernels.
+        compile: call the model through `torch.compile`.
+    """
+
+    depth: int | None = None
+    dataset: str | None = None
+    decay: str | None = None
+    stream: bool | None = None
+    blocks: bool | None = None
+    precision: str | None = None
+    channels_last: bool | None = None
+    compile: bool | None = None
