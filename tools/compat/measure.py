@@ -72,14 +72,14 @@ def plain(reason: str) -> str:
 
 def measure(module: str, name: str, report: Report, onnx: bool) -> None:
     """All stages of one model; see `docs/compatibility.md` for what each number means."""
+    built = report.stage("build", lambda: import_module(module).build(name))
+    if built is None:
+        return
     import torch
 
     import npn
     from compat import numbers
 
-    built = report.stage("build", lambda: import_module(module).build(name))
-    if built is None:
-        return
     model, inputs = built
     numbers.perturb(model)
     report.put(params=npn.count_params(model))
@@ -199,11 +199,11 @@ def _onnx(model: Any, inputs: Any) -> float:
 
 def compare_peer(module: str, name: str, report: Report) -> None:
     """The same model half-pruned by Torch-Pruning."""
-    from compat import numbers, peers
-
     built = report.stage("build", lambda: import_module(module).build(name))
     if built is None:
         return
+    from compat import numbers, peers
+
     model, inputs = built
     numbers.perturb(model)
     found = report.stage("prune", lambda: peers.half_pruned(model, copy.deepcopy(model), inputs))

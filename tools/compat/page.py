@@ -58,9 +58,9 @@ models that could not be built or run by themselves in this environment.
 
 _PEERS = """
 Beside it the same models, half of every layer pruned by Torch-Pruning with generic settings (magnitude, the last layer
-left out): {runs} of {tried} run afterwards, {untouched} of them unchanged; {equal} of these equal their own masked net (the coefficients that read a
-pruned unit set to zero), {unequal} differ from it (a norm over pruned units alone makes them differ), {rest} are not
-comparable.
+left out): {runs} of {tried} run afterwards, {untouched} of them because nothing was pruned; {equal} equal their own
+masked net (the coefficients that read a pruned unit set to zero), {unequal} differ from it (a norm over pruned units
+alone makes them differ), {rest} are not comparable.
 """
 
 
@@ -120,15 +120,16 @@ def _summary(found: list[Record]) -> str:
     text = "\n".join(lines) + _SUMMARY
     if tried:
         runs = [record["peer"] for record in peers if record["peer"]["runs"]]
-        errors = [peer["error"] for peer in runs if peer.get("error") is not None]
+        errors = [peer["error"] for peer in runs if peer["left"] < 1 and peer.get("error") is not None]
+        untouched = sum(peer["left"] == 1 for peer in runs)
         equal = sum(error <= 1e-5 for error in errors)
         text += _PEERS.format(
             runs=len(runs),
             tried=len(tried),
             equal=equal,
             unequal=len(errors) - equal,
-            rest=len(runs) - len(errors),
-            untouched=sum(peer["left"] == 1 for peer in runs),
+            rest=len(runs) - untouched - len(errors),
+            untouched=untouched,
         )
     return text
 

@@ -34,8 +34,7 @@ def main(arguments: Sequence[str], modules: dict[str, str] | None = None) -> int
     """
     given = _parser(modules or LIBRARIES).parse_args(arguments)
     if given.write_docs:
-        page.write_page(records.read(given.out), ROOT / "docs" / "compatibility.md")
-        return 0
+        return write_docs(given.out, ROOT)
     everything = entries(modules)
     order = [entry.key for entry in everything]
     known = records.read(given.out)
@@ -45,6 +44,17 @@ def main(arguments: Sequence[str], modules: dict[str, str] | None = None) -> int
         for i, record in enumerate(pool.map(lambda entry: try_model(entry, given, known.get(entry.key)), chosen), 1):
             records.put(given.out, record, order)
             print(f"[{i}/{len(chosen)}] {line(record)}", flush=True)
+    return 0
+
+
+def write_docs(out: Path, root: Path) -> int:
+    """`docs/compatibility.md` and `results/compat.json` from the records; a warning where there are none."""
+    found = records.read(out)
+    if not found:
+        print(f"no records in {out}; run the sweep first", file=sys.stderr)
+        return 1
+    page.write_page(found, root / "docs" / "compatibility.md")
+    records.write(root / "results" / "compat.json", found.values())
     return 0
 
 
@@ -164,9 +174,13 @@ def versions(package: str) -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """The commit of the library that is measured, marked where files differ from it."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude=*"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    """The last commit that changed the library, marked where its files differ from it."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(ROOT), *words, "--", "src"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+    return (git("log", "-1", "--format=%h") or "unknown") + ("-dirty" if git("status", "--porcelain") else "")
 
 
 def line(record: records.Record) -> str:
