@@ -38,5 +38,5 @@ def build(name: str) -> tuple[Any, Any]:
     decoder, _, encoder = name.partition("-")
     torch.manual_seed(0)
     model = getattr(smp, decoder)(encoder_name=encoder, encoder_weights=None, classes=3)
-    side = 224 if decoder == "DPT" else 96
+    side = {"DPT": 224, "PAN": 128}.get(decoder, 96)
     return model.eval(), torch.randn(2, 3, side, side)
