@@ -40,10 +40,13 @@ def main(arguments: Sequence[str], modules: dict[str, str] | None = None) -> int
     known = records.read(given.out)
     chosen = [entry for entry in everything if _wanted(entry, known.get(entry.key), given)]
     print(f"{len(chosen)} of {len(everything)} models to try", flush=True)
-    with ThreadPoolExecutor(given.jobs) as pool:
+    pool = ThreadPoolExecutor(given.jobs)
+    try:
         for i, record in enumerate(pool.map(lambda entry: try_model(entry, given, known.get(entry.key)), chosen), 1):
             records.put(given.out, record, order)
             print(f"[{i}/{len(chosen)}] {line(record)}", flush=True)
+    finally:  # after Ctrl-C the model under way ends, and no other begins
+        pool.shutdown(cancel_futures=True)
     return 0
 
 
