@@ -42,7 +42,7 @@ raft: raft_small
 _VIDEO = {"r3d_18": 8, "mc3_18": 8, "r2plus1d_18": 8, "s3d": 16, "mvit_v1_b": 16, "mvit_v2_s": 16, "swin3d_t": 8}
 _SIDES = {
     "r3d_18": 48, "mc3_18": 48, "r2plus1d_18": 48, "s3d": 224, "mvit_v1_b": 224, "mvit_v2_s": 224, "swin3d_t": 64,
-    "maxvit_t": 224, "raft_small": 128, "ssd300_vgg16.backbone": 300,
+    "maxvit_t": 224, "inception_v3": 299, "raft_small": 128, "ssd300_vgg16.backbone": 300,
 }  # fmt: skip
 
 
