@@ -127,6 +127,18 @@ def test_wrong_inputs_name_the_line() -> None:
         trace(Reasons(), (torch.randn(4, 5), torch.arange(4)))
 
 
+def test_channels_coupled_into_one_unit_are_counted() -> None:
+    class Rolled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self[0](x)
+            return self[2](self[1](h + h.roll(1, -1)))  # type: ignore[no-any-return]
+
+    structure = trace(Rolled(nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)), torch.randn(4, 3))
+    reasons = {f.name: f.reason for f in structure.frozen}
+    assert [g.name for g in structure.groups] == ["1"]
+    assert reasons["0.weight[0]"] == "the code couples its 6 channels into one unit, which has to stay"
+
+
 # -- side effects
 
 

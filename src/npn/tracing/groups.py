@@ -42,8 +42,8 @@ def group_units(
                 continue
             frozen.append(_frozen(keys, reason, starts, where))
         rest = units[~blocked]
-        useless = _unusable(rest, keys, walked)
-        if len(rest) and useless:
+        useless = _unusable(rest, keys, walked, members[where[0]]) if len(rest) else None
+        if useless:
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
             placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
@@ -86,14 +86,17 @@ def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
     return torch.from_numpy(where.reshape(len(units), -1))
 
 
-def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked) -> str | None:
-    """Why units that are not frozen cannot have gates either, or None."""
+def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray) -> str | None:
+    """Why units that are not frozen cannot have gates either, or None; `member` are the units along the first axis."""
     ledger = walked.ledger
     if not any(key in ledger.produces for key in keys):
         return NOT_PRODUCED
     if not any(key in ledger.reads for key in keys):
         return NOT_READ
     if len(units) < 2:
+        entries = int((member == units[0]).sum())
+        if entries > 1:
+            return f"the code couples its {entries} channels into one unit, which has to stay"
         return "it has one unit only"
     return None
 
