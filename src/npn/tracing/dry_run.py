@@ -117,7 +117,9 @@ def _mend(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
 def _cure(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes."""
     first = kind[0]
-    for trial in trials(rehearsal.model, structure, first):
+    options = trials(rehearsal.model, structure, first)
+    options.sort(key=lambda trial: _attribute_names(trial) not in rehearsal.cures)  # stable: likely ones first
+    for trial in options:
         if rehearsal.expired:
             return None
         if check(_with(structure, first.name, trial), [first.name]) is None:
@@ -125,6 +127,7 @@ def _cure(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
                 smaller = tuple(entry for entry in trial if entry[1] != name)
                 if smaller and check(_with(structure, first.name, smaller), [first.name]) is None:
                     trial = smaller
+            rehearsal.cures.add(_attribute_names(trial))
             for group in kind:
                 structure = _with(structure, group.name, transfer(first, group, trial))
             return structure
@@ -136,6 +139,10 @@ def _cure(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
                 structure = _with(structure, group.name, (), multiple)
             return structure
     return None
+
+
+def _attribute_names(trial: Sequence[Attribute]) -> frozenset[str]:
+    return frozenset(name for _, name, _ in trial)
 
 
 def _names(structure: Structure) -> list[str]:
