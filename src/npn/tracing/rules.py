@@ -166,19 +166,19 @@ def constant_pad(call: Call) -> Value:
 @rule("cat", "stack")
 def concatenate(call: Call) -> Value:
     """Units along the axis stand side by side; units across it meet, as in a sum."""
-    values: list[Value] = [v for v in call.args[0] if v.shape != (0,)]
     shape, dim = call.shapes[0], call.arg(1, "dim", 0) % len(call.shapes[0])
-    if call.name == "stack":
+    values: list[Value] = list(call.args[0])
+    if call.name == "cat":  # what is empty has no units, and may have a shape of its own
+        values = [v for v in values if v.shape != (0,) and v.shape[dim] > 0] or [v for v in values if v.shape != (0,)]
+    else:
         values = [v.viewed((*v.shape[:dim], 1, *v.shape[dim:])) for v in values]
     weight = all(v.weight or v.neutral for v in values)
     table = all(v.neutral or (v.parts and v.table) for v in values)
-    along: list[list[Part]] = []
+    lines = _side_by_side(values, dim)
     across: list[Value] = []
-    for value in values:
-        side = [p for p in value.parts if dim in p.axes or (not p.axes and value.shape[dim] == 1)]
-        along.append(side)
+    for i, value in enumerate(values):
+        beside = {id(line[i]) for line in lines}
         one = [1 if a == dim else s for a, s in enumerate(value.shape)]
-        beside = {id(p) for p in side}
         rest = [p for p in value.parts if id(p) not in beside and p.axes]
         narrow = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in rest)
         uniform = value.const is not None and not value.fixed(dim)
@@ -190,18 +190,32 @@ def concatenate(call: Call) -> Value:
     flat = [1 if a == dim else s for a, s in enumerate(shape)]
     crossing = merge(call.ledger, across, flat, call.where, zero="all")
     parts = [Part(p.labels.expand(shape), weight, p.opaque, table) for p in crossing.parts]
-    for i in range(max(len(side) for side in along)):
-        pieces = []
-        opaque = False
-        for value, side in zip(values, along, strict=True):
-            labels = side[i].labels if i < len(side) else torch.zeros(1, dtype=torch.long).expand(value.shape)
-            opaque |= i < len(side) and side[i].opaque
-            pieces.append(labels)
+    blank = torch.zeros(1, dtype=torch.long)
+    for line in lines:
+        pieces = [blank.expand(v.shape) if part is None else part.labels for v, part in zip(values, line, strict=True)]
         keep = {a for p in pieces for a in range(len(shape)) if p.stride(a) != 0 and p.shape[a] > 1} | {dim}
         pieces = [squeeze_constant(p, keep) for p in pieces]
         labels = canonical(torch.cat([p.contiguous() for p in pieces], dim).expand(shape))
-        parts.append(Part(labels, weight, opaque, table))
+        parts.append(Part(labels, weight, any(p is not None and p.opaque for p in line), table))
     return Value(shape, tuple(parts), free=all(v.neutral for v in values))
+
+
+def _side_by_side(values: Sequence[Value], dim: int) -> list[list[Part | None]]:
+    """For each kind of units that varies along the axis in some operand, its part in every operand, or None.
+
+    Units that vary along the axis in one operand and not in another, as where a table has made one unit of some
+    features of each head, are of one kind if they share another axis.
+    """
+    sides = [[p for p in v.parts if dim in p.axes or (not p.axes and v.shape[dim] == 1)] for v in values]
+    lines = [[side[i] if i < len(side) else None for side in sides] for i in range(max(len(side) for side in sides))]
+    for line in lines:
+        axes = {a for part in line if part is not None for a in part.axes} - {dim}
+        for i, value in enumerate(values):
+            taken = {id(other[i]) for other in lines}
+            fits = [p for p in value.parts if p.axes & axes and id(p) not in taken]
+            if line[i] is None and len(fits) == 1:
+                line[i] = fits[0]
+    return lines
 
 
 @rule("mm", "bmm", "mv", "dot", "vdot")
