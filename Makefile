@@ -23,6 +23,7 @@ demo: $(STAMP)
 	@ls $(OUT)/sparsify/*.png $(OUT)/expand/*.png
 
 test: $(STAMP)
+	@$(BIN)/python -c 'import platform; from importlib.metadata import version; print(f"Python {platform.python_version()}", *(f"{n} {version(n)}" for n in ("torch", "transformers", "lightning", "accelerate", "onnxruntime", "pytest")), sep=", ")'
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -1,5 +1,7 @@
 """What `plastic.track` refuses, and what a resize notices."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -104,3 +106,79 @@ def test_names_of_all_groups_with_one_tracker(tiny):
     with pytest.raises(OptimizerError, match=r"never tracked"):
         pb.compact()
     assert npn.count_params(a) < npn.count_params(b)
+
+
+class Kronecker(torch.optim.Optimizer):
+    """A matrix for each axis, as in Shampoo, SOAP or Kron."""
+
+    def __init__(self, parameters, lr=0.1):
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in (p for p in group["params"] if p.grad is not None):
+                self.state[p].setdefault("factors", [torch.eye(n) for n in p.shape])
+                p.sub_(group["lr"] * p.grad)
+
+
+INSTEAD = "use an optimizer whose state has the layout of each parameter, such as SGD, AdamW, Muon or Adafactor"
+
+
+@pytest.mark.parametrize(
+    ("kind", "keeps"),
+    [
+        (torch.optim.LBFGS, "LBFGS keeps one flat history of all its parameters, which"),
+        (Kronecker, "Kronecker keeps 'factors' of a parameter of shape (3, 5) as a list of tensors, which"),
+    ],
+)
+def test_state_that_no_resize_can_carry_along(tiny, tools, kind, keeps):
+    model, plastic = tiny["mlp"].attach()
+    optimizer = kind(plastic.weights(), lr=0.1)
+    before, rng = tools.clone(model.state_dict()), torch.get_rng_state()
+    with pytest.raises(OptimizerError, match=f"^{re.escape(f'{keeps} no resize can carry along; {INSTEAD}')}$"):
+        plastic.track(optimizer)
+    assert plastic.optimizers == [] and not optimizer.state and torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, before[n]) for n, v in model.state_dict().items())
+    assert optimizer.param_groups[0]["params"][0] is plastic.weights()[0]
+
+
+def test_a_tracked_optimizer_is_not_changed(tiny):
+    _, plastic = tiny["conv"].attach()
+    x, y = tiny["conv"].data()
+    optimizer = torch.optim.AdamW(plastic.weights())
+    for _ in range(2):
+        plastic.track(optimizer)
+        plastic.untrack(optimizer)
+        assert {int(state["step"]) for state in optimizer.state.values()} <= {1}
+        plastic.backward(lambda: F.cross_entropy(plastic.model(x), y))
+        if not optimizer.state:
+            optimizer.step()
+
+
+@pytest.mark.parametrize("momentum", [None, 0.9])
+def test_adafactor_of_transformers_follows(tiny, momentum):
+    adafactor = pytest.importorskip("transformers.optimization").Adafactor
+    model, plastic = tiny["conv"].attach()
+    x, y = tiny["conv"].data()
+    optimizer = adafactor(plastic.weights(), lr=0.01, relative_step=False, beta1=momentum)
+    plastic.track(optimizer)
+
+    def step():
+        optimizer.zero_grad()
+        plastic.backward(lambda: F.cross_entropy(model(x), y))
+        optimizer.step()
+
+    step()
+    first = model[0].weight
+    rows, columns = (optimizer.state[first][f"exp_avg_sq_{name}"].clone() for name in ("row", "col"))
+    assert rows.shape == first.shape[:-1] and columns.shape == first.shape[:-2] + first.shape[-1:]
+    plastic.close("0", [1])
+    plastic.compact()
+    state = optimizer.state[first]
+    assert torch.equal(state["exp_avg_sq_row"], rows[[0, 2]]) and torch.equal(state["exp_avg_sq_col"], columns[[0, 2]])
+    plastic.grow({"0": 2})
+    new = rows[[0, 2]].mean(0)
+    assert torch.equal(state["exp_avg_sq_row"], torch.stack([rows[0], rows[2], new, new]))
+    step()
+    assert all(p.isfinite().all() for p in plastic.weights())

@@ -1,6 +1,8 @@
 """What user code may do to a model with gates: interrupt it, watch it, differentiate it, wrap it."""
 
 import math
+import re
+import threading
 
 import pytest
 import torch
@@ -270,3 +272,39 @@ def test_a_wrapper_of_a_model_with_gates_is_refused(tiny):
     assert str(error.value) == (
         "its part '0' has plasticity already; call detach() on its handle before attaching again"
     )
+
+
+# -- mistakes
+
+
+@pytest.mark.parametrize(("k", "masks"), [(math.inf, "batch"), (7.0, "batch"), (7.0, "example")])
+def test_a_loss_without_gradient(k, masks):
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x, masks=masks)
+    plastic.k = k
+    message = (
+        "the loss has no gradient: it was detached, computed under torch.no_grad(), or made anew from a number, or no "
+        "parameter that requires gradients took part; return the loss that was computed from the model's output"
+    )
+
+    def loss():
+        each = model(x).detach().square().mean(1)
+        return each if masks == "example" else each.mean()
+
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        plastic.backward(loss)
+    assert all(p.grad is None for p in plastic.weights())
+
+
+def test_export_names_what_cannot_be_copied():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    model[1].lock = threading.Lock()
+    message = (
+        "the model cannot be copied because of its attribute 1.lock, a lock: cannot pickle '_thread.lock' object. Take "
+        "it off the model before the copy, or give its class a __deepcopy__"
+    )
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        plastic.export()
+    del model[1].lock
+    torch.testing.assert_close(plastic.export()(x), model(x))

@@ -1,15 +1,23 @@
 """Check the optimizers: when they are tracked, and before every resize."""
 
+import contextlib
+import copy
+import inspect
+import warnings
 import weakref
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from npn._utils.rng import preserved_rng
 from npn.errors import OptimizerError
 from npn.gates import Gates
+from npn.surgery import unmovable
 
 
 def union(known: Sequence[Optimizer], more: Iterable[Optimizer]) -> list[Optimizer]:
@@ -37,6 +45,54 @@ def parameter_names(model: nn.Module, gates: Gates) -> dict[int, str]:
     """
     names = {id(p): name for name, p in model.named_parameters()}
     return names | {id(group.gate.logits): f"the gates of {group.name}" for group in gates.groups}
+
+
+def check_layouts(optimizers: Iterable[Optimizer]) -> None:
+    """Raise if an optimizer keeps state that no resize can carry along.
+
+    A copy of the optimizer takes one step on small parameters, of the same numbers of axes, to show its state.
+
+    Args:
+        optimizers: before or after their first step.
+
+    Raises:
+        OptimizerError: the message names the state and what to use instead.
+    """
+    instead = "use an optimizer whose state has the layout of each parameter, such as SGD, AdamW, Muon or Adafactor"
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        if isinstance(optimizer, torch.optim.LBFGS):
+            raise OptimizerError(
+                f"{name} keeps one flat history of all its parameters, which no resize can carry along; {instead}"
+            )
+        for parameter, state in _state_after_a_step(optimizer).items():
+            strange = unmovable(parameter, state)
+            if strange is not None:
+                raise OptimizerError(
+                    f"{name} keeps {strange[0]!r} of a parameter of shape {tuple(parameter.shape)} as {strange[1]}, "
+                    f"which no resize can carry along; {instead}"
+                )
+
+
+def _state_after_a_step(optimizer: Optimizer) -> dict[Tensor, dict[str, object]]:
+    """The state of a copy of an optimizer after a step on small parameters; empty if the copy cannot step."""
+    memo: dict[int, Any] = {id(optimizer.state): defaultdict(dict)}
+    for group in optimizer.param_groups:
+        alike = {p.dim(): p for p in group["params"]}
+        memo[id(group["params"])] = [_small(p) for p in alike.values()]
+    with preserved_rng(), torch.no_grad(), warnings.catch_warnings(), contextlib.suppress(Exception):
+        warnings.simplefilter("ignore")
+        probe = copy.deepcopy(optimizer, memo)
+        inspect.unwrap(type(probe).step)(probe)  # without the hooks that all optimizers share
+        return dict(probe.state)
+    return {}
+
+
+def _small(parameter: Tensor) -> nn.Parameter:
+    """A parameter of the same number of axes, with a gradient."""
+    made = nn.Parameter(torch.zeros((3, 5, 2, 4, 6)[: parameter.dim()], dtype=parameter.dtype, device=parameter.device))
+    made.grad = torch.ones_like(made)
+    return made
 
 
 def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], gates: Gates) -> None:

@@ -203,9 +203,11 @@ class Plasticity:
             optimizers: optimizers of weights and gates.
 
         Raises:
-            OptimizerError: a parameter is in two optimizers, or gates are subject to weight decay.
+            OptimizerError: a parameter is in two optimizers, gates are subject to weight decay, or an optimizer keeps
+                state that no resize can carry along.
         """
         known = checks.union(self.optimizers, optimizers)
+        checks.check_layouts(known[len(self.optimizers) :])
         checks.check_optimizers(known, checks.parameter_names(self.model, self.gates), self.gates)
         self.optimizers = known
 
@@ -234,7 +236,7 @@ class Plasticity:
         Raises:
             NonFiniteLossError: the loss is NaN or infinite (checked on the CPU only, where it needs no
                 synchronisation).
-            ConfigurationError: the closure does not return a scalar.
+            ConfigurationError: the closure does not return a scalar, or its loss has no gradient.
 
         References:
             Li and Ji, "Neural Plasticity Networks", IJCNN 2021, eq. 12 and Algorithm 1.
@@ -355,7 +357,11 @@ class Plasticity:
             follower.renew()
 
     def export(self) -> nn.Module:
-        """Make a plain copy of the model, without its closed units and without any dependence on npn."""
+        """Make a plain copy of the model, without its closed units and without any dependence on npn.
+
+        Raises:
+            ConfigurationError: an attribute of the model cannot be copied.
+        """
         return resizing.plain_copy(
             self.model, self.structure, self.gates, self.masked_weights, self._call, self._example_inputs()
         )

@@ -1,6 +1,5 @@
 """From gates to resizes: the units that a model loses and gains, and the small copy that leaves it."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch.optim import Optimizer
 
 from npn import optimizers as checks
 from npn import surgery
+from npn._utils.copies import model_copy
 from npn._utils.validation import whole_number
 from npn.counting import count_params
 from npn.errors import ConfigurationError, ResizeError
@@ -146,9 +146,12 @@ def plain_copy(
         structure: of the model.
         gates, weights, call: of the model; the copy has none.
         example_inputs: for re-traces.
+
+    Raises:
+        ConfigurationError: an attribute of the model cannot be copied.
     """
     without: dict[int, Any] = {id(gates): None, id(weights): None}
-    clone = copy.deepcopy(model, without | detached_leftovers(model))
+    clone = model_copy(model, without | detached_leftovers(model))
     call.unregister(clone)
     closed = gates.closed()
     removed = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}

@@ -153,5 +153,6 @@ class Step:
                 )
             examples.check_finite(loss, self.last_checkpoint, first=gradient)
             if gradient:
+                examples.check_differentiable(loss)
                 (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
         return loss.detach()

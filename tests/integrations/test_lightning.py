@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import re
 import warnings
 
 import pytest
@@ -294,6 +295,23 @@ def test_what_cannot_work_is_refused():
         callback().export()
     with pytest.raises(npn.PlasticityError, match=r"^expected example inputs in the first element .* got str"):
         trainer(callback()).fit(build(), [["text"]])
+
+
+@pytest.mark.parametrize("average", ["StochasticWeightAveraging", "EMAWeightAveraging"])
+def test_callbacks_that_average_weights_are_refused_at_setup(average):
+    kind = getattr(pl.callbacks, average, None)
+    if kind is None:
+        pytest.skip(f"this version of lightning has no {average}")
+    other = kind(1e-3) if average == "StochasticWeightAveraging" else kind()
+    message = (
+        f"{average} keeps averages of the weights at the sizes of its start, which a resize does not reach: leave it "
+        "out. To average, give plastic.follow a copy of the module in on_fit_start of a callback of your own, after "
+        "PlasticityCallback"
+    )
+    plasticity = callback()
+    with pytest.raises(npn.PlasticityError, match=f"^{re.escape(message)}$"):
+        trainer(plasticity, other).fit(build(), loader())
+    assert plasticity.handle is None
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_gradient():

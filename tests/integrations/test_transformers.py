@@ -1,6 +1,7 @@
 """The method inside the Hugging Face Trainer, on small random models."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -184,6 +185,20 @@ def test_what_cannot_work_is_refused(tmp_path):
     growing = method(growth=npn.Growth(), monitor="eval_accuracy")
     with pytest.raises(npn.PlasticityError, match=r"^expected the validation metric 'eval_accuracy', got .*eval_loss"):
         trainer(tmp_path, bert(), growing, eval_strategy="epoch").train()
+
+
+@pytest.mark.parametrize("bases", [(), (PlasticTrainerMixin,)], ids=["without the mixin", "the mixin last"])
+def test_a_trainer_without_the_mixin_stops_before_its_first_step(tmp_path, bases):
+    model = bert()
+    before = [p.detach().clone() for p in model.parameters()]
+    kind = type("Own", (transformers.Trainer, *bases), {})
+    message = (
+        "the Trainer's steps do not run under masks, so that no gate would learn: its class lacks PlasticTrainerMixin. "
+        "Write class MyTrainer(PlasticTrainerMixin, Trainer): pass, the mixin first, and train with that class"
+    )
+    with pytest.raises(npn.PlasticityError, match=f"^{re.escape(message)}$"):
+        trainer(tmp_path, model, method(), kind=kind).train()
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
 def decoder(name):

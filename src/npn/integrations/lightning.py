@@ -86,7 +86,7 @@ class PlasticityCallback(Session, Callback):
             trainer, pl_module, stage: see `lightning.pytorch.callbacks.Callback`, as for the hooks below.
 
         Raises:
-            ConfigurationError: the strategy or manual optimization is not supported.
+            ConfigurationError: the strategy, manual optimization or a callback that averages weights is not supported.
         """
         strategy = trainer.strategy
         check_processes(trainer.world_size, type(strategy).__name__, isinstance(strategy, DDPStrategy))
@@ -95,6 +95,8 @@ class PlasticityCallback(Session, Callback):
                 "the module optimizes by hand (automatic_optimization=False); there, npn.attach the model and call "
                 "plastic.backward(closure) in training_step, or let Lightning optimize"
             )
+        if stage == "fit":
+            _check_callbacks(trainer)
         _restore_method(trainer.strategy, "load_model_state_dict")
         load = trainer.strategy.load_model_state_dict
         vars(trainer.strategy)["load_model_state_dict"] = partial(self._load, trainer, load)
@@ -202,7 +204,7 @@ class PlasticityCallback(Session, Callback):
                 loss: Tensor | None = output.closure_loss
                 if loss is None:
                     raise _Skipped
-                self.check(loss)
+                self.check(loss, gradient)
                 if gradient:
                     closure._backward_fn(loss if isinstance(factor, float) and factor == 1.0 else loss * factor)
                 return loss.detach() * accumulate
@@ -246,6 +248,17 @@ def _submodule(module: nn.Module, name: str) -> nn.Module:
     except AttributeError:
         names = ", ".join(name for name, _ in module.named_children())
         raise ConfigurationError(f"target {name!r} is no submodule; the module has: {names}") from None
+
+
+def _check_callbacks(trainer: Trainer) -> None:
+    """Raise if a callback of Lightning's keeps a copy of the weights, which no resize reaches."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if any(base.__name__ in ("WeightAveraging", "StochasticWeightAveraging") for base in type(callback).__mro__):
+            raise ConfigurationError(
+                f"{type(callback).__name__} keeps averages of the weights at the sizes of its start, which a resize "
+                "does not reach: leave it out. To average, give plastic.follow a copy of the module in on_fit_start of "
+                "a callback of your own, after PlasticityCallback"
+            )
 
 
 def _training(trainer: Trainer) -> bool:

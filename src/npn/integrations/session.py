@@ -19,7 +19,7 @@ from npn.counting import count_params
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction
 from npn.growth import Growth
-from npn.masking.examples import check_finite
+from npn.masking.examples import check_differentiable, check_finite
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.schedule import Schedule
@@ -142,16 +142,20 @@ class Session:
 
         return self.plastic.step_with(checked, scale)
 
-    def check(self, loss: Tensor) -> None:
-        """Raise before a loss that is not finite reaches any gradient.
+    def check(self, loss: Tensor, gradient: bool) -> None:
+        """Raise before a loss that is not finite, or has no gradient, reaches a backward pass.
 
         Args:
             loss: any shape.
+            gradient: whether a backward pass follows.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
+            ConfigurationError: the loss has no gradient.
         """
         check_finite(loss, self.plastic.last_checkpoint)
+        if gradient:
+            check_differentiable(loss)
 
     def step_gates(self, scaler: Any = None) -> None:
         """Step the gates together with the weights, then zero their gradients.

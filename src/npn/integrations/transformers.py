@@ -59,6 +59,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     Attributes:
         scaler: the accelerator's `GradScaler`, if it trains in float16.
         running: whether `train` is under way.
+        masked: whether a step of this training has run under masks, which only the mixin's do.
         wrapped: the wrapper on several processes; None on one.
         plastic: the handle, once `train` has begun.
 
@@ -74,6 +75,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     monitor: str = "eval_loss"
     scaler: Any = None  # the accelerator's GradScaler, if it trains in float16
     running: bool = False
+    masked: bool = False
     wrapped: _Rewrapped | None = None
 
     def on_train_begin(
@@ -87,7 +89,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
         self.prepare(args, parts["model"], parts["train_dataloader"])
         optimizer = parts["optimizer"]
         self.follow([getattr(optimizer, "optimizer", optimizer)])
-        self.running = True
+        self.running, self.masked = True, False
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -98,7 +100,17 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Step the gates before the weights."""
+        """Step the gates before the weights.
+
+        Raises:
+            ConfigurationError: the Trainer's class lacks the mixin.
+        """
+        if not self.masked:
+            raise ConfigurationError(
+                "the Trainer's steps do not run under masks, so that no gate would learn: its class lacks "
+                "PlasticTrainerMixin. Write class MyTrainer(PlasticTrainerMixin, Trainer): pass, the mixin first, and "
+                "train with that class"
+            )
         self.step_gates(self.scaler)
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
@@ -246,13 +258,14 @@ class PlasticTrainerMixin:
             The detached loss, (), divided by the number of accumulation steps.
         """
         session, accelerator = self.plasticity, self.accelerator
+        session.masked = True
         model = session.rewrap(model, self.args, getattr(accelerator, "ddp_handler", None))
         step, backward = super().training_step, accelerator.backward  # type: ignore[misc]
         steps = getattr(self, "current_gradient_accumulation_steps", self.args.gradient_accumulation_steps)
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             def instead(loss: Tensor, **options: Any) -> None:
-                session.check(loss)
+                session.check(loss, gradient)
                 if gradient:
                     backward(loss if isinstance(factor, float) and factor == 1.0 else loss * factor, **options)
 

@@ -169,6 +169,7 @@ def _run(
                 )
             if mode.without_grad and _has_checkpoints(losses):
                 raise ConfigurationError(_CHECKPOINTS)
+            check_differentiable(losses)
             try:
                 (losses.mean() * scale).backward()
             except CheckpointError as error:
@@ -219,4 +220,20 @@ def check_finite(loss: Tensor, last_checkpoint: str | None = None, first: bool =
         raise NonFiniteLossError(
             f"the loss is {value}; {added}. Lower the learning rate, check the data, or "
             f"go back to the last checkpoint{f', {last_checkpoint}' if last_checkpoint else ''}"
+        )
+
+
+def check_differentiable(loss: Tensor) -> None:
+    """Raise before a backward pass of a loss that leads to no parameter.
+
+    Args:
+        loss: any shape.
+
+    Raises:
+        ConfigurationError: the loss has no gradient.
+    """
+    if not loss.requires_grad:
+        raise ConfigurationError(
+            "the loss has no gradient: it was detached, computed under torch.no_grad(), or made anew from a number, or "
+            "no parameter that requires gradients took part; return the loss that was computed from the model's output"
         )

@@ -50,8 +50,9 @@ def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
         shapes[key[0]][key[1]] = int(keep.sum())
     groups = []
     for group in structure.groups:
-        leave = set(removed.get(group.name, ()))
-        stay = [u for u in range(group.size) if u not in leave]
+        stays = torch.ones(group.size, dtype=torch.bool)
+        stays[list(removed.get(group.name, ()))] = False
+        stay = stays.nonzero().reshape(-1)
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
         groups.append(replace(group, size=len(stay), slots=slots))
     return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})

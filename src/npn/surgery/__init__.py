@@ -3,7 +3,7 @@
 from npn.surgery.apply import Extra, apply_plan
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_data
-from npn.surgery.optimizer import forget_momentum
+from npn.surgery.optimizer import forget_momentum, unmovable
 from npn.surgery.plan import Plan, plan_growth, plan_removal
 from npn.surgery.report import ResizeReport, report
 from npn.surgery.verify import check_shapes
@@ -26,4 +26,5 @@ __all__ = [
     "select_columns",
     "set_attribute",
     "set_data",
+    "unmovable",
 ]

@@ -16,6 +16,8 @@ _SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp
 _MOMENTA = ("momentum_buffer", "exp_avg", "prev")
 # matrix moments factored into two vectors: the axis, counted from the end, along which each has no entries
 _FACTORED = {"row_var": -1, "col_var": -2}
+# the same without that axis, as in the Adafactor of transformers, fairseq and timm
+_LACKING = {"exp_avg_sq_row": -1, "exp_avg_sq_col": -2}
 
 
 def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False, without: int | None = None) -> Tensor:
@@ -67,20 +69,44 @@ def moved_state(
             # LBFGS keeps one flat vector over all parameters, in the state of the first
             raise OptimizerError(_strange(optimizer, "old_dirs", name, parameter, "a list of flat tensors"))
         state = optimizer.state.get(parameter, {})
+        strange = unmovable(parameter, state)
+        if strange is not None:
+            raise OptimizerError(_strange(optimizer, strange[0], name, parameter, strange[1]))
         for key, value in state.items():
-            if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-                raise OptimizerError(_strange(optimizer, key, name, parameter, "a list of tensors"))
             if not isinstance(value, Tensor) or value.dim() == 0:
                 continue
-            fits = value.dim() == parameter.dim() and all(
-                v in (p, 1) for v, p in zip(value.shape, parameter.shape, strict=True)
-            )
-            if not fits:
-                raise OptimizerError(_strange(optimizer, key, name, parameter, f"shape {tuple(value.shape)}"))
             mean = any(word in key for word in _SECOND_MOMENTS)
-            without = _FACTORED[key] % value.dim() if key in _FACTORED and value.dim() > 1 else None
-            moved.append((state, key, gather(value, sources, mean, without)))
+            if value.dim() < parameter.dim():
+                axis = _LACKING[key] % parameter.dim()
+                entry = gather(value.unsqueeze(axis), sources, mean, axis).squeeze(axis)
+            else:
+                without = _FACTORED[key] % value.dim() if key in _FACTORED and value.dim() > 1 else None
+                entry = gather(value, sources, mean, without)
+            moved.append((state, key, entry))
     return moved
+
+
+def unmovable(parameter: Tensor, state: Mapping[str, object]) -> tuple[str, str] | None:
+    """Find an entry of a parameter's state that a resize cannot move.
+
+    Args:
+        parameter: the parameter.
+        state: its state in an optimizer.
+
+    Returns:
+        Key and form of the first such entry; None if there is none.
+    """
+    for key, value in state.items():
+        if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+            return key, "a list of tensors"
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        shape = list(parameter.shape)
+        if key in _LACKING and value.dim() == len(shape) - 1:
+            del shape[_LACKING[key]]
+        if value.dim() != len(shape) or any(v not in (p, 1) for v, p in zip(value.shape, shape, strict=True)):
+            return key, f"shape {tuple(value.shape)}"
+    return None
 
 
 def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:

@@ -23,7 +23,7 @@ from torch.utils.hooks import RemovableHandle
 from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
 
-_TORCH = str(Path(torch.__file__).parent)
+TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 _CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
@@ -187,6 +187,7 @@ def _plain_kernels() -> Iterator[None]:
         with (
             sdpa_kernel(SDPBackend.MATH),
             _without_mkldnn(),
+            _without_decisions(),
             torch.backends.cudnn.flags(enabled=False),
         ):
             yield
@@ -285,6 +286,20 @@ def _without_mkldnn() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _without_decisions() -> Iterator[None]:
+    """PyTorch's own code looks at no values: whether a mask is causal, whether a distribution's arguments fit."""
+    layers, distribution = torch.nn.modules.transformer, torch.distributions.Distribution
+    before = layers._detect_is_causal_mask, distribution._validate_args
+    layers._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        layers._detect_is_causal_mask = before[0]
+        distribution.set_default_validate_args(before[1])
+
+
+@contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG."""
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]
@@ -338,7 +353,7 @@ def _hook_boxes(model: nn.Module) -> list[Any]:
 def source_line(node: Node) -> str:
     """`file:line` of the user's code that made this node, torch's own and generated frames left out."""
     frames = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip().startswith("File ")]
-    own = [frame for frame in frames if _TORCH not in frame and "<eval_with_key>" not in frame] or frames
+    own = [frame for frame in frames if TORCH not in frame and "<eval_with_key>" not in frame] or frames
     if not own:
         return "unknown line"
     file, line, *_ = own[-1].split(",")
@@ -349,8 +364,8 @@ def raising_line(error: BaseException) -> str:
     """`file:line` of the user's code in which an error was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     rest = [f for f in frames if not f.filename.startswith(_OWN)]
-    own = [f for f in rest if _TORCH not in f.filename]
-    layers = [f for f in rest if f.filename.startswith(os.path.join(_TORCH, "nn"))]
+    own = [f for f in rest if TORCH not in f.filename]
+    layers = [f for f in rest if f.filename.startswith(os.path.join(TORCH, "nn"))]
     if own or not layers:
         own = own or list(frames)
         return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else "unknown line"

@@ -81,7 +81,8 @@ class Rehearsal:
         """
         more = _more(structure, names)
         crowded = _crowded(structure, names)
-        turned = {name: more[other] + crowded.get(name, 0) for name, other in zip(names, reversed(names), strict=True)}
+        order = list(crowded)
+        turned = {name: more[other] + crowded[name] for name, other in zip(order, reversed(order), strict=True)}
         turned = _in_multiples(structure, turned)
         fewer = _fewer(structure, names)
         try:

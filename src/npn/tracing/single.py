@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_leaves
 
 from npn.errors import TraceError
 from npn.structure import Structure
-from npn.tracing.capture import capture, model_tensors, raising_line, split_inputs
+from npn.tracing.capture import capture, model_tensors, split_inputs
+from npn.tracing.failures import explain
 from npn.tracing.groups import group_units
 from npn.tracing.walk import walk
 
@@ -41,7 +42,7 @@ def single_trace(
         if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
             with contextlib.suppress(Exception), evaluating(model):
                 return replace(_attempt(model, example_inputs, shapes), training=False)
-        raise TraceError(_explain(error)) from error
+        raise TraceError(explain(error)) from error
 
 
 def _check_devices(model: nn.Module, example_inputs: Any) -> None:
@@ -90,15 +91,3 @@ def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
-
-
-def _explain(error: Exception) -> str:
-    """Turn an exception of the forward pass into an error message."""
-    name, line = type(error).__name__, raising_line(error)
-    if "DataDependent" in name or "GuardOnDataDependent" in name:
-        return (
-            f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; "
-            "expected a computation that is the same for every input: use torch.where instead of if, "
-            "or attach the parts of the model before and after this line separately"
-        )
-    return f"the forward pass failed on example_inputs at {line}: {name}: {error}"

@@ -12,6 +12,7 @@ from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
 from npn.tracing.dry_run import freeze, freeze_fixed_sizes
 from npn.tracing.modes import trace_modes
+from npn.tracing.refusals import check_model
 
 Patterns = str | Iterable[str] | None
 
@@ -41,9 +42,11 @@ def trace(
         The structure.
 
     Raises:
-        TraceError: tracing cannot follow the forward pass, or the model does not work without a branch.
+        TraceError: the model is wrapped, sharded or quantized, tracing cannot follow its forward pass, or it does not
+            work without a branch.
         ConfigurationError: a pattern matches nothing.
     """
+    check_model(model)
     structure = trace_units(model, example_inputs)
     structure = select_groups(structure, only, skip)
     structure = with_branches(model, example_inputs, structure, as_patterns(branches) or ())

@@ -1,0 +1,60 @@
+"""Explain why a forward pass cannot be traced: the user's line, what PyTorch does there, and the way out."""
+
+import traceback
+from pathlib import Path
+
+from npn.tracing.capture import TORCH, raising_line
+
+_PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
+_NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
+_OPS = {  # ATen op -> (what user code calls, what to do instead)
+    "_pack_padded_sequence": ("pack_padded_sequence", "give the recurrent layer the padded batch, mask its output"),
+    "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
+    "masked_select": ("masked_select", "multiply by the mask, use torch.where(mask, a, b)"),
+    "_unique2": ("unique", "compute it outside of the model, pass it as an input"),
+    "repeat_interleave": ("repeat_interleave with a tensor of counts", "compute it outside of the model"),
+}
+
+
+def explain(error: Exception) -> str:
+    """Turn an exception of the forward pass into an error message.
+
+    Args:
+        error: raised inside of a trace.
+
+    Returns:
+        What happens, at which line, and what to do.
+    """
+    name, line = type(error).__name__, raising_line(error)
+    if "DynamicOutputShape" in name:
+        op = str(error).removeprefix("aten.").split(".")[0]
+        what, instead = _OPS.get(op, (op, "compute it outside of the model"))
+        return (
+            f"the shape of a tensor depends on values at {line}, which a traced graph cannot follow: {what}; expected "
+            f"shapes that are the same for every input: {instead}, {_PART}"
+        )
+    if "DataDependent" not in name:
+        return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
+    inside = _torchs_own(error)
+    if inside is not None:
+        return (
+            f"PyTorch's own {inside}, called at {line}, decides by the value of a tensor, which a traced graph cannot "
+            f"follow; pass it the argument that spares the decision if there is one, {_PART}"
+        )
+    return (
+        f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; "
+        "expected a computation that is the same for every input: use torch.where instead of if, "
+        "or attach the parts of the model before and after this line separately, as npn.attach(model.backbone, ...)"
+    )
+
+
+def _torchs_own(error: Exception) -> str | None:
+    """`function (file:line)` of PyTorch's Python code that the user's line has called and that has failed, or None."""
+    found = None
+    for frame in traceback.extract_tb(error.__traceback__):
+        path = Path(frame.filename)
+        if not path.is_relative_to(TORCH):
+            found = None
+        elif path.relative_to(TORCH).parts[0] in ("nn", "distributions") and path.name not in _NO_CODE:
+            found = f"{frame.name} ({path.name}:{frame.lineno})"
+    return found

@@ -1,0 +1,140 @@
+"""Models that are refused at attach, with the way out: wrapped, sharded, quantized, of a tensor class of their own."""
+
+import re
+import warnings
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import npn
+from npn.errors import TraceError
+
+X = torch.zeros(2, 4)
+FIRST = "Attach, train and export the plain model first, then quantize or convert what plastic.export() returns"
+WHOLE = "ates need the whole model on each device: attach the plain model, then npn.distributed.wrap(plastic)"
+
+
+def net():
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+
+
+def refused(model, message):
+    with pytest.raises(TraceError, match="^" + re.escape(message) + "$"):
+        npn.attach(model, X)
+    with pytest.raises(TraceError, match="^" + re.escape(message) + "$"):
+        npn.inspect(model, X)
+
+
+@pytest.fixture
+def one_process():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def test_compiled_models():
+    model = torch.compile(net())
+    refused(
+        model,
+        "the model is wrapped by torch.compile; attach the model inside, npn.attach(model._orig_mod, ...), and compile "
+        "it afterwards",
+    )
+    assert npn.attach(model._orig_mod, X).groups
+    part = net()
+    part[0] = torch.compile(part[0])
+    refused(
+        part,
+        "the part '0' of the model is wrapped by torch.compile; replace that part by the one inside, "
+        "model.0._orig_mod, and compile it afterwards",
+    )
+    in_place = net()
+    in_place.compile()
+    assert npn.attach(in_place, X).groups
+
+
+def test_models_wrapped_for_several_devices(one_process):
+    refused(
+        nn.parallel.DistributedDataParallel(net()),
+        "the model is wrapped by DistributedDataParallel; attach the model inside, npn.attach(model.module, ...), and "
+        "wrap it afterwards: npn.distributed.wrap",
+    )
+    refused(
+        nn.DataParallel(net()),
+        "the model is wrapped by DataParallel; attach the model inside, npn.attach(model.module, ...), and train in "
+        "one process for each device: npn.distributed.wrap",
+    )
+
+
+def test_sharded_models(one_process):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    model = net()
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    refused(
+        model,
+        "0.weight is a DTensor, expected a plain torch.Tensor: weights that are sharded, quantized or of a class with "
+        f"operations of its own cannot be resized. G{WHOLE}",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wrapped = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
+    refused(wrapped, f"the model is wrapped by FullyShardedDataParallel; g{WHOLE}")
+
+
+def test_scripted_models():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.script(net())
+    refused(
+        model, "the model is wrapped by torch.jit; attach the Python model, and script what plastic.export() returns"
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_quantized_models():
+    import torch.ao.quantization as quantization
+
+    aware = net()
+    aware.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    quantization.prepare_qat(aware, inplace=True)
+    refused(
+        aware,
+        "the model is prepared for quantization: 0.weight_fake_quant is a FusedMovingAvgObsFakeQuantize, which cannot "
+        f"be resized. {FIRST}",
+    )
+    dynamic = quantization.quantize_dynamic(net(), {nn.Linear})
+    refused(dynamic, f"the model is quantized: 0 is a quantized Linear, which cannot be resized. {FIRST}")
+    weights = net()
+    packed = torch.quantize_per_tensor(torch.zeros(6, 4), 0.1, 0, torch.qint8)
+    weights[0].weight = nn.Parameter(packed, requires_grad=False)
+    refused(
+        weights,
+        "0.weight is a quantized Parameter, expected a plain torch.Tensor: weights that are sharded, quantized or of a "
+        f"class with operations of its own cannot be resized. {FIRST}",
+    )
+
+
+def test_weights_of_a_class_of_their_own():
+    class Own(torch.Tensor):
+        """Operations of its own."""
+
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            return super().__torch_function__(func, types, args, kwargs)
+
+    class Marked(nn.Parameter):
+        """A parameter that some code knows by its class."""
+
+    model = net()
+    model[2].weight = nn.Parameter(torch.zeros(3, 6).as_subclass(Own))
+    refused(
+        model,
+        "2.weight is a Own, expected a plain torch.Tensor: weights that are sharded, quantized or of a class with "
+        f"operations of its own cannot be resized. {FIRST}",
+    )
+    model[2].weight = Marked(torch.zeros(3, 6))
+    assert npn.attach(model, X).groups

@@ -1,0 +1,124 @@
+"""Forward passes that no trace can follow: the user's line, what PyTorch does there, and the way out."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+import npn
+from npn.errors import TraceError
+
+PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
+X = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A layer, some code, a layer."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6))
+        self.rnn, self.head = nn.GRU(6, 6, batch_first=True), nn.Linear(6, 3)
+        self.code = code
+
+    def forward(self, x):
+        return self.head(self.code(self, self.backbone(x)))
+
+
+def packed(net, h):
+    h, _ = net.rnn(pack_padded_sequence(h, torch.tensor([3, 2]), batch_first=True))
+    return pad_packed_sequence(h, batch_first=True)[0]
+
+
+def nonzero(net, h):
+    return h[h[:, 0, 0].nonzero()[:, 0]]
+
+
+def masked(net, h):
+    return h[h[:, 0, 0] > -9.0]
+
+
+def unique(net, h):
+    return h * len(torch.unique(h))
+
+
+def likelihood(net, h):
+    return h + F.gaussian_nll_loss(h, torch.zeros(6), F.softplus(h))
+
+
+def decides(net, h):
+    return h if h.sum() > 0 else -h
+
+
+INDEXED = "nonzero(), x[mask] or torch.where(mask)"
+
+
+@pytest.mark.parametrize(
+    ("code", "what", "instead"),
+    [
+        (packed, "pack_padded_sequence", "give the recurrent layer the padded batch, mask its output"),
+        (nonzero, INDEXED, "multiply by the mask, use torch.where(mask, a, b)"),
+        (masked, INDEXED, "multiply by the mask, use torch.where(mask, a, b)"),
+        (unique, "unique", "compute it outside of the model, pass it as an input"),
+    ],
+)
+def test_shapes_that_depend_on_values(code, what, instead):
+    line = f"{Path(__file__).name}:{code.__code__.co_firstlineno + 1}"
+    message = (
+        f"the shape of a tensor depends on values at {line}, which a traced graph cannot follow: {what}; expected "
+        f"shapes that are the same for every input: {instead}, {PART}"
+    )
+    model = Net(code)
+    with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
+        npn.attach(model, X)
+    plastic = npn.attach(model.backbone, X)  # the way out
+    loss = plastic.backward(lambda: model(X).square().mean())
+    assert [g.name for g in plastic.groups] == ["0"] and loss.isfinite()
+
+
+def test_decisions_of_the_users_code_and_of_torchs():
+    line = f"{Path(__file__).name}:{decides.__code__.co_firstlineno + 1}"
+    message = (
+        f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; expected a "
+        "computation that is the same for every input: use torch.where instead of if, or attach the parts of the model "
+        "before and after this line separately, as npn.attach(model.backbone, ...)"
+    )
+    with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
+        npn.attach(Net(decides), X)
+    line = f"{Path(__file__).name}:{likelihood.__code__.co_firstlineno + 1}"
+    with pytest.raises(TraceError) as caught:
+        npn.attach(Net(likelihood), X)
+    assert re.sub(r"\.py:\d+\)", ".py:N)", str(caught.value)) == (
+        f"PyTorch's own gaussian_nll_loss (functional.py:N), called at {line}, decides by the value of a "
+        "tensor, which a traced graph cannot follow; pass it the argument that spares the decision if there is one, "
+        f"{PART}"
+    )
+
+
+def test_masks_of_encoders_and_arguments_of_distributions_are_not_looked_at():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+            self.inside, self.encoder = nn.Linear(4, 8), nn.TransformerEncoder(layer, 1)
+
+        def forward(self, x):
+            mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+            return self.encoder(self.inside(x), mask=mask)
+
+    model = Encoder()
+    plastic = npn.attach(model, X)
+    assert [(g.name, g.size) for g in plastic.groups] == [("encoder.layers.0.linear1", 16)]
+    plastic.close("encoder.layers.0.linear1", range(0, 16, 2))
+    torch.testing.assert_close(plastic.export()(X), model(X))
+
+    def drawn(net, h):
+        return torch.distributions.Normal(h, F.softplus(h)).rsample()
+
+    assert [g.name for g in npn.attach(Net(drawn), X).groups] == ["backbone.0", "backbone.2"]
+    with pytest.raises(ValueError, match="to satisfy the constraint"):  # looked at again
+        torch.distributions.Normal(0.0, -1.0)
