@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
-from npn.tracing import rules_indexing  # noqa: F401  (registers its rules)
+from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture, source_line
 from npn.tracing.labels import Ledger, Part
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
