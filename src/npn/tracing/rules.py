@@ -96,9 +96,9 @@ def pointwise(call: Call) -> Any:
 @rule(
     "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze", "squeeze", "select",
     "slice", "narrow", "expand", "flip", "roll", "repeat", "split", "split_with_sizes", "chunk", "unbind", "unfold",
-    "pixel_shuffle", "pixel_unshuffle", "diagonal", "movedim", "im2col", "reflection_pad1d", "reflection_pad2d",
+    "pixel_shuffle", "pixel_unshuffle", "movedim", "im2col", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "channel_shuffle", "rot90", "view_copy", "unsafe_split", "unsafe_chunk", "tril", "triu",
+    "channel_shuffle", "rot90", "view_copy", "unsafe_split", "unsafe_chunk",
 )  # fmt: skip
 def movement(call: Call) -> Any:
     """Data movement: run the op itself on the labels, exactly."""
@@ -363,4 +363,4 @@ def embedding(call: Call) -> Value:
 
 
 _MOVES = (movement, as_strided, constant_pad, concatenate)
-MOVEMENT = frozenset(name for name, function in RULES.items() if function in _MOVES)
+MOVEMENT = frozenset(["diagonal", *(name for name, function in RULES.items() if function in _MOVES)])

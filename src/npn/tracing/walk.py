@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture, source_line
 from npn.tracing.labels import Ledger, Part
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
@@ -208,7 +209,7 @@ def _digest(const: Tensor) -> str:
         const = first if bool((const == first).all()) else const
     if const.numel() == 1:
         return str(const.item())
-    return f"constant {zlib.crc32(const.contiguous().view(torch.uint8).numpy().tobytes()):x}"
+    return f"constant {zlib.crc32(const.reshape(-1).view(torch.uint8).numpy().tobytes()):x}"
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
