@@ -1,13 +1,9 @@
 """Small models, each around one op or module: what lies between two layers, or takes their place."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
-from torch.utils.checkpoint import checkpoint
 
 
 class Rows(nn.Module):
