@@ -1,7 +1,7 @@
 """Rehearse every resize on fake tensors: dimensions that the code hard-codes are frozen, with the line that does."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -49,22 +49,30 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             return structure
+    ran: set[str] = set()  # groups with which the code runs at other sizes
     for kind in _kinds(structure):
-        if not rehearsal.expired and rehearsal.run(structure, [g.name for g in kind]) is not None:
+        if rehearsal.expired:
+            break
+        if rehearsal.run(structure, [g.name for g in kind]) is not None:
             structure = _repair(rehearsal, structure, kind, rehearsal.run)
+        ran.update(g.name for g in kind)
     while structure.groups:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             break
-        structure = _narrow(rehearsal, structure, problem)
+        structure = _narrow(rehearsal, structure, problem, ran)
     return structure
 
 
-def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> Structure:
-    """Repair or freeze at least one group of a structure that runs at other sizes, but computes something else there."""
+def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: Set[str]) -> Structure:
+    """Repair or freeze at least one group of a structure that runs at other sizes, but computes something else there.
+
+    Once the time is over, groups that have not run at other sizes are frozen; if that is not enough, all are.
+    """
     if rehearsal.expired:
         limit = f"its rehearsal was not over after {rehearsal.seconds:g} s, and failed until then: {problem.reason}"
-        return freeze(structure, _names(structure), limit)
+        late = [name for name in _names(structure) if name not in ran or name in problem.groups]
+        return freeze(structure, late or _names(structure), limit)
     kinds = _kinds(structure)
     suspects = [kind for kind in kinds if any(g.name in problem.groups for g in kind)]
     if len(suspects) != 1:
