@@ -154,6 +154,8 @@ def test_the_page_counts_and_explains(tmp_path: Path) -> None:
     ("reason", "expected"),
     [
         ("mean mixes every unit of the axis at vit.py:12", "mean mixes every unit of the axis"),
+        ("the product at attention.py:7 mixes every unit", "the product mixes every unit"),
+        ("no rule for aten.foo, called at a.py:3 (forward)", "no rule for aten.foo"),
         ("the code fixes this size at a.py:3: shape '[2, 5]' is invalid", "the code fixes this size"),
         ("it shares the attribute n of a.b with 3 other group(s)", "it shares an integer attribute with other groups"),
     ],

@@ -66,7 +66,7 @@ def plain(reason: str) -> str:
         'the code fixes this size'
     """
     reason = re.sub(r"it shares the attribute .*", "it shares an integer attribute with other groups", reason)
-    reason = re.split(r" at (?:\S+\.py:\d+|unknown line)|: ", reason)[0]
+    reason = re.sub(r",? (?:called )?at (?:\S+\.py:\d+(?: \(\w+\))?|unknown line)", "", reason).split(": ")[0]
     return re.sub(r"\d+", "#", reason)[:120]
 
 
