@@ -120,6 +120,7 @@ class Ledger:
     _touched: list[Tensor] = field(default_factory=list)
     _shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _divisors: list[tuple[Tensor, str]] = field(default_factory=list)
+    _aligned: list[tuple[Tensor, int]] = field(default_factory=list)
     _served: list[Served] = field(default_factory=list)
     _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -208,6 +209,30 @@ class Ledger:
             where: op and source line.
         """
         self._served.append(Served(squeeze_constant(own), squeeze_constant(units), buffer, where))
+
+    def align(self, labels: Tensor, multiple: int) -> None:
+        """Record that a kernel takes these units in multiples of some number only.
+
+        Args:
+            labels: the labels.
+            multiple: the number.
+        """
+        self._aligned.append((squeeze_constant(labels).reshape(-1), multiple))
+
+    def multiples(self, unit: np.ndarray) -> np.ndarray:
+        """The number in whose multiples each unit's group may change.
+
+        Args:
+            unit: int64 (labels,), unit of every label.
+
+        Returns:
+            int64 (labels,), the number at each unit's number.
+        """
+        found = np.ones(self.starts[-1], dtype=np.int64)
+        for labels, multiple in self._aligned:
+            own = np.unique(unit[labels.numpy()])
+            found[own] = np.lcm(found[own], multiple)
+        return found
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Record that the units of these labels keep their size.

@@ -242,6 +242,33 @@ def _product(call: Call, a: Value, b: Value) -> Value:
     return contract(call.ledger, wide, other, [rank_a - 1], call.where)
 
 
+@rule("_grouped_mm", "grouped_mm_fallback")  # the latter is that of transformers
+def grouped_product(call: Call) -> Value:
+    """Each row meets the matrix of the expert that it is sent to: a unit is one row or column of every expert."""
+    a, b, ends = call.args[0], call.args[1], call.arg(2, "offs")
+    if (len(a.shape), len(b.shape)) != (2, 3) or not isinstance(ends, Value) or call.arg(3, "bias") is not None:
+        several: Value = unknown(call, f"no rule for this kind of {call.name}, called at {call.where}")
+        return several
+    sent = f"the code routes rows to a fixed number of matrices at {call.where}"
+    for part in ends.parts:
+        call.ledger.freeze(part.labels, sent)
+    rows, experts = (tuple(restrict(call.ledger, p, [0], sent) for p in v.parts) for v in (a, b))
+    one = tuple(replace(p, labels=p.labels.narrow(0, 0, 1)) for p in experts if p.axes != {0})
+    _align(call, a, 1)
+    _align(call, b, 1)
+    _align(call, b, 2)
+    data = replace(a, parts=rows).viewed((*a.shape, 1))
+    return contract(call.ledger, data, Value((1, *b.shape[1:]), one), [1], call.where)
+
+
+def _align(call: Call, value: Value, axis: int) -> None:
+    """PyTorch's kernel takes strides of 16 bytes; where they are others, another kernel is in use."""
+    multiple = 16 // call.node.meta["val"].dtype.itemsize
+    for part in value.parts:
+        if axis in part.axes and value.shape[axis] % multiple == 0:
+            call.ledger.align(part.labels, multiple)
+
+
 @rule("convolution")
 def convolution(call: Call) -> Value:
     """Convolution of any rank, transposed or not, with groups."""
