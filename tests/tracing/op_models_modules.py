@@ -119,7 +119,8 @@ PRODUCTS = {
     "vmapped_function": between(lambda h: torch.vmap(lambda row: torch.tanh(row) * 2)(h)),
     "fourier_of_rows": between(lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=0) * 2, n=6, dim=0)),
     "fourier_of_units": custom(
-        mixed_features, {"b": 6}, {"a.weight[0]": "the Fourier transform"}, sequence, b=linear(8, 6), c=linear(6, 2), **A
+        mixed_features, {"b": 6}, {"a.weight[0]": "the Fourier transform"}, sequence, b=linear(8, 6), c=linear(6, 2),
+        **A,
     ),
     "complex": between(lambda h: torch.complex(h, h.relu()).conj().abs()),
     "spectral_convolution": custom(
@@ -177,18 +178,19 @@ def checkpointed(reentrant: bool) -> Case:
 def decoder(first: bool) -> Case:
     return custom(
         lambda m, x: m.c(m.d(m.a(x), m.a(x).flip(1))), {"d.layers.0.linear1": 12, "d.layers.1.linear1": 12},
-        {"d.layers.0.self_attn.in_proj_weight[0]": "the code fixes this size", "a.weight[0]": "layer_norm mixes"}, sequence,
+        {"d.layers.0.self_attn.in_proj_weight[0]": "the code fixes this size", "a.weight[0]": "layer_norm mixes"},
+        sequence,
         d=lambda: nn.TransformerDecoder(
             nn.TransformerDecoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=first), 2
         ), c=linear(8, 2), **A,
     )  # fmt: skip
 
 
-def constrained(apply: Any, reason: str) -> Case:
+def constrained(apply: Any, reason: str, groups: dict[str, int] | None = None) -> Case:
     weight = "b.weight_orig" if apply is spectral_norm else "b.parametrizations.weight.original"
     return custom(
         lambda m, x: m.c(torch.tanh(m.b(x))) + m.d(torch.tanh(m.a(x))),
-        {"a": 8},
+        {"a": 8} | (groups or {}),
         {f"{weight}[0]": reason},
         b=lambda: apply(nn.Linear(4, 6)),
         c=linear(6, 2),
@@ -221,6 +223,6 @@ MODULES = MAPS | {
     "decoder": decoder(False),
     "decoder_norm_first": decoder(True),
     "spectral_norm": constrained(parametrizations.spectral_norm, "fixed size"),
-    "spectral_norm_hook": constrained(spectral_norm, "fixed size"),
-    "orthogonal": constrained(parametrizations.orthogonal, "householder"),
+    "spectral_norm_hook": constrained(spectral_norm, "vector_norm mixes"),
+    "orthogonal": constrained(parametrizations.orthogonal, "householder", {"b.parametrizations.weight.0": 6}),
 }  # fmt: skip
