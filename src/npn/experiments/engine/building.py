@@ -85,6 +85,22 @@ def schedule(options: Options, default: tuple[int, ...]) -> npn.Schedule:
     )
 
 
+def path_steps(stages: npn.Schedule, share: float, batches: int) -> int | None:
+    """Compute the training steps of the path of a budget; None for plain nets, which have no plastic stage.
+
+    Args:
+        stages: of the training.
+        share: part of the plastic stage in which the bound leads to the target, from 0 to 1.
+        batches: training steps per epoch.
+
+    Example:
+        >>> path_steps(schedule(Options(epochs="1,10,3", k=7.0), (20, 180, 20)), 0.8, 100)
+        800
+    """
+    plastic = [stage.epochs for stage in stages.stages if math.isfinite(stage.k)]
+    return max(1, round(share * sum(plastic) * batches)) if plastic else None
+
+
 def half_cosine(done: float, total: float = 1.0) -> float:
     """Compute the factor that falls from 1 to 0 over half a period of a cosine.
 

@@ -32,7 +32,8 @@ class Recipe:
         growth: adds units during stages of finite k, if any.
         compact_below: after each epoch, units whose keep probability is below this are removed.
         settle: epochs at the end of a stage without growth, in which new units prove themselves.
-        grow_first: keep the price of a budget at 0 while the network grows, so that it closes no new units.
+        grow_first: keep the price of a budget at 0 while the network grows and its new units are held open; the path of
+            the budget begins after that.
         step: called before each training step with the stage, the position of the epoch in it and the position of the
             batch in the epoch; sets learning rates.
         snapshot: called at the end of each stage; returns tensors to keep for the figures.

@@ -119,7 +119,7 @@ def _train(
 
 def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
     before = sum(entry["seconds"] for entry in progress.stages)
-    drop = {"epoch", "stage", "loss", "keep"}
+    drop = {"epoch", "stage", "loss", "keep", "cost", "bound"}
     return {
         "stage": row["stage"],
         "epochs": epochs,

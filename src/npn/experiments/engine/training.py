@@ -117,13 +117,11 @@ def _train(
     plastic, device = recipe.plastic, recipe.data.train.x.device
     generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
     total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
-    free = recipe.grow_first and recipe.grows(stage, position)
+    growing = recipe.grows(stage, position)
     processes.reseed(seed, epoch)
     plastic.model.train()
     for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
         recipe.step(stage, position, batch)
-        if free:
-            plastic.penalty.reset()
         recipe.weights.zero_grad()
         recipe.gates.zero_grad()
         size = len(y)
@@ -133,6 +131,8 @@ def _train(
             partial(_loss, call, recipe.prepare(x), y, weight),
             scale=1.0 if recipe.scaler is None else recipe.scaler,
         )
+        if recipe.grow_first and (growing or plastic.gates.grace_left):
+            plastic.penalty.reset()
         _update(recipe)
         total += loss.double() * size
         examples += size
@@ -168,9 +168,19 @@ def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
         "validation_accuracy": validation_accuracy,
         "accuracy": accuracy,
         **recipe.measure(plastic),
+        **_priced(plastic),
         "units": dict(plastic.sizes()),
         "keep": {group.name: keep_histogram(group.gate.keep_probability(), HISTOGRAM_BINS) for group in plastic.groups},
     }
+
+
+def _priced(plastic: npn.Plasticity) -> Row:
+    """Report the expected cost, and its present bound: None without a budget, and where its path has not begun."""
+    penalty = plastic.penalty
+    bound = penalty.bound_now if isinstance(penalty, npn.Budget) else None
+    with torch.no_grad():
+        cost = float(plastic.expected_cost(penalty.cost))
+    return {"cost": cost, "bound": None if bound is None else float(bound)}
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import npn
 from npn.experiments.data.mnist import mnist
-from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, schedule, set_rate
+from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.lenet5.figures import filters, first_filters, table
@@ -25,7 +25,9 @@ BATCH_SIZE = 64
 LEARNING_RATE, WARMUP = 3.5e-3, 400
 WEIGHT_DECAY, DECAYED = 0.2, 5320.0  # in full from so many weights on; smaller networks underfit with that much
 GATE_LEARNING_RATE = 4e-3
-PRICE: dict[str, Any] = {"rate": 8e-4, "gain": 1.5, "scale": 5e-3}  # a faster price closes whole layers
+PATH = {"sparsify": 0.8, "expand": 0.5}  # share of the plastic stage in which the bound leads to the budget
+SETTLE = 0.5  # share of the plastic stage, at its end, without growth
+PRICE: dict[str, Any] = {"rate": 4e-3, "gain": 3.0, "scale": 1e-3}
 GROWTH = 0.4  # the same share of every layer; layers that grow less than others are pruned away
 OVERSHOOT = 2.0  # growth ends at so many times the budget, so that the gates have a choice
 COMPACT_BELOW = 1e-2
@@ -54,15 +56,15 @@ def build(options: Options) -> Recipe:
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
     model = LeNet5(*widths).to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
-    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, **PRICE)
+    stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
+    steps = path_steps(stages, PATH.get(mode, 1.0), batches)
+    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, steps=steps, **PRICE)
     plastic = attach(model, data.train.x[:2], options, penalty, columns="fc1")
     decay = WEIGHT_DECAY * min(1.0, (budget or math.inf) / DECAYED)
     weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=decay, fused=True)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
-    stages = schedule(options, STAGES[mode])
     first, last = stages.stages[0].name, stages.stages[-1].name
-    batches = math.ceil(len(data.train) / BATCH_SIZE)
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
         """The learning rate rises linearly at the start, and falls along half a cosine in the last stage."""
@@ -83,6 +85,7 @@ def build(options: Options) -> Recipe:
         measure=measure,
         growth=_growth(batches, budget) if mode == "expand" else None,
         grow_first=True,
+        settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},

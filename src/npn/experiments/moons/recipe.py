@@ -1,5 +1,6 @@
 """The paper's first experiment (VI-A): two moons, a network of 100 features and 80 hidden units, shrunk or grown."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 import npn
 from npn.experiments.data.moons import moons
-from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, schedule, set_rate
+from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.moons.figures import boundaries, confidence
@@ -17,12 +18,15 @@ from npn.experiments.report import figures
 
 SMALL = (3, 3)  # features and hidden units that expand starts with
 STAGES = {"sparsify": (100, 1000, 300), "expand": (100, 1000, 300)}  # pre-train, plastic, fine-tune: epochs
-SETTLE = 0.4  # share of the plastic stage, at its end, without growth
+BUDGET = 45.0  # parameters with biases and projection: enough for 5-4-2, with 28 weights
+PATH = {"sparsify": 0.8, "expand": 0.5}  # share of the plastic stage in which the bound leads to the budget
+PRICE: dict[str, Any] = {"rate": 0.02, "gain": 3.0, "scale": 1e-3}
+SETTLE = 0.6  # share of the plastic stage, at its end, without growth
+OVERSHOOT = 20.0  # growth ends at so many times the budget, so that the gates have a choice
 BATCH_SIZE = 100
-LEARNING_RATE = 1e-2
+LEARNING_RATE = 5e-3
 GATE_LEARNING_RATE = 1e-2
 GATE_BETAS = (0.9, 0.99)
-PENALTY = 6e-4
 COMPACT_BELOW = 1e-2
 
 
@@ -32,7 +36,7 @@ def defaults(options: Options) -> Options:
     Args:
         options: settings of the user.
     """
-    return Options(**STANDARD, mode="sparsify", penalty=PENALTY if options.budget is None else None)
+    return Options(**STANDARD, mode="sparsify", budget=BUDGET if options.penalty is None else None)
 
 
 def build(options: Options) -> Recipe:
@@ -47,11 +51,13 @@ def build(options: Options) -> Recipe:
     data = moons(options.seed).to(device)
     model = MoonsNet(*(SMALL if mode == "expand" else FULL)).to(device)
     budget = in_full(options.budget, sizes(*FULL)["params_total"])
-    plastic = attach(model, data.train.x[:2], options, cost_term(options.penalty, budget))
+    stages = schedule(options, STAGES[mode])
+    steps = path_steps(stages, PATH[mode], math.ceil(len(data.train) / BATCH_SIZE))
+    penalty = cost_term(options.penalty, budget, steps=steps, **PRICE)
+    plastic = attach(model, data.train.x[:2], options, penalty)
     weights = torch.optim.Adam(plastic.weights(), lr=LEARNING_RATE)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE, betas=GATE_BETAS)
     plastic.track(weights, gates)
-    stages = schedule(options, STAGES[mode])
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
         """In the last stage, the learning rate falls along half a cosine."""
@@ -66,7 +72,8 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth() if mode == "expand" else None,
+        growth=_growth(budget) if mode == "expand" else None,
+        grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs),
         compact_below=COMPACT_BELOW,
         step=step,
@@ -74,9 +81,15 @@ def build(options: Options) -> Recipe:
     )
 
 
-def _growth() -> npn.Growth:
+def _growth(budget: float | None) -> npn.Growth:
     """Ten units at a time: one or two more hardly change the validation loss of a net of three."""
-    return npn.Growth(units=10, patience=200, grace=400, limit={"projection*": FULL[0], "hidden*": FULL[1]})
+    return npn.Growth(
+        units=10,
+        patience=200,
+        grace=100,
+        max_params=int(OVERSHOOT * budget) if budget else None,
+        limit={"projection*": FULL[0], "hidden*": FULL[1]},
+    )
 
 
 def measure(plastic: npn.Plasticity) -> dict[str, Any]:

@@ -94,6 +94,8 @@ def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, 
 def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     """Draw accuracy, open units per group, parameters and k over epochs, the stages shaded (the paper's Fig. 3).
 
+    With a budget, its bound is drawn beside the expected cost.
+
     Args:
         path: of the PNG.
         rows: measurements, one row per epoch.
@@ -102,9 +104,11 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     Returns:
         The path.
     """
-    figure, axes = canvas(4, 1, 8.0, 7.4, sharex=True, height_ratios=(3, 3, 3, 1))
+    bounded = any(row.get("bound") for row in rows)
+    heights = (3, 3, 3, 3, 1) if bounded else (3, 3, 3, 1)
+    figure, axes = canvas(len(heights), 1, 8.0, 9.4 if bounded else 7.4, sharex=True, height_ratios=heights)
     epochs = [row["epoch"] + 1 for row in rows]
-    accuracy, units, params, sharpness = axes[:, 0]
+    accuracy, units, params, *priced, sharpness = axes[:, 0]
     for key, label, colour in (("accuracy", "test", COLOURS[0]), ("validation_accuracy", "validation", "0.6")):
         accuracy.plot(epochs, [100 * row[key] for row in rows], label=label, color=colour, lw=1.2)
     worst = min(row["accuracy"] for row in rows)
@@ -116,6 +120,11 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     units.set(ylabel="open units" + "\n(dark: first layers)" * many, yscale="log")
     params.step(epochs, [row["params"] for row in rows], where="mid", color="0.25")
     params.set(ylabel="parameters", yscale="log")
+    for cost in priced:
+        cost.plot(epochs, [row["cost"] for row in rows], color="0.25", label="expected cost")
+        bounds = [row["bound"] or math.nan for row in rows]
+        cost.plot(epochs, bounds, color=COLOURS[1], ls="--", label="bound of the budget")
+        cost.set(ylabel="cost", yscale="log")
     ks = [float(row["k"]) for row in rows]
     finite = [k for k in ks if math.isfinite(k)]
     top = 1.3 * max([1.0, *finite])  # infinity is drawn here
@@ -123,13 +132,15 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     sharpness.set(ylabel="k", ylim=(0, 1.15 * top), xlabel="epoch", xlim=(0.5, epochs[-1] + 0.5))
     levels = sorted({*finite}) if len({*finite}) <= 2 else [min(finite), max(finite)]
     sharpness.set_yticks([*levels, top], [*(f"{k:g}" for k in levels), "∞"])
-    for axis in (units, params):
+    for axis in (units, params, *priced):
         axis.yaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     for axis in axes[:, 0]:
         shade_stages(axis, rows, label=axis is accuracy)
     accuracy.legend(loc="lower right", ncols=2)
+    for cost in priced:
+        cost.legend(loc="upper right")
     figure.suptitle(title, fontsize=10)
     if not many:
         units.legend(loc="upper right", ncols=2)

@@ -12,7 +12,7 @@ from npn.errors import ConfigurationError
 from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.engine import execution
-from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, schedule, set_rate
+from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.report import figures
@@ -24,6 +24,7 @@ from npn.experiments.resnet.sizes import LAST, base, measure, plain_width
 STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs
 SMALL = 0.2  # share of the width that expand starts with
+PATH = {"sparsify": 0.8, "expand": 0.25}  # share of the plastic stage in which the bound leads to the budget
 SETTLE = 0.3  # share of the plastic stage, at its end, without growth
 BATCH_SIZE = 128
 # the paper's plain recipe: weight decay on every parameter, those of BatchNorm and the biases among them
@@ -92,7 +93,8 @@ def build(options: Options) -> Recipe:
     stages = schedule(options, STAGES[mode])
     gated = len(stages.stages) == 3
     hurry = max(1.0, min(HURRY, STAGES[mode][1] / stages.stages[1].epochs)) if gated else 1.0
-    price = PRICE | {"rate": hurry * PRICE["rate"]}
+    epochs, batches = stages.epochs, math.ceil(len(data.train) / BATCH_SIZE)
+    price = PRICE | {"rate": hurry * PRICE["rate"], "steps": path_steps(stages, PATH.get(mode, 1.0), batches)}
     plastic = attach(
         model,
         prepare(data.train.x[:1]),  # costs count the example batch: one image
@@ -107,7 +109,6 @@ def build(options: Options) -> Recipe:
     plastic.track(weights, gates)
     starts = {name: start for name, start, _ in stages.spans()}
     rates = ((weights, LEARNING_RATE, MILESTONES), (gates, hurry * GATE_LEARNING_RATE, GATE_MILESTONES))
-    epochs, batches = stages.epochs, math.ceil(len(data.train) / BATCH_SIZE)
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
         """Both learning rates fall over the whole training."""
