@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, the record of where they ran, and their files."""
+"""Shared parts of the benchmarks: options, the record of command and machine, files, networks."""
 
 import argparse
 import sys
@@ -19,7 +19,13 @@ DENSE_LENET5 = "20-50-800-500"
 
 
 def parser(description: str | None, name: str, **numbers: tuple[int, str]) -> argparse.ArgumentParser:
-    """Options of every benchmark: threads, out, and whole numbers by name as `(default, help)`."""
+    """Make a parser with the options of every benchmark, `--threads` and `--out`, and some of its own.
+
+    Args:
+        description: of the benchmark.
+        name: of the files that it writes by default.
+        numbers: option -> `(default, help)`; whole numbers.
+    """
     made = argparse.ArgumentParser(description=description)
     for option, (default, help_) in numbers.items():
         made.add_argument(f"--{option}", type=int, default=default, help=f"{help_} [default: {default}]")
@@ -30,7 +36,11 @@ def parser(description: str | None, name: str, **numbers: tuple[int, str]) -> ar
 
 
 def environment(device: str = "cpu") -> dict[str, Any]:
-    """The command, versions, processor and threads: everything a time needs beside it."""
+    """Record command, versions, processor and threads.
+
+    Args:
+        device: that the times are measured on.
+    """
     command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return {"command": command, "versions": versions(), "machine": machine(device)}
 
@@ -39,6 +49,14 @@ def write(
     out: Path, title: str, measured: Mapping[str, Any], tables: Sequence[str], notes: Sequence[str], device: str = "cpu"
 ) -> list[Path]:
     """Write OUT.json with the environment, and OUT.md with tables and notes.
+
+    Args:
+        out: path without ending.
+        title: of the page.
+        measured: content of the JSON file.
+        tables: in Markdown.
+        notes: paragraphs below the tables.
+        device: that the times were measured on.
 
     Returns:
         The two files.
@@ -52,7 +70,13 @@ def write(
 
 
 def timing_table(timings: Mapping[str, Mapping[str, float]], first: str, **more: Mapping[str, str]) -> str:
-    """One row per name: median ratio, quartiles, milliseconds, and what `more` says by column and name."""
+    """Write a table with one row per name: median ratio, quartiles, milliseconds, and further columns.
+
+    Args:
+        timings: name -> summary of a `Timing`.
+        first: title of the first column.
+        more: title of a further column -> name -> cell.
+    """
     header = [first, "ratio", "quartiles", "ms", *more]
     rows = [
         [
@@ -68,10 +92,13 @@ def timing_table(timings: Mapping[str, Mapping[str, float]], first: str, **more:
 
 
 def lenet5(architecture: str = DENSE_LENET5) -> LeNet5:
-    """LeNet-5 of the widths that a run prints: channels, channels, inputs of the first linear layer, hidden units.
+    """Make a LeNet-5.
+
+    Args:
+        architecture: widths as a run prints them: channels, channels, inputs of the first linear layer, hidden units.
 
     Raises:
-        SystemExit: they do not fit together.
+        SystemExit: the widths do not fit together.
     """
     try:
         first, second, flat, hidden = map(int, architecture.split("-"))
@@ -83,12 +110,23 @@ def lenet5(architecture: str = DENSE_LENET5) -> LeNet5:
 
 
 def batch(size: int = BATCH_SIZE) -> tuple[Tensor, Tensor]:
-    """Random images (size, 1, 28, 28) and classes: times do not depend on what they show."""
+    """Draw random images (size, 1, 28, 28) and classes; times do not depend on the pixels.
+
+    Args:
+        size: number of images.
+    """
     return torch.randn(size, 1, 28, 28), torch.randint(0, 10, (size,))
 
 
 def training_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, y: Tensor) -> Callable[[], None]:
-    """An ordinary training step."""
+    """Make a function that does an ordinary training step.
+
+    Args:
+        model: to train.
+        optimizer: of the model.
+        x: inputs.
+        y: classes.
+    """
 
     def step() -> None:
         optimizer.zero_grad()

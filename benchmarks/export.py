@@ -1,4 +1,4 @@
-"""What a small network gains over the dense one where it is used: PyTorch and onnxruntime, one thread.
+"""Speed of a small network over the dense one, exported: PyTorch and onnxruntime, one thread.
 
 Run: python benchmarks/export.py runs/lenet5-mnist-sparsify-0 9-8-128-23
 """
@@ -26,19 +26,33 @@ Runner = Callable[[], object]
 
 
 def small(subject: str) -> nn.Module:
-    """The network of a finished run's folder, or of widths with fresh weights."""
+    """Load the network of a finished run, or make one with random weights.
+
+    Args:
+        subject: folder of the run, or widths as a run prints them.
+    """
     return (finished_model(Path(subject))[0] if Path(subject).is_dir() else lenet5(subject)).eval()
 
 
 def architecture(model: nn.Module) -> str:
-    """Widths as a run prints them."""
+    """Write the widths of a LeNet-5 as a run prints them.
+
+    Args:
+        model: a LeNet-5.
+    """
     first, second = (model.get_parameter(f"{name}.weight").shape[0] for name in ("conv1", "conv2"))
     hidden, inputs = model.get_parameter("fc1.weight").shape
     return f"{first}-{second}-{inputs}-{hidden}"
 
 
 def eager(model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> Runner:
-    """A forward pass in PyTorch as it is."""
+    """Make a function that does a forward pass in eager PyTorch.
+
+    Args:
+        model: to call.
+        x: inputs.
+        memory_format: of model and inputs.
+    """
     model, x = model.to(memory_format=memory_format), x.to(memory_format=memory_format)
 
     def run() -> None:
@@ -49,7 +63,13 @@ def eager(model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> Ru
 
 
 def session(model: nn.Module, x: Tensor, folder: Path) -> Runner:
-    """A forward pass in onnxruntime, with one thread."""
+    """Make a function that does a forward pass in onnxruntime, with one thread.
+
+    Args:
+        model: to export.
+        x: inputs.
+        folder: of the exported file.
+    """
     import onnxruntime
 
     path = write_model(model, x[:2] if len(x) > 1 else torch.cat([x, x]), folder / "model.onnx", "onnx")
@@ -61,7 +81,16 @@ def session(model: nn.Module, x: Tensor, folder: Path) -> Runner:
 
 
 def fastest(model: nn.Module, x: Tensor, rounds: int) -> tuple[str, Runner]:
-    """A forward pass in PyTorch in the memory format that is faster for this network."""
+    """Find the memory format in which PyTorch is faster.
+
+    Args:
+        model: to call.
+        x: inputs.
+        rounds: measurements of each format.
+
+    Returns:
+        Name of the format, and a function that does a forward pass in it.
+    """
     formats = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
     runners = {name: eager(copy.deepcopy(model), x, format_) for name, format_ in formats.items()}
     timings = interleaved(runners, "contiguous", rounds, repeats=REPEATS[len(x)])
@@ -70,7 +99,15 @@ def fastest(model: nn.Module, x: Tensor, rounds: int) -> tuple[str, Runner]:
 
 
 def compare(subject: str, rounds: int) -> dict[str, Any]:
-    """Speed-up over the dense net at each batch size in each engine, beside the ratio of MACs."""
+    """Measure the speed-up over the dense net at each batch size in each engine.
+
+    Args:
+        subject: folder of a finished run, or widths as a run prints them.
+        rounds: measurements of each pass.
+
+    Returns:
+        Architecture, MACs and speed-ups.
+    """
     nets = {"small": small(subject), "dense": small(DENSE_LENET5)}
     macs = {name: npn.count_macs(net, torch.randn(1, 1, 28, 28)) for name, net in nets.items()}
     ratio, speed_ups = macs["dense"] / macs["small"], []
@@ -102,7 +139,11 @@ def _speed_up(timings: dict[str, Timing], macs_ratio: float) -> dict[str, Any]:
 
 
 def table(found: list[dict[str, Any]]) -> str:
-    """One row per network, engine and batch size."""
+    """Write a table with one row per network, engine and batch size.
+
+    Args:
+        found: results of `compare`.
+    """
     header = ["network", "engine", "batch", "dense ms", "small ms", "speed-up", "MACs ratio", "speed-up / MACs ratio"]
     rows = [
         [

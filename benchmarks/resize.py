@@ -1,6 +1,6 @@
-"""What one resize of LeNet-5 costs, in dense training steps, and where its time goes.
+"""The cost of one resize of LeNet-5 in dense training steps, and the functions that take most of it.
 
-A tenth of the units of every group goes and comes back, so that every round starts at the same size.
+A tenth of the units of every group is removed and added again, so that every round starts at the same size.
 
 Run: python benchmarks/resize.py --rounds 30 --threads 1
 """
@@ -53,7 +53,7 @@ class Subject:
             self.plastic.close(group, range(0, 10 * self.more[group.name], 10))
 
     def whole(self) -> dict[str, Callable[[], object]]:
-        """The resizes as a user calls them, each with the step after it: readers and costs are made anew there."""
+        """The resizes as a user calls them, each with the next step, which builds masks and costs again."""
         return {
             "compact": self.plastic.compact,
             "plastic step after compact": self.step,
@@ -81,7 +81,15 @@ class Subject:
 
 
 def measure(rounds: int, warmup: int = 2) -> dict[str, dict[str, float]]:
-    """Seconds of everything over those of a dense step just before and after."""
+    """Measure the time of everything over that of a dense step just before and after.
+
+    Args:
+        rounds: measurements of each.
+        warmup: rounds before those that count.
+
+    Returns:
+        Name -> summary of its `Timing`.
+    """
     subject, (x, y) = Subject(), batch(BATCH_SIZE)
     model = lenet5()
     dense = training_step(model, torch.optim.AdamW(model.parameters(), lr=1e-4), x, y)
@@ -99,7 +107,15 @@ def measure(rounds: int, warmup: int = 2) -> dict[str, dict[str, float]]:
 
 
 def hottest(resizes: int, count: int = 12) -> dict[str, list[dict[str, object]]]:
-    """The functions in which `compact` and `grow` spend most time, callees included, as shares of the whole."""
+    """Find the functions in which `compact` and `grow` spend most time, callees included.
+
+    Args:
+        resizes: number of resizes under the profiler.
+        count: number of functions.
+
+    Returns:
+        "compact" and "grow" -> functions with their shares of the time.
+    """
     subject = Subject()
     profiles = {"compact": cProfile.Profile(), "grow": cProfile.Profile()}
     for _ in range(resizes):

@@ -1,7 +1,7 @@
 """Whole trainings of LeNet-5 on MNIST: plastic, plastic with masks alone, and dense.
 
-In every round each training does one epoch, so that whatever slows the machine down slows all alike. The dense one is a
-plain PyTorch loop without npn: same batches, optimizer, learning rates and evaluation.
+In every round each training does one epoch, so that other load on the machine slows all of them alike. The dense one
+is a plain PyTorch loop without npn: same batches, optimizer, learning rates and evaluation.
 
 Run: NPN_DATA=... python benchmarks/runs.py --threads 1
 """
@@ -56,7 +56,13 @@ class Training:
 
 
 def prepare(mode: str, options: argparse.Namespace, setting: Setting) -> Recipe:
-    """The experiment's own recipe, with a setting of the machine's and perhaps fewer examples."""
+    """Make the recipe of the experiment.
+
+    Args:
+        mode: of the training.
+        options: of the command line; `examples` limits those of each split.
+        setting: memory format and form of AdamW.
+    """
     torch.manual_seed(options.seed)
     wanted = Options(mode=mode, seed=options.seed, epochs=options.epochs, data=options.data)
     recipe = lenet5.build(wanted.over(lenet5.defaults(wanted)))
@@ -79,14 +85,26 @@ def _few(count: int) -> Any:
 
 
 def plastic_rows(recipe: Recipe, seed: int, *, compaction: bool) -> Iterator[Row]:
-    """Epochs as `npn run` does them; without compaction no keep probability is low enough to remove a unit."""
+    """Train as `npn run` does.
+
+    Args:
+        recipe: to train.
+        seed: of the training.
+        compaction: remove closed units; else they stay in the tensors, masked.
+    """
     if not compaction:
         recipe.compact_below = 0.0
     return (row for _, row in epochs(recipe, seed))
 
 
 def dense_rows(recipe: Recipe, seed: int, setting: Setting) -> Iterator[Row]:
-    """A plain loop over the full net; the recipe lends data, schedule and learning rates."""
+    """Train the full net in a plain loop.
+
+    Args:
+        recipe: gives data, schedule and learning rates.
+        seed: of the training.
+        setting: memory format and form of AdamW.
+    """
     model, (channels_last, fused) = lenet5.LeNet5(), setting
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -108,7 +126,10 @@ def dense_rows(recipe: Recipe, seed: int, setting: Setting) -> Iterator[Row]:
 
 
 def step_settings(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """A step of the full net, dense and with gates, in every memory format and with both forms of AdamW.
+    """Measure a step of the full net, dense and with gates, in every memory format and with both forms of AdamW.
+
+    Args:
+        rounds: measurements of each step.
 
     Returns:
         Side -> setting -> median ratio to the dense step with PyTorch's defaults, its quartiles, seconds.
@@ -149,12 +170,25 @@ def _step(gated: bool, setting: Setting, x: torch.Tensor, y: torch.Tensor) -> An
 
 
 def best(settings: dict[str, dict[str, float]]) -> str:
-    """The setting whose step is fastest."""
+    """Find the setting with the fastest step.
+
+    Args:
+        settings: setting -> summary of its `Timing`.
+    """
     return min(settings, key=lambda name: settings[name]["median"])
 
 
 def race(mode: str, options: argparse.Namespace, chosen: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """All trainings of one mode, an epoch of each in turn."""
+    """Run all trainings of one mode, an epoch of each in turn.
+
+    Args:
+        mode: of the plastic trainings.
+        options: of the command line.
+        chosen: "dense" and "plastic" -> setting.
+
+    Returns:
+        Training -> measurements.
+    """
     plastic, dense = SETTINGS[chosen["plastic"]], SETTINGS[chosen["dense"]]
     trainings = {
         "dense": Training(dense_rows(prepare(mode, options, dense), options.seed, dense)),
@@ -184,7 +218,12 @@ def _entry(training: Training, dense_wall: float, dense_cpu: float) -> dict[str,
 
 
 def tables(settings: dict[str, Any], modes: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """The trainings, and the settings that were tried."""
+    """Write a table of the trainings, and one of the settings that were tried.
+
+    Args:
+        settings: see `step_settings`.
+        modes: mode -> training -> measurements.
+    """
     header = ["training", "epochs", "seconds", "share of dense", "CPU share", "s/epoch", "accuracy", "parameters"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""What one plastic step costs over a plain one: medians of interleaved ratios, in one process.
+"""The cost of a plastic step over a plain one: medians of interleaved ratios, in one process.
 
 Run: python benchmarks/step.py --rounds 60 --threads 1
 """
@@ -30,7 +30,14 @@ def conv() -> nn.Module:
 
 
 def plastic_step(model: nn.Module, x: Tensor, y: Tensor, estimator: str | None) -> Callable[[], None]:
-    """The plain step with gates; `None` is k = inf."""
+    """Make a function that does a plain step with gates.
+
+    Args:
+        model: to train.
+        x: inputs.
+        y: classes.
+        estimator: name, as `npn.attach` takes it; None for k = inf.
+    """
     plastic = npn.attach(model, x[:2], estimator=estimator or "reinmax")
     plastic.k = math.inf if estimator is None else 7.0
     weights = torch.optim.SGD(plastic.weights(), lr=1e-3, momentum=0.9)
@@ -48,7 +55,16 @@ def plastic_step(model: nn.Module, x: Tensor, y: Tensor, estimator: str | None) 
 
 
 def ratios(build: Callable[[], nn.Module], rounds: int, device: str) -> dict[str, dict[str, float]]:
-    """Median and quartiles of time over the plain step's, per variant; a second pass costs a forward at least."""
+    """Measure median and quartiles of the time over that of the plain step, and of a forward pass alone.
+
+    Args:
+        build: makes the network.
+        rounds: measurements of each step.
+        device: to measure on.
+
+    Returns:
+        Variant -> summary of its `Timing`.
+    """
     x, y = (tensor.to(device) for tensor in batch(BATCH_SIZE))
 
     def fresh() -> nn.Module:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 SECONDS = 60.0
 PROCESSES = multiprocessing.get_context("forkserver")
-OURS = ["npn.cli", "npn.experiments.moons", "npn.experiments.resnet56"]
+OURS = ["npn.cli", "npn.experiments.moons.recipe", "npn.experiments.resnet.recipe"]
 TRACING = [
     "torch._dynamo",
     "torch._functorch.aot_autograd",

@@ -25,7 +25,7 @@ def test_training_goes_on_bit_for_bit(tiny, tmp_path, estimator, name):
     """Train, shrink, grow, save, train on == load into a fresh full-size model, train on."""
     path = tmp_path / "run.npn"
     seed_all(5)
-    run = build(tiny, name, estimator, penalty=npn.Budget("params", 0.8))
+    run = build(tiny, name, estimator, penalty=npn.Budget("params", 0.8, steps=6))
     plastic = run[1]
     train(tiny, *run, 2, name)
     plastic.k = 3.0
@@ -38,7 +38,7 @@ def test_training_goes_on_bit_for_bit(tiny, tmp_path, estimator, name):
     train(tiny, *run, 3, name)
     wanted, draws = everything(plastic), (torch.rand(1), random.random(), np.random.rand())
     seed_all(99)
-    again = build(tiny, name, estimator, seed=3, penalty=npn.Budget("params", 0.8))
+    again = build(tiny, name, estimator, seed=3, penalty=npn.Budget("params", 0.8, steps=6))
     assert npn.load(path, again[1]) is again[1]
     assert (again[1].k, again[1].group("0").size) == (3.0, plastic.group("0").size)
     assert again[1].groups[1].gate.grace.tolist()[-2:] == [2, 2]
@@ -46,7 +46,8 @@ def test_training_goes_on_bit_for_bit(tiny, tmp_path, estimator, name):
     assert same(wanted, everything(again[1]))
     assert (torch.rand(1), random.random(), np.random.rand()) == draws
     assert repr(again[0]) == repr(run[0])
-    assert float(again[1].penalty.multiplier) == float(plastic.penalty.multiplier)
+    assert again[1].penalty.state_dict() == plastic.penalty.state_dict()
+    assert plastic.penalty.state_dict()["done"] == 7 and plastic.penalty.state_dict()["start"] > 0
     extra = npn.read_extra(path)
     assert extra["epoch"] == 7 and torch.equal(extra["log"][1], torch.ones(2))
     again[1].k = math.inf

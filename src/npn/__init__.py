@@ -4,13 +4,14 @@ from npn import distributed, functional
 from npn._attach import attach
 from npn._importance import importance, start_from
 from npn._prune import prune
+from npn.budget import Budget
 from npn.checkpoint import load, read_extra, save
 from npn.counting import count_macs, count_params
 from npn.errors import PlasticityError
 from npn.gates import UnitGroup
 from npn.growth import Growth
 from npn.inspection import inspect
-from npn.penalty import Budget, CostTerm, Penalty
+from npn.penalty import CostTerm, Penalty
 from npn.plasticity import Plasticity
 from npn.schedule import Plateau, Schedule, Stage
 from npn.structure import Frozen

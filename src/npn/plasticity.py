@@ -131,11 +131,7 @@ class Plasticity:
         return list(self.structure.frozen)
 
     def group(self, name: str | UnitGroup) -> UnitGroup:
-        """Look up a group.
-
-        Args:
-            name: name of the group, or the group itself.
-        """
+        """Look up a group by its name; an unknown one raises `ConfigurationError`."""
         return self.gates.group(name)
 
     def sizes(self) -> dict[str, int]:

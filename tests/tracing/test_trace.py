@@ -392,4 +392,6 @@ def test_constants_that_vary_along_the_units_freeze_them(value: Tensor) -> None:
 
     structure = trace(Scaled(), torch.randn(2, 3))
     assert sizes(structure) == {"b": 4}
-    assert reasons(structure, "a.weight", 0) == f"combined with a value of fixed size at {HERE}:{line_of('scaled')}"
+    where = f"{HERE}:{line_of('scaled')}"
+    expected = f"combined with a value of fixed size at {where}; as a buffer it would be resized with them"
+    assert reasons(structure, "a.weight", 0) == expected

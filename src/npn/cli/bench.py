@@ -59,7 +59,9 @@ def lenet5(
     device: given.Device = None,
     data: given.Data = None,
     seeds: given.Seeds = "0-2",
-    modes: Annotated[str, typer.Option(help="Of sparsify, expand, scratch, dense.")] = "sparsify,expand,scratch,dense",
+    modes: Annotated[
+        str, typer.Option(help="Modes to train in: sparsify, expand, scratch, dense.")
+    ] = "sparsify,expand,scratch,dense",
     budgets: Annotated[str | None, typer.Option(help="Parameters to end with. (default: some for each mode)")] = None,
     out: given.Results = Path("results/lenet5"),
     runs: given.RunsFolder = Path("runs/bench-lenet5"),
@@ -89,7 +91,9 @@ def resnet56(
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
     seeds: given.Seeds = "0-2",
-    modes: Annotated[str, typer.Option(help="Of dense, scratch, sparsify, expand.")] = "dense,scratch,sparsify,expand",
+    modes: Annotated[
+        str, typer.Option(help="Modes to train in: dense, scratch, sparsify, expand.")
+    ] = "dense,scratch,sparsify,expand",
     budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
     out: given.Results = Path("results/resnet56"),
     runs: given.RunsFolder = Path("runs/bench-resnet56"),
@@ -121,7 +125,7 @@ def estimators(
     seeds: Annotated[str, typer.Option(help='Seeds of the runs, as "0-2".')] = "0-2",
     epochs: Annotated[str, typer.Option(help="Epochs of every run, in all or per stage.")] = "3,10,5",
     estimators: Annotated[
-        str | None, typer.Option(help="To train with, separated by commas. (default: all six)")
+        str | None, typer.Option(help="Estimators to train with, separated by commas. (default: all six)")
     ] = None,
     draws: Annotated[int, typer.Option(help="Single draws of each estimator per batch.")] = 500,
     reference: Annotated[int, typer.Option(help="Draws of the unbiased reference per batch.")] = 4000,
@@ -130,7 +134,7 @@ def estimators(
     out: given.Results = Path("results/estimators"),
     runs: given.RunsFolder = Path("runs/bench-estimators"),
 ) -> None:
-    """All gradient estimators on LeNet-5: bias, variance and time of a gradient, and what the networks come to."""
+    """All gradient estimators on LeNet-5: bias, variance and time of a gradient, and the networks at the end."""
     from npn.experiments.estimators.bench import Settings, bench
     from npn.experiments.estimators.gradients import ESTIMATORS
 

@@ -37,7 +37,7 @@ Data = Annotated[str | None, typer.Option(help="Folder of the data set's files. 
 Depth = Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")]
 Dataset = Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")]
 Decay = Annotated[
-    str | None, typer.Option(help="Of the learning rates: steps (the paper's) or cosine. (default: steps)")
+    str | None, typer.Option(help="Fall of the learning rates: steps (the paper's) or cosine. (default: steps)")
 ]
 Stream = Annotated[
     bool | None, typer.Option("--stream", help="Gates on the residual streams, too; shortcuts are projections then.")

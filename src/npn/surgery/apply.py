@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn.modules import described_sizes
 from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_gradient, set_item
@@ -53,7 +54,7 @@ def apply_plan(
         edits += removal_edits(model, removed_paths(plan.before, plan.after), optimizers)
         changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
         deltas: dict[tuple[nn.Module, str], int] = {}
-        for module, name, delta in changed + described_sizes(model, plan):
+        for module, name, delta in changed + _described(model, plan):
             deltas[module, name] = deltas.get((module, name), 0) + delta
         edits += [set_attribute(module, name, getattr(module, name) + d) for (module, name), d in deltas.items()]
         selected = selected_columns(plan.after)
@@ -139,50 +140,12 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.dim() == 4 and tensor.is_contiguous(memory_format=_LAST) and tensor.stride(1) == 1
 
 
-# attributes in which PyTorch's layers record their sizes: (parameter, axis) -> attribute
-_DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
-    (nn.Linear, {("weight", 0): "out_features", ("weight", 1): "in_features"}),
-    (nn.modules.conv._ConvTransposeNd, {("weight", 0): "in_channels", ("weight", 1): "out_channels"}),
-    (nn.modules.conv._ConvNd, {("weight", 0): "out_channels", ("weight", 1): "in_channels"}),
-    (nn.modules.batchnorm._NormBase, {("weight", 0): "num_features", ("running_mean", 0): "num_features"}),
-    (nn.GroupNorm, {("weight", 0): "num_channels"}),
-    (nn.Embedding, {("weight", 1): "embedding_dim"}),
-    (nn.PReLU, {("weight", 0): "num_parameters"}),
-)
-
-
-def described_sizes(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, int]]:
-    """Compute the changes of `out_features`, `in_channels`, `num_features`, ... that follow from a plan.
-
-    Args:
-        model: the model, not yet resized.
-        plan: the resize.
-
-    Returns:
-        (module, attribute, change of its value) entries.
-    """
-    semantic = {(path, name) for path, name, _ in plan.attributes}
-    changes: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
+def _described(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, int]]:
+    """Changes of `out_features`, `in_channels`, `num_features`, ... that follow from the plan."""
     before = plan.before.physical()
-    for tensor, sources in plan.sources.items():
-        path, _, leaf = tensor.rpartition(".")
-        if ".parametrizations." in f".{path}.":
-            head, _, leaf = path.rpartition("parametrizations.")
-            path = head.rstrip(".")
-        module = model.get_submodule(path)
-        table = next((t for kind, t in _DESCRIBED if isinstance(module, kind)), {})
-        for axis, source in sources.items():
-            attribute = table.get((leaf, axis))
-            if attribute is None or (path, attribute) in semantic:
-                continue
-            delta = len(source) - before[tensor][axis]
-            groups = getattr(module, "groups", 1)
-            per_group = isinstance(module, nn.modules.conv._ConvNd) and axis == 1
-            changes[path, attribute] = (module, attribute, delta * (groups if per_group else 1))
-            if (
-                isinstance(module, nn.modules.conv._ConvNd)
-                and (path, "groups") in semantic
-                and attribute == "out_channels"
-            ):
-                changes[path, "in_channels"] = (module, "in_channels", delta)  # depthwise: both follow
-    return list(changes.values())
+    changes = {
+        (tensor, axis): len(source) - before[tensor][axis]
+        for tensor, sources in plan.sources.items()
+        for axis, source in sources.items()
+    }
+    return described_sizes(model, changes, {(path, name) for path, name, _ in plan.attributes})

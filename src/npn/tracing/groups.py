@@ -30,6 +30,7 @@ def group_units(
     order = sorted(range(len(slots)), key=lambda i: (slots[i] not in ledger.produces, slots[i] in ledger.reads, i))
     members = {i: unit[starts[i] : starts[i + 1]] for i in order}
     kinds = _kinds(members, order, ledger.treatment(unit))
+    multiples = ledger.multiples(unit)
     frozen_units = np.array(sorted(reasons), dtype=np.int64)
     groups: list[Group] = []
     frozen: list[Frozen] = []
@@ -47,7 +48,8 @@ def group_units(
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
             placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
-            groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed))
+            multiple = int(np.lcm.reduce(multiples[rest]))
+            groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
     known = dict(shapes), walked.positions, walked.fingerprint, outputs
     return Structure(tuple(groups), tuple(frozen), *known, unreached=walked.unreached, numbers=walked.numbers)
 

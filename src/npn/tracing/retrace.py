@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from npn.errors import ResizeError, TraceError
+from npn.modules import described_sizes
 from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.single import in_mode, single_trace
 
@@ -15,19 +16,27 @@ Attribute = tuple[str, str, int]
 
 @contextlib.contextmanager
 def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[None]:
-    """Change the integer attributes that follow a group's size inside the context.
+    """Change the integer attributes that follow a group's size, and those that describe parameters, inside the context.
 
     Args:
         model: the model.
         structure: its structure.
         change: group name -> units added (negative: removed).
     """
-    before = []
+    edits: list[tuple[nn.Module, str, int]] = []
+    follow: set[tuple[str, str]] = set()
+    lengths: dict[tuple[str, int], int] = {}
     for group in structure.groups:
+        count = change.get(group.name, 0)
         for path, name, each in group.attributes:
-            module = model.get_submodule(path)
-            before.append((module, name, getattr(module, name)))
-            object.__setattr__(module, name, getattr(module, name) + each * change.get(group.name, 0))
+            follow.add((path, name))
+            edits.append((model.get_submodule(path), name, each * count))
+        for slot in group.slots if count else ():
+            lengths[slot.key] = lengths.get(slot.key, 0) + count * slot.index.shape[1]
+    edits += described_sizes(model, lengths, follow)
+    before = [(module, name, getattr(module, name)) for module, name, _ in edits]
+    for module, name, delta in edits:
+        object.__setattr__(module, name, getattr(module, name) + delta)
     try:
         yield
     finally:

@@ -1,14 +1,13 @@
 """Tables of many runs: one point per mode and budget, and the record of how they were made."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from npn.experiments.engine.rundir import make_folder
 from npn.experiments.report.provenance import command_line, common
-from npn.experiments.report.tables import spread
+from npn.experiments.report.tables import Result, spread
 
-Result = Mapping[str, Any]
 MODES = ("sparsify", "expand", "scratch", "dense")  # in the order of the tables
 
 

@@ -20,7 +20,7 @@ def attach(
         model: to attach to.
         example: example batch; costs count it.
         options: complete settings.
-        penalty: what size costs.
+        penalty: cost of size, see `cost_term`.
         more: further arguments of `npn.attach`.
     """
     assert options.estimator and options.function  # the defaults are filled in
@@ -52,7 +52,7 @@ def in_full(budget: float | None, full: float) -> float | None:
 
     Args:
         budget: at most 1 for a share.
-        full: size of the full network, whatever the size that training starts with.
+        full: size of the full network, even if training starts with a smaller one.
 
     Example:
         >>> in_full(0.5, full=8442), in_full(300.0, full=8442)

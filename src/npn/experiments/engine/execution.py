@@ -72,7 +72,7 @@ def threads(count: int | None) -> Iterator[None]:
     """Set the number of torch's threads, and reset it afterwards.
 
     Args:
-        count: number of threads; None leaves it as it is.
+        count: number of threads; None for no change.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)

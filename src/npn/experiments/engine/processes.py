@@ -1,4 +1,4 @@
-"""One run on the processes of `torchrun`: who does what, and what all must know. A single process does all of it."""
+"""One run on the processes of `torchrun`: groups, devices, parts of a batch. A single process communicates nothing."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -146,7 +146,7 @@ def shard(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def reseed(*common: int) -> None:
-    """Seed dropout for this process alone, the same after a resume; a single process is left as it is.
+    """Seed dropout for this process alone, the same after a resume; a single process keeps its state.
 
     Args:
         common: numbers that all processes share, such as seed and epoch.

@@ -1,4 +1,4 @@
-"""What the engine trains: a recipe, the experiment that builds it, and the outcome of a run."""
+"""The engine's input and output: a recipe, the experiment that builds it, and the outcome of a run."""
 
 import math
 from collections.abc import Callable, Mapping

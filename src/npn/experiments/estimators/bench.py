@@ -150,7 +150,7 @@ def measure_moments(runs: Path, options: Options, how: Settings, train: Train) -
 
 
 def _saving(recipe: Recipe, folder: Path) -> Recipe:
-    """Let the recipe save its net and gates at the moments."""
+    """Make the recipe save its net and gates at the moments."""
     inner, epochs = recipe.step, next(stage.epochs for stage in recipe.schedule.stages if stage.name == "plastic")
     epoch_of = dict(zip(MOMENTS, (0, epochs // 2, epochs - 1), strict=True))
 

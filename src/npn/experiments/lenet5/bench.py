@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from npn.experiments.engine.bench import Result, made_with, points, result_files
+from npn.experiments.engine.bench import made_with, points, result_files
 from npn.experiments.engine.campaign import Train, planned, trained
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import make_folder, write_json
 from npn.experiments.lenet5.recipe import BUDGET, EXPERIMENT, STAGES
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, percent, percent_spread
+from npn.experiments.report.tables import Result, markdown_table, percent, percent_spread
 
 # name -> (weights, test error in percent); as collected in Table I of Li & Ji (2021)
 PUBLISHED = {

@@ -24,7 +24,7 @@ def bench(out: Path, runs: Path, options: Options, seeds: Sequence[int], train: 
 
     Args:
         out: path without ending.
-        runs: folder of the single runs; all of them are trained, whatever it holds.
+        runs: folder of the single runs; runs that it holds are deleted and trained again.
         options: settings of every run, without mode and seed.
         seeds: to train with.
         train: trains one run.

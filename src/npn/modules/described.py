@@ -1,0 +1,48 @@
+"""Integers with which torch's layers describe their parameters, and which follow a resize: `out_features`, ..."""
+
+from collections.abc import Mapping, Set
+
+from torch import nn
+
+# attributes in which PyTorch's layers record their sizes: (parameter, axis) -> attribute
+_DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
+    (nn.Linear, {("weight", 0): "out_features", ("weight", 1): "in_features"}),
+    (nn.modules.conv._ConvTransposeNd, {("weight", 0): "in_channels", ("weight", 1): "out_channels"}),
+    (nn.modules.conv._ConvNd, {("weight", 0): "out_channels", ("weight", 1): "in_channels"}),
+    (nn.modules.batchnorm._NormBase, {("weight", 0): "num_features", ("running_mean", 0): "num_features"}),
+    (nn.GroupNorm, {("weight", 0): "num_channels"}),
+    (nn.Embedding, {("weight", 1): "embedding_dim"}),
+    (nn.PReLU, {("weight", 0): "num_parameters"}),
+)
+
+
+def described_sizes(
+    model: nn.Module, changes: Mapping[tuple[str, int], int], apart: Set[tuple[str, str]] = frozenset()
+) -> list[tuple[nn.Module, str, int]]:
+    """Changes of `out_features`, `in_channels`, `num_features`, ... that follow from changes of parameters.
+
+    Args:
+        model: whose layers describe their parameters.
+        changes: (name of the parameter, axis) -> change of its length.
+        apart: (module path, attribute) of integers that follow in another way.
+
+    Returns:
+        (module, attribute, change) entries.
+    """
+    found: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
+    for (tensor, axis), delta in changes.items():
+        path, _, leaf = tensor.rpartition(".")
+        if ".parametrizations." in f".{path}.":
+            head, _, leaf = path.rpartition("parametrizations.")
+            path = head.rstrip(".")
+        module = model.get_submodule(path)
+        table = next((t for kind, t in _DESCRIBED if isinstance(module, kind)), {})
+        attribute = table.get((leaf, axis))
+        if attribute is None or (path, attribute) in apart:
+            continue
+        convolution = isinstance(module, nn.modules.conv._ConvNd)
+        per_group = getattr(module, "groups", 1) if convolution and axis == 1 else 1
+        found[path, attribute] = (module, attribute, delta * per_group)
+        if convolution and (path, "groups") in apart and attribute == "out_channels":
+            found[path, "in_channels"] = (module, "in_channels", delta)  # depthwise: both follow
+    return list(found.values())
