@@ -1,4 +1,6 @@
 import math
+import re
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -364,3 +366,29 @@ def test_each_group_has_its_pace():
         ConfigurationError, match="units must be an int >= 1 or a float fraction > 0 of the size, got 0"
     ):
         Growth(units={"*": 0})
+
+
+@pytest.mark.parametrize(
+    ("frozen", "named"),
+    [
+        (["0.weight", "0.bias"], "0.weight, 0.bias"),
+        (["2.weight", "2.bias"], "2.weight"),
+        (["0.weight", "0.bias", "2.weight", "2.bias", "4.weight"], "0.weight, 0.bias, 2.weight and 2 more"),
+    ],
+)
+def test_units_that_cannot_learn_are_said_aloud(frozen, named):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 2))
+    plastic = npn.attach(model, torch.randn(6, 3))
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    message = (
+        f"new units have entries in frozen parameters, which will not learn: {named}. Call requires_grad_(True) on "
+        "them and give them to an optimizer, or do not grow these groups"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as caught:
+        plastic.grow({"0": 2, "2": 1} if len(frozen) > 2 else {"0": 2})
+    assert len(caught) == 1 and caught[0].filename == __file__
+    plastic.close("0", [1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plastic.compact()

@@ -1,5 +1,6 @@
 """From gates to resizes: the units that a model loses and gains, and the small copy that leaves it."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
-from npn.structure import Structure
+from npn.structure import NEW, Structure
 from npn.surgery import Plan, ResizeReport
 from npn.tracing import grown, shrunk
 
@@ -130,7 +131,21 @@ def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates:
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
     surgery.apply_plan(model, plan, optimizers, gates.extras())
+    _warn_of_frozen(model, plan)
     return surgery.report(plan, before, count_params(model))
+
+
+def _warn_of_frozen(model: nn.Module, plan: Plan) -> None:
+    """Warn if new units have weights that do not learn."""
+    new = {name for name, sources in plan.sources.items() if any(bool((s == NEW).any()) for s in sources.values())}
+    frozen = [name for name, parameter in model.named_parameters() if name in new and not parameter.requires_grad]
+    if frozen:
+        more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
+        warnings.warn(
+            f"new units have entries in frozen parameters, which will not learn: {', '.join(frozen[:3])}{more}. Call "
+            "requires_grad_(True) on them and give them to an optimizer, or do not grow these groups",
+            stacklevel=5,
+        )
 
 
 def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> nn.Module:

@@ -119,6 +119,7 @@ def test_masks_of_encoders_and_arguments_of_distributions_are_not_looked_at():
     def drawn(net, h):
         return torch.distributions.Normal(h, F.softplus(h)).rsample()
 
+    torch.distributions.Distribution.set_default_validate_args(True)  # torch.compile switches it off for good
     assert [g.name for g in npn.attach(Net(drawn), X).groups] == ["backbone.0", "backbone.2"]
     with pytest.raises(ValueError, match="to satisfy the constraint"):  # looked at again
         torch.distributions.Normal(0.0, -1.0)

@@ -4,7 +4,6 @@ import contextlib
 import os
 import threading
 import traceback
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -93,7 +92,7 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     graph = make_fx(
         torch.func.functionalize(call), tracing_mode="fake", _allow_non_fake_inputs=True, record_stack_traces=True
     )
-    with preserved(model), _plain_kernels(), _announced(), plain_functions(), _no_gradients(), torch.enable_grad():
+    with preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients(), torch.enable_grad():
         try:
             try:
                 traced = graph(fakes, fake_args, fake_kwargs)
@@ -129,31 +128,9 @@ def output_shapes(
     with mode:
         state = {name: _fake(tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), _announced(), plain_functions(), _no_gradients(), torch.no_grad(), mode:
+    with preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients(), torch.no_grad(), mode:
         result = torch.func.functional_call(model, state, args, kwargs)
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
-
-
-def warm_up(model: nn.Module, example_inputs: Any) -> None:
-    """Run the model once for real, leaving no trace in it: tables that code caches elsewhere on first use are real.
-
-    Otherwise a `functools.lru_cache` or a global dict would be filled, and stay filled, with the fake tensors of a
-    trace. If the call fails, so will the trace, with a reason.
-    """
-    if any(torch.nn.parameter.is_lazy(tensor) for tensor in model_tensors(model).values()):
-        return
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
-    with (
-        preserved(model),
-        _announced(),
-        _no_gradients(),
-        torch.no_grad(),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")
-        with contextlib.suppress(Exception):
-            torch.func.functional_call(model, buffers, args, kwargs)
 
 
 def _fake(tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
@@ -203,7 +180,7 @@ def _plain_kernels() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _announced() -> Iterator[None]:
+def announced() -> Iterator[None]:
     """`torch.compiler.is_exporting()` holds inside: code that asks takes no decision by the values of a tensor."""
     flags = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
     before = {name: getattr(torch.compiler, name) for name in flags}
@@ -255,7 +232,7 @@ def plain_functions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _no_gradients() -> Iterator[None]:
+def no_gradients() -> Iterator[None]:
     """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
     instead: dict[str, Callable[..., Any]] = {
         "requires_grad_": lambda tensor, requires_grad=True: tensor,

@@ -7,10 +7,61 @@ from torch import nn
 
 from npn.errors import TraceError
 from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Structure
-from npn.tracing.capture import warm_up
 from npn.tracing.single import in_mode, single_trace
+from npn.tracing.warming import warm_up
 
 _WORD = {True: "train()", False: "eval()"}
+
+
+def changed_by_itself(model: nn.Module, example_inputs: Any) -> dict[bool, list[str]]:
+    """Run the model once for real in each mode, as before a trace, and find the parameters that it changes by itself.
+
+    Args:
+        model: as before afterwards.
+        example_inputs: see `npn.tracing.trace`.
+
+    Returns:
+        Mode (whether it is train mode), the present one first -> names of the parameters.
+    """
+    found = {model.training: warm_up(model, example_inputs)}
+    with in_mode(model, not model.training):
+        found[model.training] = warm_up(model, example_inputs)
+    return found
+
+
+def trace_unchanged(model: nn.Module, example_inputs: Any) -> tuple[Structure, dict[str, str]]:
+    """Trace a model, before the dry run, in a mode in which it changes no parameter by itself, if there is one.
+
+    Args:
+        model: any module; traced in the mode it is in, if it can be.
+        example_inputs: see `npn.tracing.trace`.
+
+    Returns:
+        The structure; and the name of each parameter that the model changes by itself -> the reason why it keeps its
+        sizes.
+
+    Raises:
+        TraceError: see `trace_modes`, or the model changes parameters in both modes, which the trace cannot follow.
+    """
+    changed = changed_by_itself(model, example_inputs)
+    reasons: dict[str, str] = {}
+    for mode, names in changed.items():
+        for name in names:
+            reasons.setdefault(name, f"the forward pass in {_WORD[mode]} changes {name} by itself")
+    present, other = changed
+    if changed[present] and not changed[other]:
+        with in_mode(model, other):
+            structure = trace_modes(model, example_inputs)
+        return replace(structure, training=other if structure.training is None else structure.training), reasons
+    try:
+        return trace_modes(model, example_inputs), reasons
+    except TraceError as error:
+        if not changed[present]:
+            raise
+        raise TraceError(
+            f"{reasons[changed[present][0]]}, which cannot be traced ({error}); change weights outside of the forward "
+            "pass, or trace only a part of the model without them: npn.attach(model.backbone, ...)"
+        ) from error
 
 
 def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
@@ -29,7 +80,6 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
     Raises:
         TraceError: tracing cannot follow the forward pass, or each mode uses parameters that the other does not.
     """
-    warm_up(model, example_inputs)
     present = single_trace(model, example_inputs)
     if not present.unreached:
         return present
@@ -37,7 +87,6 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
     other = None
     if mode == model.training:  # otherwise the trace in train mode has failed already
         with in_mode(model, not mode):
-            warm_up(model, example_inputs)
             try:
                 found = single_trace(model, example_inputs)
                 other = found if found.training is None else None

@@ -11,7 +11,7 @@ from npn.structure import LEFT_OUT, Frozen, Structure
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
 from npn.tracing.dry_run import freeze, freeze_fixed_sizes
-from npn.tracing.modes import trace_modes
+from npn.tracing.modes import trace_unchanged
 from npn.tracing.refusals import check_model
 
 Patterns = str | Iterable[str] | None
@@ -66,7 +66,11 @@ def trace_units(model: nn.Module, example_inputs: Any) -> Structure:
     Returns:
         The structure, without branches and columns.
     """
-    return freeze_fixed_sizes(model, example_inputs, trace_modes(model, example_inputs))
+    structure, changed = trace_unchanged(model, example_inputs)
+    for name, reason in changed.items():
+        groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
+        structure = freeze(structure, groups, reason)
+    return freeze_fixed_sizes(model, example_inputs, structure)
 
 
 def select_groups(structure: Structure, only: Patterns, skip: Patterns) -> Structure:

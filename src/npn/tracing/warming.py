@@ -1,0 +1,81 @@
+"""Run a model for real before it is traced, leaving no trace in it; and see which parameters it changes by itself."""
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from npn.tracing.capture import announced, model_tensors, no_gradients, preserved, split_inputs
+
+
+def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:
+    """Run the model once for real, leaving no trace in it: tables that code caches elsewhere on first use are real.
+
+    Otherwise a `functools.lru_cache` or a global dict would be filled, and stay filled, with the fake tensors of a
+    trace. If the call fails, so will the trace, with a reason.
+
+    Args:
+        model: as before afterwards.
+        example_inputs: of its forward pass.
+
+    Returns:
+        Names of the parameters that the forward pass changes by itself.
+    """
+    if any(torch.nn.parameter.is_lazy(tensor) for tensor in model_tensors(model).values()):
+        return []
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
+    parameters = dict(model.named_parameters())
+    watch = _Watch(parameters)
+    with (
+        preserved(model),
+        announced(),
+        no_gradients(),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        with contextlib.suppress(Exception), watch:
+            torch.func.functional_call(model, buffers, args, kwargs)
+        now = dict(model.named_parameters())
+    changed = {name for name, parameter in parameters.items() if now.get(name) is not parameter}
+    return sorted(changed | watch.restored())
+
+
+class _Watch(TorchDispatchMode):
+    """Inside, a parameter that an op writes to is copied before; `restored` puts it back."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._data = {name: (parameter, parameter.data) for name, parameter in parameters.items()}
+        self._names: dict[int, list[str]] = {}
+        for name, parameter in parameters.items():
+            self._names.setdefault(parameter.untyped_storage().data_ptr(), []).append(name)
+        self._copies: dict[str, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func._schema.is_mutable:
+            for value in (x for x in tree_leaves((args[:1], kwargs.get("out"))) if isinstance(x, Tensor)):
+                for name in self._names.get(value.untyped_storage().data_ptr(), ()):
+                    if name not in self._copies and value.numel():
+                        self._copies[name] = self._data[name][1].clone()
+        return func(*args, **kwargs)
+
+    def restored(self) -> set[str]:
+        """Put back every parameter that has changed, and name it."""
+        changed = set()
+        with torch.no_grad():
+            for name, (parameter, data) in self._data.items():
+                if parameter.data_ptr() != data.data_ptr():
+                    parameter.data = data
+                    changed.add(name)
+                if name in self._copies:
+                    data.copy_(self._copies[name])
+                    changed.add(name)
+        return changed
