@@ -1,6 +1,7 @@
 """Count a model's parameters and multiply-adds."""
 
 import contextlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -79,7 +80,7 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._trilinear: _trilinear})
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist
             stack.enter_context(call.weights.step())
@@ -87,3 +88,8 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
             stack.enter_context(context)
         torch.func.functional_call(model, state, args, kwargs)
     return counter.get_total_flops() // 2
+
+
+def _trilinear(first: Any, weight: Any, *rest: Any, out_shape: Any = None, **others: Any) -> int:
+    """FLOPs of `nn.Bilinear`, which PyTorch's counter leaves out; the arguments are shapes."""
+    return int(2 * math.prod(out_shape) * math.prod(weight[1:]))

@@ -91,7 +91,9 @@ def between(
     )  # fmt: skip
 
 
-def over_maps(f: Callable[..., Tensor], frozen: str = "", out: int = 8, double: bool = True, **parts: Any) -> Case:
+def over_maps(
+    f: Callable[..., Tensor], frozen: str = "", out: int = 8, groups: dict[str, int] | None = None, **parts: Any
+) -> Case:
     """An op between two convolutions."""
 
     def forward(m: Custom, x: Tensor) -> Tensor:
@@ -100,8 +102,8 @@ def over_maps(f: Callable[..., Tensor], frozen: str = "", out: int = 8, double: 
 
     layers = dict(a=lambda: nn.Conv2d(3, 8, 3, padding=1), b=lambda: nn.Conv2d(out, 4, 1), c=lambda: nn.Linear(4, 2))
     return Case(
-        lambda: Custom(forward, layers | parts), maps, {"b": 4} if frozen else {"a": 8, "b": 4},
-        {"a.weight[0]": frozen} if frozen else {}, double,
+        lambda: Custom(forward, layers | parts), maps, groups or ({"b": 4} if frozen else {"a": 8, "b": 4}),
+        {"a.weight[0]": frozen} if frozen else {}, 
     )  # fmt: skip
 
 

@@ -146,7 +146,15 @@ MAPS = {
     "fold": over_maps(lambda h: F.fold(F.unfold(h, 2), (4, 4), 2)),
     "unpooled": over_maps(lambda h: F.max_unpool2d(*F.max_pool2d(h, 2, return_indices=True), 2)),
     "fourier_of_space": over_maps(lambda h: torch.fft.irfft2(torch.fft.rfft2(h), s=(4, 4))),
-    "pixel_shuffle": over_maps(lambda h: F.pixel_unshuffle(h, 2), out=32),
+    "pixel_shuffle": over_maps(lambda h: F.pixel_shuffle(h, 2), out=2, groups={"a": 2, "b": 4}),
+    "pixel_unshuffle": over_maps(lambda h: F.pixel_unshuffle(h, 2), out=32),
+    "channel_shuffle": over_maps(lambda m, h: m.e(h), e=lambda: nn.ChannelShuffle(4)),
+    "blur": over_maps(
+        lambda h: F.conv2d(h, torch.ones(h.shape[1], 1, 3, 3, dtype=h.dtype) / 9, groups=h.shape[1], padding=1)
+    ),
+    "blur_of_its_own_per_channel": over_maps(
+        lambda h: F.conv2d(h, torch.arange(8.0).to(h)[:, None, None, None], groups=h.shape[1]), "computed from data"
+    ),
     "rolled": over_maps(lambda h: h.roll((1, 1), (2, 3))),
     "response_norm": over_maps(lambda h: F.local_response_norm(h, 3), "avg_pool3d mixes"),
 }
@@ -224,5 +232,5 @@ MODULES = MAPS | {
     "decoder_norm_first": decoder(True),
     "spectral_norm": constrained(parametrizations.spectral_norm, "fixed size"),
     "spectral_norm_hook": constrained(spectral_norm, "vector_norm mixes"),
-    "orthogonal": constrained(parametrizations.orthogonal, "householder", {"b.parametrizations.weight.0": 6}),
+    "orthogonal": constrained(parametrizations.orthogonal, "triangle", {"b.parametrizations.weight.0": 6}),
 }  # fmt: skip

@@ -49,3 +49,10 @@ def test_training_goes_on_alike(name: str) -> None:
     plastic = copy.deepcopy(plastic)
     plastic.model.double()
     check_training(plastic, as_double(inputs), functools.partial(torch.optim.Adam, lr=1e-2))
+
+
+def test_bilinear_layers_are_counted() -> None:
+    model, inputs = CASES["bilinear"].make(), CASES["bilinear"].inputs()
+    plastic = npn.attach(model, inputs)
+    assert npn.count_macs(model, inputs) == 6 * (4 * 8 + 4 * 5 + 8 * 5 * 6 + 6 * 2)
+    assert plastic.structure.positions == {"a.weight": 6, "d.weight": 6, "b.weight": 6, "c.weight": 6}

@@ -274,7 +274,7 @@ def convolution(call: Call) -> Value:
     """Convolution of any rank, transposed or not, with groups."""
     x, w, bias, _, _, _, transposed, _, groups = call.args[:9]
     rank = len(x.shape) - 2
-    if groups > 1 and (not w.weight or x.weight):
+    if groups > 1 and (x.weight or not (w.weight or (w.neutral and not w.fixed(0)))):
         blocked: Value = unknown(call, f"a grouped kernel is computed from data at {call.where}")
         return blocked
     space = list(range(2, 2 + rank))

@@ -96,7 +96,7 @@ def unpool(call: Call) -> Value:
 def fourier(call: Call) -> Value:
     """Every frequency along the transformed axes depends on all positions; other axes are untouched."""
     return cast(Value, across(call, call.args[0], call.args[1],
-                f"the Fourier transform at {call.where} mixes every unit of the axis"))  # fmt: skip
+                f"the Fourier transform {call.name} at {call.where} mixes every unit of the axis"))  # fmt: skip
 
 
 @rule("view_as_complex")
@@ -156,7 +156,7 @@ def renorm(call: Call) -> Value:
 @rule("_cdist_forward", "_euclidean_dist", "_pdist_forward")
 def distance(call: Call) -> Any:
     """A distance is over all features, as a norm is; rows of points that are parameters keep their number."""
-    return unknown(call, f"the distance at {call.where} mixes every unit of the axis")
+    return unknown(call, f"the distance {call.name} at {call.where} mixes every unit of the axis")
 
 
 @rule("flex_attention")

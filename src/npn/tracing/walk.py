@@ -19,7 +19,8 @@ from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
 from npn.tracing.values import Value, merge
 
-_RESHAPING = ("view", "reshape", "_unsafe_view", "unflatten", "chunk", "split", "split_with_sizes", "pixel_shuffle")
+_RESHAPING = ("view", "reshape", "_unsafe_view", "unflatten", "chunk", "split", "split_with_sizes", "pixel_shuffle",
+              "channel_shuffle", "native_channel_shuffle")  # fmt: skip
 _INDEXING = ("index", "index_select", "gather", "take_along_dim", "embedding")  # an index may follow the size
 
 
@@ -209,14 +210,20 @@ def _digest(const: Tensor) -> str:
         const = first if bool((const == first).all()) else const
     if const.numel() == 1:
         return str(const.item())
-    return f"constant {zlib.crc32(const.reshape(-1).view(torch.uint8).numpy().tobytes()):x}"
+    return f"constant {zlib.crc32(const.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()):x}"
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
+<<<<<<< HEAD
          "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias", "index", "index_select",
          "select", "slice")  # fmt: skip
 _CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0),
                  "_grouped_mm": (1, 0), "grouped_mm_fallback": (1, 0)}  # fmt: skip
+=======
+         "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias")  # fmt: skip
+_CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0),
+                 "_trilinear": (1, 0)}  # fmt: skip
+>>>>>>> refs/heads/ops
 
 
 def _trace_origin(node: Node, origin: dict[Node, tuple[str, Node]], positions: dict[str, float]) -> None:
@@ -240,6 +247,8 @@ def _trace_origin(node: Node, origin: dict[Node, tuple[str, Node]], positions: d
 
 def _macs(name: str, node: Node, out: Tensor) -> float:
     """Multiply-adds of one product."""
+    if name == "_trilinear":
+        return float(out.numel() * node.args[1].meta["val"][0].numel())  # type: ignore[union-attr]
     if name == "convolution":
         x, weight = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
         transposed = bool(node.args[6])
