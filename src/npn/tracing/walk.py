@@ -214,16 +214,10 @@ def _digest(const: Tensor) -> str:
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
-<<<<<<< HEAD
          "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias", "index", "index_select",
          "select", "slice")  # fmt: skip
 _CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0),
-                 "_grouped_mm": (1, 0), "grouped_mm_fallback": (1, 0)}  # fmt: skip
-=======
-         "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias")  # fmt: skip
-_CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0),
-                 "_trilinear": (1, 0)}  # fmt: skip
->>>>>>> refs/heads/ops
+                 "_grouped_mm": (1, 0), "grouped_mm_fallback": (1, 0), "_trilinear": (1, 0)}  # fmt: skip
 
 
 def _trace_origin(node: Node, origin: dict[Node, tuple[str, Node]], positions: dict[str, float]) -> None:
