@@ -218,7 +218,7 @@ TRAPS: dict[str, Trap] = {
     "transposed": lin(lambda s, h: h @ s.w.t(), 8, "", {"w": 6}, out=6, w=param(6, 8)),
     "plain_matmul": lin(lambda s, h: h @ s.w, 8, "", {"w": 6}, out=6, w=param(8, 6)),
     "einsum": lin(lambda s, h: torch.einsum("bi,io->bo", h, s.w), 8, "", {"w": 6}, out=6, w=param(8, 6)),
-    "bilinear": lin(lambda s, h: s.n(h, h), 0, "", out=4, n=lambda: nn.Bilinear(8, 8, 4)),
+    "bilinear": lin(lambda s, h: s.n(h, h), 8, out=4, n=lambda: nn.Bilinear(8, 8, 4)),
     "cat_rows": lin(lambda s, h: F.linear(h, torch.cat([s.a, s.b])), 8, "", out=6, a=param(2, 8), b=param(4, 8)),
     "cat_ones": lin(lambda s, h: F.linear(h, torch.cat([s.a, torch.ones_like(s.a)])), 0, "", out=4, a=param(2, 8)),
     "stacked": lin(lambda s, h: torch.einsum("bi,koi->bo", h, torch.stack([s.a, s.b])), 8, "", out=4, a=param(4, 8),

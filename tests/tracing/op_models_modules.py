@@ -112,7 +112,7 @@ PRODUCTS = {
         grouped_heads, {"q": 2}, None, sequence, q=linear(4, 16), k=linear(4, 8), v=linear(4, 8), o=linear(16, 2)
     ),
     "flex_attention": custom(
-        flexible, {"b": 6}, {"q.weight[0]": "scaled_dot_product_attention instead"}, sequence,
+        flexible, {"b": 6}, {"q.weight[0]": "scaled_dot_product_attention does not"}, sequence,
         q=linear(4, 16), k=linear(4, 16), v=linear(4, 16), b=linear(16, 6), c=linear(6, 2),
     ),
     "vmapped_module": between(lambda m, h: torch.vmap(m.e)(h), groups={"e": 7}, out=7, e=linear(8, 7)),

@@ -44,7 +44,7 @@ class Reasons(nn.Module):
 
     def forward(self, x: Tensor, i: Tensor) -> Tensor:
         h = self.a(x) + self.table(i)  # rows
-        h = self.b(torch.fft.fft(h).real)  # unknown
+        h = self.b(torch.block_diag(h))  # unknown
         h = self.c(h.view(-1, 8))  # hard-coded
         return self.d(h.softmax(1))  # mixing
 
@@ -52,7 +52,7 @@ class Reasons(nn.Module):
 def test_reasons_name_the_op_and_the_users_line() -> None:
     structure = trace(Reasons(), (torch.randn(4, 3), torch.arange(4)))
     assert sizes(structure) == {}
-    assert reasons(structure, "a.weight", 0) == f"no rule for _fft_r2c, called at {HERE}:{line_of('unknown')}"
+    assert reasons(structure, "a.weight", 0) == f"no rule for block_diag, called at {HERE}:{line_of('unknown')}"
     assert f"the code fixes this size at {HERE}:{line_of('hard-coded')}: shape" in reasons(structure, "b.weight", 0)
     assert reasons(structure, "c.weight", 0) == f"_softmax mixes every unit of the axis at {HERE}:{line_of('mixing')}"
     assert reasons(structure, "d.weight", 0) == "it is the model's output"

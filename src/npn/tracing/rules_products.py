@@ -162,5 +162,5 @@ def distance(call: Call) -> Any:
 @rule("flex_attention")
 def flex_attention(call: Call) -> Any:
     """Its score function is a graph of its own, which may tell the heads apart."""
-    instead = "F.scaled_dot_product_attention instead lets the heads go"
-    return unknown(call, f"flex_attention at {call.where} may score each head in its own way; {instead}")
+    instead = "F.scaled_dot_product_attention does not and lets them go"
+    return unknown(call, f"flex_attention may score each head in its own way ({instead}) at {call.where}")
