@@ -177,3 +177,27 @@ def test_rehearsals_have_a_time_limit(data):
     reasons = [entry.reason for entry in frozen.frozen if entry.name in ("a.weight[0]", "b.weight[0]")]
     assert all(reason.startswith("its rehearsal was not over after 0 s, and failed until then:") for reason in reasons)
     assert len(reasons) == 2
+
+
+class ShuffleBesideTwo(nn.Module):
+    """A shuffled stream, and a layer of two units that can fall to one in the same resize."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.two = Shuffle(), nn.Sequential(nn.Linear(75, 2), nn.Tanh(), nn.Linear(2, 4))
+
+    def forward(self, x):
+        return self.wide(x) + self.two(x.flatten(1))
+
+
+def test_a_group_falls_to_one_unit_beside_one_that_changes_in_sets(data):
+    x, _ = data
+    torch.manual_seed(2)
+    model = ShuffleBesideTwo().eval()
+    plastic = npn.attach(model, x[:1])
+    plastic.close("wide.a", [1, 6])
+    plastic.close("two.0", [0])
+    masked = model(x)
+    torch.testing.assert_close(plastic.export()(x), masked)
+    assert plastic.compact().changes == {"wide.a": (8, 6), "two.0": (2, 1)}
+    torch.testing.assert_close(model(x), masked)

@@ -1,5 +1,6 @@
 """Rehearse every resize on fake tensors: dimensions that the code hard-codes are frozen, with the line that does."""
 
+import math
 import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
@@ -166,8 +167,9 @@ def _kinds(structure: Structure) -> list[list[Group]]:
 
 
 def _with(structure: Structure, name: str, attributes: Sequence[Attribute], multiple: int = 1) -> Structure:
-    groups = [
-        replace(g, attributes=tuple(attributes), multiple=multiple) if g.name == name else g for g in structure.groups
+    groups = [  # a kernel may have a multiple of its own
+        replace(g, attributes=tuple(attributes), multiple=math.lcm(g.multiple, multiple)) if g.name == name else g
+        for g in structure.groups
     ]
     return replace(structure, groups=tuple(groups))
 

@@ -116,10 +116,13 @@ def shrunk(model: nn.Module, example_inputs: object, structure: Structure, fewer
     Raises:
         ResizeError: at the new sizes the model has other units.
     """
+    change = {g.name: -fewer.get(g.name, 0) for g in structure.groups}
+    spare = {g.name for g in structure.groups if g.size + change[g.name] < 2}  # see `grown`
     try:
-        return _retraced(model, example_inputs, structure, {g.name: -fewer.get(g.name, 0) for g in structure.groups})
+        named = _retraced(model, example_inputs, structure, {n: c + (n in spare) for n, c in change.items()})
     except ResizeError as error:
         raise ResizeError(f"cannot shrink by {dict(fewer)}: {error}") from error
+    return without_units(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
 
 
 def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
