@@ -40,8 +40,13 @@ def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
-        with contextlib.suppress(Exception), watch:
-            torch.func.functional_call(model, buffers, args, kwargs)
+        try:
+            with watch:
+                torch.func.functional_call(model, buffers, args, kwargs)
+        except Exception:  # ops that hold a graph, such as torch.cond, compile it, which they refuse under a watch
+            torch._dynamo.reset()  # or they refuse from now on
+            with contextlib.suppress(Exception):
+                torch.func.functional_call(model, buffers, args, kwargs)
         now = dict(model.named_parameters())
     changed = {name for name, parameter in parameters.items() if now.get(name) is not parameter}
     return sorted(changed | watch.restored())
