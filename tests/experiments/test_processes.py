@@ -140,7 +140,7 @@ def command(arguments, kill_after=None):
 def test_the_command_says_what_to_do_and_only_one_process_talks(tmp_path):
     arguments = ["run", "moons", "--epochs", "1,2,1", "--out", tmp_path / "run"]
     with pytest.raises(Died) as death:
-        launch(2, command, arguments, 10)
+        launch(2, command, arguments, 14)
     code, text = death.value.answers[0]
     assert code == 1 and "error: process 0 waited in vain" in text and "--resume continues" in text
     (code, text), (other, error) = launch(2, command, arguments)
