@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from compat.entries import entries
 from compat.records import Key, Record, status
 
 SLOW = 30.0  # seconds of CPU time
@@ -85,7 +86,7 @@ def page(found: list[Record]) -> str:
     return text
 
 
-def _versions(found: Iterable[Record]) -> str:
+def _versions(found: list[Record]) -> str:
     seen: dict[str, dict[str, None]] = {}
     for record in found:
         for name, version in record["versions"].items():
@@ -97,7 +98,8 @@ def _versions(found: Iterable[Record]) -> str:
     dates = sorted({record["date"] for record in found})
     names = ", ".join(f"{name} {' and '.join(versions)}" for name, versions in sorted(seen.items()))
     when = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}" if dates else "never"
-    return f"Versions: {names}; commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}; {when}"
+    tried = f"{len(found)} of the {len(entries())} models that the tool lists have been tried"
+    return f"Versions: {names}; commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}; {when}; {tried}"
 
 
 def _summary(found: list[Record]) -> str:

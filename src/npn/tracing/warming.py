@@ -45,8 +45,9 @@ def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:
                 torch.func.functional_call(model, buffers, args, kwargs)
         except Exception:  # ops that hold a graph, such as torch.cond, compile it, which they refuse under a watch
             torch._dynamo.reset()  # or they refuse from now on
+            copies = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             with contextlib.suppress(Exception):
-                torch.func.functional_call(model, buffers, args, kwargs)
+                torch.func.functional_call(model, buffers | copies, args, kwargs)
         now = dict(model.named_parameters())
     changed = {name for name, parameter in parameters.items() if now.get(name) is not parameter}
     return sorted(changed | watch.restored())
