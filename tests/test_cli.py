@@ -91,6 +91,25 @@ from torch import nn
 def net():
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
 
+def wide(width, *rest, depth=2, **more):
+    return nn.Linear(width, depth)
+
+def broken():
+    raise ValueError("there is no file of weights")
+
+class Masked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(20, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, ids, mask=None):
+        h = self.a(self.table(ids))
+        return self.b(h if mask is None else h * mask[..., None])
+
+class Batched(Masked):
+    def forward(self, batch):
+        return super().forward(batch["ids"], batch["mask"])
+
 words = nn.Sequential(nn.Embedding(20, 6), nn.Linear(6, 3))
 number = 3
 """
@@ -99,6 +118,7 @@ number = 3
 @pytest.fixture
 def models(tmp_path, monkeypatch):
     (tmp_path / "my_models.py").write_text(MODEL)
+    (tmp_path / "bad_models.py").write_text("half = 1 // 0")
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "my_models", raising=False)
 
@@ -115,6 +135,22 @@ def test_inspect_as_table_and_as_json(models):
 
 
 @pytest.mark.parametrize(
+    ("model", "inputs"),
+    [
+        ("Masked", ["ids:int:2,16", "mask:int:2,16"]),
+        ("Masked", ["mask:2,16", "ids:2,16:long"]),
+        ("Masked", ["2,16:long", "2,16"]),
+        ("Batched", ["batch.ids:2,16:long", "batch.mask:2,16"]),
+    ],
+)
+def test_inputs_by_position_by_name_and_in_a_dict(models, model, inputs):
+    options = [part for text in inputs for part in ("--input", text)]
+    result = call("inspect", f"my_models:{model}", *options, "--json")
+    assert result.exit_code == 0, result.output
+    assert [(g["name"], g["units"]) for g in json.loads(result.output)["groups"]] == [("table", 6), ("a", 5)]
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (
@@ -122,9 +158,60 @@ def test_inspect_as_table_and_as_json(models):
             "expected MODULE:FACTORY, for example my_package.models:resnet20, got 'my_models'",
         ),
         (["my_models:missing", "--input", "1"], "cannot find 'my_models:missing'"),
+        (
+            ["bad_models:net", "--input", "1"],
+            "importing bad_models failed at bad_models.py:1: ZeroDivisionError: integer division or modulo by zero; "
+            "import it in Python first",
+        ),
         (["nowhere:net", "--input", "1"], "cannot find 'nowhere:net': No module named 'nowhere'"),
         (["my_models:number", "--input", "1"], "my_models:number is a int, expected a torch.nn.Module"),
-        (["my_models:net", "--input", "1,x"], 'expected an input like "2,3,32,32" or "2,16:long", got \'1,x\''),
+        (
+            ["my_models:net", "--input", "1,x"],
+            'expected an input like "2,3,32,32" or "2,16:long", or with a name "ids:2,16:long", got \'1,x\'',
+        ),
+        (
+            ["my_models:wide", "--input", "1,3"],
+            "my_models:wide needs arguments: width; name a function that needs none, for example `def net(): return "
+            "wide(width=...)` in a file of your own",
+        ),
+        (
+            ["my_models:broken", "--input", "1,3"],
+            "my_models:broken failed at my_models.py:11: ValueError: there is no file of weights; call it in Python "
+            "first",
+        ),
+        (
+            ["my_models:net", "--input", "1,1,8,8"],
+            "the model cannot be called with --input 1,1,8,8: 0 is Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1)) and "
+            "got (1, 1, 8, 8): Given groups=1, weight of size [8, 3, 3, 3], expected input[1, 1, 8, 8] to have 3 "
+            "channels, but got 1 channels instead; give the shapes that forward(input) takes, with the batch first",
+        ),
+        (
+            ["my_models:words", "--input", "2,5"],
+            "0 is Embedding(20, 6) and got (2, 5): Expected tensor for argument #1 'indices' to have one of the "
+            "following scalar types: Long, Int; but got torch.FloatTensor instead (while checking arguments for "
+            'embedding); give what is looked up in a table as integers, "2,16:long", and everything else without a '
+            "type",
+        ),
+        (
+            ["my_models:net", "--input", "1,3,8,8", "--input", "2,3"],
+            "the model cannot be called with --input 1,3,8,8 --input 2,3: Sequential.forward() takes 2 positional "
+            "arguments but 3 were given; give one --input for each argument of forward(input), in this order or by "
+            "name, as --input name:2,16",
+        ),
+        (
+            ["my_models:Masked", "--input", "idz:2,5:long"],
+            "Masked.forward() got an unexpected keyword argument 'idz'; give one --input for each argument of "
+            "forward(ids, mask=None), in this order or by name, as --input name:2,16",
+        ),
+        (
+            ["my_models:Masked", "--input", "2,5:long", "--input", "2,4"],
+            "it fails at my_models.py:20: The size of tensor a (5) must match the size of tensor b (4) at "
+            "non-singleton dimension 1; give the shapes that forward(ids, mask=None) takes, with the batch first",
+        ),
+        (
+            ["my_models:Masked", "--input", "2,5:long", "--input", "mask:2,5"],
+            "give each --input a name of its own, or none of them a name, got '2,5:long', 'mask:2,5'",
+        ),
         (["my_models:net", "--input", "1,3,8,8", "--only", "zz"], "pattern 'zz' matches no group; the model has: 0"),
     ],
 )

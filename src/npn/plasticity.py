@@ -3,35 +3,29 @@
 import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn import following, resizing, surgery
 from npn import optimizers as checks
-from npn import resizing, surgery
 from npn._utils.collectives import assert_same, broadcast
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
 from npn.counting import count_params
 from npn.errors import ConfigurationError
+from npn.following import AnyModule, Follower
 from npn.functional import GateFunction
 from npn.functional.table import ESTIMATORS
-from npn.gates import CLOSED, OPEN, Gates, Priced, Pricing, UnitGroup
+from npn.gates import CLOSED, OPEN, Gates, Pricing, UnitGroup
 from npn.masking import MaskedCall, MaskedWeights
 from npn.modules import materialize_selects
 from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
-
-
-class Follower(Protocol):
-    """A wrapper that depends on the model's sizes; listed in `Plasticity.followers`."""
-
-    def renew(self) -> None:
-        """Adapt to new sizes."""
 
 
 class Plasticity:
@@ -45,7 +39,7 @@ class Plasticity:
         penalty: the price of size.
         masks: "batch" or "example".
         optimizers: optimizers whose state follows every resize.
-        followers: wrappers whose `renew` is called after every resize.
+        followers: wrappers whose `renew` is called after every resize, and the copies given to `follow`.
         last_checkpoint: path of the file that `npn.save` wrote last.
 
     Example:
@@ -74,11 +68,9 @@ class Plasticity:
         masks: str,
     ) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._model = model
+        self._model, self.structure = model, structure
         self.example_inputs = example_inputs
-        self.structure = structure
-        self.estimator = estimator
-        self.masks = masks
+        self.estimator, self.masks = estimator, masks
         self.gates = Gates(structure.parts, function, device)
         self.masked_weights = MaskedWeights(model, structure)
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
@@ -86,8 +78,7 @@ class Plasticity:
         self.followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
         self.last_checkpoint: str | None = None
         self._pricing = Pricing(model, structure, self.gates)
-        self._params_at_attach = count_params(model)
-        self._dtype_at_attach = model_dtype(model)
+        self._params_at_attach, self._dtype_at_attach = count_params(model), model_dtype(model)
         self._call = MaskedCall(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
@@ -140,12 +131,7 @@ class Plasticity:
         return list(self.structure.frozen)
 
     def group(self, name: str | UnitGroup) -> UnitGroup:
-        """Look up a group.
-
-        Args:
-            name: name of the group, or the group itself.
-
-        """
+        """Look up a group by its name; an unknown one raises `ConfigurationError`."""
         return self.gates.group(name)
 
     def sizes(self) -> dict[str, int]:
@@ -203,8 +189,7 @@ class Plasticity:
             optimizers: optimizers of weights and gates.
 
         Raises:
-            OptimizerError: a parameter is in two optimizers, gates are subject to weight decay, or an optimizer keeps
-                state that no resize can carry along.
+            OptimizerError: a parameter is in two, gates decay, or no resize can move an optimizer's state.
         """
         known = checks.union(self.optimizers, optimizers)
         checks.check_layouts(known[len(self.optimizers) :])
@@ -221,9 +206,8 @@ class Plasticity:
         """Set the gradients of E_z[loss] + penalty, for weights and gates.
 
         The closure is called once or twice, depending on the estimator, under masks drawn from the gates. Gradients are
-        added to `.grad`: zero them first, or accumulate. At k = inf this is `closure().backward()`. The second call of
-        "arm", "disarm" and "rloo" runs without autograd. The second call leaves the model's buffers unchanged, but not
-        those of other modules that the closure calls.
+        added to `.grad`: zero them first, or accumulate. At k = inf this is `closure().backward()`. A second call
+        leaves the model's buffers unchanged, not other modules'; for "arm", "disarm", "rloo" it is without autograd.
 
         Args:
             closure: returns the scalar loss of the model; does not call `.backward()`.
@@ -234,8 +218,7 @@ class Plasticity:
             The detached loss, (), without scale and penalty.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite (checked on the CPU only, where it needs no
-                synchronisation).
+            NonFiniteLossError: the loss is NaN or infinite (checked on the CPU only, without synchronisation).
             ConfigurationError: the closure does not return a scalar, or its loss has no gradient.
 
         References:
@@ -258,16 +241,8 @@ class Plasticity:
         return self._step().step_with(evaluate, scale)
 
     def _step(self) -> Step:
-        return Step(
-            self.gates,
-            self.masked_weights,
-            self.model,
-            self.estimator,
-            self.penalty,
-            self._pricing,
-            per_example=self.masks == "example",
-            last_checkpoint=self.last_checkpoint,
-        )
+        inputs = self.gates, self.masked_weights, self.model, self.estimator, self.penalty, self._pricing
+        return Step(*inputs, per_example=self.masks == "example", last_checkpoint=self.last_checkpoint)
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)] of the network under its gates; units in grace count as open and have no gradient.
@@ -279,7 +254,8 @@ class Plasticity:
         Returns:
             Scalar, differentiable in the logits.
         """
-        return self._priced().expected_cost(kind, weights)
+        self.gates.to(self.masked_weights.device)
+        return self._pricing.at(self.gates.keep_probability()).expected_cost(kind, weights)
 
     def full_cost(self, kind: str, /) -> float:
         """Cost of the model at attach, with every gate open; `kind` as for `expected_cost`."""
@@ -288,10 +264,6 @@ class Plasticity:
     def minimum_cost(self, kind: str, /) -> float:
         """Cost with one unit left in every group, and the branch that is then the cheapest."""
         return self._pricing.costs.least(kind)
-
-    def _priced(self) -> Priced:
-        self.gates.to(self.masked_weights.device)
-        return self._pricing.at(self.gates.keep_probability())
 
     def compact(self, below: float = 1e-3) -> ResizeReport:
         """Physically remove units that have stayed closed.
@@ -308,9 +280,7 @@ class Plasticity:
         """
         removed = resizing.units_to_remove(self.gates, below)
         assert_same("what compact removes", removed)
-        return self._resize(
-            resizing.removal(self.model, self.structure, removed, self.masked_weights, self._example_inputs())
-        )
+        return self._resize(resizing.removal(self.model, self.structure, removed, self.masked_weights, self._inputs()))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
@@ -325,27 +295,24 @@ class Plasticity:
         whole_number("grace", grace, 0, "calls of backward")
         wanted = resizing.units_to_add(self.gates, more)
         assert_same("what grow adds", wanted)
-        if not wanted:
-            return self._resize(surgery.plan_removal(self.structure, {}))
-        report = self._resize(
-            resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._example_inputs())
-        )
-        broadcast(self.weights())  # each process has drawn different new rows
-        for name, units in report.added.items():
-            self.group(name).gate.grace[list(units)] = grace
-        self.gates.grace_left = max(self.gates.grace_left, grace)
+        report = self._resize(resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._inputs()))
+        self.gates.hold_open(report.added, grace)
         return report
 
     def _resize(self, plan: surgery.Plan) -> ResizeReport:
-        """Carry out a plan, and tell everything that knows the structure."""
+        """Carry out a plan on the model and the copies that follow it, and tell everything that knows the structure."""
+        copies = following.copies_among(self.followers, self.structure)
         report = resizing.resize(self.model, plan, self.optimizers, self.gates)
         if report:
+            broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
+            for copied in copies:
+                copied.resize(plan, self.optimizers)
             self.restructure(plan.after)
         return report
 
-    def _example_inputs(self) -> Any:
-        """The example inputs where the model is now, in its dtype."""
-        return moved_with(self._model, self.example_inputs, self._dtype_at_attach)
+    def _inputs(self, model: nn.Module | None = None) -> Any:
+        """The example inputs where the model, or a copy of it, is now, in its dtype."""
+        return moved_with(self._model if model is None else model, self.example_inputs, self._dtype_at_attach)
 
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of a model that has been resized, and notify the followers."""
@@ -356,19 +323,45 @@ class Plasticity:
         for follower in list(self.followers.values()):
             follower.renew()
 
-    def export(self) -> nn.Module:
-        """Make a plain copy of the model, without its closed units and without any dependence on npn.
+    def follow(self, copied: AnyModule) -> AnyModule:
+        """Keep a copy of the model in step: an average, a momentum encoder, a target network, a teacher.
+
+        Every resize resizes the copy along: what stays keeps the copy's own values, what is new has the model's. When
+        called, it runs without the units that are closed in the model. Returns the argument.
+
+        Args:
+            copied: `copy.deepcopy(plastic.model)`, or a module that holds it as `.module`, such as
+                `torch.optim.swa_utils.AveragedModel(plastic.model)`.
 
         Raises:
-            ConfigurationError: an attribute of the model cannot be copied.
+            ConfigurationError: it has other names or shapes than the model, or shares parameters with it.
+
+        Example:
+            >>> import npn
+            >>> plastic = npn.attach(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
+            >>> average = plastic.follow(torch.optim.swa_utils.AveragedModel(plastic.model))
+            >>> plastic.grow({"0": 2}).changes, average.module[0].weight.shape
+            ({'0': (8, 10)}, torch.Size([10, 4]))
         """
-        return resizing.plain_copy(
-            self.model, self.structure, self.gates, self.masked_weights, self._call, self._example_inputs()
-        )
+        following.follow(self.followers, self.gates, self.masked_weights, copied)
+        return copied
+
+    def export(self, of: nn.Module | None = None) -> nn.Module:
+        """Make a plain copy of the model, without its closed units and without any dependence on npn.
+
+        Args:
+            of: a copy given to `follow`, to be exported in place of the model.
+
+        Raises:
+            ConfigurationError: an attribute of the model cannot be copied, or `of` does not follow it.
+        """
+        call = self._call if of is None else following.followed(self.followers, of)
+        return resizing.plain_copy(call, self.structure, self._inputs(call.weights.model))
 
     def detach(self) -> nn.Module:
-        """Remove the gates and return the model, with its closed units still present."""
+        """Remove the gates and return the model, with its closed units still present; copies follow it no longer."""
         model = self.model
+        following.stop(self.followers)
         self.masked_weights.remove()
         self._call.unregister(model)
         materialize_selects(model)

@@ -100,6 +100,8 @@ def growth(
     Raises:
         ResizeError: see `npn.tracing.grown`.
     """
+    if not more:
+        return surgery.plan_removal(structure, {})
     with weights.step(), full_length(model):
         larger = grown(model, example_inputs, structure, more)
     return surgery.plan_growth(structure, larger)
@@ -131,25 +133,19 @@ def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates:
     return surgery.report(plan, before, count_params(model))
 
 
-def plain_copy(
-    model: nn.Module,
-    structure: Structure,
-    gates: Gates,
-    weights: MaskedWeights,
-    call: MaskedCall,
-    example_inputs: Any,
-) -> nn.Module:
-    """A copy of the model without its closed units and without any dependence on npn.
+def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> nn.Module:
+    """A copy of a model without its closed units and without any dependence on npn.
 
     Args:
-        model: the attached model.
+        call: the hooks of the attached model, or of a copy that follows it; they know gates and weights.
         structure: of the model.
-        gates, weights, call: of the model; the copy has none.
         example_inputs: for re-traces.
 
     Raises:
         ConfigurationError: an attribute of the model cannot be copied.
     """
+    call.recover()
+    gates, weights, model = call.gates, call.weights, call.weights.model
     without: dict[int, Any] = {id(gates): None, id(weights): None}
     clone = model_copy(model, without | detached_leftovers(model))
     call.unregister(clone)

@@ -258,7 +258,7 @@ TRAPS: dict[str, Trap] = {
     "one_hot": lin(lambda s, h: h + F.one_hot((h > 0).long(), 2).sum((1, 2))[:, None], 0, ""),
     "gathered": lin(lambda s, h: h.gather(1, h.argsort(1)), 0, ""),
     "scattered": lin(lambda s, h: torch.zeros_like(h).scatter_add(1, torch.zeros_like(h).long(), h), 0, "scatter"),
-    "index_add": lin(lambda s, h: h.index_add(0, torch.tensor([0, 1]), h[:2]), 0, "index_add"),
+    "index_add": lin(lambda s, h: h.index_add(0, torch.tensor([0, 1]), h[:2]), 8),
     "masked_fill": lin(lambda s, h: h.masked_fill(h > 0.5, 0.1), 8),
     "where": lin(lambda s, h: torch.where(h > 0, h, h * 2 + 1), 8),
     "glu": lin(lambda s, h: F.glu(h, 1), 4, out=4),

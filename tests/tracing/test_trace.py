@@ -127,6 +127,18 @@ def test_wrong_inputs_name_the_line() -> None:
         trace(Reasons(), (torch.randn(4, 5), torch.arange(4)))
 
 
+def test_channels_coupled_into_one_unit_are_counted() -> None:
+    class Rolled(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self[0](x)
+            return self[2](self[1](h + h.roll(1, -1)))  # type: ignore[no-any-return]
+
+    structure = trace(Rolled(nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)), torch.randn(4, 3))
+    reasons = {f.name: f.reason for f in structure.frozen}
+    assert [g.name for g in structure.groups] == ["1"]
+    assert reasons["0.weight[0]"] == "the code couples its 6 channels into one unit, which has to stay"
+
+
 # -- side effects
 
 
@@ -380,4 +392,6 @@ def test_constants_that_vary_along_the_units_freeze_them(value: Tensor) -> None:
 
     structure = trace(Scaled(), torch.randn(2, 3))
     assert sizes(structure) == {"b": 4}
-    assert reasons(structure, "a.weight", 0) == f"combined with a value of fixed size at {HERE}:{line_of('scaled')}"
+    where = f"{HERE}:{line_of('scaled')}"
+    expected = f"combined with a value of fixed size at {where}; as a buffer it would be resized with them"
+    assert reasons(structure, "a.weight", 0) == expected

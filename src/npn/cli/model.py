@@ -1,22 +1,25 @@
 """`npn inspect` and `npn export`: the parts of a model that can be resized, and files of a trained one."""
 
+import contextlib
 import importlib
 import json
 import os
 import sys
 from collections.abc import Sequence
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 from npn import inspection
+from npn.cli.inputs import HELP, check_call, make_inputs
 from npn.errors import ConfigurationError
 from npn.export import write_model
+from npn.tracing.capture import raising_line
 
 
 def inspect(
@@ -26,15 +29,16 @@ def inspect(
     ],
     input: Annotated[
         list[str],
-        typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),
+        typer.Option(help=HELP),
     ],
     only: Annotated[list[str] | None, typer.Option(help="Pattern of group names to show.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave out.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show which units of a model can be resized, and why the others cannot."""
-    model = make_model(factory)
-    found = inspection.inspect(model, tuple(parse_input(text) for text in input), only=only, skip=skip)
+    inputs, model = make_inputs(input), make_model(factory)
+    check_call(model, inputs, input)
+    found = inspection.inspect(model, inputs, only=only, skip=skip)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -48,14 +52,36 @@ def make_model(factory: str) -> nn.Module:
         factory: `package.module:name` of a module, or of a function that makes one.
 
     Raises:
-        ConfigurationError: `name` cannot be found, or is neither.
+        ConfigurationError: `name` cannot be found, is neither, needs arguments or fails.
     """
     made = imported(factory)
     if not isinstance(made, nn.Module) and callable(made):
-        made = made()
+        made = _called(made, factory)
     if not isinstance(made, nn.Module):
         raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
     return made
+
+
+def _called(function: Any, factory: str) -> Any:
+    """What a function without arguments returns."""
+    needed = []
+    with contextlib.suppress(TypeError, ValueError):  # some builtins have no signature
+        parameters = signature(function).parameters.values()
+        needed = [
+            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
+    if needed:
+        last, given = factory.rpartition(":")[2], ", ".join(f"{name}=..." for name in needed)
+        raise ConfigurationError(
+            f"{factory} needs arguments: {', '.join(needed)}; name a function that needs none, for example "
+            f"`def net(): return {last}({given})` in a file of your own"
+        )
+    try:
+        return function()
+    except Exception as error:
+        raise ConfigurationError(
+            f"{factory} failed at {raising_line(error)}: {type(error).__name__}: {error}; call it in Python first"
+        ) from error
 
 
 def imported(factory: str) -> Any:
@@ -77,30 +103,14 @@ def imported(factory: str) -> Any:
             made = getattr(made, part)
     except (ImportError, AttributeError) as error:
         raise ConfigurationError(f"cannot find {factory!r}: {error}; it is looked up from {os.getcwd()}") from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"importing {module_name} failed at {raising_line(error)}: {type(error).__name__}: {error}; import it in "
+            "Python first"
+        ) from error
     finally:
         sys.path.remove(os.getcwd())
     return made
-
-
-def parse_input(text: str) -> Tensor:
-    """Make an input of zeros.
-
-    Args:
-        text: shape, and type if it is not float: `2,3,32,32` or `2,16:long`.
-
-    Raises:
-        ConfigurationError: `text` is something else.
-    """
-    shape, _, kind = text.partition(":")
-    kind = kind or "float"
-    dtype = getattr(torch, kind, None)
-    try:
-        sizes = [int(size) for size in shape.split(",")]
-        if not isinstance(dtype, torch.dtype) or min(sizes) < 1:
-            raise ValueError
-    except ValueError:
-        raise ConfigurationError(f'expected an input like "2,3,32,32" or "2,16:long", got {text!r}') from None
-    return torch.zeros(sizes, dtype=dtype)
 
 
 def show(console: Console, title: str, found: inspection.Inspection) -> None:

@@ -11,7 +11,8 @@ from rich.table import Table
 from torch import nn
 
 from npn._prune import closed_to_target
-from npn.cli.model import imported, make_model, parse_input
+from npn.cli.inputs import HELP, check_call, make_inputs
+from npn.cli.model import imported, make_model
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
 from npn.export import check_format, write_model
@@ -28,7 +29,7 @@ def prune(
     ],
     input: Annotated[
         list[str],
-        typer.Option(help='Shape of an input, "2,3,32,32"; of integers: "2,16:long". Once per positional argument.'),
+        typer.Option(help=HELP),
     ],
     target: Annotated[float, typer.Option(help="Size to reach; up to 1: a share of the present one.")],
     cost: Annotated[str, typer.Option(help="Unit of the target: macs or params.")] = "macs",
@@ -50,9 +51,10 @@ def prune(
     """Remove the least important units of a trained model, without training, and write the small model."""
     check_format(format)
     data, loss = (None, None) if batches is None else make_batches(batches)
-    example = tuple(parse_input(text) for text in input)
+    example, model = make_inputs(input), make_model(factory)
+    check_call(model, example, input)
     plastic = closed_to_target(
-        make_model(factory), example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
+        model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
         only=only, skip=skip,
     )  # fmt: skip
     small = plastic.export()

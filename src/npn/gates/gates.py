@@ -222,6 +222,17 @@ class Gates:
             found += [Extra(tensor, group.name, 0) for tensor in others]
         return found
 
+    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int) -> None:
+        """Hold new units open and unpenalised for a while.
+
+        Args:
+            units: group name -> numbers of the units.
+            grace: calls of `age`.
+        """
+        for name, numbers in units.items():
+            self.group(name).gate.grace[list(numbers)] = grace
+        self.grace_left = max(self.grace_left, grace) if units else self.grace_left
+
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of the resized model; the gates' tensors have been resized already.
 

@@ -98,6 +98,11 @@ class MaskedCall:
         """
         self.recover()
 
+    def mask(self) -> Tensor | None:
+        """The deterministic mask, on the device of the weights; None if every unit is open."""
+        self.gates.to(self.weights.device)
+        return self.gates.deterministic_mask()
+
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def recover(self) -> None:
         """Restore the weights after a call that was interrupted: torch runs forward hooks after an Exception only."""
@@ -112,8 +117,7 @@ class MaskedCall:
         """Mask the weights for a call."""
         self.weights.forget_call()
         with torch.inference_mode(False), torch.no_grad():  # training uses the tensors cached here
-            self.gates.to(self.weights.device)
-            mask = self.gates.deterministic_mask()
+            mask = self.mask()
         if mask is None:
             return
         if torch._C._functorch.peek_interpreter_stack() is not None:

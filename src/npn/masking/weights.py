@@ -30,6 +30,7 @@ class MaskedWeights:
         structure: its structure.
 
     Attributes:
+        model, structure: the arguments.
         in_step: whether a training step has control of the masks; the hooks on the model's call then do nothing.
     """
 
@@ -47,7 +48,7 @@ class MaskedWeights:
             structure: its structure.
         """
         self.remove()
-        self._model, self._structure = model, structure
+        self.model, self.structure = model, structure
 
     @property
     def table(self) -> MaskTable:
@@ -55,9 +56,9 @@ class MaskedWeights:
         if self._table is not None and self._table.stale:
             self.remove()
         if self._table is None:
-            check_shapes(self._model, self._structure)
+            check_shapes(self.model, self.structure)
             with torch.inference_mode(False):  # training uses these tensors, even if inference creates them first
-                self._table = MaskTable(self._model, self._structure)
+                self._table = MaskTable(self.model, self.structure)
                 self._watch()
         return self._table
 
@@ -277,7 +278,7 @@ class MaskedWeights:
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedWeights":
         new = object.__new__(type(self))
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
-        new.__init__(copy.deepcopy(self._model, memo), copy.deepcopy(self._structure, memo))  # type: ignore[misc]
+        new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
         return new
 
 

@@ -27,6 +27,7 @@ TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 _CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
+_COMPLEX = "does not support automatic differentiation for outputs with complex dtype"
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,13 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
     )
     with preserved(model), _plain_kernels(), _announced(), plain_functions(), _no_gradients(), torch.enable_grad():
         try:
-            traced = graph(fakes, fake_args, fake_kwargs)
+            try:
+                traced = graph(fakes, fake_args, fake_kwargs)
+            except RuntimeError as error:
+                if _COMPLEX not in str(error):
+                    raise
+                with torch.no_grad():  # writing into a slice of complex numbers has no gradient as a function
+                    traced = graph(fakes, fake_args, fake_kwargs)
         except RuntimeError as error:
             if not any(words in str(error) for words in _GRADIENTS):
                 raise

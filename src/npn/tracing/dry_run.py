@@ -1,7 +1,7 @@
 """Rehearse every resize on fake tensors: dimensions that the code hard-codes are frozen, with the line that does."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -49,22 +49,30 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             return structure
+    ran: set[str] = set()  # groups with which the code runs at other sizes
     for kind in _kinds(structure):
-        if not rehearsal.expired and rehearsal.run(structure, [g.name for g in kind]) is not None:
-            structure = _mend(rehearsal, structure, kind, rehearsal.run)
+        if rehearsal.expired:
+            break
+        if rehearsal.run(structure, [g.name for g in kind]) is not None:
+            structure = _repair(rehearsal, structure, kind, rehearsal.run)
+        ran.update(g.name for g in kind)
     while structure.groups:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             break
-        structure = _narrow(rehearsal, structure, problem)
+        structure = _narrow(rehearsal, structure, problem, ran)
     return structure
 
 
-def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> Structure:
-    """Mend or freeze at least one group of a structure that runs at other sizes, but computes something else there."""
+def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: Set[str]) -> Structure:
+    """Repair or freeze at least one group of a structure that runs at other sizes, but computes something else there.
+
+    Once the time is over, groups that have not run at other sizes are frozen; if that is not enough, all are.
+    """
     if rehearsal.expired:
         limit = f"its rehearsal was not over after {rehearsal.seconds:g} s, and failed until then: {problem.reason}"
-        return freeze(structure, _names(structure), limit)
+        late = [name for name in _names(structure) if name not in ran or name in problem.groups]
+        return freeze(structure, late or _names(structure), limit)
     kinds = _kinds(structure)
     suspects = [kind for kind in kinds if any(g.name in problem.groups for g in kind)]
     if len(suspects) != 1:
@@ -73,9 +81,9 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> Str
     alone = rehearsal.trace(structure, names)
     if alone is None:
         return freeze(structure, names, f"it can only change together with others: {problem.reason}")
-    mended = _mend(rehearsal, structure, suspects[0], rehearsal.trace)
-    changed = mended != structure
-    return mended if changed else freeze(structure, names, alone.reason)
+    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.trace)
+    changed = repaired != structure
+    return repaired if changed else freeze(structure, names, alone.reason)
 
 
 def _failing_kind(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[list[Group]]) -> list[Group]:
@@ -87,7 +95,7 @@ def _failing_kind(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[li
     return kinds[-1]
 
 
-def _mend(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure:
+def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure:
     """Give all groups of a failing kind the attributes or the multiple that they need, and freeze those that fail.
 
     Args:
@@ -96,13 +104,13 @@ def _mend(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
         kind: groups of repeated layers.
         check: `rehearsal.run` or `rehearsal.trace`.
     """
-    mended = _cure(rehearsal, structure, kind, check)
-    if mended is not None and check(mended, [g.name for g in kind]) is None:
-        return mended
-    mended = structure if mended is None else mended
+    repaired = _find_repair(rehearsal, structure, kind, check)
+    if repaired is not None and check(repaired, [g.name for g in kind]) is None:
+        return repaired
+    repaired = structure if repaired is None else repaired
     failing: dict[str, str] = {}
     for group in kind:
-        problem = check(mended, [group.name])
+        problem = check(repaired, [group.name])
         if problem is not None:
             failing[group.name] = problem.reason
         if rehearsal.expired or (len(failing) == 3 and len({re.sub("[0-9]+", "#", r) for r in failing.values()}) == 1):
@@ -110,14 +118,16 @@ def _mend(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
             failing = {g.name: failing.get(g.name, reason) for g in kind}
             break
     for name, reason in failing.items():
-        mended = freeze(mended, [name], reason)
-    return mended
+        repaired = freeze(repaired, [name], reason)
+    return repaired
 
 
-def _cure(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
+def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes."""
     first = kind[0]
-    for trial in trials(rehearsal.model, structure, first):
+    options = trials(rehearsal.model, structure, first)
+    options.sort(key=lambda trial: _attribute_names(trial) not in rehearsal.repairs)  # stable: likely ones first
+    for trial in options:
         if rehearsal.expired:
             return None
         if check(_with(structure, first.name, trial), [first.name]) is None:
@@ -125,6 +135,7 @@ def _cure(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
                 smaller = tuple(entry for entry in trial if entry[1] != name)
                 if smaller and check(_with(structure, first.name, smaller), [first.name]) is None:
                     trial = smaller
+            rehearsal.repairs.add(_attribute_names(trial))
             for group in kind:
                 structure = _with(structure, group.name, transfer(first, group, trial))
             return structure
@@ -136,6 +147,10 @@ def _cure(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], che
                 structure = _with(structure, group.name, (), multiple)
             return structure
     return None
+
+
+def _attribute_names(trial: Sequence[Attribute]) -> frozenset[str]:
+    return frozenset(name for _, name, _ in trial)
 
 
 def _names(structure: Structure) -> list[str]:

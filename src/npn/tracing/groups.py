@@ -30,6 +30,7 @@ def group_units(
     order = sorted(range(len(slots)), key=lambda i: (slots[i] not in ledger.produces, slots[i] in ledger.reads, i))
     members = {i: unit[starts[i] : starts[i + 1]] for i in order}
     kinds = _kinds(members, order, ledger.treatment(unit))
+    multiples = ledger.multiples(unit)
     frozen_units = np.array(sorted(reasons), dtype=np.int64)
     groups: list[Group] = []
     frozen: list[Frozen] = []
@@ -42,12 +43,13 @@ def group_units(
                 continue
             frozen.append(_frozen(keys, reason, starts, where))
         rest = units[~blocked]
-        useless = _unusable(rest, keys, walked)
-        if len(rest) and useless:
+        useless = _unusable(rest, keys, walked, members[where[0]]) if len(rest) else None
+        if useless:
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
             placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
-            groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed))
+            multiple = int(np.lcm.reduce(multiples[rest]))
+            groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
     known = dict(shapes), walked.positions, walked.fingerprint, outputs
     return Structure(tuple(groups), tuple(frozen), *known, unreached=walked.unreached, numbers=walked.numbers)
 
@@ -86,14 +88,17 @@ def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
     return torch.from_numpy(where.reshape(len(units), -1))
 
 
-def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked) -> str | None:
-    """Why units that are not frozen cannot have gates either, or None."""
+def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray) -> str | None:
+    """Why units that are not frozen cannot have gates either, or None; `member` are the units along the first axis."""
     ledger = walked.ledger
     if not any(key in ledger.produces for key in keys):
         return NOT_PRODUCED
     if not any(key in ledger.reads for key in keys):
         return NOT_READ
     if len(units) < 2:
+        entries = int((member == units[0]).sum())
+        if entries > 1:
+            return f"the code couples its {entries} channels into one unit, which has to stay"
         return "it has one unit only"
     return None
 

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npn.tracing.joining import Served, decide, edge
+
 KERNEL = "the window of a kernel"  # reason of dimensions that are frozen but not listed
 
 
@@ -57,7 +59,8 @@ def canonical(labels: Tensor) -> Tensor:
     small = squeeze_constant(labels)
     for axis in sorted(varying(labels), reverse=True):
         first = small.narrow(axis, 0, 1)
-        if bool((small == first).all()):
+        middle = small.narrow(axis, small.shape[axis] // 2, 1)  # most that vary do so here: the whole is not looked at
+        if bool((middle == first).all()) and bool((small == first).all()):
             small = first
     if small.untyped_storage().nbytes() > 2 * small.element_size() * small.numel():
         small = small.clone()  # releases the larger storage it was a view of
@@ -117,6 +120,8 @@ class Ledger:
     _touched: list[Tensor] = field(default_factory=list)
     _shared: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _divisors: list[tuple[Tensor, str]] = field(default_factory=list)
+    _aligned: list[tuple[Tensor, int]] = field(default_factory=list)
+    _served: list[Served] = field(default_factory=list)
     _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def fresh(self, name: str, axis: int, size: int) -> Tensor:
@@ -172,8 +177,7 @@ class Ledger:
             axes: the axes of the sum.
         """
         labels = squeeze_constant(labels)
-        a, b = torch.broadcast_tensors(labels, labels.amax(list(axes), keepdim=True))
-        self._mixed.append((a.reshape(-1), b.reshape(-1)))
+        self._mixed.append(edge(labels, labels.amax(list(axes), keepdim=True)))
 
     def share(self, a: Tensor, b: Tensor) -> None:
         """Record that a sum makes one weight of two: if one of them reads a unit, so does the other.
@@ -181,8 +185,7 @@ class Ledger:
         Args:
             a, b: labels of the two weights, which broadcast against each other.
         """
-        a, b = torch.broadcast_tensors(squeeze_constant(a), squeeze_constant(b))
-        self._shared.append((a.reshape(-1), b.reshape(-1)))
+        self._shared.append(edge(squeeze_constant(a), squeeze_constant(b)))
 
     def divide(self, labels: Tensor, where: str) -> None:
         """Record that these weights are a divisor, which masking would turn into 0/0.
@@ -192,6 +195,44 @@ class Ledger:
             where: op and source line.
         """
         self._divisors.append((squeeze_constant(labels).reshape(-1), where))
+
+    def serve(self, own: Tensor, units: Tensor, buffer: bool, where: str) -> None:
+        """Record that a parameter or buffer is combined with units that vary along more axes than it does.
+
+        Whether its entries belong to the units, or all of it serves each unit, as a norm's weight shared by attention
+        heads does, depends on what else unites the units, and is decided by `resolve`.
+
+        Args:
+            own: labels of the parameter or buffer, in the shape of `units`.
+            units: labels of the units.
+            buffer: it is made of buffers alone.
+            where: op and source line.
+        """
+        self._served.append(Served(squeeze_constant(own), squeeze_constant(units), buffer, where))
+
+    def align(self, labels: Tensor, multiple: int) -> None:
+        """Record that a kernel takes these units in multiples of some number only.
+
+        Args:
+            labels: the labels.
+            multiple: the number.
+        """
+        self._aligned.append((squeeze_constant(labels).reshape(-1), multiple))
+
+    def multiples(self, unit: np.ndarray) -> np.ndarray:
+        """The number in whose multiples each unit's group may change.
+
+        Args:
+            unit: int64 (labels,), unit of every label.
+
+        Returns:
+            int64 (labels,), the number at each unit's number.
+        """
+        found = np.ones(self.starts[-1], dtype=np.int64)
+        for labels, multiple in self._aligned:
+            own = np.unique(unit[labels.numpy()])
+            found[own] = np.lcm(found[own], multiple)
+        return found
 
     def freeze(self, labels: Tensor, reason: str) -> None:
         """Record that the units of these labels keep their size.
@@ -282,42 +323,10 @@ class Ledger:
         for a, b in self._mixed:
             keep = torch.from_numpy(producing[a.numpy()] | producing[b.numpy()])
             edges.append((a[keep], b[keep]))
-        unit = components(total, edges)
+        unit, decided = decide(total, edges, self._served)
         reasons: dict[int, str] = {}
-        for labels, reason in [*self._frozen, *self._frozen_divisors()]:
+        for labels, reason in [*self._frozen, *self._frozen_divisors(), *decided]:
             for u in np.unique(unit[np.unique(labels.numpy())]):
                 if u > 0:
                     reasons.setdefault(int(u), reason)
         return unit, reasons
-
-
-def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
-    """Find the connected components of a graph of labels; label 0 joins nothing.
-
-    Repeated minimum over edges with pointer jumping: O(edges log labels), no Python loop over labels.
-
-    Args:
-        total: number of labels, including 0.
-        edges: pairs of int64 tensors of equal length; an edge joins the entries at one position.
-
-    Returns:
-        int64 (total,), smallest label of each label's component.
-    """
-    unit = np.arange(total)
-    if not edges:
-        return unit
-    pairs = np.stack([np.concatenate([e[i].numpy() for e in edges]) for i in (0, 1)], axis=1)
-    pairs = np.unique(pairs[(pairs[:, 0] > 0) & (pairs[:, 1] > 0) & (pairs[:, 0] != pairs[:, 1])], axis=0)
-    a, b = pairs[:, 0], pairs[:, 1]
-    while True:
-        low = np.minimum(unit[a], unit[b])
-        before = unit.copy()
-        np.minimum.at(unit, unit[a], low)
-        np.minimum.at(unit, unit[b], low)
-        while True:  # pointer jumping: every label points at its root
-            jumped = unit[unit]
-            if np.array_equal(jumped, unit):
-                break
-            unit = jumped
-        if np.array_equal(before, unit):
-            return unit

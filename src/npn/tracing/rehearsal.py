@@ -40,12 +40,14 @@ class Rehearsal:
 
     Attributes:
         traces: whole re-traces so far.
+        repairs: names of the attributes that had to follow, for each kind of group that was repaired.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, structure: Structure, seconds: float) -> None:
         self.model, self.inputs = model, example_inputs
         self.seconds = seconds
         self.traces = 0
+        self.repairs: set[frozenset[str]] = set()
         self._end = process_time() + seconds
         self._cheap = self._run(structure, {}) is None  # else fake tensors do not reach through this model
 

@@ -96,9 +96,9 @@ def pointwise(call: Call) -> Any:
 @rule(
     "view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "unsqueeze", "squeeze", "select",
     "slice", "narrow", "expand", "flip", "roll", "repeat", "split", "split_with_sizes", "chunk", "unbind", "unfold",
-    "pixel_shuffle", "pixel_unshuffle", "diagonal", "movedim", "im2col", "reflection_pad1d", "reflection_pad2d",
+    "pixel_shuffle", "pixel_unshuffle", "movedim", "im2col", "reflection_pad1d", "reflection_pad2d",
     "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
-    "channel_shuffle", "rot90", "view_copy", "unsafe_split", "unsafe_chunk", "tril", "triu",
+    "channel_shuffle", "rot90", "view_copy", "unsafe_split", "unsafe_chunk",
 )  # fmt: skip
 def movement(call: Call) -> Any:
     """Data movement: run the op itself on the labels, exactly."""
@@ -166,19 +166,19 @@ def constant_pad(call: Call) -> Value:
 @rule("cat", "stack")
 def concatenate(call: Call) -> Value:
     """Units along the axis stand side by side; units across it meet, as in a sum."""
-    values: list[Value] = [v for v in call.args[0] if v.shape != (0,)]
     shape, dim = call.shapes[0], call.arg(1, "dim", 0) % len(call.shapes[0])
-    if call.name == "stack":
+    values: list[Value] = list(call.args[0])
+    if call.name == "cat":  # what is empty has no units, and may have a shape of its own
+        values = [v for v in values if v.shape != (0,) and v.shape[dim] > 0] or [v for v in values if v.shape != (0,)]
+    else:
         values = [v.viewed((*v.shape[:dim], 1, *v.shape[dim:])) for v in values]
     weight = all(v.weight or v.neutral for v in values)
     table = all(v.neutral or (v.parts and v.table) for v in values)
-    along: list[list[Part]] = []
+    lines = _side_by_side(values, dim)
     across: list[Value] = []
-    for value in values:
-        side = [p for p in value.parts if dim in p.axes or (not p.axes and value.shape[dim] == 1)]
-        along.append(side)
+    for i, value in enumerate(values):
+        beside = {id(line[i]) for line in lines}
         one = [1 if a == dim else s for a, s in enumerate(value.shape)]
-        beside = {id(p) for p in side}
         rest = [p for p in value.parts if id(p) not in beside and p.axes]
         narrow = tuple(replace(p, labels=p.labels.narrow(dim, 0, 1)) for p in rest)
         uniform = value.const is not None and not value.fixed(dim)
@@ -190,18 +190,32 @@ def concatenate(call: Call) -> Value:
     flat = [1 if a == dim else s for a, s in enumerate(shape)]
     crossing = merge(call.ledger, across, flat, call.where, zero="all")
     parts = [Part(p.labels.expand(shape), weight, p.opaque, table) for p in crossing.parts]
-    for i in range(max(len(side) for side in along)):
-        pieces = []
-        opaque = False
-        for value, side in zip(values, along, strict=True):
-            labels = side[i].labels if i < len(side) else torch.zeros(1, dtype=torch.long).expand(value.shape)
-            opaque |= i < len(side) and side[i].opaque
-            pieces.append(labels)
+    blank = torch.zeros(1, dtype=torch.long)
+    for line in lines:
+        pieces = [blank.expand(v.shape) if part is None else part.labels for v, part in zip(values, line, strict=True)]
         keep = {a for p in pieces for a in range(len(shape)) if p.stride(a) != 0 and p.shape[a] > 1} | {dim}
         pieces = [squeeze_constant(p, keep) for p in pieces]
         labels = canonical(torch.cat([p.contiguous() for p in pieces], dim).expand(shape))
-        parts.append(Part(labels, weight, opaque, table))
+        parts.append(Part(labels, weight, any(p is not None and p.opaque for p in line), table))
     return Value(shape, tuple(parts), free=all(v.neutral for v in values))
+
+
+def _side_by_side(values: Sequence[Value], dim: int) -> list[list[Part | None]]:
+    """For each kind of units that varies along the axis in some operand, its part in every operand, or None.
+
+    Units that vary along the axis in one operand and not in another, as where a table has made one unit of some
+    features of each head, are of one kind if they share another axis.
+    """
+    sides = [[p for p in v.parts if dim in p.axes or (not p.axes and v.shape[dim] == 1)] for v in values]
+    lines = [[side[i] if i < len(side) else None for side in sides] for i in range(max(len(side) for side in sides))]
+    for line in lines:
+        axes = {a for part in line if part is not None for a in part.axes} - {dim}
+        for i, value in enumerate(values):
+            taken = {id(other[i]) for other in lines}
+            fits = [p for p in value.parts if p.axes & axes and id(p) not in taken]
+            if line[i] is None and len(fits) == 1:
+                line[i] = fits[0]
+    return lines
 
 
 @rule("mm", "bmm", "mv", "dot", "vdot")
@@ -226,6 +240,33 @@ def _product(call: Call, a: Value, b: Value) -> Value:
     wide = a.viewed((*a.shape, 1))
     other = b.viewed((*b.shape[:-2], 1, *b.shape[-2:]))
     return contract(call.ledger, wide, other, [rank_a - 1], call.where)
+
+
+@rule("_grouped_mm", "grouped_mm_fallback")  # the latter is that of transformers
+def grouped_product(call: Call) -> Value:
+    """Each row meets the matrix of the expert that it is sent to: a unit is one row or column of every expert."""
+    a, b, ends = call.args[0], call.args[1], call.arg(2, "offs")
+    if (len(a.shape), len(b.shape)) != (2, 3) or not isinstance(ends, Value) or call.arg(3, "bias") is not None:
+        several: Value = unknown(call, f"no rule for this kind of {call.name}, called at {call.where}")
+        return several
+    sent = f"the code routes rows to a fixed number of matrices at {call.where}"
+    for part in ends.parts:
+        call.ledger.freeze(part.labels, sent)
+    rows, experts = (tuple(restrict(call.ledger, p, [0], sent) for p in v.parts) for v in (a, b))
+    one = tuple(replace(p, labels=p.labels.narrow(0, 0, 1)) for p in experts if p.axes != {0})
+    _align(call, a, 1)
+    _align(call, b, 1)
+    _align(call, b, 2)
+    data = replace(a, parts=rows).viewed((*a.shape, 1))
+    return contract(call.ledger, data, Value((1, *b.shape[1:]), one), [1], call.where)
+
+
+def _align(call: Call, value: Value, axis: int) -> None:
+    """PyTorch's kernel takes strides of 16 bytes; where they are others, another kernel is in use."""
+    multiple = 16 // call.node.meta["val"].dtype.itemsize
+    for part in value.parts:
+        if axis in part.axes and value.shape[axis] % multiple == 0:
+            call.ledger.align(part.labels, multiple)
 
 
 @rule("convolution")
@@ -349,4 +390,4 @@ def embedding(call: Call) -> Value:
 
 
 _MOVES = (movement, as_strided, constant_pad, concatenate)
-MOVEMENT = frozenset(name for name, function in RULES.items() if function in _MOVES)
+MOVEMENT = frozenset(["diagonal", *(name for name, function in RULES.items() if function in _MOVES)])

@@ -155,7 +155,7 @@ def pool(call: Call) -> Any:
     return _along(call, value, list(range(len(value.shape) - space, len(value.shape))))
 
 
-@rule("index", "index_select", "gather", "take_along_dim")
+@rule("index_select")  # and of "index", see `rules_indexing`
 def index(call: Call) -> Value:
     """Constant indices move data; indices that depend on the input pick along fixed axes only."""
     value, indices = call.args[0], call.arg(1 if call.name == "index" else 2, "index")

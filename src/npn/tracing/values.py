@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from npn.tracing.joining import unmet
 from npn.tracing.labels import Ledger, Part, joined, squeeze_constant
 
 OPAQUE = "the weight is a function that zero does not pass"
@@ -135,9 +136,14 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
             partners = [i for i, (_, other) in enumerate(merged) if other.axes & part.axes]
             for i in partners:
                 sources, other = merged[i]
-                if part.table != other.table and (part.axes < other.axes or other.axes < part.axes):
-                    small, large = (part, other) if part.axes < other.axes else (other, part)
-                    if small.table:  # one table serves several units, so it cannot be resized with them
+                if part.axes < other.axes or other.axes < part.axes:
+                    pairs = [(part, {source}), (other, sources)]
+                    (small, fewer), (large, more) = pairs if part.axes < other.axes else pairs[::-1]
+                    if all(operands[s].weight for s in fewer) and not all(operands[s].weight for s in more):
+                        ledger.serve(small.labels, large.labels, small.table, where)
+                        merged[i] = (sources | {source}, large)
+                        continue
+                    if small.table and not large.table:  # so it cannot be resized with the weights
                         ledger.freeze(small.labels, f"one table serves several units at {where}")
                         large = restrict(ledger, large, small.axes, f"combined with a table of fixed size at {where}")
                         merged[i] = (sources | {source}, large)
@@ -158,17 +164,17 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
     for sources, part in merged:
         stuck = {a for i, v in enumerate(operands) if i not in sources for a in part.axes if v.fixed(a)}
         part = replace(part, opaque=part.opaque or not terms <= sources, table=table)
-        result.append(restrict(ledger, part, stuck, f"combined with a value of fixed size at {where}"))
+        fixed = f"combined with a value of fixed size at {where}"
+        if any(v.const is not None and v.fixed(a) for v in operands for a in stuck):
+            fixed += "; as a buffer it would be resized with them"
+        result.append(restrict(ledger, part, stuck, fixed))
     return Value(tuple(shape), tuple(result), free=all(v.neutral for v in operands))
 
 
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
     """Freeze units that are added to zero padding, since the amount of padding is a number in the code."""
-    a, b = squeeze_constant(a), squeeze_constant(b)
-    for labels, other in ((a, b), (b, a)):
-        if not bool(other.all()):
-            labels, other = torch.broadcast_tensors(labels, other)
-            ledger.freeze(labels[other == 0], f"added to zero padding at {where}")
+    for labels in unmet(squeeze_constant(a), squeeze_constant(b)):
+        ledger.freeze(labels, f"added to zero padding at {where}")
 
 
 def reduce(

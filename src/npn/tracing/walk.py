@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves, tree_map
 
+from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture, source_line
 from npn.tracing.labels import Ledger, Part
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
@@ -47,7 +48,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     """Propagate labels through the graph; `tensors` are the model's own, for integer buffers and constants."""
     ledger = Ledger()
     env: dict[Node, Any] = {}
-    origin: dict[Node, str] = {}
+    origin: dict[Node, tuple[str, Node]] = {}  # the tensor that a weight is made of
     positions: dict[str, float] = {}
     fingerprint: list[str] = []
     unreached: list[str] = []
@@ -59,7 +60,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             name = next(names, None)
             env[node] = _leaf(ledger, node, name, tensors)
             if name is not None:
-                origin[node] = name
+                origin[node] = (name, node)
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
@@ -208,15 +209,17 @@ def _digest(const: Tensor) -> str:
         const = first if bool((const == first).all()) else const
     if const.numel() == 1:
         return str(const.item())
-    return f"constant {zlib.crc32(const.contiguous().view(torch.uint8).numpy().tobytes()):x}"
+    return f"constant {zlib.crc32(const.reshape(-1).view(torch.uint8).numpy().tobytes()):x}"
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
-         "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias")  # fmt: skip
-_CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0)}
+         "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias", "index", "index_select",
+         "select", "slice")  # fmt: skip
+_CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0),
+                 "_grouped_mm": (1, 0), "grouped_mm_fallback": (1, 0)}  # fmt: skip
 
 
-def _trace_origin(node: Node, origin: dict[Node, str], positions: dict[str, float]) -> None:
+def _trace_origin(node: Node, origin: dict[Node, tuple[str, Node]], positions: dict[str, float]) -> None:
     """Follow weights to the products that use them, and count how often each element is used."""
     name = _name(node)
     inputs = [a for a in node.args if isinstance(a, Node)]
@@ -229,8 +232,8 @@ def _trace_origin(node: Node, origin: dict[Node, str], positions: dict[str, floa
             if isinstance(weight, Node) and weight in origin:
                 val = node.meta["val"]
                 out = val[0] if isinstance(val, (tuple, list)) else val
-                source = origin[weight]
-                used = _macs(name, node, out) / max(weight.meta["val"].numel(), 1)
+                source, whole = origin[weight]
+                used = _macs(name, node, out) / max(whole.meta["val"].numel(), 1)
                 positions[source] = positions.get(source, 0.0) + used
                 return
 

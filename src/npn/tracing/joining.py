@@ -1,0 +1,119 @@
+"""Join labels into units, and decide whether a parameter serves several units or its entries belong to one each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Served:
+    """Labels of a parameter or buffer that is combined with units that vary along more axes than it does.
+
+    Attributes:
+        own: its labels, squeezed.
+        units: labels of what it is combined with, squeezed.
+        buffer: it is made of buffers alone.
+        where: op and source line.
+    """
+
+    own: Tensor
+    units: Tensor
+    buffer: bool
+    where: str
+
+    def alike(self, unit: np.ndarray, among: bool) -> bool:
+        """Whether all that share an entry of it are one unit (`among`), or all its entries meet the same units.
+
+        Args:
+            unit: int64 (labels,), unit of every label.
+            among: which of the two.
+        """
+        axes = tuple(a for a, n in enumerate(self.units.shape) if n > 1 and (self.own.shape[a] == 1) == among)
+        found = unit[self.units.numpy()]
+        low = np.where(found > 0, found, len(unit)).min(axes, keepdims=True)
+        return bool(((found == low) | (found == 0)).all())
+
+
+def decide(
+    total: int, edges: list[tuple[Tensor, Tensor]], served: Sequence[Served]
+) -> tuple[np.ndarray, list[tuple[Tensor, str]]]:
+    """Decide what serves several units and what belongs to one: first what the edges decide, then the first left.
+
+    Args:
+        total: number of labels, including 0.
+        edges: certain edges; those that follow are added.
+        served: what to decide.
+
+    Returns:
+        int64 (total,), unit of every label; and labels that are frozen thereby, with reasons.
+    """
+    frozen: list[tuple[Tensor, str]] = []
+    waiting = list(served)
+    while True:
+        unit = components(total, edges)
+        if not waiting:
+            return unit, frozen
+        belong = [s for s in waiting if s.alike(unit, among=True)]
+        serve = [s for s in waiting if s not in belong and s.alike(unit, among=False)]
+        if not belong and not serve:
+            (serve if waiting[0].buffer else belong).append(waiting[0])
+        for s in belong:
+            edges.append(edge(s.own, s.units))
+            frozen += [(labels, f"added to zero padding at {s.where}") for labels in unmet(s.own, s.units)]
+        for s in serve:
+            axes = [a for a, n in enumerate(s.own.shape) if n > 1]
+            edges.append(edge(s.units, s.units.amax(axes, keepdim=True)))
+            frozen.append((s.own.reshape(-1), f"one table serves several units at {s.where}"))
+        waiting = [s for s in waiting if s not in belong and s not in serve]
+
+
+def unmet(a: Tensor, b: Tensor) -> list[Tensor]:
+    """Labels of each tensor where the other one has none.
+
+    Args:
+        a, b: labels that broadcast against each other.
+    """
+    pairs = [torch.broadcast_tensors(labels, other) for labels, other in ((a, b), (b, a)) if not bool(other.all())]
+    return [labels[other == 0] for labels, other in pairs]
+
+
+def edge(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """The pairs of elements of two label tensors that broadcast against each other."""
+    a, b = torch.broadcast_tensors(a, b)
+    return a.reshape(-1), b.reshape(-1)
+
+
+def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray:
+    """Find the connected components of a graph of labels; label 0 joins nothing.
+
+    Repeated minimum over edges with pointer jumping: O(edges log labels), no Python loop over labels.
+
+    Args:
+        total: number of labels, including 0.
+        edges: pairs of int64 tensors of equal length; an edge joins the entries at one position.
+
+    Returns:
+        int64 (total,), smallest label of each label's component.
+    """
+    unit = np.arange(total)
+    if not edges:
+        return unit
+    a, b = (np.concatenate([edge[i].numpy() for edge in edges]) for i in (0, 1))
+    joins = (a > 0) & (b > 0) & (a != b)
+    codes = np.unique(np.minimum(a, b)[joins] * total + np.maximum(a, b)[joins])  # one number for each pair
+    a, b = codes // total, codes % total
+    while True:
+        low = np.minimum(unit[a], unit[b])
+        before = unit.copy()
+        np.minimum.at(unit, unit[a], low)
+        np.minimum.at(unit, unit[b], low)
+        while True:  # pointer jumping: every label points at its root
+            jumped = unit[unit]
+            if np.array_equal(jumped, unit):
+                break
+            unit = jumped
+        if np.array_equal(before, unit):
+            return unit

@@ -1,0 +1,21 @@
+"""Try the library on hundreds of models of timm, torchvision, transformers and segmentation-models-pytorch.
+
+    python tools/compat.py                           # every model that is not in results/compat.json yet
+    python tools/compat.py --match 'vit*' --again    # these afresh
+    python tools/compat.py --write-docs              # docs/compatibility.md from the records
+
+Needs the libraries themselves (`pip install timm torchvision transformers segmentation-models-pytorch`); random weights
+only, nothing is downloaded.
+"""
+
+import sys
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["work"]:
+        from compat.measure import main as work
+
+        work(sys.argv[2:])
+    else:
+        from compat.sweep import main
+
+        sys.exit(main(sys.argv[1:]))
