@@ -45,6 +45,16 @@ def test_a_picture_is_the_same_bytes_each_time(tmp_path: Path, draw: str) -> Non
     assert image.imread(tmp_path / "one.png").std() > 0.05  # not blank
 
 
+def test_a_bound_is_drawn_beside_the_cost(tmp_path: Path) -> None:
+    plain, bounded = rows(["inf", 7.0, 7.0]), rows(["inf", 7.0, 7.0])
+    for row, bound in zip(bounded, (None, 95.0, 90.0), strict=True):
+        row.update(cost=100.0, bound=bound)
+    figures.learning_curves(tmp_path / "plain.png", plain, "a title")
+    figures.learning_curves(tmp_path / "bounded.png", bounded, "a title")
+    heights = [image.imread(tmp_path / name).shape[0] for name in ("plain.png", "bounded.png")]
+    assert heights[1] > heights[0]  # one panel more
+
+
 def test_drawing_leaves_the_users_style_alone(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     figures.gate_functions(tmp_path / "gates.png")

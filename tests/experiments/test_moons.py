@@ -1,6 +1,7 @@
 """The two moons: sizes are those of the exported network, and what is in the folder fits together."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,19 @@ def test_a_budget_is_a_share_of_the_full_net_in_either_mode(mode: str, budget: f
     given = Options(mode=mode, budget=budget)
     penalty = moons.build(given.over(moons.defaults(given))).plastic.penalty
     assert isinstance(penalty, npn.Budget) and penalty.bound == bound
+
+
+def test_the_bound_waits_for_growth_and_for_what_has_grown(tmp_path: Path) -> None:
+    """The path begins once growth has ended and its last units are no longer held open."""
+    options = Options(mode="expand", seed=1, epochs="2,60,1")
+    rows = runner.run(moons.EXPERIMENT, options, RunDirectory(tmp_path), Recorder()).rows
+    began = next(row["epoch"] for row in rows if row["bound"])
+    largest = max(rows[2:62], key=lambda row: row["params"])
+    assert began > largest["epoch"]
+    assert all(row["bound"] is None for row in rows[:began])
+    bounds = [row["bound"] for row in rows[began:62]]
+    assert all(after <= before for before, after in pairwise(bounds))
+    assert 0.8 * largest["cost"] < bounds[0] <= largest["cost"] and bounds[-1] < 0.7 * bounds[0]
 
 
 def test_a_share_that_is_next_to_nothing_is_not_taken_for_a_larger_one() -> None:
