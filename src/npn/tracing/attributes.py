@@ -76,12 +76,7 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
     for slot in group.slots:
         each = slot.index.shape[1]
         sizes.setdefault(group.size * each, each)
-    paths: dict[str, None] = {}
-    for slot in group.slots:
-        path = slot.tensor
-        while path:
-            path = path.rpartition(".")[0]
-            paths.setdefault(path)
+    paths = dict.fromkeys(path for slot in group.slots for path in (*_ancestors(slot.tensor), ""))
     found = []
     for path in paths:
         module = model.get_submodule(path)

@@ -39,14 +39,12 @@ class Rehearsal:
         seconds: of CPU time, after which `expired` holds.
 
     Attributes:
-        traces: whole re-traces so far.
         repairs: names of the attributes that had to follow, for each kind of group that was repaired.
     """
 
     def __init__(self, model: nn.Module, example_inputs: Any, structure: Structure, seconds: float) -> None:
         self.model, self.inputs = model, example_inputs
         self.seconds = seconds
-        self.traces = 0
         self.repairs: set[frozenset[str]] = set()
         self._end = process_time() + seconds
         self._cheap = self._run(structure, {}) is None  # else fake tensors do not reach through this model
@@ -109,7 +107,6 @@ class Rehearsal:
 
     def _at(self, structure: Structure, change: Mapping[str, int]) -> Structure | Problem:
         """The re-traced structure with the groups of this one."""
-        self.traces += 1
         found = retrace(self.model, self.inputs, structure, change)
         matched = match_groups(structure, found)
         if matched is None:
