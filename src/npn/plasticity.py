@@ -282,12 +282,14 @@ class Plasticity:
         assert_same("what compact removes", removed)
         return self._resize(resizing.removal(self.model, self.structure, removed, self.masked_weights, self._inputs()))
 
-    def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
-        """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
+    def grow(self, more: Mapping[str, int], *, grace: int = 0, init: str = "zero") -> ResizeReport:
+        """Add units so that the function is unchanged.
 
         Args:
             more: group name -> units to add; of a group whose units come in sets, rounded up to whole sets.
             grace: calls of `backward` for which the new units are held open, unpenalised.
+            init: how new units start, see `npn.Growth`. Those of "pair" and "split" need a grace period at a finite k,
+                since the function is kept only while both units of a pair are open.
 
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
@@ -295,18 +297,20 @@ class Plasticity:
         whole_number("grace", grace, 0, "calls of backward")
         wanted = resizing.units_to_add(self.gates, more)
         assert_same("what grow adds", wanted)
-        report = self._resize(resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._inputs()))
+        plan = resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._inputs())
+        report = self._resize(plan, resizing.start(self.model, plan, resizing.checked_init(init), self.gates))
         self.gates.hold_open(report.added, grace)
         return report
 
-    def _resize(self, plan: surgery.Plan) -> ResizeReport:
+    def _resize(self, plan: surgery.Plan, start: surgery.Start | None = None) -> ResizeReport:
         """Carry out a plan on the model and the copies that follow it, and tell everything that knows the structure."""
+        start = start or surgery.Start()
         copies = following.copies_among(self.followers, self.structure)
-        report = resizing.resize(self.model, plan, self.optimizers, self.gates)
+        report = resizing.resize(self.model, plan, self.optimizers, self.gates, start.model)
         if report:
             broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
             for copied in copies:
-                copied.resize(plan, self.optimizers)
+                copied.resize(plan, self.optimizers, start.copies)
             self.restructure(plan.after)
         return report
 

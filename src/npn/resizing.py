@@ -20,8 +20,9 @@ from npn.masking.calls import detached_leftovers
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
 from npn.structure import NEW, Structure
-from npn.surgery import Plan, ResizeReport
+from npn.surgery import Finish, Plan, ResizeReport
 from npn.tracing import grown, shrunk
+from npn.tracing.capture import model_tensors
 
 
 def units_to_remove(gates: Gates, below: float) -> dict[str, list[int]]:
@@ -108,7 +109,36 @@ def growth(
     return surgery.plan_growth(structure, larger)
 
 
-def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates: Gates) -> ResizeReport:
+def checked_init(init: str) -> str:
+    """Return the name of an initialisation of new units.
+
+    Args:
+        init: the name.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
+    if init not in surgery.INITS:
+        raise ConfigurationError(f"init must be one of {', '.join(map(repr, surgery.INITS))}, got {init!r}")
+    return init
+
+
+def start(model: nn.Module, plan: Plan, init: str, gates: Gates) -> surgery.Start:
+    """How the new units of a plan start; see `npn.surgery.start`.
+
+    Args:
+        model: the attached model, before the resize.
+        plan: of the growth.
+        init: name of the initialisation.
+        gates: of the model.
+    """
+    open_units = torch.cat([group.gate.mask for group in gates.groups if group.grows])
+    return surgery.start(init, model_tensors(model), plan, open_units)
+
+
+def resize(
+    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates: Gates, finish: Finish | None = None
+) -> ResizeReport:
     """Carry out a plan on the model, its gates' tensors and the tracked optimizers.
 
     Args:
@@ -116,6 +146,7 @@ def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates:
         plan: of the resize.
         optimizers: whose state follows.
         gates: of the model.
+        finish: see `npn.surgery.apply_plan`.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
@@ -130,7 +161,7 @@ def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates:
     names = checks.parameter_names(model, gates)
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
-    surgery.apply_plan(model, plan, optimizers, gates.extras())
+    surgery.apply_plan(model, plan, optimizers, gates.extras(), finish)
     _warn_of_frozen(model, plan)
     return surgery.report(plan, before, count_params(model))
 

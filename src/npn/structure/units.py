@@ -19,12 +19,14 @@ class Slot:
         axis: the axis.
         index: int64 (units, entries per unit), positions along the axis.
         reads: whether the tensor reads the units (a closed gate zeroes these entries).
+        produces: whether a product with the tensor makes the units; a tied weight may do both.
     """
 
     tensor: str
     axis: int
     index: Tensor
     reads: bool
+    produces: bool = False
 
     @property
     def key(self) -> tuple[str, int]:

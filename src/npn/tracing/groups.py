@@ -47,7 +47,10 @@ def group_units(
         if useless:
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
-            placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
+            placed = tuple(
+                Slot(*key, _positions(members[i], rest), key in ledger.reads, key in ledger.produces)
+                for i, key in zip(where, keys, strict=True)
+            )
             multiple = int(np.lcm.reduce(multiples[rest]))
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
     known = dict(shapes), walked.positions, walked.fingerprint, outputs
