@@ -11,6 +11,7 @@ from torch import Tensor
 from npn._utils.patterns import match_patterns
 from npn._utils.validation import whole_number
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
+from npn.surgery import checked_init
 
 Report = TypeVar("Report", covariant=True)
 
@@ -41,7 +42,7 @@ class Growable(Protocol[Report]):
     @property
     def groups(self) -> Sequence[_Group]: ...
     def weights(self) -> Any: ...
-    def grow(self, added: dict[str, int], /, *, grace: int) -> Report: ...
+    def grow(self, added: dict[str, int], /, *, grace: int, init: str = "zero") -> Report: ...
     def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
 
 
@@ -111,11 +112,20 @@ class Growth:
     block its own group for ever either: after `revive` steps in a row with closed units, a group reopens those, the
     unit with the lowest keep probability first, before it gets new units. Growth ends for good
 
-    a. when the validation loss has not improved, and nothing has grown, for `patience` steps, or
-    b. when no group can get another unit: each is at its `limit` with every unit open, or the model has `max_params`.
+    a. when the validation loss has not improved, and nothing has grown, for `patience` steps;
+    b. when no group can get another unit: each is at its `limit` with every unit open, or the model has `max_params`;
+    c. after `until` calls of `step`.
 
     Units are added physically. A new or reopened unit is held open and unpenalised for `grace` training steps: no
-    weight reads it yet, so the penalty would close it before the data give it a gradient.
+    weight reads it yet, so the penalty would close it before the data give it a gradient. `init` says how it starts;
+    every way keeps the function (docs/growing.md has the mathematics):
+
+    - "zero": random fan-in, zero fan-out. At first only the fan-out gets a gradient.
+    - "pair": two units at a time with the same fan-in and opposite fan-outs, so that both ends get a gradient at once.
+      An odd last unit starts as in "zero": choose an even number of `units`.
+    - "split": a copy of the open unit with the largest fan-out, which the two share; both are held open.
+
+    Units that come in sets, and units with tied or normalised weights, start as in "zero" always.
 
     Args:
         units: units that a group gets at a time: an int, or a float fraction of its present size (at least 1 unit); or
@@ -130,10 +140,13 @@ class Growth:
         grace: training steps (calls of `plastic.backward`) for which a new unit is held open.
         revive: calls of `step` after which closed units are reopened; `None` leaves them to `plastic.compact`.
         only: one or several name patterns of the groups that may grow.
+        init: how new units start; those of "pair" and "split" need a `grace` of at least 1.
+        until: calls of `step` after which growth ends; growth in the first third of the training leaves the new units
+            time to learn. `None` for no such end.
 
     Attributes:
         history: the growths so far.
-        units, max_params, patience, min_delta, grace, revive, only: the arguments, in normalised form.
+        units, max_params, patience, min_delta, grace, revive, only, init, until: the arguments, in normalised form.
         limits: name pattern -> `limit`.
 
     Raises:
@@ -165,13 +178,16 @@ class Growth:
         grace: int = 100,
         revive: int | None = 10,
         only: str | Sequence[str] = "*",
+        init: str = "zero",
+        until: int | None = None,
     ) -> None:
         pace = dict(units) if isinstance(units, Mapping) else {"*": units}
         for each in pace.values():
             if isinstance(each, bool) or not (0.0 < each < math.inf and (each >= 1 or isinstance(each, float))):
                 raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {each!r}")
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
-        for name, value in (("max_params", max_params), ("revive", revive), *(("limit", v) for v in limits.values())):
+        optional = [("max_params", max_params), ("revive", revive), ("until", until)]
+        for name, value in (*optional, *(("limit", v) for v in limits.values())):
             if value is not None:
                 whole_number(name, value, 1)
         whole_number("patience", patience, 1, "validations")
@@ -180,6 +196,12 @@ class Growth:
         whole_number("grace", grace, 0, "calls of backward")
         self.units, self.limits, self.max_params = pace, limits, max_params
         self.patience, self.min_delta, self.grace = patience, min_delta, grace
+        if init in ("pair", "split") and grace < 1:
+            raise ConfigurationError(
+                f'init="{init}" needs a grace of at least 1, got {grace}: a mask could close one unit of a pair and '
+                "not the other, and the function would not be kept"
+            )
+        self.init, self.until = checked_init(init), math.inf if until is None else until
         self.revive = math.inf if revive is None else revive
         self.only = (only,) if isinstance(only, str) else tuple(only)
         if not self.only:
@@ -253,7 +275,7 @@ class Growth:
         reopened = {name: old for name, (old, _) in plan.items() if old}
 
         # Only this call can fail, and then it changes nothing; so it comes before every other change.
-        report = plastic.grow(added, grace=self.grace) if added else None
+        report = plastic.grow(added, grace=self.grace, **self._start()) if added else None
         for group in plastic.groups:
             if group.name in reopened:  # looked up again, because growing may have moved the units
                 units = closed_units(group)[: reopened[group.name]]
@@ -267,7 +289,7 @@ class Growth:
         if added or reopened:
             self._loss_at_last_growth, self._stale = loss, 0
             self.history.append(GrowthEvent(self._steps, loss, added, reopened))
-        self._over = exhausted or self._is_full(plastic, limits)
+        self._over = exhausted or self._steps >= self.until or self._is_full(plastic, limits)
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,6 +321,10 @@ class Growth:
         self._best, self._loss_at_last_growth = float(state["best"]), float(state["bar"])
         self._waited, self._over = dict(state["waited"]), bool(state["over"])
         self.history = history
+
+    def _start(self) -> dict[str, Any]:
+        """Further arguments of `grow`, as far as they are not its defaults."""
+        return {"init": self.init} if self.init != "zero" else {}
 
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
         """The groups that may grow."""

@@ -135,10 +135,7 @@ class Plasticity:
         return self.gates.group(name)
 
     def sizes(self) -> dict[str, int]:
-        """Number of units of each group that take part: open in the deterministic mask, or held open.
-
-        A column counts if its unit takes part too; a group whose units all lie inside closed branches has size 0.
-        """
+        """Units of each group that take part: open, or held open; columns with their unit, none in closed branches."""
         return open_sizes(self.structure, self.gates.closed())
 
     def weights(self) -> list[nn.Parameter]:
@@ -229,15 +226,7 @@ class Plasticity:
         return self._step().backward(closure, scale)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
-        """`backward` with a forward and backward pass that a training framework runs.
-
-        Args:
-            evaluate: see `npn.step.Step.step_with`.
-            scale: factor on loss and penalty.
-
-        Returns:
-            The detached loss, (), without scale and penalty.
-        """
+        """`backward` with a forward and backward pass that a training framework runs; see `npn.step.Step.step_with`."""
         return self._step().step_with(evaluate, scale)
 
     def _step(self) -> Step:
@@ -295,11 +284,14 @@ class Plasticity:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
         whole_number("grace", grace, 0, "calls of backward")
+        surgery.checked_init(init)
         wanted = resizing.units_to_add(self.gates, more)
         assert_same("what grow adds", wanted)
         plan = resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._inputs())
-        report = self._resize(plan, resizing.start(self.model, plan, resizing.checked_init(init), self.gates))
-        self.gates.hold_open(report.added, grace)
+        start = resizing.start(self.model, plan, init, self.gates)
+        report = self._resize(plan, start)
+        for units in (report.added, start.held):
+            self.gates.hold_open(units, grace)
         return report
 
     def _resize(self, plan: surgery.Plan, start: surgery.Start | None = None) -> ResizeReport:

@@ -109,20 +109,6 @@ def growth(
     return surgery.plan_growth(structure, larger)
 
 
-def checked_init(init: str) -> str:
-    """Return the name of an initialisation of new units.
-
-    Args:
-        init: the name.
-
-    Raises:
-        ConfigurationError: there is none of this name.
-    """
-    if init not in surgery.INITS:
-        raise ConfigurationError(f"init must be one of {', '.join(map(repr, surgery.INITS))}, got {init!r}")
-    return init
-
-
 def start(model: nn.Module, plan: Plan, init: str, gates: Gates) -> surgery.Start:
     """How the new units of a plan start; see `npn.surgery.start`.
 
@@ -133,7 +119,7 @@ def start(model: nn.Module, plan: Plan, init: str, gates: Gates) -> surgery.Star
         gates: of the model.
     """
     open_units = torch.cat([group.gate.mask for group in gates.groups if group.grows])
-    return surgery.start(init, model_tensors(model), plan, open_units)
+    return surgery.start(surgery.checked_init(init), model_tensors(model), plan, open_units)
 
 
 def resize(

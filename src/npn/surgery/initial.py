@@ -6,12 +6,13 @@ their fan-outs are. A pair is possible where the two units lie alike in every te
 
 import math
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from npn.errors import ConfigurationError
 from npn.structure import NEW, Group, Slot, Structure
 from npn.surgery.plan import Plan
 
@@ -22,6 +23,20 @@ INITS = ("zero", "pair", "select", "split")
 NOISE = 0.1  # relative size of the difference between the two shares of a split fan-out
 
 
+def checked_init(init: str) -> str:
+    """Return the name of an initialisation of new units.
+
+    Args:
+        init: the name.
+
+    Raises:
+        ConfigurationError: there is none of this name.
+    """
+    if init not in INITS:
+        raise ConfigurationError(f"init must be one of {', '.join(map(repr, INITS))}, got {init!r}")
+    return init
+
+
 @dataclass(frozen=True)
 class Start:
     """What is done to the values of tensors in which new units have random fan-in and zero fan-out.
@@ -29,10 +44,12 @@ class Start:
     Attributes:
         model: for the model; None to leave them so.
         copies: for its copies, whose new entries are those of the model.
+        held: group name -> present units that have to stay open with the new ones, for the function to be kept.
     """
 
     model: Finish | None = None
     copies: Finish | None = None
+    held: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tensor) -> Start:
@@ -53,7 +70,10 @@ def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tens
     if init == "split":
         rounds = copied_units(tensors, plan.before, plan.after, added, open_units)
         finish = partial(_split_all, after=plan.after, rounds=rounds)
-        return Start(finish, finish)
+        held: dict[str, list[int]] = {}
+        for name, of in ((name, of) for pairs in rounds for name, (of, _) in pairs.items()):
+            held[name] = sorted({*held.get(name, ()), *of.tolist()})
+        return Start(finish, finish, held)
     return Start()
 
 
@@ -189,8 +209,8 @@ def fan_out(tensors: Mapping[str, Tensor], structure: Structure, group: Group) -
 
 
 def _alike(group: Group, of: Tensor, to: Tensor, slots: list[Slot] | tuple[Slot, ...]) -> Tensor:
-    """Which pairs lie alike in these slots, bool (pairs,); none in groups whose units come in sets or are tied."""
-    if group.multiple > 1 or any(slot.reads and slot.produces for slot in group.slots):
+    """Which pairs lie alike in these slots, bool (pairs,); none if units come in sets or weights are not plain."""
+    if group.multiple > 1 or not all(slot.plain for slot in group.slots if slot.reads):
         return torch.zeros(len(of), dtype=torch.bool)
     return torch.stack([_distant_alike(slot, of, to) for slot in slots]).all(dim=0)
 

@@ -48,7 +48,7 @@ def group_units(
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
             placed = tuple(
-                Slot(*key, _positions(members[i], rest), key in ledger.reads, key in ledger.produces)
+                Slot(*key, _positions(members[i], rest), key in ledger.reads, key not in ledger.produces | ledger.bent)
                 for i, key in zip(where, keys, strict=True)
             )
             multiple = int(np.lcm.reduce(multiples[rest]))

@@ -108,12 +108,14 @@ class Ledger:
         starts: first label of each owner, followed by the number of labels so far plus 1.
         reads: slots of weights that read units.
         produces: slots of weights that produce units.
+        bent: slots of weights of which a function is taken that is not linear.
     """
 
     slots: list[tuple[str, int]] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [1])
     reads: set[tuple[str, int]] = field(default_factory=set)
     produces: set[tuple[str, int]] = field(default_factory=set)
+    bent: set[tuple[str, int]] = field(default_factory=set)
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     _mixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -177,6 +179,7 @@ class Ledger:
             axes: the axes of the sum.
         """
         labels = squeeze_constant(labels)
+        self.mark(labels, self.bent)  # the sum may be that of a norm
         self._mixed.append(edge(labels, labels.amax(list(axes), keepdim=True)))
 
     def share(self, a: Tensor, b: Tensor) -> None:
@@ -194,6 +197,7 @@ class Ledger:
             labels: labels of the divisor.
             where: op and source line.
         """
+        self.mark(labels, self.bent)
         self._divisors.append((squeeze_constant(labels).reshape(-1), where))
 
     def serve(self, own: Tensor, units: Tensor, buffer: bool, where: str) -> None:
@@ -248,7 +252,7 @@ class Ledger:
 
         Args:
             labels: the labels.
-            roles: `reads` or `produces`, changed in place.
+            roles: `reads`, `produces` or `bent`, changed in place.
         """
         own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
         roles.update(self.slots[i] for i in np.unique(self._owners(own[own > 0])))
