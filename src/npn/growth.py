@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper: a layer whose units are all open gets another unit while the network improves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, TypeVar, final
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from npn._utils.patterns import match_patterns
 from npn._utils.validation import whole_number
+from npn.candidates import check_start
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
 from npn.surgery import checked_init
 
@@ -42,7 +43,9 @@ class Growable(Protocol[Report]):
     @property
     def groups(self) -> Sequence[_Group]: ...
     def weights(self) -> Any: ...
-    def grow(self, added: dict[str, int], /, *, grace: int, init: str = "zero") -> Report: ...
+    def grow(
+        self, added: dict[str, int], /, *, grace: int, init: str = "zero", warmup: int = 0, loss: Any = None
+    ) -> Report: ...
     def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
 
 
@@ -125,6 +128,9 @@ class Growth:
       An odd last unit starts as in "zero": choose an even number of `units`.
     - "split": a copy of the open unit with the largest fan-out, which the two share; both are held open.
 
+    - "select": as "zero", but the best of 16 times as many, chosen by the gradient of their fan-out on one batch, less
+      what existing units do already; `step` needs the batch's `loss`.
+
     Units that come in sets, and units with tied or normalised weights, start as in "zero" always.
 
     Args:
@@ -141,12 +147,14 @@ class Growth:
         revive: calls of `step` after which closed units are reopened; `None` leaves them to `plastic.compact`.
         only: one or several name patterns of the groups that may grow.
         init: how new units start; those of "pair" and "split" need a `grace` of at least 1.
+        warmup: optimizer steps over which the weights of new units come to learn in full: the t-th step moves them by
+            t / `warmup` of what it moves them by otherwise. 0 for none.
         until: calls of `step` after which growth ends; growth in the first third of the training leaves the new units
             time to learn. `None` for no such end.
 
     Attributes:
         history: the growths so far.
-        units, max_params, patience, min_delta, grace, revive, only, init, until: the arguments, in normalised form.
+        units, max_params, patience, min_delta, grace, revive, only, init, warmup, until: the arguments, normalised.
         limits: name pattern -> `limit`.
 
     Raises:
@@ -179,6 +187,7 @@ class Growth:
         revive: int | None = 10,
         only: str | Sequence[str] = "*",
         init: str = "zero",
+        warmup: int = 0,
         until: int | None = None,
     ) -> None:
         pace = dict(units) if isinstance(units, Mapping) else {"*": units}
@@ -201,7 +210,8 @@ class Growth:
                 f'init="{init}" needs a grace of at least 1, got {grace}: a mask could close one unit of a pair and '
                 "not the other, and the function would not be kept"
             )
-        self.init, self.until = checked_init(init), math.inf if until is None else until
+        self.init, self.warmup = checked_init(init), whole_number("warmup", warmup, 0, "optimizer steps")
+        self.until = math.inf if until is None else until
         self.revive = math.inf if revive is None else revive
         self.only = (only,) if isinstance(only, str) else tuple(only)
         if not self.only:
@@ -225,30 +235,35 @@ class Growth:
         """Whether growth has ended; `step` then does nothing."""
         return self._over
 
-    def step(self, validation_loss: float | Tensor, plastic: Growable[Report]) -> Report | None:
+    def step(
+        self, validation_loss: float | Tensor, plastic: Growable[Report], *, loss: Callable[[], Tensor] | None = None
+    ) -> Report | None:
         """Grow the groups that meet the conditions.
 
         Args:
             validation_loss: mean data loss, without the penalty, on a held-out part of the training set; never on test
                 data.
             plastic: the result of `npn.attach`.
+            loss: for init="select": a function that calls the model on a batch of training data, of 1,000 examples or
+                so, and returns the loss.
 
         Returns:
             The `ResizeReport` of the added units; `None` if none was added. Reopened units are listed in `history`.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ConfigurationError: a pattern of `only`, `units` or `limit` matches no group.
+            ConfigurationError: a pattern of `only`, `units` or `limit` matches no group, or init="select" lacks a loss.
             ResizeError: the model cannot grow. After each of these errors nothing has changed.
         """
         if self._over:
             return None
-        loss = float(validation_loss)
-        if not math.isfinite(loss):
+        value = float(validation_loss)
+        if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"growth needs a finite validation loss, got {loss} at step {self._steps + 1}; nothing was grown. "
+                f"growth needs a finite validation loss, got {value} at step {self._steps + 1}; nothing was grown. "
                 "Look at the training loss: a lower learning rate or gradient clipping may help"
             )
+        start = self._start(loss)
         groups = self._groups(plastic)
         names = _names(plastic)
         limits = match_patterns(self.limits, names, "limit") if self.limits else {}
@@ -256,10 +271,10 @@ class Growth:
         closed = {group.name: len(closed_units(group)) for group in groups}
         waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
 
-        stale = 0 if loss < self._best - self.min_delta else self._stale + 1
+        stale = 0 if value < self._best - self.min_delta else self._stale + 1
         exhausted = stale >= self.patience or self._is_full(plastic, limits)
         plan: dict[str, tuple[int, int]] = {}
-        if not exhausted and loss < self._loss_at_last_growth - self.min_delta:
+        if not exhausted and value < self._loss_at_last_growth - self.min_delta:
             for group in groups:
                 reopened_units, new = units_to_open(
                     group.size,
@@ -275,7 +290,7 @@ class Growth:
         reopened = {name: old for name, (old, _) in plan.items() if old}
 
         # Only this call can fail, and then it changes nothing; so it comes before every other change.
-        report = plastic.grow(added, grace=self.grace, **self._start()) if added else None
+        report = plastic.grow(added, grace=self.grace, **start) if added else None
         for group in plastic.groups:
             if group.name in reopened:  # looked up again, because growing may have moved the units
                 units = closed_units(group)[: reopened[group.name]]
@@ -284,11 +299,11 @@ class Growth:
         self._steps += 1
         self._stale = stale
         if stale == 0:
-            self._best = loss
+            self._best = value
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
         if added or reopened:
-            self._loss_at_last_growth, self._stale = loss, 0
-            self.history.append(GrowthEvent(self._steps, loss, added, reopened))
+            self._loss_at_last_growth, self._stale = value, 0
+            self.history.append(GrowthEvent(self._steps, value, added, reopened))
         self._over = exhausted or self._steps >= self.until or self._is_full(plastic, limits)
         return report
 
@@ -322,9 +337,13 @@ class Growth:
         self._waited, self._over = dict(state["waited"]), bool(state["over"])
         self.history = history
 
-    def _start(self) -> dict[str, Any]:
+    def _start(self, loss: Callable[[], Tensor] | None) -> dict[str, Any]:
         """Further arguments of `grow`, as far as they are not its defaults."""
-        return {"init": self.init} if self.init != "zero" else {}
+        start: dict[str, Any] = {"warmup": self.warmup} if self.warmup else {}
+        if self.init == "select":
+            check_start(self.grace, self.init, self.warmup, loss)
+            start["loss"] = loss
+        return start | ({"init": self.init} if self.init != "zero" else {})
 
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
         """The groups that may grow."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import following, resizing, surgery
+from npn import candidates, following, resizing, surgery
 from npn import optimizers as checks
 from npn._utils.collectives import assert_same, broadcast
 from npn._utils.inputs import model_dtype, moved_with
@@ -26,6 +26,9 @@ from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
+from npn.warmup import Warmup
+
+Loss = Callable[[], Tensor]
 
 
 class Plasticity:
@@ -80,6 +83,7 @@ class Plasticity:
         self._pricing = Pricing(model, structure, self.gates)
         self._params_at_attach, self._dtype_at_attach = count_params(model), model_dtype(model)
         self._call = MaskedCall(self.gates, self.masked_weights)
+        self._warmup = Warmup(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
         checks.watch(self.gates)
@@ -192,14 +196,16 @@ class Plasticity:
         checks.check_layouts(known[len(self.optimizers) :])
         checks.check_optimizers(known, checks.parameter_names(self.model, self.gates), self.gates)
         self.optimizers = known
+        self._warmup.watch(known)
 
     def untrack(self, *optimizers: Optimizer) -> None:
         """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
         gone = checks.union([], optimizers)
         self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
         checks.forget(gone)
+        self._warmup.watch(self.optimizers)
 
-    def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
+    def backward(self, closure: Loss, *, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of E_z[loss] + penalty, for weights and gates.
 
         The closure is called once or twice, depending on the estimator, under masks drawn from the gates. Gradients are
@@ -267,31 +273,38 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
-        removed = resizing.units_to_remove(self.gates, below)
+        return self._remove(resizing.units_to_remove(self.gates, below))
+
+    def _remove(self, removed: Mapping[str, Sequence[int]]) -> ResizeReport:
         assert_same("what compact removes", removed)
         return self._resize(resizing.removal(self.model, self.structure, removed, self.masked_weights, self._inputs()))
 
-    def grow(self, more: Mapping[str, int], *, grace: int = 0, init: str = "zero") -> ResizeReport:
+    def grow(
+        self, more: Mapping[str, int], *, grace: int = 0, init: str = "zero", warmup: int = 0, loss: Loss | None = None
+    ) -> ResizeReport:
         """Add units so that the function is unchanged.
 
         Args:
             more: group name -> units to add; of a group whose units come in sets, rounded up to whole sets.
             grace: calls of `backward` for which the new units are held open, unpenalised.
-            init: how new units start, see `npn.Growth`. Those of "pair" and "split" need a grace period at a finite k,
-                since the function is kept only while both units of a pair are open.
+            init, warmup: see `npn.Growth`. At a finite k, "pair" and "split" need a grace period: their function is
+                kept only while both units of a pair are open.
+            loss: for init="select", as for `backward`: the loss of a batch, of 1,000 examples or so.
 
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
-        whole_number("grace", grace, 0, "calls of backward")
-        surgery.checked_init(init)
+        candidates.check_start(grace, init, warmup, loss)
         wanted = resizing.units_to_add(self.gates, more)
         assert_same("what grow adds", wanted)
-        plan = resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._inputs())
+        asked = candidates.asked(self.gates, wanted) if init == "select" else wanted
+        plan = resizing.growth(self.model, self.structure, asked, self.masked_weights, self._inputs())
         start = resizing.start(self.model, plan, init, self.gates)
         report = self._resize(plan, start)
-        for units in (report.added, start.held):
-            self.gates.hold_open(units, grace)
+        if loss is not None and init == "select" and report:
+            report = candidates.keep_best(report, wanted, self.masked_weights, loss, self._remove)
+        self.gates.hold_open(report.added, grace, warmup)
+        self.gates.hold_open(start.held, grace)
         return report
 
     def _resize(self, plan: surgery.Plan, start: surgery.Start | None = None) -> ResizeReport:
@@ -359,6 +372,7 @@ class Plasticity:
         model = self.model
         following.stop(self.followers)
         self.masked_weights.remove()
+        self._warmup.watch(())
         self._call.unregister(model)
         materialize_selects(model)
         return model
@@ -368,14 +382,7 @@ class Plasticity:
         return self.gates.state_dict() | {"penalty": self.penalty.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved; the groups must have the same names and sizes.
-
-        Args:
-            state_dict: the result of `state_dict`.
-
-        Raises:
-            ConfigurationError: the groups differ; nothing was loaded.
-        """
+        """Restore what `state_dict` saved; other groups raise `ConfigurationError`, and nothing is loaded."""
         self.gates.check_state_dict(state_dict, also=("penalty",))
         self.penalty.load_state_dict(state_dict["penalty"])
         self.gates.load_state_dict(state_dict)
@@ -384,8 +391,10 @@ class Plasticity:
         """Copy the handle with its own model; optimizers and followers stay with the original."""
         new = object.__new__(type(self))
         memo[id(self)] = new
-        fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "_pricing": None}
+        fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary()}
+        fresh |= {"_pricing": None, "_warmup": None}
         for name, value in vars(self).items():
             setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
         new._pricing = self._pricing.copied(new._model, new.gates)
+        new._warmup = Warmup(new.gates, new.masked_weights)
         return new

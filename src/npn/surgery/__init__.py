@@ -6,7 +6,7 @@ from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set
 from npn.surgery.initial import INITS, Finish, Start, checked_init, fan_out, start
 from npn.surgery.optimizer import forget_momentum, unmovable
 from npn.surgery.plan import Plan, plan_growth, plan_removal
-from npn.surgery.report import ResizeReport, report
+from npn.surgery.report import ResizeReport, combined, report
 from npn.surgery.verify import check_shapes
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "carry_out",
     "check_shapes",
     "checked_init",
+    "combined",
     "fan_out",
     "forget_edits",
     "forget_momentum",
