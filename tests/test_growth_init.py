@@ -1,6 +1,7 @@
 """New units that learn at once: the function is kept, and fan-in and fan-out have gradients in the first step."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -195,11 +196,14 @@ def test_columns_with_their_own_gates(init):
 
 
 @pytest.mark.parametrize("init", ["pair", "split"])
-@pytest.mark.parametrize("kind", ["tied", "normed", "bent", "sets"])
+@pytest.mark.parametrize("kind", ["tied", "normed", "bent", "sets", "frozen"])
 def test_where_the_function_could_not_be_kept_units_start_with_zero_fan_out(kind, init):
     torch.manual_seed(0)
     if kind == "tied":
         model, x = Tied(), torch.randn(4, 5)
+    elif kind == "frozen":
+        model = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 2))
+        x = torch.randn(4, 3)
     elif kind == "normed":
         reader = nn.utils.parametrizations.weight_norm(nn.Linear(4, 2))
         model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), reader), torch.randn(4, 3)
@@ -215,8 +219,14 @@ def test_where_the_function_could_not_be_kept_units_start_with_zero_fan_out(kind
     plastic, wanted = npn.attach(model, x), model(x)
     grown = [g for g in plastic.groups if g.multiple == (2 if kind == "sets" else 1)]
     assert grown
-    plastic.grow({g.name: 2 for g in grown}, init=init)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="new units have entries in frozen parameters")
+        plastic.grow({g.name: 2 for g in grown}, init=init)
     torch.testing.assert_close(model(x), wanted, rtol=1e-6, atol=1e-6)
+    tensors = dict(model.named_parameters())
+    for group in grown:
+        read = [tensors[s.tensor].index_select(s.axis, s.index[-2:].reshape(-1)) for s in group.slots if s.reads]
+        assert read and not any(bool(t.any()) for t in read)
 
 
 @pytest.mark.parametrize("size", range(3, 9))
@@ -271,6 +281,13 @@ def test_a_policy_with_an_init(tiny):
     growth.step(0.9, plastic)
     assert growth.done
     assert growth.step(0.8, plastic) is None
+
+
+@pytest.mark.parametrize(("limit", "size"), [(None, 6), (6, 6), (5, 5)])
+def test_a_fraction_is_rounded_up_to_pairs(tiny, limit, size):
+    _, plastic = tiny["mlp"].attach()
+    npn.Growth(units=0.25, only="0", init="pair", limit=limit).step(1.0, plastic)
+    assert plastic.group("0").size == size
 
 
 @pytest.mark.parametrize(

@@ -125,13 +125,14 @@ class Growth:
 
     - "zero": random fan-in, zero fan-out. At first only the fan-out gets a gradient.
     - "pair": two units at a time with the same fan-in and opposite fan-outs, so that both ends get a gradient at once.
-      An odd last unit starts as in "zero": choose an even number of `units`.
+      An odd last unit starts as in "zero": choose an even number of `units`; a fraction is rounded up to one.
     - "split": a copy of the open unit with the largest fan-out, which the two share; both are held open.
 
     - "select": as "zero", but the best of 16 times as many, chosen by the gradient of their fan-out on one batch, less
       what existing units do already; `step` needs the batch's `loss`.
 
-    Units that come in sets, and units with tied or normalised weights, start as in "zero" always.
+    Units that come in sets, units with tied or normalised weights, and units whose fan-in is frozen start as in "zero"
+    always, or, where it applies, "select".
 
     Args:
         units: units that a group gets at a time: an int, or a float fraction of its present size (at least 1 unit); or
@@ -284,6 +285,8 @@ class Growth:
                     limit=_limit(group, limits),
                     revive=self.revive,
                 )
+                if self.init == "pair" and isinstance(paces[group.name], float) and new % 2:
+                    new += int(group.size + new < _limit(group, limits))
                 multiple = getattr(group, "multiple", 1)
                 plan[group.name] = reopened_units, -(-new // multiple) * multiple
         added = {name: new for name, (_, new) in plan.items() if new}

@@ -34,6 +34,10 @@ Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cpu)")]
 Data = Annotated[str | None, typer.Option(help="Folder of the data set's files. (default: $NPN_DATA, else downloaded)")]
 
+GrowthInit = Annotated[
+    str | None, typer.Option(help="How new units start in mode expand: zero, pair, select or split. (default: zero)")
+]
+
 Depth = Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")]
 Dataset = Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")]
 Decay = Annotated[

@@ -38,6 +38,7 @@ def moons(
     budget: given.Budget = None,
     epochs: given.Epochs = None,
     device: given.Device = None,
+    growth_init: given.GrowthInit = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -47,7 +48,7 @@ def moons(
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons.recipe import EXPERIMENT
 
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
+    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -63,6 +64,7 @@ def lenet5_mnist(
     epochs: given.Epochs = None,
     device: given.Device = None,
     data: given.Data = None,
+    growth_init: given.GrowthInit = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -84,7 +86,7 @@ def lenet5_mnist(
         )
     if preset:
         epochs = ",".join(map(str, PAPER_STAGES))
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -108,6 +110,7 @@ def resnet56_cifar10(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    growth_init: given.GrowthInit = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -117,7 +120,7 @@ def resnet56_cifar10(
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
     from npn.experiments.resnet.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init)
     options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 

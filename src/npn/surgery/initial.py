@@ -5,7 +5,7 @@ their fan-outs are. A pair is possible where the two units lie alike in every te
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -66,7 +66,7 @@ def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tens
     """
     added = {name: int((source == NEW).sum()) for name, source in plan.units.items()}
     if init == "pair":
-        return Start(partial(pair, after=plan.after, pairs=new_pairs(plan.after, added)))
+        return Start(partial(pair, after=plan.after, pairs=new_pairs(tensors, plan.after, added)))
     if init == "split":
         rounds = copied_units(tensors, plan.before, plan.after, added, open_units)
         finish = partial(_split_all, after=plan.after, rounds=rounds)
@@ -82,21 +82,24 @@ def _split_all(values: Values, after: Structure, rounds: list[dict[str, tuple[Te
         split(values, after, pairs)
 
 
-def new_pairs(after: Structure, added: Mapping[str, int]) -> dict[str, tuple[Tensor, Tensor]]:
+def new_pairs(
+    tensors: Mapping[str, Tensor], after: Structure, added: Mapping[str, int]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """Pair the new units of each group: first and second, third and fourth, and so on; an odd last one has no partner.
 
     Args:
+        tensors: name -> present tensor of the model.
         after: the structure with the new units, which are the last ones of their group.
         added: group name -> number of new units.
 
     Returns:
-        The pairs, without those whose activations could not be made equal.
+        The pairs, without those whose activations could not be made equal, or would stay so for ever.
     """
     pairs = {}
     for group in after.groups:
         new = torch.arange(group.size - added.get(group.name, 0), group.size)
         of, to = new[: len(new) // 2 * 2].view(-1, 2).unbind(1)
-        alike = _alike(group, of, to, [slot for slot in group.slots if not slot.reads])
+        alike = _alike(tensors, group, of, to, [slot for slot in group.slots if not slot.reads])
         pairs[group.name] = of[alike], to[alike]
     return pairs
 
@@ -126,7 +129,7 @@ def copied_units(
         for number, to in enumerate(torch.arange(old.size, group.size).split(max(len(order), 1))):
             of = order[: len(to)]
             to = to[: len(of)]
-            alike = _alike(group, of, to, group.slots)
+            alike = _alike(tensors, group, of, to, group.slots)
             rounds += [{}] if len(rounds) <= number else []
             rounds[number][group.name] = of[alike], to[alike]
     return rounds
@@ -208,9 +211,14 @@ def fan_out(tensors: Mapping[str, Tensor], structure: Structure, group: Group) -
     return torch.cat(rows, dim=1)
 
 
-def _alike(group: Group, of: Tensor, to: Tensor, slots: list[Slot] | tuple[Slot, ...]) -> Tensor:
-    """Which pairs lie alike in these slots, bool (pairs,); none if units come in sets or weights are not plain."""
-    if group.multiple > 1 or not all(slot.plain for slot in group.slots if slot.reads):
+def _alike(tensors: Mapping[str, Tensor], group: Group, of: Tensor, to: Tensor, slots: Sequence[Slot]) -> Tensor:
+    """Which pairs lie alike in these slots, bool (pairs,).
+
+    None do if units come in sets, if weights are not plain, or if nothing that makes the units learns: two units of the
+    same frozen fan-in would never part.
+    """
+    learns = any(tensors[slot.tensor].requires_grad for slot in group.slots if not slot.reads)
+    if group.multiple > 1 or not learns or not all(slot.plain for slot in group.slots if slot.reads):
         return torch.zeros(len(of), dtype=torch.bool)
     return torch.stack([_distant_alike(slot, of, to) for slot in slots]).all(dim=0)
 

@@ -38,7 +38,12 @@ def planned(
     whole = in_one_stage(options.epochs, stages["sparsify"])
     return [
         replace(
-            options, mode=mode, seed=seed, budget=budget, epochs=whole if len(stages[mode]) == 1 else options.epochs
+            options,
+            mode=mode,
+            seed=seed,
+            budget=budget,
+            epochs=whole if len(stages[mode]) == 1 else options.epochs,
+            growth_init=options.growth_init if mode == "expand" else None,
         )
         for seed in seeds
         for mode in modes

@@ -119,7 +119,7 @@ def _train(
 
 def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
     before = sum(entry["seconds"] for entry in progress.stages)
-    drop = {"epoch", "stage", "loss", "keep", "cost", "bound"}
+    drop = {"epoch", "stage", "loss", "keep", "cost", "bound", "training_macs"}
     return {
         "stage": row["stage"],
         "epochs": epochs,
@@ -132,7 +132,7 @@ def _conclude(
     experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress
 ) -> Outcome:
     """Export and measure the model, draw the figures, and write everything, the result last."""
-    small = recipe.plastic.export()
+    small, rows = recipe.plastic.export(), directory.metrics()
     _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
     result = {
@@ -143,6 +143,7 @@ def _conclude(
         "accuracy": accuracy,
         **last,
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
+        "training_macs": sum(row.get("training_macs", 0) for row in rows),
         **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),
@@ -152,7 +153,7 @@ def _conclude(
         "machine": machine(options.device or "cpu"),
     }
     npn.save(directory.model_file, small)
-    outcome = Outcome(result, directory.metrics(), progress.snapshots)
+    outcome = Outcome(result, rows, progress.snapshots)
     experiment.draw(directory.path, outcome)
     directory.finish(result)
     return outcome

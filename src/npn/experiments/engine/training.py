@@ -13,10 +13,12 @@ from npn import distributed
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import processes
 from npn.experiments.engine.recipe import Recipe, Row
+from npn.functional.table import ESTIMATORS
 from npn.integrations.tensorboard import keep_histogram
 from npn.tracing.single import evaluating
 
 HISTOGRAM_BINS = 20
+Shapes = tuple[tuple[int, ...], ...]
 
 
 def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
@@ -33,9 +35,12 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     if distributed.size() > 1:
         calling = processes.Calling(recipe.plastic.model, recipe.forward)
         call = distributed.wrap(recipe.plastic, calling)
+    counted: dict[Shapes, int] = {}
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
-        yield stage, _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
+        macs = training_macs(recipe, counted)
+        row = _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
+        yield stage, {**row, "training_macs": macs}
 
 
 def span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[int, int]:
@@ -105,9 +110,31 @@ def _epoch(
     row = processes.from_first(lambda: _measured(recipe, epoch, stage, loss))
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
-        recipe.growth.step(row["validation_loss"], plastic)
+        x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
+        choosing = partial(_loss, partial(recipe.logits, plastic.model), x, y, 1.0)
+        recipe.growth.step(row["validation_loss"], plastic, loss=choosing)
     distributed.check(plastic)
     return row
+
+
+def training_macs(recipe: Recipe, counted: dict[Shapes, int]) -> int:
+    """Count the multiply-adds of the training steps of an epoch, closed units that still exist included.
+
+    A forward pass counts once and a backward pass twice; an estimator with several passes computes each of them. Left
+    out are validation, and the batch that chooses among new units.
+
+    Args:
+        recipe: before the epoch.
+        counted: multiply-adds of one example by the shapes of the model, which this call may add to.
+    """
+    plastic = recipe.plastic
+    passes = [3.0]
+    if math.isfinite(plastic.k) and plastic.k > 0:
+        passes = [3.0 if each.weights > 0 else 1.0 for each in ESTIMATORS[plastic.estimator].passes]
+    shapes = tuple(tuple(weight.shape) for weight in plastic.weights())
+    if shapes not in counted:
+        counted[shapes] = npn.count_macs(plastic.model, recipe.prepare(recipe.data.train.x[:2])) // 2
+    return int(sum(passes)) * len(recipe.data.train) * counted[shapes]
 
 
 def _train(
