@@ -1,7 +1,9 @@
 """New units that learn at once: the function is kept, and fan-in and fan-out have gradients in the first step."""
 
 import copy
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from torch import nn
 
 import npn
 from npn.errors import ConfigurationError
+from npn.integrations.session import Session
 
 
 class Attention(nn.Module):
@@ -308,3 +311,18 @@ def test_an_unknown_init_changes_nothing(tiny):
     with pytest.raises(ConfigurationError, match="init must be one of"):
         plastic.grow({"0": 1}, init="best")
     assert plastic.group("0").size == 4
+
+
+def test_a_trainer_has_no_batch_to_choose_by():
+    message = 'growth with init="select" needs the loss of a batch, which a Trainer does not hand over'
+    with pytest.raises(ConfigurationError, match=message):
+        Session(npn.Schedule(npn.Stage("plastic", 2, k=7.0)), growth=npn.Growth(init="select"))
+
+
+def test_the_page_on_growing_runs():
+    page = Path(__file__).parents[1] / "docs" / "growing.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    scope = {}
+    exec(compile(code, str(page), "exec"), scope)
+    assert scope["growth"].done and scope["growth"].history
+    assert scope["plastic"].group("0").size > 3 and float(scope["loss"]()) < 0.6
