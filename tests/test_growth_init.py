@@ -178,8 +178,8 @@ def test_a_split_shares_the_fan_out_of_the_busiest_open_units():
     torch.testing.assert_close(after[:, 1] + after[:, 4] + after[:, 7], before[:, 1])
     torch.testing.assert_close(after[:, 3] + after[:, 5], before[:, 3])
     assert torch.equal(after[:, 2], before[:, 2])
-    assert not torch.equal(after[:, 3], after[:, 5])
-    torch.testing.assert_close(after[:, 5], before[:, 3] / 2, rtol=0.5, atol=0)
+    for a, b in ((3, 5), (1, 7)):  # the shares differ in direction: a factor would make no difference to Adam
+        assert abs(float(F.cosine_similarity(after[:, a], after[:, b], dim=0))) < 0.999
 
 
 @pytest.mark.parametrize("init", ["pair", "split"])

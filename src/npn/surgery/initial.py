@@ -20,7 +20,7 @@ Pairs = Mapping[str, tuple[Tensor, Tensor]]  # group -> numbers of the units `of
 Values = dict[str, Tensor]  # name -> tensor in the resized shape, changed in place
 Finish = Callable[[Values], None]
 INITS = ("zero", "pair", "select", "split")
-NOISE = 0.1  # relative size of the difference between the two shares of a split fan-out
+NOISE = 0.5  # of the deviation of the present fan-out: what two units that share a fan-out differ by
 
 
 def checked_init(init: str) -> str:
@@ -166,10 +166,11 @@ def pair(values: Values, after: Structure, pairs: Pairs) -> None:
 
 
 def split(values: Values, after: Structure, pairs: Pairs) -> None:
-    """Give a new unit the fan-in of an old one, and both about half of its fan-out: (1 + e) W / 2 and (1 - e) W / 2.
+    """Give a new unit the fan-in of an old one, and share the old one's fan-out W: W / 2 + E and W / 2 - E.
 
-    The sum is W, so the function is kept. The noise e ~ N(0, `NOISE`^2), drawn for every weight, makes their gradients
-    differ, so the units part; noise on the fan-in would change the function.
+    The sum is W, so the function is kept. The noise E ~ N(0, (`NOISE` s)^2), with s the deviation of the present fan-out,
+    makes their gradients differ in direction; noise on the fan-in would change the function. Shares in proportion to W
+    would not do: gradients that differ by a factor only are the same to Adam, and the units never part.
 
     Args:
         values: name -> tensor at the new size.
@@ -185,7 +186,8 @@ def split(values: Values, after: Structure, pairs: Pairs) -> None:
         there = of >= 0  # a column removed by its own gate has nothing to share
         of, to = of[there], to[there]
         whole = value.index_select(slot.axis, of)
-        share = whole * (0.5 + 0.5 * NOISE * torch.randn_like(whole))
+        old = slot.index[: int(pairs[group.name][1].min())].reshape(-1)
+        share = whole / 2 + NOISE * _deviation(value, slot.axis, rank(old)) * torch.randn_like(whole)
         value.index_copy_(slot.axis, of, share)
         value.index_copy_(slot.axis, to, whole - share)
     _copy_fan_in(values, after, pairs)
