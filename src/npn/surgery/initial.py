@@ -168,9 +168,9 @@ def pair(values: Values, after: Structure, pairs: Pairs) -> None:
 def split(values: Values, after: Structure, pairs: Pairs) -> None:
     """Give a new unit the fan-in of an old one, and share the old one's fan-out W: W / 2 + E and W / 2 - E.
 
-    The sum is W, so the function is kept. The noise E ~ N(0, (`NOISE` s)^2), with s the deviation of the present fan-out,
-    makes their gradients differ in direction; noise on the fan-in would change the function. Shares in proportion to W
-    would not do: gradients that differ by a factor only are the same to Adam, and the units never part.
+    The sum is W, so the function is kept. The noise E ~ N(0, (`NOISE` s)^2), s the deviation of the fan-out, lets their
+    gradients differ in direction; noise on the fan-in would change the function. Shares in proportion to W would
+    not do: gradients that differ by a factor only are the same to Adam, and the units never part.
 
     Args:
         values: name -> tensor at the new size.
