@@ -123,9 +123,9 @@ class Budget(CostTerm):
         steps: updates (calls of `Plasticity.backward` at 0 < k < inf) from the present cost to the target; None bounds
             the cost by the target from the beginning.
         path: "geometric" or "cubic", see `bound_along`; without effect if `steps` is None.
-        rate: largest change of the log price per step; None for 0.01, or 0.03 on the way of a path. Slower gates (a small
-            learning rate) need a smaller one: if the price rises faster than the gates follow, it closes them less
-            selectively. A bound along a path is never far from the cost, and the price may follow it faster.
+        rate: largest change of the log price per step; None for 0.01, or 0.03 on the way of a path. Slower gates (a
+            small learning rate) need a smaller one: if the price rises faster than the gates follow, it closes them
+            less selectively. A bound along a path is never far from the cost, and the price may follow it faster.
         gain: damping; a violation changes the price at once, by up to a factor `exp(gain)`.
         width: relative violation above which rate and gain act in full.
         scale: negligible price, in loss units per budget, from which the price starts to rise; None for 1e-4, or 0.01
