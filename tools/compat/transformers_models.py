@@ -7,6 +7,7 @@ from compat.entries import in_turn
 from compat.transformers_table import FAMILIES, INPUTS, OVERRIDES, TASKS, TINY
 
 PACKAGE = "transformers"
+PRELOAD = ("compat.with_torchvision", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 
 
 def names() -> list[tuple[str, str]]:
