@@ -168,10 +168,9 @@ class KeepsTable(nn.Module):
         return super().train(mode)
 
     def forward(self, x):
-        if self.training:
-            table = self.biases[:, self.at]
-        else:
-            table = self.kept.setdefault("table", self.biases[:, self.at])
+        table = self.biases[:, self.at]
+        if not self.training:
+            table = self.kept.setdefault("table", table)
         q = self.q(x).view(2, 5, self.heads, -1).transpose(1, 2)
         y = (q @ q.transpose(2, 3) + table).softmax(-1) @ q
         return self.o(y.transpose(1, 2).reshape(2, 5, -1))

@@ -154,7 +154,9 @@ ROWS = {
     "scatter": between(lambda h, s, d: torch.zeros_like(h).scatter(0, columns(d, h), h[s]), places),
     "scatter_value": between(lambda h, s, d: h.scatter(0, columns(d, h), 1.0), places),
     "scatter_at_the_largest": between(
-        lambda h: torch.zeros(2, 3, h.shape[1]).scatter(1, h.view(2, 3, -1).argmax(1, keepdim=True), 1.0).view(6, -1) + h
+        lambda h: (
+            h + torch.zeros(2, 3, h.shape[1]).scatter(1, h.view(2, 3, -1).argmax(1, keepdim=True), 1.0).view(6, -1)
+        )
     ),
     "index_add": between(lambda h, s, d: torch.zeros_like(h).index_add_(0, d, h[s], alpha=0.5), graph),
     "index_add_units": between(
