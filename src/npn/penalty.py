@@ -10,7 +10,7 @@ from torch import Tensor
 from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError
 
-CostKind = Literal["params", "macs", "units", "layerwise"]
+CostKind = Literal["params", "weights", "macs", "units", "layerwise"]
 
 
 class _Group(Protocol):
@@ -38,8 +38,9 @@ class CostTerm(ABC):
     """The part of the objective that pays for size: `Penalty` or `Budget`.
 
     Args:
-        cost: "params", "macs" (of the whole example batch, as `count_macs` counts them: give `attach` a batch of one
-            for those of one example), "units" or "layerwise" (each unit costs the weights that read it).
+        cost: "params", "weights" (those with two or more axes: no biases, no normalisation), "macs" (of the whole
+            example batch, as `count_macs` counts them: give `attach` a batch of one for those of one example), "units"
+            or "layerwise" (each unit costs the weights that read it).
 
     Attributes:
         cost: the argument.

@@ -98,7 +98,7 @@ class Step:
                 gates.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
         if gates.k > 0:
             self._penalise(probability, scale)
-            logits = [group.gate.logits.grad for group in gates.groups]
+            logits = [gate.logits.grad for gate in gates.each]
             average_([*(grad for grad in logits if grad is not None), *self.penalty.shared_tensors()])
         gates.age()
         return loss

@@ -21,6 +21,8 @@ from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import check_shapes
 
+SINGLE = -1  # stands for an axis where a factor has the shape of the weight
+
 
 class MaskedWeights:
     """The weights of a model that read gated units, and the masks applied to them.
@@ -82,6 +84,7 @@ class MaskedWeights:
         # masked copies are reused: allocating them costs more than the multiplication
         self._copies: list[Tensor] = []
         self._scratch: Tensor | None = None
+        self._dense: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -151,21 +154,33 @@ class MaskedWeights:
         """dL/dz of the last `applied(collect=True)`: weight times gradient, summed over the weights that read a unit.
 
         Returns:
-            float32 (units,).
+            float32 (gates,).
         """
         assert self._collected is not None and self._mask is not None
         table, pieces = self.table, list[Tensor]()
+        single = torch.zeros(len(self._mask) - table.units, device=table.device)
         for i, sums in enumerate(self._collected):
-            start = len(pieces)
+            start, axes, own = len(pieces), len(table.axes[i]), table.single[i]
             if sums is None:
-                pieces += [torch.zeros(table.sizes[start + j], device=table.device) for j in range(len(table.axes[i]))]
+                pieces += [torch.zeros(table.sizes[start + j], device=table.device) for j in range(axes)]
             else:
-                pieces += sums
+                pieces += sums[:axes]
+                if own is not None:
+                    single[own] = sums[axes]
         self._collected = None
         total = torch.zeros(table.units + 1, device=table.device)
         if pieces:
             total.index_add_(0, table.index, torch.cat(pieces))
-        return effective_gates_gradient(total[:-1], self._mask, table.unit_of_column)
+        units = effective_gates_gradient(total[:-1], self._mask[: table.units], table.unit_of_column)
+        return torch.cat([units, single]) if len(single) else units
+
+    def dense_gradients(self) -> dict[str, Tensor]:
+        """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
+
+        Returns:
+            name -> gradient, without weights that have had none since the last resize.
+        """
+        return {self.table.names[i]: gradient for i, gradient in self._dense.items()}
 
     def mask_call(self, mask: Tensor) -> Any:
         """Replace the weights by masked copies for a call outside a training step.
@@ -253,8 +268,11 @@ class MaskedWeights:
 
     def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
         """Add weight times gradient, summed per unit, to the sums of this weight."""
-        product = torch.mul(self._values[i], _conjugate(gradient), out=self._scratch_like(gradient))
-        before, sums = collected[i], _mask_sums(product, factors, self._axes[i])
+        single = self._table is not None and self._table.single[i] is not None
+        scratch = None if single else self._scratch_like(gradient)  # sums of single weights are the product itself
+        product = torch.mul(self._values[i], _conjugate(gradient), out=scratch)
+        axes = self._axes[i]
+        before, sums = collected[i], _mask_sums(product, factors, [*axes, SINGLE] if single else axes)
         # a reentrant checkpoint delivers the gradient of a weight in several parts
         collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
 
@@ -269,7 +287,9 @@ class MaskedWeights:
             if self._collected is not None:
                 with torch.no_grad():
                     self._collect(i, gradient, factors, self._collected)
-            for factor in factors:
+            for number, factor in enumerate(factors):
+                if number == len(self._axes[i]):  # the gates of single weights come last
+                    self._dense[i] = gradient
                 gradient = gradient * factor
             return gradient
 
@@ -305,6 +325,9 @@ def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int | None]) -
         for other, factor in enumerate(factors):
             if other != j:
                 term = term * factor
+        if axis == SINGLE:
+            sums.append(term.float().reshape(-1))
+            continue
         rest = [a for a in range(term.dim()) if a != axis]
         sums.append(term.sum(rest, dtype=torch.float32).reshape(-1) if rest else term.float().reshape(-1))
     return sums
