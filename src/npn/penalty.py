@@ -112,7 +112,8 @@ class Penalty(CostTerm):
     Args:
         cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
         weight: price in loss units per parameter (or per MAC, or per unit), >= 0; for "layerwise" also a dict from name
-            pattern to price, in which the first match counts and groups without a match cost nothing.
+            pattern to price, in which the first match counts and groups without a match cost nothing. There, a
+            parameter with gates on its single weights has a price of its own, under its name.
 
     Attributes:
         cost, weight: the arguments.
@@ -156,7 +157,7 @@ class Penalty(CostTerm):
             ConfigurationError: a pattern matches no group.
         """
         if isinstance(self.weight, dict):
-            names = [group.name for group in plastic.groups]
+            names = [*(group.name for group in plastic.groups), *getattr(plastic, "unstructured", ())]
             self._per_group = dict.fromkeys(names, 0.0) | match_patterns(self.weight, names, "weight")
 
     def loss(self, plastic: Priced) -> Tensor:

@@ -1,6 +1,5 @@
 """`Plasticity`: the handle of a model with gates; it trains, resizes and exports the model."""
 
-import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import following, resizing, surgery
+from npn import connections, following, resizing, surgery
 from npn import optimizers as checks
 from npn._utils.collectives import broadcast
+from npn._utils.copies import deep_copy
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
 from npn.counting import count_params
@@ -226,8 +226,6 @@ class Plasticity:
         References:
             Li and Ji, "Neural Plasticity Networks", IJCNN 2021, eq. 12 and Algorithm 1.
         """
-        if hasattr(scale, "scale"):
-            scale = scale.scale(torch.ones((), device=self.masked_weights.device))
         return self._step().backward(closure, scale)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
@@ -299,14 +297,25 @@ class Plasticity:
         self.gates.hold_open(report.added, grace)
         return report
 
+    def reconnect(self, share: int | float, *, grace: int = 0) -> dict[str, int]:
+        """Open the closed single weights that the last `backward` asks for most; see `npn.connections.reconnect`.
+
+        Args:
+            share: weights to open in each parameter: a number, or a float fraction of its open ones (at least 1).
+            grace: calls of `backward` for which they are held open, unpenalised.
+
+        Returns:
+            Name of the parameter -> number of weights opened.
+        """
+        return connections.reconnect(self.gates, self.masked_weights, self.optimizers, share, grace)
+
     def _resize(self, plan: surgery.Plan, grace: int = 0) -> ResizeReport:
         """Carry out a plan on the model and the copies that follow it, and tell everything that knows the structure."""
         copies = following.copies_among(self.followers, self.structure)
-        report = resizing.resize(self.model, plan, self.optimizers, self.gates, grace)
+        report = resizing.resize(self._call, plan, self.optimizers, grace)
         if report:
             broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
-            for copied in copies:
-                copied.resize(plan, self.optimizers)
+            following.resize(copies, plan, self.optimizers)
             self.restructure(plan.after)
         return report
 
@@ -320,8 +329,7 @@ class Plasticity:
         self.gates.restructure(structure)
         self.masked_weights.restructure(self._model, structure)
         self._pricing.restructure(self._model, structure)
-        for follower in list(self.followers.values()):
-            follower.renew()
+        following.renew(self.followers)
 
     def follow(self, copied: AnyModule) -> AnyModule:
         """Keep a copy of the model in step: an average, a momentum encoder, a target network, a teacher.
@@ -386,10 +394,7 @@ class Plasticity:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
         """Copy the handle with its own model; optimizers and followers stay with the original."""
-        new = object.__new__(type(self))
-        memo[id(self)] = new
         fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "_pricing": None}
-        for name, value in vars(self).items():
-            setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
+        new = deep_copy(self, memo, fresh)
         new._pricing = self._pricing.copied(new._model, new.gates)
         return new

@@ -170,19 +170,19 @@ def growth(call: MaskedCall, structure: Structure, more: Mapping[str, int], exam
     return surgery.plan_growth(structure, larger)
 
 
-def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates: Gates, grace: int = 0) -> ResizeReport:
+def resize(call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace: int = 0) -> ResizeReport:
     """Carry out a plan on the model, its gates' tensors and the tracked optimizers.
 
     Args:
-        model: the attached model.
+        call: the hooks of the attached model, which know gates and weights.
         plan: of the resize.
         optimizers: whose state follows.
-        gates: of the model.
         grace: calls of `backward` for which the gates of single weights of new units are held open.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
     """
+    model, gates = call.weights.model, call.gates
     before = count_params(model)
     if not plan.units:
         return surgery.report(plan, before, before)
@@ -193,7 +193,7 @@ def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates:
     names = checks.parameter_names(model, gates)
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
-    surgery.apply_plan(model, plan, optimizers, gates.extras(grace))
+    surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras())
     _warn_of_frozen(model, plan)
     return surgery.report(plan, before, count_params(model))
 

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,16 +47,18 @@ class Step:
     per_example: bool = False
     last_checkpoint: str | None = None
 
-    def backward(self, closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
+    def backward(self, closure: Closure, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of E_z[loss] + penalty for weights and gates; see `npn.Plasticity.backward`.
 
         Args:
             closure: returns the loss; called once for each pass of the estimator.
-            scale: factor on loss and penalty.
+            scale: factor on loss and penalty, or a `torch.amp.GradScaler`.
 
         Returns:
             The detached loss, (), without scale and penalty.
         """
+        if hasattr(scale, "scale"):
+            scale = scale.scale(torch.ones((), device=self.weights.device))
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             return self._evaluate(closure, factor, gradient)

@@ -1,6 +1,5 @@
 """All gates of a model as one vector: sharpness, logits, random draws and the deterministic mask."""
 
-import copy
 import math
 import warnings
 import zlib
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from npn._utils.collectives import per_rank_generator
+from npn._utils.copies import deep_copy
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.gate import OPEN, Gate, Sharpness
@@ -354,13 +354,7 @@ class Gates:
             self.generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gates":
-        new = object.__new__(type(self))
-        memo[id(self)] = new
-        for name, value in vars(self).items():
-            if name not in ("generator", "_mask", "_key"):
-                setattr(new, name, copy.deepcopy(value, memo))
-        new._key = new._mask = None
-        new.generator = torch.Generator(self.generator.device)
+        new = deep_copy(self, memo, {"_key": None, "_mask": None, "generator": torch.Generator(self.generator.device)})
         new.generator.set_state(self.generator.get_state())
         return new
 

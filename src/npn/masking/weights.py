@@ -19,7 +19,7 @@ from npn.errors import ConfigurationError
 from npn.functional import effective_gates_gradient
 from npn.masking.table import MaskTable
 from npn.structure import Structure
-from npn.surgery import check_shapes
+from npn.surgery import Extra, check_shapes
 
 SINGLE = -1  # stands for an axis where a factor has the shape of the weight
 
@@ -40,6 +40,7 @@ class MaskedWeights:
         self.in_step = False
         self._handles: dict[int, RemovableHandle] = {}
         self._table: MaskTable | None = None
+        self._dense: dict[str, Tensor] = {}
         self.restructure(model, structure)
 
     def restructure(self, model: nn.Module, structure: Structure) -> None:
@@ -84,7 +85,6 @@ class MaskedWeights:
         # masked copies are reused: allocating them costs more than the multiplication
         self._copies: list[Tensor] = []
         self._scratch: Tensor | None = None
-        self._dense: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -177,10 +177,21 @@ class MaskedWeights:
     def dense_gradients(self) -> dict[str, Tensor]:
         """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
 
+        Resizes move its entries along, and those of new units are 0.
+
         Returns:
-            name -> gradient, without weights that have had none since the last resize.
+            name -> gradient, without weights that have had none since the model was attached, loaded or moved.
         """
-        return {self.table.names[i]: gradient for i, gradient in self._dense.items()}
+        present = dict(zip(self.table.names, self.table.parameters, strict=True))
+        return {
+            name: gradient
+            for name, gradient in self._dense.items()
+            if name in present and gradient.shape == present[name].shape and gradient.device == present[name].device
+        }
+
+    def extras(self) -> list[Extra]:
+        """What a resize moves along with the weights: their `dense_gradients`."""
+        return [Extra(gradient, name, 0, True) for name, gradient in self.dense_gradients().items()]
 
     def mask_call(self, mask: Tensor) -> Any:
         """Replace the weights by masked copies for a call outside a training step.
@@ -279,6 +290,8 @@ class MaskedWeights:
     def _hook(self, i: int) -> Any:
         """The gradient hook of one weight: collect dL/dz and mask the gradient."""
 
+        name, axes = self.table.names[i], len(self._axes[i])
+
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
             if masks is None or self._unmasked:
@@ -288,8 +301,8 @@ class MaskedWeights:
                 with torch.no_grad():
                     self._collect(i, gradient, factors, self._collected)
             for number, factor in enumerate(factors):
-                if number == len(self._axes[i]):  # the gates of single weights come last
-                    self._dense[i] = gradient
+                if number == axes:  # the gates of single weights come last
+                    self._dense[name] = gradient.detach()
                 gradient = gradient * factor
             return gradient
 

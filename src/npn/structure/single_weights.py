@@ -56,8 +56,8 @@ def with_dead_units(
     left = {name: ~weights.cpu() for name, weights in gone.items()}
     along = {(n, a): gates_along(structure, n, a) for n, w in left.items() for a in range(w.dim())}
     while True:
-        stays = torch.cat([_stays(part.size, done.get(part.name, ())) for part in structure.parts])
-        stays = torch.cat([stays, torch.ones(1, dtype=torch.bool)])
+        stay = [_stays(part.size, done.get(part.name, ())) for part in structure.parts]
+        stays = torch.cat([*stay, torch.ones(1, dtype=torch.bool)])
         for (name, axis), (unit, column) in along.items():
             there = stays[unit] & stays[column]
             left[name] &= there.view([-1 if a == axis else 1 for a in range(left[name].dim())])
