@@ -93,12 +93,13 @@ class Step:
         probability = gates.keep_probability()
         with torch.no_grad():
             held = gates.held()
-            pi = torch.where(held, torch.ones_like(probability), probability)
+            pi = probability if held is None else torch.where(held, torch.ones_like(probability), probability)
             with weights.step():
                 loss, gradient = self._by_batch(evaluate, pi, scale) if estimate is None else estimate(pi)
             if gradient is not None:
                 factor = functional.chain_factor(gates.logits(), gates.k, gates.function)
-                gates.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
+                gradient = gradient * factor
+                gates.add_gradient(gradient if held is None else gradient.masked_fill(held, 0))
         if gates.k > 0:
             self._penalise(probability, scale)
             logits = [gate.logits.grad for gate in gates.each]

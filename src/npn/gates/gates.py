@@ -122,12 +122,14 @@ class Gates:
         units = [torch.zeros_like(group.gate.shut) for group in self.groups]
         return torch.cat([*units, *(gate.removed.view(-1) for gate in self.weights)])
 
-    def held(self) -> Tensor:
-        """Whether each gate is held open in a grace period, bool (gates,)."""
+    def held(self) -> Tensor | None:
+        """Whether each gate is held open in a grace period, bool (gates,); None if single weights have gates, of which
+        there are many, and none is held.
+        """
         if not self.weights:
             return torch.cat([group.gate.grace for group in self.groups]) > 0
         if not self.grace_left:
-            return torch.zeros(len(self), dtype=torch.bool, device=self.device)
+            return None
         return torch.cat([gate.grace.view(-1) > 0 for gate in self.each])
 
     def draw(self, *batch: int) -> Tensor:

@@ -61,8 +61,9 @@ class Pricing:
         Returns:
             Scalar, differentiable in `probability`.
         """
-        if self.gates.grace_left:
-            probability = torch.where(self.gates.held(), torch.ones_like(probability), probability)
+        held = self.gates.held() if self.gates.grace_left else None
+        if held is not None:
+            probability = torch.where(held, torch.ones_like(probability), probability)
         return self.costs.under(kind, probability, weights)
 
     def full(self, kind: str) -> float:
