@@ -111,7 +111,7 @@ def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray
         np.minimum.at(unit, unit[a], low)
         np.minimum.at(unit, unit[b], low)
         while True:  # pointer jumping: every label points at its root
-            jumped = unit[unit]
+            jumped: np.ndarray = unit[unit]
             if np.array_equal(jumped, unit):
                 break
             unit = jumped
