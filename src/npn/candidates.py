@@ -8,11 +8,10 @@ import torch
 from torch import Tensor
 
 from npn import surgery
-from npn._utils.collectives import average_
+from npn._utils.collectives import assert_same, average_
 from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import whole_number
 from npn.errors import ConfigurationError
-from npn.gates import Gates
 from npn.masking import MaskedWeights
 from npn.masking.examples import check_differentiable, check_finite
 from npn.structure import Group
@@ -26,8 +25,8 @@ SAME = 1e-3  # a unit of which less than this part is new is like those that exi
 Values = dict[str, Tensor]
 
 
-def check_start(grace: int, init: str, warmup: int, loss: object) -> None:
-    """Check how new units start.
+def check_start(grace: int, init: str, warmup: int, loss: object) -> int:
+    """Check how new units start, and return how many are added for each that is wanted.
 
     Args:
         grace, init, warmup, loss: see `npn.Plasticity.grow`.
@@ -42,21 +41,11 @@ def check_start(grace: int, init: str, warmup: int, loss: object) -> None:
             f'init="select" chooses units by the loss of a batch: give loss=, a function that calls the model and '
             f"returns the loss, as for plastic.backward; got {loss!r}"
         )
-
-
-def asked(gates: Gates, wanted: Mapping[str, int]) -> dict[str, int]:
-    """How many candidates to add: 16 for each unit; where units come in sets, only those that are wanted.
-
-    Args:
-        gates: of the model.
-        wanted: group name -> units.
-    """
-    return {name: n if gates.group(name).multiple > 1 else CANDIDATES * n for name, n in wanted.items()}
+    return CANDIDATES if init == "select" else 1
 
 
 def keep_best(
     report: ResizeReport,
-    wanted: Mapping[str, int],
     weights: MaskedWeights,
     loss: Callable[[], Tensor],
     remove: Callable[[Mapping[str, Sequence[int]]], ResizeReport],
@@ -65,7 +54,6 @@ def keep_best(
 
     Args:
         report: of the growth that added the candidates.
-        wanted: group name -> units to keep.
         weights: of the model.
         loss: calls the model and returns the loss.
         remove: removes units.
@@ -75,10 +63,12 @@ def keep_best(
 
     Raises:
         ConfigurationError, NonFiniteLossError: the loss cannot be used; nothing has changed.
+        DistributedError: the processes would keep different units.
     """
-    added = {name: report.added[name] for name in wanted}
+    added = {group.name: report.added[group.name] for group in weights.structure.groups if group.name in report.added}
     try:
-        chosen = choose(weights, added, wanted, loss)
+        chosen = choose(weights, added, loss)
+        assert_same("what grow keeps", chosen)
     except BaseException:
         remove(added)
         raise
@@ -87,20 +77,20 @@ def keep_best(
 
 
 def choose(
-    weights: MaskedWeights, added: Mapping[str, Sequence[int]], wanted: Mapping[str, int], loss: Callable[[], Tensor]
+    weights: MaskedWeights, added: Mapping[str, Sequence[int]], loss: Callable[[], Tensor]
 ) -> dict[str, list[int]]:
-    """Choose the candidates of each group that lower the loss most, see `greedy`.
+    """Choose one of `CANDIDATES` candidates in each group, see `greedy`; all where units come in sets.
 
     Args:
         weights: of the model with the candidates.
         added: group name -> numbers of the candidates.
-        wanted: group name -> how many to choose.
         loss: calls the model and returns the loss.
 
     Returns:
         Group name -> numbers of the chosen units.
     """
-    groups = [g for g in weights.structure.groups if g.name in wanted and len(added[g.name]) > wanted[g.name]]
+    groups = [group for group in weights.structure.groups if group.name in added and group.multiple == 1]
+    wanted = {group.name: len(added[group.name]) // CANDIDATES for group in groups}
     chosen = {name: list(units) for name, units in added.items()}
     if not groups:
         return chosen

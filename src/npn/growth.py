@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar, final
 
 import torch
@@ -37,7 +37,8 @@ class _Group(Protocol):
 class Growable(Protocol[Report]):
     """The interface that growth needs: `npn.Plasticity`.
 
-    It has the `groups`, the `weights()` that count against a limit, and the methods `grow` and `open`.
+    It has the `groups`, the `weights()` that count against a limit, and the methods `grow`, `open` and, for single
+    weights, `reconnect`.
     """
 
     @property
@@ -47,6 +48,7 @@ class Growable(Protocol[Report]):
         self, added: dict[str, int], /, *, grace: int, init: str = "zero", warmup: int = 0, loss: Any = None
     ) -> Report: ...
     def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
+    def reconnect(self, share: int | float, /, *, grace: int) -> dict[str, int]: ...
 
 
 @final
@@ -59,12 +61,14 @@ class GrowthEvent:
         loss: validation loss at that step.
         added: group name -> units added.
         reopened: group name -> closed units reopened.
+        connections: name of a parameter -> closed single weights reopened.
     """
 
     step: int
     loss: float
     added: dict[str, int]
     reopened: dict[str, int]
+    connections: dict[str, int] = field(default_factory=dict)
 
 
 def units_to_open(
@@ -127,12 +131,10 @@ class Growth:
     - "pair": two units at a time with the same fan-in and opposite fan-outs, so that both ends get a gradient at once.
       An odd last unit starts as in "zero": choose an even number of `units`; a fraction is rounded up to one.
     - "split": a copy of the open unit with the largest fan-out, which the two share; both are held open.
-
     - "select": as "zero", but the best of 16 times as many, chosen by the gradient of their fan-out on one batch, less
       what existing units do already; `step` needs the batch's `loss`.
 
-    Units that come in sets, units with tied or normalised weights, and units whose fan-in is frozen start as in "zero"
-    always, or, where it applies, "select".
+    Units that come in sets, that have tied or normalised weights or a frozen fan-in start as in "zero" or "select".
 
     Args:
         units: units that a group gets at a time: an int, or a float fraction of its present size (at least 1 unit); or
@@ -147,16 +149,16 @@ class Growth:
         grace: training steps (calls of `plastic.backward`) for which a new unit is held open.
         revive: calls of `step` after which closed units are reopened; `None` leaves them to `plastic.compact`.
         only: one or several name patterns of the groups that may grow.
+        connections: closed single weights that each parameter of `unstructured` reopens at a growth, see
+            `npn.Plasticity.reconnect`; no weight by default. With them, rule (b) is only about `max_params`.
+
         init: how new units start; those of "pair" and "split" need a `grace` of at least 1.
-        warmup: optimizer steps over which the weights of new units come to learn in full: the t-th step moves them by
-            t / `warmup` of what it moves them by otherwise. 0 for none.
-        until: calls of `step` after which growth ends; growth in the first third of the training leaves the new units
-            time to learn. `None` for no such end.
+        warmup: optimizer steps, of which the t-th moves the weights of new units by t / `warmup` only; 0 for none.
+        until: calls of `step` after which growth ends, so that the last units have time to learn; `None` for no end.
 
     Attributes:
         history: the growths so far.
-        units, max_params, patience, min_delta, grace, revive, only, init, warmup, until: the arguments, normalised.
-        limits: name pattern -> `limit`.
+        limits: name pattern -> `limit`; the other arguments are attributes of their own names.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -187,6 +189,7 @@ class Growth:
         grace: int = 100,
         revive: int | None = 10,
         only: str | Sequence[str] = "*",
+        connections: int | float = 0,
         init: str = "zero",
         warmup: int = 0,
         until: int | None = None,
@@ -204,8 +207,9 @@ class Growth:
         if not 0.0 <= min_delta < math.inf:
             raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
         whole_number("grace", grace, 0, "calls of backward")
-        self.units, self.limits, self.max_params = pace, limits, max_params
-        self.patience, self.min_delta, self.grace = patience, min_delta, grace
+        if isinstance(connections, bool) or not 0 <= connections < math.inf:
+            needed = "an int >= 0 or a float fraction of the open weights"
+            raise ConfigurationError(f"connections must be {needed}, got {connections!r}")
         if init in ("pair", "split") and grace < 1:
             raise ConfigurationError(
                 f'init="{init}" needs a grace of at least 1, got {grace}: a mask could close one unit of a pair and '
@@ -213,6 +217,8 @@ class Growth:
             )
         self.init, self.warmup = checked_init(init), whole_number("warmup", warmup, 0, "optimizer steps")
         self.until = math.inf if until is None else until
+        self.units, self.limits, self.max_params, self.connections = pace, limits, max_params, connections
+        self.patience, self.min_delta, self.grace = patience, min_delta, grace
         self.revive = math.inf if revive is None else revive
         self.only = (only,) if isinstance(only, str) else tuple(only)
         if not self.only:
@@ -245,8 +251,7 @@ class Growth:
             validation_loss: mean data loss, without the penalty, on a held-out part of the training set; never on test
                 data.
             plastic: the result of `npn.attach`.
-            loss: for init="select": a function that calls the model on a batch of training data, of 1,000 examples or
-                so, and returns the loss.
+            loss: for init="select": calls the model on a batch of training data, some 1,000 examples, for its loss.
 
         Returns:
             The `ResizeReport` of the added units; `None` if none was added. Reopened units are listed in `history`.
@@ -275,7 +280,8 @@ class Growth:
         stale = 0 if value < self._best - self.min_delta else self._stale + 1
         exhausted = stale >= self.patience or self._is_full(plastic, limits)
         plan: dict[str, tuple[int, int]] = {}
-        if not exhausted and value < self._loss_at_last_growth - self.min_delta:
+        improved = not exhausted and value < self._loss_at_last_growth - self.min_delta
+        if improved:
             for group in groups:
                 reopened_units, new = units_to_open(
                     group.size,
@@ -299,14 +305,16 @@ class Growth:
                 units = closed_units(group)[: reopened[group.name]]
                 plastic.open(group.name, units, grace=self.grace)
 
+        connected = plastic.reconnect(self.connections, grace=self.grace) if improved and self.connections else {}
+
         self._steps += 1
         self._stale = stale
         if stale == 0:
             self._best = value
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
-        if added or reopened:
+        if added or reopened or connected:
             self._loss_at_last_growth, self._stale = value, 0
-            self.history.append(GrowthEvent(self._steps, value, added, reopened))
+            self.history.append(GrowthEvent(self._steps, value, added, reopened, connected))
         self._over = exhausted or self._steps >= self.until or self._is_full(plastic, limits)
         return report
 
@@ -342,11 +350,9 @@ class Growth:
 
     def _start(self, loss: Callable[[], Tensor] | None) -> dict[str, Any]:
         """Further arguments of `grow`, as far as they are not its defaults."""
-        start: dict[str, Any] = {"warmup": self.warmup} if self.warmup else {}
-        if self.init == "select":
-            check_start(self.grace, self.init, self.warmup, loss)
-            start["loss"] = loss
-        return start | ({"init": self.init} if self.init != "zero" else {})
+        check_start(self.grace, self.init, self.warmup, loss)
+        given = {"init": self.init, "warmup": self.warmup, "loss": loss if self.init == "select" else None}
+        return {name: value for name, value in given.items() if value not in ("zero", 0, None)}
 
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
         """The groups that may grow."""
@@ -360,6 +366,8 @@ class Growth:
         """Whether rule (b) ends growth."""
         if self.max_params is not None and sum(weight.numel() for weight in plastic.weights()) >= self.max_params:
             return True
+        if self.connections:
+            return False
         groups = self._groups(plastic)
         return all(group.size - len(closed_units(group)) >= _limit(group, limits) for group in groups)
 

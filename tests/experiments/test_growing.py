@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments.data.moons import moons as data
-from npn.experiments.engine import runner, training
+from npn.experiments.engine import runner
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
@@ -20,28 +18,6 @@ from npn.experiments.moons import recipe as moons
 from .conftest import Recorder
 
 Finished = tuple[Outcome, RunDirectory]
-
-
-def test_training_macs_are_those_of_the_steps(finished: Finished) -> None:
-    """A forward pass, and two for the backward pass, of each example; before growth by hand."""
-    outcome, _ = finished
-    features, hidden = (3, 3) if outcome.result["mode"] == "expand" else moons.FULL
-    first = outcome.rows[0]["training_macs"]
-    assert first == 3 * len(data(1).train) * (2 * features + features * hidden + 2 * hidden)
-    assert outcome.result["training_macs"] == sum(row["training_macs"] for row in outcome.rows)
-    last = outcome.rows[-1]
-    assert last["training_macs"] == 3 * len(data(1).train) * outcome.result["macs"]
-
-
-@pytest.mark.parametrize(("estimator", "passes"), [("reinmax", 3), ("arm", 4), ("double_cv", 6)])
-def test_passes_of_an_estimator_count(estimator: str, passes: int) -> None:
-    options = Options(mode="expand", estimator=estimator, epochs="1,1,1")
-    torch.manual_seed(0)
-    recipe = moons.build(options.over(moons.defaults(options)))
-    one = len(recipe.data.train) * npn.count_macs(recipe.plastic.model, torch.zeros(1, 2))
-    assert training.training_macs(recipe, {}) == 3 * one
-    recipe.plastic.k = 7.0
-    assert training.training_macs(recipe, {}) == passes * one
 
 
 @pytest.mark.parametrize("init", ["pair", "select"])

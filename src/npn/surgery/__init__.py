@@ -3,7 +3,7 @@
 from npn.surgery.apply import Extra, apply_plan
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_data
-from npn.surgery.initial import INITS, Finish, Start, checked_init, fan_out, start
+from npn.surgery.initial import INITS, ZERO, Finish, Start, checked_init, fan_out, start
 from npn.surgery.optimizer import forget_momentum, unmovable
 from npn.surgery.plan import Plan, plan_growth, plan_removal
 from npn.surgery.report import ResizeReport, combined, report
@@ -11,6 +11,7 @@ from npn.surgery.verify import check_shapes
 
 __all__ = [
     "INITS",
+    "ZERO",
     "Edit",
     "Extra",
     "Finish",

@@ -52,6 +52,9 @@ class Start:
     held: Mapping[str, list[int]] = field(default_factory=dict)
 
 
+ZERO = Start()
+
+
 def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tensor) -> Start:
     """Choose how the new units of a plan start.
 
@@ -74,7 +77,7 @@ def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tens
         for name, of in ((name, of) for pairs in rounds for name, (of, _) in pairs.items()):
             held[name] = sorted({*held.get(name, ()), *of.tolist()})
         return Start(finish, finish, held)
-    return Start()
+    return ZERO
 
 
 def _split_all(values: Values, after: Structure, rounds: list[dict[str, tuple[Tensor, Tensor]]]) -> None:
@@ -130,6 +133,8 @@ def copied_units(
             of = order[: len(to)]
             to = to[: len(of)]
             alike = _alike(tensors, group, of, to, group.slots)
+            if any(slot.tensor in before.unstructured for slot in group.slots):
+                alike[:] = False  # closed single weights of the one are open in the other
             rounds += [{}] if len(rounds) <= number else []
             rounds[number][group.name] = of[alike], to[alike]
     return rounds

@@ -132,9 +132,10 @@ def _conclude(
     experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress
 ) -> Outcome:
     """Export and measure the model, draw the figures, and write everything, the result last."""
-    small, rows = recipe.plastic.export(), directory.metrics()
+    small = recipe.plastic.export()
     _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
+    rows = directory.metrics()
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
@@ -142,8 +143,9 @@ def _conclude(
         "processes": distributed.size(),
         "accuracy": accuracy,
         **last,
+        "validation_accuracy": rows[-1]["validation_accuracy"],
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
-        "training_macs": sum(row.get("training_macs", 0) for row in rows),
+        "training_macs": sum(row["training_macs"] for row in rows),
         **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),

@@ -12,13 +12,12 @@ import npn
 from npn import distributed
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import processes
+from npn.experiments.engine.effort import TrainingMacs
 from npn.experiments.engine.recipe import Recipe, Row
-from npn.functional.table import ESTIMATORS
 from npn.integrations.tensorboard import keep_histogram
 from npn.tracing.single import evaluating
 
 HISTOGRAM_BINS = 20
-Shapes = tuple[tuple[int, ...], ...]
 
 
 def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
@@ -35,10 +34,10 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     if distributed.size() > 1:
         calling = processes.Calling(recipe.plastic.model, recipe.forward)
         call = distributed.wrap(recipe.plastic, calling)
-    counted: dict[Shapes, int] = {}
+    effort = TrainingMacs(recipe)
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
-        macs = training_macs(recipe, counted)
+        macs = effort.epoch(stage)
         row = _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
         yield stage, {**row, "training_macs": macs}
 
@@ -111,30 +110,11 @@ def _epoch(
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
         x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
-        choosing = partial(_loss, partial(recipe.logits, plastic.model), x, y, 1.0)
-        recipe.growth.step(row["validation_loss"], plastic, loss=choosing)
+        recipe.growth.step(
+            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+        )
     distributed.check(plastic)
     return row
-
-
-def training_macs(recipe: Recipe, counted: dict[Shapes, int]) -> int:
-    """Count the multiply-adds of the training steps of an epoch, closed units that still exist included.
-
-    A forward pass counts once and a backward pass twice; an estimator with several passes computes each of them. Left
-    out are validation, and the batch that chooses among new units.
-
-    Args:
-        recipe: before the epoch.
-        counted: multiply-adds of one example by the shapes of the model, which this call may add to.
-    """
-    plastic = recipe.plastic
-    passes = [3.0]
-    if math.isfinite(plastic.k) and plastic.k > 0:
-        passes = [3.0 if each.weights > 0 else 1.0 for each in ESTIMATORS[plastic.estimator].passes]
-    shapes = tuple(tuple(weight.shape) for weight in plastic.weights())
-    if shapes not in counted:
-        counted[shapes] = npn.count_macs(plastic.model, recipe.prepare(recipe.data.train.x[:2])) // 2
-    return int(sum(passes)) * len(recipe.data.train) * counted[shapes]
 
 
 def _train(
@@ -155,7 +135,7 @@ def _train(
         # every process augments the whole batch: so the draws do not depend on the number of processes
         x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
         loss = plastic.backward(
-            partial(_loss, call, recipe.prepare(x), y, weight),
+            partial(_loss, recipe, call, recipe.prepare(x), y, weight),
             scale=1.0 if recipe.scaler is None else recipe.scaler,
         )
         if recipe.grow_first and (growing or plastic.gates.grace_left):
@@ -166,8 +146,8 @@ def _train(
     return float(distributed.mean(total)) / examples
 
 
-def _loss(call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
-    loss = F.cross_entropy(call(x), y)
+def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
+    loss = recipe.loss(call(x), x, y)
     return loss if weight == 1.0 else loss * weight
 
 

@@ -56,8 +56,7 @@ def bench(
         for init in inits:
             chosen = replace(options, mode="expand", seed=seed, growth_init=init)
             run = finished(runs / f"{name}-{init}-{seed}", EXPERIMENTS[name], chosen, train)
-            rows = run.metrics()
-            found[init].append(({**run.result(), "validation_accuracy": rows[-1]["validation_accuracy"]}, rows))
+            found[init].append((run.result(), run.metrics()))
     results = {init: [result for result, _ in made] for init, made in found.items()}
     every = [result for made in results.values() for result in made]
     summary = {
