@@ -326,3 +326,18 @@ def test_the_page_on_growing_runs():
     exec(compile(code, str(page), "exec"), scope)
     assert scope["growth"].done and scope["growth"].history
     assert scope["plastic"].group("0").size > 3 and float(scope["loss"]()) < 0.6
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_gates_on_single_weights(tiny, init):
+    model, plastic = tiny["mlp"].attach(unstructured="*.weight")
+    x, _ = tiny["mlp"].data()
+    plastic.k = 2.0
+    for gate in plastic.gates.weights:
+        plastic.close(gate.name, range(1, gate.logits.numel(), 3))
+    plastic.compact()
+    wanted = model(x).detach()
+    grow(plastic, init)
+    torch.testing.assert_close(model(x), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(plastic.export()(x), wanted, rtol=1e-6, atol=1e-6)
+    assert bool(model[2].weight[:, 4:6].any()) == (init == "pair")  # a copy would lack the gates of its original

@@ -83,7 +83,7 @@ def test_pairs_have_an_error_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("name", "inits", "message"),
     [
-        ("mnist", ["zero"], "experiment must be one of 'moons', 'lenet5-mnist', 'resnet56-cifar10', got 'mnist'"),
+        ("mnist", ["zero"], "experiment must be one of 'moons', .*'resnet56-cifar10', got 'mnist'"),
         ("moons", ["zero", "best"], "inits must be among zero, pair, select, split, got 'best'"),
     ],
 )
