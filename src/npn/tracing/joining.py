@@ -121,7 +121,7 @@ def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray
 
 def _codes(a: np.ndarray, b: np.ndarray, total: int) -> np.ndarray:
     """One number for each pair of labels, the same in either order; 0 where they join nothing, or repeat the last."""
-    codes = np.minimum(a, b) * total + np.maximum(a, b)
+    codes: np.ndarray = np.minimum(a, b) * total + np.maximum(a, b)
     codes[(a == b) | (a == 0) | (b == 0)] = 0
     codes[1:][codes[1:] == codes[:-1]] = 0
     return codes
