@@ -102,6 +102,21 @@ def test_an_unequal_answer_is_an_error() -> None:
     assert numbers.relative_error([a], [a * float("nan")]) == float("inf")
 
 
+def test_code_that_makes_single_precision_is_compared_in_double() -> None:
+    from compat import measure, numbers
+
+    class Single(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float() + torch.zeros(3))
+
+    x = torch.randn(2, 3)
+    context, inputs = measure._precision(model := Single(3, 2), x)
+    with context:
+        (found,) = numbers.outputs(model, inputs)
+    assert found.dtype == torch.float64
+    assert x.double().float().dtype == torch.get_default_dtype() == torch.float32, "as before afterwards"
+
+
 def test_perturbed_weights_are_no_longer_constant() -> None:
     from compat import numbers
 
