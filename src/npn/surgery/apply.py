@@ -21,17 +21,19 @@ from npn.tracing.single import in_mode
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor outside the model that is resized with one group, such as the logits of its gates.
+    """A tensor outside the model that is resized with one group or parameter, such as the logits of its gates.
 
     Attributes:
-        tensor: 1-D, one entry per unit.
-        group: name of the group.
+        tensor: 1-D, one entry per unit; or in the shape of a parameter.
+        name: name of the group, or of the parameter.
         new: value of new entries.
+        of_weights: whether the tensor has the shape of a parameter.
     """
 
     tensor: Tensor
-    group: str
+    name: str
     new: float
+    of_weights: bool = False
 
 
 def apply_plan(
@@ -81,16 +83,19 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
     """Edits of the tensors outside the model."""
     edits: list[Edit] = []
     for extra in extras:
-        source = plan.units.get(extra.group)
-        if source is None:
-            continue
-        if not len(source):  # the group vanishes with a branch
+        if extra.of_weights:
+            gone, sources = extra.name not in plan.after.unstructured, plan.sources.get(extra.name, {})
+        else:
+            source = plan.units.get(extra.name)
+            gone, sources = source is not None and not len(source), {} if source is None else {0: source}
+        if gone:  # it vanishes with a branch
             edits += forget_edits(optimizers, [extra.tensor])
-            continue
-        value = gather(extra.tensor.data, {0: source})
-        value[source.to(value.device) == NEW] = extra.new
-        edits.append(replace_data(extra.tensor, value))
-        edits += _state_edits(extra.tensor, {0: source}, optimizers, f"the gates of {extra.group}")
+        elif sources:
+            value = gather(extra.tensor.data, sources)
+            for axis, source in sources.items():
+                value.index_fill_(axis, (source == NEW).nonzero().reshape(-1).to(value.device), extra.new)
+            edits.append(replace_data(extra.tensor, value))
+            edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.name}")
     return edits
 
 
