@@ -251,7 +251,7 @@ class Ledger:
             roles: `reads` or `produces`, changed in place.
         """
         own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
-        roles.update(self.slots[i] for i in np.unique(self._owners(own[own > 0])))
+        roles.update(self.slots[i] for i in np.unique(self.owners(own[own > 0])))
 
     def touch(self, labels: Tensor) -> None:
         """Record that one op computes with these units; units that other ops compute with form other groups.
@@ -278,8 +278,15 @@ class Ledger:
         np.add.at(total, unit, mark)
         return total
 
-    def _owners(self, labels: np.ndarray) -> np.ndarray:
-        """Index in `slots` of the owner of each label."""
+    def owners(self, labels: np.ndarray) -> np.ndarray:
+        """Index in `slots` of the owner of each label.
+
+        Args:
+            labels: int64 (n,), positive.
+
+        Returns:
+            int64 (n,).
+        """
         return np.searchsorted(np.array(self.starts), labels, side="right") - 1
 
     def _frozen_divisors(self) -> list[tuple[Tensor, str]]:
@@ -288,7 +295,7 @@ class Ledger:
         found = []
         for labels, where in self._divisors:
             own = labels[labels > 0]
-            hit = own[torch.from_numpy(masked[self._owners(own.numpy())])]
+            hit = own[torch.from_numpy(masked[self.owners(own.numpy())])]
             if len(hit):
                 found.append((hit, f"a closed unit would divide zero by zero at {where}"))
         return found
@@ -298,9 +305,7 @@ class Ledger:
         pairs: set[tuple[int, int]] = set()
         for a, b in self._shared:
             both = (a > 0) & (b > 0)
-            pairs.update(
-                zip(self._owners(a[both].numpy()).tolist(), self._owners(b[both].numpy()).tolist(), strict=True)
-            )
+            pairs.update(zip(self.owners(a[both].numpy()).tolist(), self.owners(b[both].numpy()).tolist(), strict=True))
         before = -1
         while len(self.reads) != before:
             before = len(self.reads)

@@ -13,6 +13,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
+from npn.tracing.places import moved_alike
 from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
 
 
@@ -62,6 +63,10 @@ ZERO_PRESERVING = frozenset((
     "mul", "neg", "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc",
     "floor", "ceil", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy",
 ))  # fmt: skip
+_IN_ORDER = frozenset((  # elements stay in the order that they have in memory
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "unsqueeze", "squeeze", "expand",
+))  # fmt: skip
+_WHOLE = 1 << 22  # elements of which each one is followed
 LINEAR_REDUCTIONS = frozenset(["sum", "linalg_vector_norm", "norm"])
 
 
@@ -105,6 +110,8 @@ def movement(call: Call) -> Any:
     value, rest = call.args[0], call.args[1:]
     moved = [_run(call, part.labels, rest) for part in value.parts]
     many = isinstance(call.node.meta["val"], (tuple, list))
+    for part in value.parts if call.name not in _IN_ORDER else ():
+        check_places(call, part, lambda index: list(_run(call, index, rest)) if many else [_run(call, index, rest)])
     results = []
     for i, shape in enumerate(call.shapes):
         parts = tuple(
@@ -113,6 +120,13 @@ def movement(call: Call) -> Any:
         )
         results.append(Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.free))
     return results if many else results[0]
+
+
+def check_places(call: Call, part: Part, move: Callable[[Tensor], list[Tensor]], whole: bool = False) -> None:
+    """Freeze units of which an op takes other places than of others of the same axis; see `places.moved_alike`."""
+    if not moved_alike(part.labels, move, call.ledger.owners, whole):
+        reason = f"{call.name} takes other places of some units than of others at {call.where}"
+        call.ledger.freeze(part.labels, f"{reason}; index units along an axis of their own, or use torch.diagonal")
 
 
 def _run(call: Call, labels: Tensor, rest: Sequence[Any]) -> Any:
@@ -132,6 +146,12 @@ def as_strided(call: Call) -> Any:
     moved = [restrided(part.labels, like, *call.args[1:]) for part in value.parts]
     if any(labels is None for labels in moved):
         return unknown(call, f"as_strided reads beside its input at {call.where}")
+    if any(part.labels.numel() > _WHOLE for part in value.parts):
+        return unknown(call, f"as_strided of {like.numel()} elements is not followed at {call.where}")
+    for part in value.parts:
+        check_places(
+            call, part, lambda index: [t for t in [restrided(index, like, *call.args[1:])] if t is not None], True
+        )
     pairs = zip(value.parts, moved, strict=True)
     parts = tuple(replace(part, labels=canonical(labels)) for part, labels in pairs if labels is not None)
     return Value(call.shapes[0], parts, free=value.free)

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from npn.tracing.joining import unmet
 from npn.tracing.labels import Ledger, Part, joined, squeeze_constant
+from npn.tracing.places import aligned
 
+SHIFTED = "its units have been shifted against each other along another axis"
 OPAQUE = "the weight is a function that zero does not pass"
 
 
@@ -97,6 +99,8 @@ def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Pa
     if part.axes <= set(hit):
         ledger.freeze(part.labels, reason)
         return part
+    if not aligned(part.labels, set(hit), ledger.owners):
+        ledger.freeze(part.labels, f"{SHIFTED}: {reason}")
     first = ledger.unite_along(part.labels, hit)
     return replace(part, labels=first.expand(part.labels.shape))
 
@@ -260,6 +264,8 @@ def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str
             if i < len(read):
                 ledger.freeze(read[i].labels, f"{reason} at {where}")
             continue
+        if not aligned(read[i].labels, set(range(len(data.shape))) - axes, ledger.owners):
+            ledger.freeze(part.labels, f"{SHIFTED}, and are read at {where}")
         ledger.unite(read[i].labels, part.labels)
         ledger.mark(part.labels, ledger.reads)
     for part in read[len(columns) :]:
