@@ -5,7 +5,7 @@ as in a flattened map, a slice with a step can pick another place of each unit, 
 show that, since the diagonal of a smaller map looks the same.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -121,3 +121,21 @@ def aligned(labels: Tensor, places: set[int], owners: Owners) -> bool:
         if bool((owner[:, mine] != owner[:, mine][:, :1]).any()) or bool((step[:, mine] != step[:, mine][:, :1]).any()):
             return False
     return True
+
+
+def restrided(
+    tensor: Tensor, like: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
+) -> Tensor | None:
+    """`as_strided` of a tensor laid out in memory like another; None where it leaves the elements of the tensor."""
+    start = 0 if offset is None else offset - like.storage_offset()
+    for axis, step in enumerate(like.stride()):
+        tensor = tensor.narrow(axis, 0, 1) if step == 0 and tensor.shape[axis] > 1 else tensor
+    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, like.stride(), strict=True))
+    last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if tensor.numel() == 0 or start < 0 or last >= extent:
+        return None
+    memory, known = torch.zeros(extent, dtype=tensor.dtype), torch.zeros(extent, dtype=torch.bool)
+    memory.as_strided(tensor.shape, like.stride()).copy_(tensor)
+    known.as_strided(tensor.shape, like.stride()).fill_(True)
+    found = memory.as_strided(tuple(size), tuple(stride), start)
+    return found if bool(known.as_strided(tuple(size), tuple(stride), start).all()) else None

@@ -13,7 +13,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
-from npn.tracing.places import moved_alike
+from npn.tracing.places import moved_alike, restrided
 from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
 
 
@@ -118,7 +118,12 @@ def movement(call: Call) -> Any:
             replace(part, labels=canonical(out[i] if many else out))
             for part, out in zip(value.parts, moved, strict=True)
         )
-        results.append(Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.free))
+        kept = tuple(p for p in parts if bool(squeeze_constant(p.labels).any()))
+        results.append(Value(shape, kept, free=value.free, own=value.weight or value.own))
+    if call.name == "expand":
+        before = (1,) * (len(call.shapes[0]) - len(value.shape)) + value.shape
+        loose = frozenset(a for a, (old, new) in enumerate(zip(before, call.shapes[0], strict=True)) if old < new)
+        return replace(results[0], loose=loose)
     return results if many else results[0]
 
 
@@ -155,24 +160,6 @@ def as_strided(call: Call) -> Any:
     pairs = zip(value.parts, moved, strict=True)
     parts = tuple(replace(part, labels=canonical(labels)) for part, labels in pairs if labels is not None)
     return Value(call.shapes[0], parts, free=value.free)
-
-
-def restrided(
-    tensor: Tensor, like: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
-) -> Tensor | None:
-    """`as_strided` of a tensor laid out in memory like another; None where it leaves the elements of the tensor."""
-    start = 0 if offset is None else offset - like.storage_offset()
-    for axis, step in enumerate(like.stride()):
-        tensor = tensor.narrow(axis, 0, 1) if step == 0 and tensor.shape[axis] > 1 else tensor
-    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, like.stride(), strict=True))
-    last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if tensor.numel() == 0 or start < 0 or last >= extent:
-        return None
-    memory, known = torch.zeros(extent, dtype=tensor.dtype), torch.zeros(extent, dtype=torch.bool)
-    memory.as_strided(tensor.shape, like.stride()).copy_(tensor)
-    known.as_strided(tensor.shape, like.stride()).fill_(True)
-    found = memory.as_strided(tuple(size), tuple(stride), start)
-    return found if bool(known.as_strided(tuple(size), tuple(stride), start).all()) else None
 
 
 @rule("constant_pad_nd")

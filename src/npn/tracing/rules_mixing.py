@@ -142,7 +142,7 @@ def weight_norm(call: Call) -> list[Value]:
     v, g, dim = call.args[0], call.args[1], call.arg(2, "dim", 0)
     for part in v.parts:
         if dim not in part.axes:
-            call.ledger.mix(part.labels, sorted(part.axes))
+            call.ledger.mix(part.labels, sorted(part.axes), call.mixes)
         else:
             call.ledger.divide(part.labels, call.where)
     return [merge(call.ledger, [g, v], v.shape, call.where, zero="any"), g]

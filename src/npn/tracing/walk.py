@@ -135,7 +135,9 @@ def _copy(call: Call, env: dict[Node, Any]) -> Value:
     target, (base, source) = call.node.args[0], call.args[:2]
     assert isinstance(target, Node)
     if target.op == "placeholder":
-        return _write(call, target, merge(call.ledger, [base, source], base.shape, call.where), env)
+        met = merge(call.ledger, [base, source], base.shape, call.where)
+        clear = source.weight and not any(part.opaque for part in source.parts)  # what was there before is gone
+        return _write(call, target, replace(met, parts=tuple(replace(p, opaque=not clear) for p in met.parts)), env)
     if source.const is not None:
         value = constant(source.const.to(target.meta["val"].dtype).expand(base.shape))
     else:
