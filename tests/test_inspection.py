@@ -1,6 +1,7 @@
 """`inspect`: weights of groups, reasons of frozen dimensions, selection."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,6 @@ def test_the_norm_that_keeps_most_channels_is_named():
     found = inspect(nn.Sequential(nn.Linear(4, 8), Block(), Block(), nn.Linear(8, 2)), torch.zeros(1, 3, 4))
     assert not found.groups
     name = "test_inspection.py"
-    line = 1 + next(i for i, line in enumerate(open(__file__).read().splitlines()) if "h.norm(dim=1" in line)
+    line = 1 + next(i for i, line in enumerate(Path(__file__).read_text().splitlines()) if "h.norm(dim=1" in line)
     assert found.norm == f"mean at {name}:{line} is over all channels of a stream, which keeps 32 of them"
     assert inspect(Net(), torch.zeros(1, 3, 5, 5)).norm is None
