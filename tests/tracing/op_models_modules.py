@@ -251,12 +251,12 @@ MODULES = MAPS | {
     "spectral_norm_hook": spectral(spectral_norm, "b.weight_orig"),
     "renormalised_embedding": custom(
         lambda m, x: m.c(torch.tanh(m.b(m.e(x)))), {"b": 6},
-        {"e.weight[1]": "the forward pass in train() changes e.weight by itself", "e.weight[0]": "rows of the embedding"},
+        {"e.weight[1]": "the forward pass in train() changes e.weight", "e.weight[0]": "rows of the embedding"},
         tokens, e=lambda: nn.Embedding(10, 8, max_norm=1.0), b=linear(8, 6), c=linear(6, 2),
     ),
     "custom_op": custom(
         lambda m, x: m.c(torch.tanh(deformed(torch.tanh(m.b(torch.tanh(m.a(x)))), m.o(x), m.w))).mean((2, 3)),
-        {"a": 8}, {"b.weight[0]": "no rule for deformed", "w[1]": "no rule for deformed, called at op_models_modules.py:"},
+        {"a": 8}, {"b.weight[0]": "no rule for deformed", "w[1]": "no rule for deformed, called at op_"},
         maps, a=lambda: nn.Conv2d(3, 8, 3, padding=1), b=lambda: nn.Conv2d(8, 6, 1), o=lambda: nn.Conv2d(3, 18, 1),
         w=(5, 6, 3, 3), c=lambda: nn.Conv2d(5, 2, 1),
     ),

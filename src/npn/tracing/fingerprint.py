@@ -52,13 +52,15 @@ def _numbers(node: Node, name: str) -> list[Any]:
     scalar = {a.name for a in schema.arguments if "number" in str(a.type)} if schema else set()
     names = [a.name for a in schema.arguments] if schema else [""] * len(node.args)
     pairs = [*zip(names, node.args, strict=False), *node.kwargs.items()]
+    factory = name in SHAPE_ONLY or torch.Tag.nondeterministic_seeded in tags or not node.all_input_nodes
+    literal = schema and not factory and name not in _SIZED and (name not in MOVEMENT or name in _LITERAL)
     found: list[Any] = []
     for given, value in pairs:
         if isinstance(value, (float, bool, str)) or (isinstance(value, int) and (whole or given in scalar)):
             found.append(value)
         elif name == "convolution":  # groups may follow
             found += [value] if given in ("stride", "padding", "dilation", "output_padding") else []
-        elif schema and (name not in MOVEMENT or name in _LITERAL) and name not in _SIZED and _whole(value):
+        elif literal and _whole(value):
             found.append(value)
     return found
 
@@ -146,6 +148,8 @@ def _lengths(node: Node, env: Mapping[Node, Any]) -> list[str]:
     """Sizes of the result's axes along which no units lie; of several results, where each is taken."""
     value, tensor = env[node], node.meta.get("val")
     if not isinstance(value, Value) or value.neutral or not isinstance(tensor, Tensor) or not node.users:
+        return []
+    if not tensor.numel():  # it has no units
         return []
     axes = [a for a in range(len(value.shape)) if value.fixed(a) and not uniform(value, node, a)]
     return ["sizes " + "x".join(f"{a}:{value.shape[a]}" for a in axes)] if axes else []

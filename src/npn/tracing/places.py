@@ -33,11 +33,11 @@ def moved_alike(labels: Tensor, move: Callable[[Tensor], list[Tensor]], owners: 
     base = labels if whole else small
     index = torch.arange(1, base.numel() + 1).view(base.shape).expand(labels.shape)
     flat = base.reshape(-1).numpy()
-    rank = _ranks(flat)
+    rank, times = _ranks(flat), np.bincount(flat)[flat]
     for out in move(index):
         source = squeeze_constant(canonical(out)).reshape(-1).numpy()
         source = source[source > 0] - 1
-        if not _alike(flat[source], rank[source], owners):
+        if not _alike(flat[source], rank[source], times[source], owners):
             return False
     return True
 
@@ -52,15 +52,18 @@ def _ranks(flat: np.ndarray) -> np.ndarray:
     return rank
 
 
-def _alike(labels: np.ndarray, ranks: np.ndarray, owners: Owners) -> bool:
-    """Whether the sequence of ranks is the same for all labels of an owner."""
+def _alike(labels: np.ndarray, ranks: np.ndarray, times: np.ndarray, owners: Owners) -> bool:
+    """Whether the sequence of ranks is the same for all labels of an owner that stood there as many times.
+
+    Labels stand there more often than others where several entries are one unit already, as features of a head may be.
+    """
     order = np.argsort(labels, kind="stable")
-    labels, ranks = labels[order], ranks[order]
-    labels, ranks = labels[labels > 0], ranks[labels > 0]
-    found, counts = np.unique(labels, return_counts=True)
-    belong = owners(found)
-    for owner in np.unique(belong):
-        mine = belong == owner
+    order = order[labels[order] > 0]
+    labels, ranks, times = labels[order], ranks[order], times[order]
+    found, first, counts = np.unique(labels, return_index=True, return_counts=True)
+    kinds = np.stack([owners(found), times[first]], 1)
+    for kind in np.unique(kinds, axis=0):
+        mine = (kinds == kind).all(1)
         if len(np.unique(counts[mine])) > 1:
             return False
         lines = ranks[np.repeat(mine, counts)].reshape(int(mine.sum()), -1)
@@ -112,13 +115,16 @@ def aligned(labels: Tensor, places: set[int], owners: Owners) -> bool:
     owner = np.where(table > 0, owners(table.reshape(-1)).reshape(table.shape) + 1, 0)
     rank = _ranks(small.reshape(-1).numpy()).reshape(small.shape)
     rank = torch.from_numpy(rank).permute(*along, *across).reshape(table.shape).numpy()
+    width = table.shape[1]
+    _, inverse, counts = np.unique(table * width + np.arange(width), return_inverse=True, return_counts=True)
+    times = counts[inverse.reshape(-1)].reshape(table.shape)  # how often a label stands in its column
     first = (table > 0).argmax(0)
-    start = np.take_along_axis(rank, first[None], 0)
-    step = np.where(table > 0, rank - start, 0)
+    place, inside = rank // times, np.where(table > 0, rank % times, 0)
+    step = np.where(table > 0, place - np.take_along_axis(place, first[None], 0), 0)
     kind = np.take_along_axis(owner, first[None], 0)[0]
     for one in np.unique(kind[kind > 0]):
         mine = kind == one
-        if bool((owner[:, mine] != owner[:, mine][:, :1]).any()) or bool((step[:, mine] != step[:, mine][:, :1]).any()):
+        if any(bool((values[:, mine] != values[:, mine][:, :1]).any()) for values in (owner, step, inside)):
             return False
     return True
 
