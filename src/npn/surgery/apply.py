@@ -16,21 +16,24 @@ from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
 from npn.surgery.verify import check_shapes
 from npn.tracing.capture import model_tensors
+from npn.tracing.single import in_mode
 
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor outside the model that is resized with one group, such as the logits of its gates.
+    """A tensor outside the model that is resized with one group or parameter, such as the logits of its gates.
 
     Attributes:
-        tensor: 1-D, one entry per unit.
-        group: name of the group.
+        tensor: 1-D, one entry per unit; or in the shape of a parameter.
+        name: name of the group, or of the parameter.
         new: value of new entries.
+        of_weights: whether the tensor has the shape of a parameter.
     """
 
     tensor: Tensor
-    group: str
+    name: str
     new: float
+    of_weights: bool = False
 
 
 def apply_plan(
@@ -60,6 +63,8 @@ def apply_plan(
         selected = selected_columns(plan.after)
         edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
     carry_out(edits, lambda: check_shapes(model, plan.after))
+    with in_mode(model, True):  # what a model keeps of its weights for eval(), as a table of positions, it drops here
+        pass
 
 
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:
@@ -78,16 +83,19 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
     """Edits of the tensors outside the model."""
     edits: list[Edit] = []
     for extra in extras:
-        source = plan.units.get(extra.group)
-        if source is None:
-            continue
-        if not len(source):  # the group vanishes with a branch
+        if extra.of_weights:
+            gone, sources = extra.name not in plan.after.unstructured, plan.sources.get(extra.name, {})
+        else:
+            source = plan.units.get(extra.name)
+            gone, sources = source is not None and not len(source), {} if source is None else {0: source}
+        if gone:  # it vanishes with a branch
             edits += forget_edits(optimizers, [extra.tensor])
-            continue
-        value = gather(extra.tensor.data, {0: source})
-        value[source.to(value.device) == NEW] = extra.new
-        edits.append(replace_data(extra.tensor, value))
-        edits += _state_edits(extra.tensor, {0: source}, optimizers, f"the gates of {extra.group}")
+        elif sources:
+            value = gather(extra.tensor.data, sources)
+            for axis, source in sources.items():
+                value.index_fill_(axis, (source == NEW).nonzero().reshape(-1).to(value.device), extra.new)
+            edits.append(replace_data(extra.tensor, value))
+            edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.name}")
     return edits
 
 

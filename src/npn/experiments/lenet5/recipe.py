@@ -8,22 +8,40 @@ import torch
 from torch import Tensor, nn
 
 import npn
+from npn.errors import ConfigurationError
+from npn.experiments.data.augment import shift_turn_scale
 from npn.experiments.data.mnist import mnist
-from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine import single_weights
+from npn.experiments.engine.building import (
+    attach,
+    cost_term,
+    half_cosine,
+    in_full,
+    path_steps,
+    redrawn,
+    schedule,
+    set_rate,
+)
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
+from npn.experiments.engine.rundir import finished_run
+from npn.experiments.engine.teaching import taught, untaught
 from npn.experiments.lenet5.figures import filters, first_filters, table
 from npn.experiments.lenet5.model import FULL, LeNet5, count_weights
+from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report import figures
+from npn.penalty import CostKind
 
+FULL_WEIGHTS = count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
 SMALL = (3, 3, 3)  # widths that expand starts with
 PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scratch for comparison
 STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
 PAPER_STAGES = (100, 250, 150)
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
+SINGLE_WEIGHTS = 1500.0  # the budget where single weights have gates
 BATCH_SIZE = 64
-LEARNING_RATE, WARMUP = 3.5e-3, 400
-WEIGHT_DECAY, DECAYED = 0.2, 5320.0  # in full from so many weights on; smaller networks underfit with that much
+LEARNING_RATE, WARMUP = 7e-3, 400
+WEIGHT_DECAY, DECAYED = 0.1, 5320.0  # in full from so many weights on; smaller networks underfit with that much
 GATE_LEARNING_RATE = 4e-3
 PATH = {"sparsify": 0.8, "expand": 0.5}  # share of the plastic stage in which the bound leads to the budget
 SETTLE = 0.5  # share of the plastic stage, at its end, without growth
@@ -33,14 +51,26 @@ OVERSHOOT = 2.0  # growth ends at so many times the budget, so that the gates ha
 COMPACT_BELOW = 1e-2
 
 
-def defaults(options: Options) -> Options:
+def defaults(options: Options) -> LeNetOptions:
     """Return the settings of the committed results.
 
     Args:
         options: settings of the user.
     """
     mode = options.mode or "sparsify"
-    return Options(**STANDARD, mode=mode, budget=BUDGET.get(mode) if options.penalty is None else None)
+    single = isinstance(options, LeNetOptions) and options.weights
+    standard = SINGLE_WEIGHTS if single and mode == "sparsify" else BUDGET.get(mode)
+    budget = standard if options.penalty is None else None
+    size = in_full(options.budget or budget, FULL_WEIGHTS)
+    return LeNetOptions(
+        **STANDARD,
+        mode=mode,
+        budget=budget,
+        learning_rate=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY * min(1.0, (size or math.inf) / DECAYED),
+        augment=False,
+        weights=False,
+    )
 
 
 def build(options: Options) -> Recipe:
@@ -50,25 +80,37 @@ def build(options: Options) -> Recipe:
         options: complete settings.
     """
     mode = options.checked_mode(STAGES)
+    assert isinstance(options, LeNetOptions) and options.learning_rate and options.weight_decay is not None
+    if options.like and mode != "scratch":
+        raise ConfigurationError(f'like names a run whose widths "scratch" trains anew, got it for mode {mode!r}')
+    if options.weights and mode not in ("sparsify", "dense"):
+        raise ConfigurationError(f"single weights are for the modes 'sparsify' and 'dense', got {mode!r}")
     device = torch.device(options.device or "cpu")
-    budget = in_full(options.budget, count_weights(*FULL[:2], 16 * FULL[1], FULL[2]))
+    budget = in_full(options.budget, FULL_WEIGHTS)
     data = mnist(options.data).to(device)
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
-    model = LeNet5(*widths).to(device)
+    model = _like(options.like) if options.like else LeNet5(*widths)
+    model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
     stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH.get(mode, 1.0), batches)
-    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, steps=steps, **PRICE)
-    plastic = attach(model, data.train.x[:2], options, penalty, columns="fc1")
-    decay = WEIGHT_DECAY * min(1.0, (budget or math.inf) / DECAYED)
-    weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=decay, fused=True)
-    gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
+    kind: CostKind = "weights" if options.weights else "params"
+    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, kind, steps=steps, **PRICE)
+    gated = {"unstructured": "*"} if options.weights else {"columns": None if options.like else "fc1"}
+    plastic = attach(model, data.train.x[:2], options, penalty, **gated)
+    if options.weights:
+        single_weights.hold_units_open(plastic)
+    weights = torch.optim.AdamW(
+        plastic.weights(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
+    highest = options.learning_rate
+    gates = torch.optim.Adam([p for p in plastic.logits() if p.requires_grad], lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
     first, last = stages.stages[0].name, stages.stages[-1].name
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
         """The learning rate rises linearly at the start, and falls along half a cosine in the last stage."""
-        rate, done = LEARNING_RATE, position * batches + batch
+        rate, done = highest, position * batches + batch
         if stage.name == first:
             rate *= min(1.0, (done + 1) / min(WARMUP, batches))
         if stage.name == last:
@@ -82,14 +124,26 @@ def build(options: Options) -> Recipe:
         gates=gates,
         data=data,
         batch_size=BATCH_SIZE,
-        measure=measure,
+        measure=single_weights.measure if options.weights else measure,
         growth=_growth(batches, budget) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
+        augment=shift_turn_scale if options.augment else None,
+        loss=taught(_trained(options.teacher).to(device)) if options.teacher else untaught,
     )
+
+
+def _trained(run: str) -> nn.Module:
+    """The network of a finished run."""
+    return npn.load(finished_run(Path(run), EXPERIMENT.name).model_file, LeNet5())
+
+
+def _like(run: str) -> nn.Module:
+    """A network of the widths of a finished run, with new weights."""
+    return redrawn(_trained(run))
 
 
 def _growth(batches: int, budget: float | None) -> npn.Growth:
@@ -130,7 +184,9 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         `params`: weights without biases, as the paper counts; `params_with_biases`: all parameters; `architecture`.
     """
     sizes = plastic.sizes()
-    first, second, features, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1.columns", "fc1"))
+    inputs = plastic.model.get_parameter("fc1.weight").shape[1]  # all of them, where they have no gates
+    first, second, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1"))
+    features = sizes.get("fc1.columns", inputs)
     weights = count_weights(first, second, features, hidden)
     return {
         "params": weights,
@@ -162,4 +218,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     table(path / "table.md", outcome)
 
 
-EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, checkpoint_every=1)
+EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, options=LeNetOptions)
