@@ -194,10 +194,10 @@ def decoder(first: bool) -> Case:
     )  # fmt: skip
 
 
-def spectral(apply: Any, weight: str) -> Case:
+def spectral(apply: Any, weight: str, what: str) -> Case:
     return custom(
         lambda m, x: m.c(torch.tanh(m.b(torch.tanh(m.a(x))))) + m.d(torch.tanh(m.a(x))), {"a": 8},
-        {f"{weight}[0]": "the code couples its 6 channels into one unit, which has to stay: linalg_vector_norm mixes"},
+        {f"{weight}[0]": f"the code couples its 6 channels into one unit, which has to stay: {what}"},
         b=lambda: apply(nn.Linear(8, 6)), c=linear(6, 2), d=linear(8, 2), **A,
     )  # fmt: skip
 
@@ -247,8 +247,10 @@ MODULES = MAPS | {
     "checkpoint": checkpointed(False),
     "decoder": decoder(False),
     "decoder_norm_first": decoder(True),
-    "spectral_norm": spectral(parametrizations.spectral_norm, "b.parametrizations.weight.original"),
-    "spectral_norm_hook": spectral(spectral_norm, "b.weight_orig"),
+    "spectral_norm": spectral(
+        parametrizations.spectral_norm, "b.parametrizations.weight.original", "linalg_vector_norm mixes"
+    ),
+    "spectral_norm_hook": spectral(spectral_norm, "b.weight_orig", "the product at op_models.py:"),
     "renormalised_embedding": custom(
         lambda m, x: m.c(torch.tanh(m.b(m.e(x)))), {"b": 6},
         {"e.weight[1]": "the forward pass in train() changes e.weight", "e.weight[0]": "rows of the embedding"},
