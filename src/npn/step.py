@@ -145,7 +145,7 @@ class Step:
     def _evaluate(self, closure: Closure, factor: float | Tensor, gradient: bool) -> Tensor:
         """Run the closure, and backward on its loss if `gradient`."""
         with torch.enable_grad() if gradient else torch.no_grad():
-            with self.weights.not_collecting():
+            with self.weights.only_computing(last=not gradient):
                 loss = closure()
             if self.per_example and isinstance(loss, Tensor) and loss.dim() == 1:
                 loss = loss.mean()  # at k = inf all examples have the same mask
