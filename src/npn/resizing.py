@@ -31,6 +31,7 @@ def units_to_remove(gates: Gates, below: float) -> dict[str, list[int]]:
         gates: of the model.
         below: keep probability.
     """
+    gates.decide()
     for group in gates.groups:
         group.gate.clear_reopened()
     gone = {group: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -166,8 +167,9 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     call.unregister(clone)
     closed = gates.closed()
     removed = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}
-    mask = gates.deterministic_mask()
-    if removed != closed and mask is not None:  # closed units of incomplete sets stay, and nothing reads them
+    mask = call.mask()
+    # closed units of incomplete sets stay, and nothing reads them; a method's mask has values other than 0 and 1
+    if mask is not None and (removed != closed or gates.decision is not None):
         table = MaskTable(clone, structure)
         with torch.no_grad():
             for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):

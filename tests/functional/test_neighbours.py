@@ -199,7 +199,7 @@ def test_densities_of_layers():
     assert found["conv2"] / found["fc"] == pytest.approx(scale["conv2"] / scale["fc"])
     assert nf.layer_densities(shapes, 1.0) == pytest.approx(dict.fromkeys(shapes, 1.0))
     assert nf.layer_densities(shapes, 0.3, "uniform") == dict.fromkeys(shapes, 0.3)
-    with pytest.raises(ConfigurationError, match='^distribution must be "erk" or "uniform", got \'er\'$'):
+    with pytest.raises(ConfigurationError, match=r'^distribution must be "erk" or "uniform", got \'er\'$'):
         nf.layer_densities(shapes, 0.1, "er")
     with pytest.raises(ConfigurationError, match=r"^density must lie in \(0, 1\], got 0$"):
         nf.layer_densities(shapes, 0)

@@ -130,7 +130,8 @@ def hoyer(w: Tensor) -> Tensor:
     if n < 2:
         raise ConfigurationError(f"Hoyer's sparsity needs vectors of two entries or more, got {n}")
     ratio = w.abs().sum(-1) / torch.linalg.vector_norm(w, dim=-1)
-    return ((math.sqrt(n) - ratio) / (math.sqrt(n) - 1)).clamp(0, 1)
+    sparsity: Tensor = (math.sqrt(n) - ratio) / (math.sqrt(n) - 1)
+    return sparsity.clamp(0, 1)
 
 
 def expected_hoyer(p: float, n: int, shape: float = 1.0) -> float:

@@ -29,10 +29,23 @@ def targeted(magnitude: Tensor, share: float) -> Tensor:
     References:
         Gomez et al., "Learning Sparse Networks Using Targeted Dropout", 2019, Eq. 1, 2.
     """
-    n = magnitude.shape[-1]
-    count = math.floor(share * n + 1e-9)  # 0.7 * 10 is below 7 in binary
+    return smallest(magnitude, rounded_down(share * magnitude.shape[-1]))
+
+
+def smallest(magnitude: Tensor, count: int) -> Tensor:
+    """The ``count`` smallest entries along the last axis, bool (..., n); of equal ones the first.
+
+    Args:
+        magnitude: (..., n).
+        count: from 0 to n.
+    """
     order = magnitude.argsort(dim=-1, stable=True)[..., :count]
     return torch.zeros_like(magnitude, dtype=torch.bool).scatter_(-1, order, True)
+
+
+def rounded_down(count: float) -> int:
+    """The whole part of a product such as 0.7 * 10, which is just below 7 in binary."""
+    return math.floor(count + 1e-9)
 
 
 def cosine_share(share: float, t: float) -> float:
@@ -78,7 +91,7 @@ def replaced(mask: Tensor, magnitude: Tensor, promise: Tensor, share: float) -> 
     """
     flat = mask.reshape(-1)
     active = int(flat.sum())
-    count = min(math.floor(share * active + 1e-9), flat.numel() - active)
+    count = min(rounded_down(share * active), flat.numel() - active)
     low = torch.where(flat, magnitude.reshape(-1), torch.inf)
     dropped = low.argsort(stable=True)[:count]
     rest = flat.index_fill(0, dropped, False)

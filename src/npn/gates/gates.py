@@ -5,7 +5,7 @@ import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
 from npn.structure import Branches, Columns, Group, Structure
 from npn.surgery import Extra, forget_momentum
+
+
+class Decision(Protocol):
+    """What decides which units stay in place of trained logits, such as the methods of `npn.methods`."""
+
+    def kept_units(self) -> Tensor:
+        """Which units stay, bool (units,); at least one of each group."""
+
+    def evaluation_mask(self) -> Tensor:
+        """The real-valued mask of calls outside training steps, (units,); 0 for units that do not stay."""
 
 
 class Gates:
@@ -34,6 +44,8 @@ class Gates:
         names: names of all groups at attach, including groups that vanished with a branch since.
         generator: generator that draws the masks.
         grace_left: calls of `age` until no unit is held open.
+        decision: what decides which units stay; None: the logits do.
+        carried: further tensors that are resized along.
     """
 
     def __init__(
@@ -44,6 +56,8 @@ class Gates:
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self.grace_left = 0
+        self.decision: Decision | None = None
+        self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
         self._key: tuple[Any, ...] | None = None  # identifies the logits that the cached mask belongs to
         self._mask: Tensor | None = None
@@ -63,6 +77,11 @@ class Gates:
     def k(self, value: float) -> None:
         if not value >= 0:  # also refuses NaN
             raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
+        if self.decision is not None and value != math.inf:
+            raise ConfigurationError(
+                f"{type(self.decision).__name__} decides which units stay, so k stays inf, got {value}; to train "
+                "gates, attach the model without a method"
+            )
         finite = 0 < value < math.inf
         if finite:
             if self._resting:  # restore the keep probabilities of the last finite k
@@ -129,9 +148,14 @@ class Gates:
     def deterministic_mask(self) -> Tensor | None:
         """1[pi > 1/2] over all units and 1 where held open, (units,); None if all units are open.
 
+        Where a method decides, this is its real-valued mask for evaluation.
+
         The mask is computed at every call on the CPU and at finite k, because fused optimizers write to logits without
         counting versions. On another device at k = inf, where logits do not move, it is computed only after changes.
         """
+        if self.decision is not None:
+            self.decide()
+            return self.decision.evaluation_mask()
         gates = [group.gate for group in self.groups]
         key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
         if key != self._key or self.k != math.inf or self.device.type == "cpu":
@@ -142,6 +166,7 @@ class Gates:
 
     def closed(self) -> dict[str, list[int]]:
         """Group name -> numbers of the units that do not take part."""
+        self.decide()
         return {group.name: group.gate.closed.tolist() for group in self.groups}
 
     def add_gradient(self, gradient: Tensor) -> None:
@@ -155,6 +180,15 @@ class Gates:
             if logits.requires_grad:
                 part = part.to(logits.dtype)  # a float64 model gives a float64 gradient
                 logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+
+    @torch.no_grad()
+    def decide(self) -> None:
+        """Open the units that the method keeps, and close the others; without a method nothing happens."""
+        if self.decision is None:
+            return
+        kept = self.decision.kept_units().split([group.size for group in self.groups])
+        for group, keep in zip(self.groups, kept, strict=True):
+            group.gate.logits.copy_(torch.where(keep, 1.0, -1.0))
 
     def age(self) -> None:
         """Count one training step of every grace period."""
@@ -174,6 +208,8 @@ class Gates:
         if self.device != device:
             for group in self.groups:
                 group.gate.to(device)
+            for extra in self.carried:
+                extra.tensor.data = extra.tensor.data.to(device)
             self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
             self._key = None
 
@@ -214,8 +250,8 @@ class Gates:
             warnings.warn(f"every unit of {group.name!r} is closed; unit {last} stays open, since {why}", stacklevel=3)
 
     def extras(self) -> list[Extra]:
-        """The gates' tensors, for a resize; new units start open."""
-        found = []
+        """The gates' tensors and what is carried along, for a resize; new units start open."""
+        found = list(self.carried)
         for group in self.groups:
             logits, *others = group.gate.tensors
             found.append(Extra(logits, group.name, self.sharpness.logit(OPEN)))
@@ -240,6 +276,8 @@ class Gates:
             structure: the new structure.
         """
         parts = {part.name: part for part in structure.parts}
+        vanished = {group.name for group in self.groups} - set(parts)
+        self.carried = [extra for extra in self.carried if extra.of not in vanished]
         self.groups[:] = [group for group in self.groups if group.name in parts]  # the others vanished with a branch
         for group in self.groups:
             group.traced = parts[group.name]

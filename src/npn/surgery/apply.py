@@ -20,16 +20,16 @@ from npn.tracing.capture import model_tensors
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor outside the model that is resized with one group, such as the logits of its gates.
+    """A tensor outside the model that is resized along, such as the logits of a group's gates.
 
     Attributes:
-        tensor: 1-D, one entry per unit.
-        group: name of the group.
+        tensor: one entry per unit of a group, (units,); or in the shape of a parameter.
+        of: name of the group or of the parameter.
         new: value of new entries.
     """
 
     tensor: Tensor
-    group: str
+    of: str
     new: float
 
 
@@ -78,16 +78,18 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
     """Edits of the tensors outside the model."""
     edits: list[Edit] = []
     for extra in extras:
-        source = plan.units.get(extra.group)
-        if source is None:
-            continue
-        if not len(source):  # the group vanishes with a branch
+        units = plan.units.get(extra.of)
+        if units is not None and not len(units):  # the group vanishes with a branch
             edits += forget_edits(optimizers, [extra.tensor])
             continue
-        value = gather(extra.tensor.data, {0: source})
-        value[source.to(value.device) == NEW] = extra.new
+        sources = plan.sources.get(extra.of) if units is None else {0: units}
+        if sources is None:
+            continue
+        value = gather(extra.tensor.data, sources)
+        for axis, source in sources.items():
+            value.index_fill_(axis, (source == NEW).nonzero().reshape(-1).to(value.device), extra.new)
         edits.append(replace_data(extra.tensor, value))
-        edits += _state_edits(extra.tensor, {0: source}, optimizers, f"the gates of {extra.group}")
+        edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.of}")
     return edits
 
 

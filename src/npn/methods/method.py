@@ -1,0 +1,301 @@
+"""`Method`: decides which units stay, in place of trained Bernoulli gates; every method is a subclass."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from npn._utils.collectives import average_, per_rank_generator
+from npn._utils.patterns import match_patterns
+from npn.errors import CheckpointError, ConfigurationError
+from npn.gates import UnitGroup
+from npn.masking.examples import ExampleMasks
+from npn.plasticity import Plasticity
+from npn.step import evaluated
+from npn.surgery import Extra, ResizeReport, replace_data
+
+
+class Method(ABC):
+    """A way to decide which units stay, on the groups, masks, surgery and optimizers of a `Plasticity`.
+
+    The weights that read unit j are multiplied by the training mask z_j in `backward`, and by the evaluation mask in
+    every other call of the model. Masks are real-valued. The gradient dL/dz_j is exact: weight times gradient, summed
+    over the weights that read the unit.
+
+    Args:
+        plastic: the handle of the model, at k = inf.
+
+    Attributes:
+        plastic: the argument.
+
+    Raises:
+        ConfigurationError: k is finite, or another method decides already.
+    """
+
+    def __init__(self, plastic: Plasticity) -> None:
+        name = type(self).__name__
+        if plastic.k != math.inf:
+            raise ConfigurationError(f"{name} needs k = inf, where no gate is random, got k = {plastic.k:g}")
+        if plastic.gates.decision is not None:
+            other = type(plastic.gates.decision).__name__
+            raise ConfigurationError(f"{other} decides already which units stay; attach the model anew for {name}")
+        self.plastic = plastic
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+        plastic.gates.to(plastic.masked_weights.device)
+
+    # -- what a method defines
+
+    @abstractmethod
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """Which units the rule keeps, bool (units,), and a score (units,); the best unit of a group stays anyway."""
+
+    def training_mask(self, batch: int | None = None) -> Tensor | None:
+        """Draw the mask of one training step, differentiable in `parameters()`.
+
+        Args:
+            batch: number of examples for one mask per example; None for one mask.
+
+        Returns:
+            (units,) or (batch, units); None if every unit takes part.
+        """
+        return None
+
+    def evaluation_mask(self) -> Tensor:
+        """The mask of calls outside training steps, (units,); 1 for the units that stay if a method has no other."""
+        return self.kept_units().float()
+
+    def penalty(self) -> Tensor:
+        """The price that `backward` adds to the loss, (), differentiable."""
+        return torch.zeros((), device=self.plastic.gates.device)
+
+    def after_step(self) -> None:
+        """Clamp, project or change the topology; call it after the optimizers' steps."""
+        self.plastic.gates.decide()
+
+    # -- what all methods share
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The method's own parameters, for the optimizer of the gates; may be empty."""
+        found = [tensors[group.name] for tensors in self._tensors.values() for group in self.groups]
+        return [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
+
+    @property
+    def groups(self) -> list[UnitGroup]:
+        """Everything that has gates, in the order of the masks."""
+        return self.plastic.groups
+
+    @torch.no_grad()
+    def kept_units(self) -> Tensor:
+        """Which units stay, bool (units,): those of the rule, and the best of each group."""
+        keep, score = self.chosen()
+        sizes = [group.size for group in self.groups]
+        pairs = zip(keep.split(sizes), score.split(sizes), strict=True)
+        return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])
+
+    def kept(self) -> dict[str, Tensor]:
+        """Group name -> which units stay, bool (size,)."""
+        pieces = self.kept_units().split([group.size for group in self.groups])
+        return {group.name: piece for group, piece in zip(self.groups, pieces, strict=True)}
+
+    def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
+        """Set the gradients of loss and penalty, for the weights and the method's parameters.
+
+        Args:
+            closure: returns the scalar loss of the model; does not call `.backward()`.
+            scale: factor on loss and penalty, or a `torch.amp.GradScaler`.
+
+        Returns:
+            The detached loss, (), without scale and penalty.
+
+        Raises:
+            NonFiniteLossError, ConfigurationError: see `npn.Plasticity.backward`.
+        """
+        weights = self.plastic.masked_weights
+        self.plastic.gates.to(weights.device)
+        if hasattr(scale, "scale"):
+            scale = scale.scale(torch.ones((), device=weights.device))
+        with weights.step():
+            if self.plastic.masks == "example":
+                loss = self._by_example(closure, scale)
+            else:
+                loss = self._by_batch(closure, scale)
+        with torch.enable_grad():
+            price = self.penalty()
+            if price.requires_grad:
+                (price * scale).backward()
+        self.priced()
+        average_([p.grad for p in self.parameters() if p.grad is not None])
+        return loss
+
+    def priced(self) -> None:  # noqa: B027 - most methods have a fixed price
+        """Called in each step after the penalty's gradient."""
+
+    def learn(self, mask: Tensor, gradient: Tensor) -> None:
+        """Take dL/dz of a step.
+
+        Args:
+            mask: the training mask, with its graph.
+            gradient: dL/dz, (units,).
+        """
+        mask.backward(gradient)
+
+    def compact(self) -> ResizeReport:
+        """Physically remove the units that do not stay; tracked optimizers follow. See `npn.Plasticity.compact`."""
+        return self.plastic.compact()
+
+    def export(self, of: nn.Module | None = None) -> nn.Module:
+        """Make a plain copy of the model in which the evaluation mask is part of the weights.
+
+        Args:
+            of: a copy given to `plastic.follow`, to be exported in place of the model.
+        """
+        return self.plastic.export(of)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The method's tensors, as copies, by name and group."""
+        copies = {
+            name: {group.name: tensors[group.name].detach().clone() for group in self.groups}
+            for name, tensors in self._tensors.items()
+        }
+        return {"method": type(self).__name__, "tensors": copies}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` saved, in its sizes; load the model with `npn.load` in the same call.
+
+        Args:
+            state: the result of `state_dict`.
+
+        Raises:
+            CheckpointError: the state belongs to another method; nothing was loaded.
+        """
+        if state.get("method") != type(self).__name__ or set(state["tensors"]) != set(self._tensors):
+            raise CheckpointError(
+                f"expected a state of {type(self).__name__}, got one of {state.get('method')}; build the method as the "
+                "saved one was"
+            )
+        for name, tensors in state["tensors"].items():
+            for group, value in tensors.items():
+                mine = self._tensors[name][group]
+                if mine.shape != value.shape:
+                    replace_data(mine, torch.empty_like(value, device=mine.device))()
+                mine.data.copy_(value)
+
+    # -- for subclasses
+
+    def _begin(
+        self,
+        learned: Mapping[str, tuple[Tensor, float]] | None = None,
+        fixed: Mapping[str, tuple[Tensor, float]] | None = None,
+    ) -> None:
+        """Begin to decide; the last line of a method's `__init__`, since nothing has changed before it.
+
+        Args:
+            learned, fixed: name -> (values (units,), value of units added later): parameters and other tensors, one per
+                group, which every resize carries along.
+        """
+        gates, sizes = self.plastic.gates, [group.size for group in self.groups]
+        for kind, tensors in ((nn.Parameter, learned or {}), (torch.clone, fixed or {})):
+            for name, (values, new) in tensors.items():
+                made = [kind(piece.clone()) for piece in values.to(gates.device).split(sizes)]
+                self._tensors[name] = {group.name: tensor for group, tensor in zip(self.groups, made, strict=True)}
+                gates.carried += [Extra(tensor, g.name, new) for g, tensor in zip(self.groups, made, strict=True)]
+        gates.decision = self
+
+    def _joined(self, name: str) -> Tensor:
+        """A tensor of all units, (units,), differentiable."""
+        return torch.cat([self._tensors[name][group.name] for group in self.groups])
+
+    def _units(self, value: float | Mapping[str, float] | Tensor, option: str = "") -> Tensor:
+        """(units,): one value for all, or the value of the first pattern that matches the group's name.
+
+        Raises:
+            ConfigurationError: a pattern matches no group, or no pattern matches a group.
+        """
+        names = [group.name for group in self.groups]
+        found = match_patterns(value, names, option) if isinstance(value, Mapping) else dict.fromkeys(names, value)
+        missing = [name for name in names if name not in found]
+        if missing:
+            raise ConfigurationError(
+                f'{option}: no pattern matches {", ".join(map(repr, missing))}; add "*" as the last'
+            )
+        pieces = [torch.full((group.size,), float(found[group.name])) for group in self.groups]
+        return torch.cat(pieces).to(self.plastic.gates.device)
+
+    def _normal(self, *batch: int) -> Tensor:
+        """Standard normal numbers from the gates' generator, (*batch, units); every process draws different ones."""
+        gates = self.plastic.gates
+        generator = per_rank_generator(gates.generator)
+        return torch.randn(*batch, len(gates), generator=generator, device=gates.device)
+
+    def _by_batch(self, closure: Callable[[], Tensor], scale: float | Tensor) -> Tensor:
+        """One mask for the whole batch."""
+        plastic, weights = self.plastic, self.plastic.masked_weights
+        with torch.enable_grad():
+            mask = self.training_mask()
+        if mask is None:
+            with weights.unmasked():
+                return evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
+        collect = mask.requires_grad
+        with weights.applied(mask.detach(), collect=collect):
+            loss = evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
+        if collect:
+            self.learn(mask, weights.mask_gradient())
+        return loss
+
+    def _by_example(self, closure: Callable[[], Tensor], scale: float | Tensor) -> Tensor:
+        """One mask per example, on the inputs of the layers; autograd leads to the method's parameters."""
+        weights = self.plastic.masked_weights
+
+        def masked() -> Tensor:
+            mode = ExampleMasks(weights.table, self._mask_of_each)
+            with mode:
+                loss = closure()
+            mode.check()
+            if isinstance(loss, Tensor):
+                mode.check_checkpoints(loss)
+            return loss
+
+        with weights.unmasked():
+            return evaluated(weights, masked, scale, per_example=True, last_checkpoint=self.plastic.last_checkpoint)
+
+    def _mask_of_each(self, batch: int) -> Tensor:
+        """(batch, units), a training mask for every example."""
+        mask = self.training_mask(batch)
+        if mask is None:
+            return torch.ones(batch, len(self.plastic.gates), device=self.plastic.gates.device)
+        return mask.expand(batch, -1)
+
+
+def positive(name: str, value: float, *, below: float = math.inf) -> float:
+    """Return a number if it lies in (0, below], else raise.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+        below: the largest value; infinity itself is not allowed.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= below or value == math.inf:
+        limits = "a finite number > 0" if below == math.inf else f"a number in (0, {below:g}]"
+        raise ConfigurationError(f"{name} must be {limits}, got {value!r}")
+    return float(value)
+
+
+def share(name: str, value: float) -> float:
+    """Return a number if it lies in [0, 1], else raise.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name} must be a share in [0, 1], got {value!r}")
+    return float(value)
