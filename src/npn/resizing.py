@@ -162,7 +162,7 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     """
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
-    without: dict[int, Any] = {id(gates): None, id(weights): None}
+    without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
     clone = model_copy(model, without | detached_leftovers(model))
     call.unregister(clone)
     closed = gates.closed()
@@ -175,6 +175,9 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
             for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):
                 for factor in factors:
                     parameter.mul_(factor)
-    surgery.apply_plan(clone, removal(clone, structure, removed, weights, example_inputs))
+    plan = removal(clone, structure, removed, weights, example_inputs)
+    surgery.apply_plan(clone, plan)
     materialize_selects(clone)
+    if gates.decision is not None:
+        gates.decision.finish(clone, plan)
     return clone

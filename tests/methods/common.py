@@ -11,6 +11,7 @@ MAKE = {
     "targeted_dropout": lambda plastic: methods.TargetedDropout(plastic, targeted=0.5, rate=0.6),
     "beta_bernoulli": lambda plastic: methods.BetaBernoulli(plastic, examples=10, a=0.5),
     "information_bottleneck": lambda plastic: methods.InformationBottleneck(plastic, weight=1e-2),
+    "lp_sphere": lambda plastic: methods.LpSphere(plastic, steps=10, every=2, p=1.5, rate=0.1),
     "slimming": lambda plastic: methods.Slimming(plastic, weight=1e-2),
 }
 
@@ -40,6 +41,11 @@ def shaken(method):
             tensors = list(method._tensors.get(name, {}).values())
             for tensor, units in zip(tensors, ([1], [0, 2]), strict=False):
                 tensor[units] = value
+    if isinstance(method, methods.LpSphere):
+        for tensor, units in zip(method._tensors["active"].values(), ([1], [0, 2]), strict=False):
+            tensor[units] = False
+        for tensor in method._tensors["dual"].values():
+            tensor.mul_(1 + 0.3 * torch.rand(tensor.shape, generator=generator))
     if isinstance(method, methods.Slimming):
         method.cut(0.5)
     method.after_step()

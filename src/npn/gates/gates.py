@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn._utils.collectives import per_rank_generator
@@ -17,7 +17,7 @@ from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
 from npn.structure import Branches, Columns, Group, Structure
-from npn.surgery import Extra, forget_momentum
+from npn.surgery import Extra, Plan, forget_momentum
 
 
 class Decision(Protocol):
@@ -28,6 +28,20 @@ class Decision(Protocol):
 
     def evaluation_mask(self) -> Tensor:
         """The real-valued mask of calls outside training steps, (units,); 0 for units that do not stay."""
+
+    def register(self, model: nn.Module) -> None:
+        """Put hooks on a model, or on a copy of it, if masks alone do not do what the method does."""
+
+    def unregister(self, model: nn.Module) -> None:
+        """Remove these hooks."""
+
+    def finish(self, exported: nn.Module, plan: Plan) -> None:
+        """Put what is not a mask into an exported copy.
+
+        Args:
+            exported: the copy, already resized by the plan.
+            plan: which removes the units that do not stay.
+        """
 
 
 class Gates:

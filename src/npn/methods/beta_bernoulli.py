@@ -12,6 +12,8 @@ from npn._utils.validation import whole_number
 from npn.methods.method import Method, positive, share
 from npn.plasticity import Plasticity
 
+START_B = 0.5413248546129181  # softplus of it is 1
+
 
 @final
 class BetaBernoulli(Method):
@@ -73,8 +75,8 @@ class BetaBernoulli(Method):
         for value in kl_scale.values() if isinstance(kl_scale, Mapping) else [kl_scale]:
             positive("kl_scale", value)
         scales, raw = self._units(kl_scale, "kl_scale"), self._units(a)
-        one = torch.full_like(raw, B_START)
-        self._begin({"a": (raw, float(a)), "b": (one, B_START)}, fixed={"kl_scale": (scales, 1.0)})
+        one = torch.full_like(raw, START_B)
+        self._begin({"a": (raw, float(a)), "b": (one, START_B)}, fixed={"kl_scale": (scales, 1.0)})
 
     def posterior(self) -> tuple[Tensor, Tensor]:
         """a and b of each unit's Kumaraswamy distribution, (units,), > 0."""
@@ -104,6 +106,3 @@ class BetaBernoulli(Method):
         """``sum_j kl_scale_j KL_j / examples``."""
         divergence = functional.kumaraswamy_kl(*self.posterior(), self.alpha)
         return (self._joined("kl_scale") * divergence).sum() / self.examples
-
-
-B_START = 0.5413248546129181  # softplus of it is 1

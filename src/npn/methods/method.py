@@ -15,7 +15,7 @@ from npn.gates import UnitGroup
 from npn.masking.examples import ExampleMasks
 from npn.plasticity import Plasticity
 from npn.step import evaluated
-from npn.surgery import Extra, ResizeReport, replace_data
+from npn.surgery import Extra, Plan, ResizeReport, replace_data
 
 
 class Method(ABC):
@@ -27,6 +27,7 @@ class Method(ABC):
 
     Args:
         plastic: the handle of the model, at k = inf.
+        follows: the method that this one takes over from.
 
     Attributes:
         plastic: the argument.
@@ -35,11 +36,11 @@ class Method(ABC):
         ConfigurationError: k is finite, or another method decides already.
     """
 
-    def __init__(self, plastic: Plasticity) -> None:
+    def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
         name = type(self).__name__
         if plastic.k != math.inf:
             raise ConfigurationError(f"{name} needs k = inf, where no gate is random, got k = {plastic.k:g}")
-        if plastic.gates.decision is not None:
+        if plastic.gates.decision is not follows:
             other = type(plastic.gates.decision).__name__
             raise ConfigurationError(f"{other} decides already which units stay; attach the model anew for {name}")
         self.plastic = plastic
@@ -74,6 +75,15 @@ class Method(ABC):
     def after_step(self) -> None:
         """Clamp, project or change the topology; call it after the optimizers' steps."""
         self.plastic.gates.decide()
+
+    def register(self, model: nn.Module) -> None:  # noqa: B027 - masks are enough for most methods
+        """See `npn.gates.Decision`."""
+
+    def unregister(self, model: nn.Module) -> None:  # noqa: B027
+        """See `npn.gates.Decision`."""
+
+    def finish(self, exported: nn.Module, plan: Plan) -> None:  # noqa: B027
+        """See `npn.gates.Decision`."""
 
     # -- what all methods share
 
@@ -132,15 +142,6 @@ class Method(ABC):
 
     def priced(self) -> None:  # noqa: B027 - most methods have a fixed price
         """Called in each step after the penalty's gradient."""
-
-    def learn(self, mask: Tensor, gradient: Tensor) -> None:
-        """Take dL/dz of a step.
-
-        Args:
-            mask: the training mask, with its graph.
-            gradient: dL/dz, (units,).
-        """
-        mask.backward(gradient)
 
     def compact(self) -> ResizeReport:
         """Physically remove the units that do not stay; tracked optimizers follow. See `npn.Plasticity.compact`."""
@@ -203,13 +204,14 @@ class Method(ABC):
                 self._tensors[name] = {group.name: tensor for group, tensor in zip(self.groups, made, strict=True)}
                 gates.carried += [Extra(tensor, g.name, new) for g, tensor in zip(self.groups, made, strict=True)]
         gates.decision = self
+        self.register(self.plastic.model)
 
     def _joined(self, name: str) -> Tensor:
         """A tensor of all units, (units,), differentiable."""
         return torch.cat([self._tensors[name][group.name] for group in self.groups])
 
-    def _units(self, value: float | Mapping[str, float] | Tensor, option: str = "") -> Tensor:
-        """(units,): one value for all, or the value of the first pattern that matches the group's name.
+    def _per_group(self, value: float | Mapping[str, float], option: str) -> dict[str, float]:
+        """Group name -> one value for all, or the value of the first pattern that matches the group's name.
 
         Raises:
             ConfigurationError: a pattern matches no group, or no pattern matches a group.
@@ -221,7 +223,12 @@ class Method(ABC):
             raise ConfigurationError(
                 f'{option}: no pattern matches {", ".join(map(repr, missing))}; add "*" as the last'
             )
-        pieces = [torch.full((group.size,), float(found[group.name])) for group in self.groups]
+        return {name: float(found[name]) for name in names}
+
+    def _units(self, value: float | Mapping[str, float], option: str = "") -> Tensor:
+        """(units,): the value of each unit's group, see `_per_group`."""
+        found = self._per_group(value, option)
+        pieces = [torch.full((group.size,), found[group.name]) for group in self.groups]
         return torch.cat(pieces).to(self.plastic.gates.device)
 
     def _normal(self, *batch: int) -> Tensor:
@@ -242,7 +249,7 @@ class Method(ABC):
         with weights.applied(mask.detach(), collect=collect):
             loss = evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
         if collect:
-            self.learn(mask, weights.mask_gradient())
+            mask.backward(weights.mask_gradient())
         return loss
 
     def _by_example(self, closure: Callable[[], Tensor], scale: float | Tensor) -> Tensor:

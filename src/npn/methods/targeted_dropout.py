@@ -73,8 +73,7 @@ class TargetedDropout(Method):
         self.rate = share("rate", rate)
         self.ramp = None if ramp is None else whole_number("ramp", ramp, 1, "steps (or None)")
         self.steps = 0
-        shares = self._units(targeted, "targeted").split([group.size for group in self.groups])
-        self._shares = {g.name: float(piece[0]) for g, piece in zip(self.groups, shares, strict=True)}
+        self._shares = self._per_group(targeted, "targeted")
         self._sizes = {group.name: group.size for group in self.groups}
         self._entries = self._find_entries()
         without = [
