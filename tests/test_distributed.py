@@ -393,3 +393,29 @@ def test_a_killed_process_ends_the_others_with_an_error():
         together(2, dies_at, 4)
     assert death.value.codes == [1, -signal.SIGKILL] and "gloo" in death.value.errors[0]
     assert time.monotonic() - began < 30  # the group's own timeout is a minute
+
+
+def single_weights():
+    """Train, remove weights, reopen some and go on."""
+    plastic, weights, gates = build(unstructured="*", penalty=npn.Penalty("weights", 1e-3))
+    model = distributed.wrap(plastic)
+    masks = []
+    for _ in range(6):
+        step(plastic, model, weights, gates)
+        masks.append(plastic.masked_weights._mask.tolist())
+    plastic.close("2.weight", list(range(0, 96, 2)))
+    plastic.close("0", [1])
+    plastic.compact()
+    step(plastic, model, weights, gates)
+    plastic.reconnect(5)
+    for _ in range(3):
+        step(plastic, model, weights, gates)
+    distributed.check(plastic)
+    gate = plastic.unstructured["2.weight"]
+    return masks, [p.tolist() for p in plastic.logits()], gate.removed.tolist(), digest(plastic)
+
+
+def test_single_weights_are_the_same_on_all_and_their_draws_are_not():
+    (masks, *mine), (other, *theirs) = together(2, single_weights)
+    assert mine == theirs
+    assert all(a != b for a, b in zip(masks, other, strict=True))

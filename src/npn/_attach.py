@@ -1,6 +1,7 @@
 """`attach`: give a model gates."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -9,6 +10,7 @@ from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.functional.table import ESTIMATORS
 from npn.masking.calls import attached_parts
+from npn.masking.single import named_weights
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.tracing import trace
@@ -25,6 +27,7 @@ def attach(
     skip: str | Iterable[str] | None = None,
     columns: str | Iterable[str] | None = None,
     branches: str | Iterable[str] | None = None,
+    unstructured: str | Iterable[str] | None = None,
     masks: str = "batch",
 ) -> Plasticity:
     """Give a model gates on every unit that can be resized.
@@ -46,6 +49,10 @@ def attach(
         branches: patterns of the names of submodules whose output is added to another tensor, `x + branch(x)`: each
             gets one gate, all in the group `branches`. A closed branch computes zero, and the units inside it cost
             nothing and get no gradient from the data; `compact` replaces it for good by a module that returns zero.
+        unstructured: patterns of the names of parameters, or of the modules that own them: each weight of these gets a
+            gate of its own, in `plastic.unstructured`. Only parameters with two or more axes have weights in this
+            sense, so that "fc*" names `fc1.weight` and not `fc1.bias`. A weight costs nothing where the unit on its row
+            or column is closed. `export` then has zeros at the closed weights.
         masks: "batch" draws one mask per step, "example" one mask per example.
 
     Returns:
@@ -70,12 +77,16 @@ def attach(
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
     if masks == "example" and branches:
         raise ConfigurationError('branches take part in masks="batch" only; leave out branches= or masks="example"')
+    if masks == "example" and unstructured is not None:
+        raise ConfigurationError('single weights have masks="batch" only; leave out unstructured= or masks="example"')
     for name in attached_parts(model):
         who = f"its part {name!r} has" if name else "the model has"
         raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again")
     gate = gate_function(function)
     structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches)
-    if not structure.parts:
+    if unstructured is not None:
+        structure = replace(structure, unstructured=named_weights(model, unstructured))
+    if not structure.parts and not structure.unstructured:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
         raise TraceError(f"nothing in the model can be resized: {reasons}")
     return Plasticity(model, example_inputs, structure, estimator, gate, penalty, masks)

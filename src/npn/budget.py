@@ -123,11 +123,13 @@ class Budget(CostTerm):
         steps: updates (calls of `Plasticity.backward` at 0 < k < inf) from the present cost to the target; None bounds
             the cost by the target from the beginning.
         path: "geometric" or "cubic", see `bound_along`; without effect if `steps` is None.
-        rate: largest change of the log price per step. Slower gates (a small learning rate) need a smaller one: if the
-            price rises faster than the gates follow, it closes them less selectively.
+        rate: largest change of the log price per step; None for 0.01, or 0.03 along a path. Slower gates (a small
+            learning rate) need a smaller one: if the price rises faster than the gates follow, it closes them less
+            selectively. A bound along a path is never far from the cost, and the price may follow it faster.
         gain: damping; a violation changes the price at once, by up to a factor `exp(gain)`.
         width: relative violation above which rate and gain act in full.
-        scale: negligible price, in loss units per budget, from which the price starts to rise.
+        scale: negligible price, in loss units per budget, from which the price starts to rise; None for 1e-4, or 0.01
+            along a path, which the price would else follow late.
         ceiling: largest multiplier, in loss units per budget.
 
     Attributes:
@@ -135,7 +137,8 @@ class Budget(CostTerm):
         bound_now: the present bound.
         steps: the argument; it may be set later, for example once the length of an epoch is known.
         multiplier: (), the multiplier m, in loss units.
-        cost, target, path, rate, gain, width, scale, ceiling: the arguments.
+        cost, target, path, gain, width, ceiling: the arguments.
+        rate, scale: the arguments, or the defaults for them.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -152,7 +155,7 @@ class Budget(CostTerm):
         >>> for _ in range(50):
         ...     budget.update(plastic)
         >>> budget
-        Budget(cost='units', target=0.2; bound=40 on the way to 20 (50 of 100 steps), price=6e-05)
+        Budget(cost='units', target=0.2; bound=40 on the way to 20 (50 of 100 steps), price=0.0309)
 
     References:
         Zhu & Gupta, To prune, or not to prune, arXiv:1710.01878, for size along a path.
@@ -165,10 +168,10 @@ class Budget(CostTerm):
         steps: int | None = None,
         path: PathKind = "geometric",
         *,
-        rate: float = 0.01,
+        rate: float | None = None,
         gain: float = 3.0,
         width: float = 0.05,
-        scale: float = 1e-4,
+        scale: float | None = None,
         ceiling: float = 1e4,
     ) -> None:
         super().__init__(cost)
@@ -181,10 +184,11 @@ class Budget(CostTerm):
         if not 0.0 <= gain < math.inf:
             raise ConfigurationError(f"gain must be a finite number >= 0, got {gain!r}")
         for name, value in (("rate", rate), ("width", width), ("scale", scale), ("ceiling", ceiling)):
-            if not 0.0 < value < math.inf:
+            if value is not None and not 0.0 < value < math.inf:
                 raise ConfigurationError(f"{name} must be a finite number > 0, got {value!r}")
-        self.target, self.steps, self.path, self.rate, self.gain = target, steps, path, rate, gain
-        self.width, self.scale, self.ceiling = width, scale, ceiling
+        self.target, self.steps, self.path, self.gain = target, steps, path, gain
+        self.width, self.ceiling = width, ceiling
+        self._rate, self._scale = rate, scale
         self.bound: float | None = None  # the target as a cost, set by `bind`
         self.multiplier = torch.zeros(())
         self._start: Tensor | None = None  # (), the cost at which the path begins, set by its first update
@@ -213,6 +217,16 @@ class Budget(CostTerm):
     @steps.setter
     def steps(self, value: int | None) -> None:
         self._steps = None if value is None else whole_number("steps", value, 1, "updates (or None)")
+
+    @property
+    def rate(self) -> float:
+        """Largest change of the log price per step: the argument, or by default 0.01, and 0.03 along a path."""
+        return (0.01 if self._steps is None else 0.03) if self._rate is None else self._rate
+
+    @property
+    def scale(self) -> float:
+        """Negligible price: the argument, or by default 1e-4, and 0.01 along a path."""
+        return (1e-4 if self._steps is None else 1e-2) if self._scale is None else self._scale
 
     @property
     def bound_now(self) -> float | Tensor | None:

@@ -140,6 +140,9 @@ def _shared(plastic: Plasticity) -> Iterator[tuple[str, Any]]:
     for group in plastic.groups:
         for name, value in group.gate.state_dict().items():
             yield f"{name} of group {group.name!r}", digest(value)
+    for gate in plastic.unstructured.values():
+        for name, value in gate.state_dict().items():
+            yield f"{name} of the weights of {gate.name!r}", digest(value)
     yield "the penalty's state", plastic.penalty.state_dict()
     for name, parameter in plastic.model.named_parameters():
         yield f"the shape of {name}", tuple(parameter.shape)

@@ -79,7 +79,7 @@ class FollowingCopy(MaskedCall):
             warnings.warn(
                 f"a copy no longer follows the model, which has been loaded: {problem}. Make the copy anew, "
                 "copy.deepcopy(plastic.model), and give it to plastic.follow",
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def stop(self) -> None:
@@ -134,6 +134,27 @@ def copies_among(followers: Mapping[int, Follower], structure: Structure | None 
         for copied in copies:
             check_shapes(copied.model, structure)
     return copies
+
+
+def resize(copies: Sequence[FollowingCopy], plan: Plan, optimizers: Sequence[Optimizer]) -> None:
+    """Resize copies by the model's plan.
+
+    Args:
+        copies: of the model.
+        plan, optimizers: see `FollowingCopy.resize`.
+    """
+    for copied in copies:
+        copied.resize(plan, optimizers)
+
+
+def renew(followers: Mapping[int, Follower]) -> None:
+    """Let everything that follows a model adapt to its new sizes.
+
+    Args:
+        followers: see `npn.Plasticity.followers`.
+    """
+    for follower in list(followers.values()):
+        follower.renew()
 
 
 def stop(followers: Mapping[int, Follower]) -> None:

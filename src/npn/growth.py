@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar, final
 
 import torch
@@ -35,7 +35,8 @@ class _Group(Protocol):
 class Growable(Protocol[Report]):
     """The interface that growth needs: `npn.Plasticity`.
 
-    It has the `groups`, the `weights()` that count against a limit, and the methods `grow` and `open`.
+    It has the `groups`, the `weights()` that count against a limit, and the methods `grow`, `open` and, for single
+    weights, `reconnect`.
     """
 
     @property
@@ -43,6 +44,7 @@ class Growable(Protocol[Report]):
     def weights(self) -> Any: ...
     def grow(self, added: dict[str, int], /, *, grace: int) -> Report: ...
     def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
+    def reconnect(self, share: int | float, /, *, grace: int) -> dict[str, int]: ...
 
 
 @final
@@ -55,12 +57,14 @@ class GrowthEvent:
         loss: validation loss at that step.
         added: group name -> units added.
         reopened: group name -> closed units reopened.
+        connections: name of a parameter -> closed single weights reopened.
     """
 
     step: int
     loss: float
     added: dict[str, int]
     reopened: dict[str, int]
+    connections: dict[str, int] = field(default_factory=dict)
 
 
 def units_to_open(
@@ -130,10 +134,12 @@ class Growth:
         grace: training steps (calls of `plastic.backward`) for which a new unit is held open.
         revive: calls of `step` after which closed units are reopened; `None` leaves them to `plastic.compact`.
         only: one or several name patterns of the groups that may grow.
+        connections: closed single weights that each parameter of `unstructured` reopens at a growth, see
+            `npn.Plasticity.reconnect`; no weight by default. With them, rule (b) is only about `max_params`.
 
     Attributes:
         history: the growths so far.
-        units, max_params, patience, min_delta, grace, revive, only: the arguments, in normalised form.
+        units, max_params, patience, min_delta, grace, revive, only, connections: the arguments, in normalised form.
         limits: name pattern -> `limit`.
 
     Raises:
@@ -165,6 +171,7 @@ class Growth:
         grace: int = 100,
         revive: int | None = 10,
         only: str | Sequence[str] = "*",
+        connections: int | float = 0,
     ) -> None:
         pace = dict(units) if isinstance(units, Mapping) else {"*": units}
         for each in pace.values():
@@ -178,7 +185,11 @@ class Growth:
         if not 0.0 <= min_delta < math.inf:
             raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
         whole_number("grace", grace, 0, "calls of backward")
-        self.units, self.limits, self.max_params = pace, limits, max_params
+        if isinstance(connections, bool) or not 0 <= connections < math.inf:
+            raise ConfigurationError(
+                f"connections must be an int >= 0 or a float fraction of the open weights, got {connections!r}"
+            )
+        self.units, self.limits, self.max_params, self.connections = pace, limits, max_params, connections
         self.patience, self.min_delta, self.grace = patience, min_delta, grace
         self.revive = math.inf if revive is None else revive
         self.only = (only,) if isinstance(only, str) else tuple(only)
@@ -237,7 +248,8 @@ class Growth:
         stale = 0 if loss < self._best - self.min_delta else self._stale + 1
         exhausted = stale >= self.patience or self._is_full(plastic, limits)
         plan: dict[str, tuple[int, int]] = {}
-        if not exhausted and loss < self._loss_at_last_growth - self.min_delta:
+        improved = not exhausted and loss < self._loss_at_last_growth - self.min_delta
+        if improved:
             for group in groups:
                 reopened_units, new = units_to_open(
                     group.size,
@@ -259,14 +271,16 @@ class Growth:
                 units = closed_units(group)[: reopened[group.name]]
                 plastic.open(group.name, units, grace=self.grace)
 
+        connected = plastic.reconnect(self.connections, grace=self.grace) if improved and self.connections else {}
+
         self._steps += 1
         self._stale = stale
         if stale == 0:
             self._best = loss
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
-        if added or reopened:
+        if added or reopened or connected:
             self._loss_at_last_growth, self._stale = loss, 0
-            self.history.append(GrowthEvent(self._steps, loss, added, reopened))
+            self.history.append(GrowthEvent(self._steps, loss, added, reopened, connected))
         self._over = exhausted or self._is_full(plastic, limits)
         return report
 
@@ -312,6 +326,8 @@ class Growth:
         """Whether rule (b) ends growth."""
         if self.max_params is not None and sum(weight.numel() for weight in plastic.weights()) >= self.max_params:
             return True
+        if self.connections:
+            return False
         groups = self._groups(plastic)
         return all(group.size - len(closed_units(group)) >= _limit(group, limits) for group in groups)
 

@@ -33,6 +33,37 @@ def union(known: Sequence[Optimizer], more: Iterable[Optimizer]) -> list[Optimiz
     return list({id(optimizer): optimizer for optimizer in (*known, *map(_unwrapped, more))}.values())
 
 
+def tracked(known: Sequence[Optimizer], more: Iterable[Optimizer], model: nn.Module, gates: Gates) -> list[Optimizer]:
+    """The optimizers of two lists, once each, after all checks.
+
+    Args:
+        known: optimizers tracked already.
+        more: optimizers to track as well.
+        model: the model.
+        gates: its gates.
+
+    Raises:
+        OptimizerError: see `check_layouts` and `check_optimizers`.
+    """
+    every = union(known, more)
+    check_layouts(every[len(known) :])
+    check_optimizers(every, parameter_names(model, gates), gates)
+    return every
+
+
+def forgotten(known: Sequence[Optimizer], gone: Iterable[Optimizer]) -> list[Optimizer]:
+    """The tracked optimizers without those that no longer step; resizes ignore their state from now on.
+
+    Args:
+        known: optimizers tracked so far.
+        gone: optimizers to forget.
+    """
+    leaving = union([], gone)
+    for optimizer in leaving:
+        _STEPPED.discard(optimizer)
+    return [optimizer for optimizer in known if optimizer not in leaving]
+
+
 def parameter_names(model: nn.Module, gates: Gates) -> dict[int, str]:
     """Name all weights and gates, for error messages.
 
@@ -44,7 +75,8 @@ def parameter_names(model: nn.Module, gates: Gates) -> dict[int, str]:
         `id` of each parameter -> name.
     """
     names = {id(p): name for name, p in model.named_parameters()}
-    names |= {id(extra.tensor): f"the gates of {extra.of}" for extra in gates.carried}
+    names |= {id(extra.tensor): f"the gates of {extra.name}" for extra in gates.carried}
+    names |= {id(gate.logits): f"the gates of {gate.name}" for gate in gates.weights}
     return names | {id(group.gate.logits): f"the gates of {group.name}" for group in gates.groups}
 
 
@@ -107,7 +139,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], 
     Raises:
         OptimizerError: the message names the parameter and the remedy.
     """
-    of_gates = {id(group.gate.logits): ("pi = 1/2", "plastic.logits()") for group in gates.groups}
+    of_gates = {id(gate.logits): ("pi = 1/2", "plastic.logits()") for gate in gates.each}
     of_gates |= {id(extra.tensor): ("0", "method.parameters()") for extra in gates.carried}
     seen: dict[int, str] = {}
     for optimizer in optimizers:
@@ -141,16 +173,6 @@ def watch(gates: Gates) -> None:
     _ATTACHED.add(gates)
     if not _hooks:
         _hooks.append(register_optimizer_step_post_hook(_stepped))
-
-
-def forget(optimizers: Iterable[Optimizer]) -> None:
-    """Remove optimizers from the record, so that a resize ignores their state.
-
-    Args:
-        optimizers: the optimizers.
-    """
-    for optimizer in optimizers:
-        _STEPPED.discard(optimizer)
 
 
 def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> None:

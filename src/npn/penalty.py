@@ -10,7 +10,7 @@ from torch import Tensor
 from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError
 
-CostKind = Literal["params", "macs", "units", "layerwise"]
+CostKind = Literal["params", "weights", "macs", "units", "layerwise"]
 
 
 class _Group(Protocol):
@@ -38,8 +38,9 @@ class CostTerm(ABC):
     """The part of the objective that pays for size: `Penalty` or `Budget`.
 
     Args:
-        cost: "params", "macs" (of the whole example batch, as `count_macs` counts them: give `attach` a batch of one
-            for those of one example), "units" or "layerwise" (each unit costs the weights that read it).
+        cost: "params", "weights" (those with two or more axes: no biases, no normalisation), "macs" (of the whole
+            example batch, as `count_macs` counts them: give `attach` a batch of one for those of one example), "units"
+            or "layerwise" (each unit costs the weights that read it).
 
     Attributes:
         cost: the argument.
@@ -111,7 +112,8 @@ class Penalty(CostTerm):
     Args:
         cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
         weight: price in loss units per parameter (or per MAC, or per unit), >= 0; for "layerwise" also a dict from name
-            pattern to price, in which the first match counts and groups without a match cost nothing.
+            pattern to price, in which the first match counts and groups without a match cost nothing. There, a
+            parameter with gates on its single weights has a price of its own, under its name.
 
     Attributes:
         cost, weight: the arguments.
@@ -155,7 +157,7 @@ class Penalty(CostTerm):
             ConfigurationError: a pattern matches no group.
         """
         if isinstance(self.weight, dict):
-            names = [group.name for group in plastic.groups]
+            names = [*(group.name for group in plastic.groups), *getattr(plastic, "unstructured", ())]
             self._per_group = dict.fromkeys(names, 0.0) | match_patterns(self.weight, names, "weight")
 
     def loss(self, plastic: Priced) -> Tensor:

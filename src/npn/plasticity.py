@@ -1,17 +1,18 @@
 """`Plasticity`: the handle of a model with gates; it trains, resizes and exports the model."""
 
-import copy
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import following, resizing, surgery
+from npn import connections, following, resizing, surgery
 from npn import optimizers as checks
-from npn._utils.collectives import assert_same, broadcast
+from npn._utils.collectives import broadcast
+from npn._utils.copies import deep_copy
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
 from npn.counting import count_params
@@ -19,7 +20,7 @@ from npn.errors import ConfigurationError
 from npn.following import AnyModule, Follower
 from npn.functional import GateFunction
 from npn.functional.table import ESTIMATORS
-from npn.gates import CLOSED, OPEN, Gates, Pricing, UnitGroup
+from npn.gates import CLOSED, OPEN, Gates, Pricing, UnitGroup, WeightGates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.modules import materialize_selects
 from npn.penalty import CostTerm, Penalty
@@ -36,8 +37,7 @@ class Plasticity:
         gates: all gates as one vector.
         masked_weights: the weights that read gated units.
         example_inputs: inputs with which the model is traced when it grows.
-        penalty: the price of size.
-        pricing: the cost of the model under its gates.
+        penalty, pricing: the price of size, and the cost of the model under its gates.
         masks: "batch" or "example".
         optimizers: optimizers whose state follows every resize.
         followers: wrappers whose `renew` is called after every resize, and the copies given to `follow`.
@@ -72,7 +72,7 @@ class Plasticity:
         self._model, self.structure = model, structure
         self.example_inputs = example_inputs
         self.estimator, self.masks = estimator, masks
-        self.gates = Gates(structure.parts, function, device)
+        self.gates = Gates(structure, function, device)
         self.masked_weights = MaskedWeights(model, structure)
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
         self.optimizers: list[Optimizer] = []
@@ -122,6 +122,11 @@ class Plasticity:
         return self.gates.groups
 
     @property
+    def unstructured(self) -> dict[str, WeightGates]:
+        """The gates of single weights, by the name of the parameter."""
+        return {gate.name: gate for gate in self.gates.weights}
+
+    @property
     def names(self) -> list[str]:
         """Names of all groups at attach, including groups that vanished with a branch since."""
         return self.gates.names
@@ -147,11 +152,12 @@ class Plasticity:
         return list(self.model.parameters())
 
     def logits(self) -> list[nn.Parameter]:
-        """The logits of the gates, one parameter per group."""
-        return [group.gate.logits for group in self.groups]
+        """The logits of the gates, one parameter per group, then one per parameter with single-weight gates."""
+        return [gate.logits for gate in self.gates.each]
 
     def __repr__(self) -> str:
         params = f"{count_params(self._model):,} of {self._params_at_attach:,} at attach"
+        params += f", unstructured={self.gates.weights}" if self.gates.weights else ""
         groups = {name: size for name, size in list(self.sizes().items())[:8]}
         more = f" and {len(self.groups) - len(groups)} more" if len(self.groups) > len(groups) else ""
         return f"Plasticity(k={self.k:g}, params={params}, groups={groups}{more}, penalty={self.penalty!r})"
@@ -192,16 +198,11 @@ class Plasticity:
         Raises:
             OptimizerError: a parameter is in two, gates decay, or no resize can move an optimizer's state.
         """
-        known = checks.union(self.optimizers, optimizers)
-        checks.check_layouts(known[len(self.optimizers) :])
-        checks.check_optimizers(known, checks.parameter_names(self.model, self.gates), self.gates)
-        self.optimizers = known
+        self.optimizers = checks.tracked(self.optimizers, optimizers, self.model, self.gates)
 
     def untrack(self, *optimizers: Optimizer) -> None:
         """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
-        gone = checks.union([], optimizers)
-        self.optimizers = [optimizer for optimizer in self.optimizers if optimizer not in gone]
-        checks.forget(gone)
+        self.optimizers = checks.forgotten(self.optimizers, optimizers)
 
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of E_z[loss] + penalty, for weights and gates.
@@ -225,8 +226,6 @@ class Plasticity:
         References:
             Li and Ji, "Neural Plasticity Networks", IJCNN 2021, eq. 12 and Algorithm 1.
         """
-        if hasattr(scale, "scale"):
-            scale = scale.scale(torch.ones((), device=self.masked_weights.device))
         return self._step().backward(closure, scale)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
@@ -271,7 +270,8 @@ class Plasticity:
 
         A unit is removed when its keep probability is under `below` (at k = inf: when it is closed), or when `close`
         closed it and it has not reopened. Every group keeps its likeliest unit. A removed branch takes the groups that
-        lie wholly inside it along, and never returns.
+        lie wholly inside it along, and never returns. Single weights are removed by the same rule: they are zero from
+        then on, without momentum or gradient, until `open` or growth opens them. A unit goes with its last reader.
 
         Args:
             below: keep probability.
@@ -279,9 +279,8 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
-        removed = resizing.units_to_remove(self.gates, below)
-        assert_same("what compact removes", removed)
-        return self._resize(resizing.removal(self.model, self.structure, removed, self.masked_weights, self._inputs()))
+        report = self._resize(resizing.compaction(self._call, self.structure, below, self._inputs()))
+        return replace(report, weights=resizing.remove_weights(self.gates, self.masked_weights, below, self.optimizers))
 
     def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
         """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
@@ -294,20 +293,29 @@ class Plasticity:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
         whole_number("grace", grace, 0, "calls of backward")
-        wanted = resizing.units_to_add(self.gates, more)
-        assert_same("what grow adds", wanted)
-        report = self._resize(resizing.growth(self.model, self.structure, wanted, self.masked_weights, self._inputs()))
+        report = self._resize(resizing.growth(self._call, self.structure, more, self._inputs()), grace)
         self.gates.hold_open(report.added, grace)
         return report
 
-    def _resize(self, plan: surgery.Plan) -> ResizeReport:
+    def reconnect(self, share: int | float, *, grace: int = 0) -> dict[str, int]:
+        """Open the closed single weights that the last `backward` asks for most; see `npn.connections.reconnect`.
+
+        Args:
+            share: weights to open in each parameter: a number, or a float fraction of its open ones (at least 1).
+            grace: calls of `backward` for which they are held open, unpenalised.
+
+        Returns:
+            Name of the parameter -> number of weights opened.
+        """
+        return connections.reconnect(self.gates, self.masked_weights, self.optimizers, share, grace)
+
+    def _resize(self, plan: surgery.Plan, grace: int = 0) -> ResizeReport:
         """Carry out a plan on the model and the copies that follow it, and tell everything that knows the structure."""
         copies = following.copies_among(self.followers, self.structure)
-        report = resizing.resize(self.model, plan, self.optimizers, self.gates)
+        report = resizing.resize(self._call, plan, self.optimizers, grace)
         if report:
             broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
-            for copied in copies:
-                copied.resize(plan, self.optimizers)
+            following.resize(copies, plan, self.optimizers)
             self.restructure(plan.after)
         return report
 
@@ -321,8 +329,7 @@ class Plasticity:
         self.gates.restructure(structure)
         self.masked_weights.restructure(self._model, structure)
         self.pricing.restructure(self._model, structure)
-        for follower in list(self.followers.values()):
-            follower.renew()
+        following.renew(self.followers)
 
     def follow(self, copied: AnyModule) -> AnyModule:
         """Keep a copy of the model in step: an average, a momentum encoder, a target network, a teacher.
@@ -387,10 +394,7 @@ class Plasticity:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
         """Copy the handle with its own model; optimizers and followers stay with the original."""
-        new = object.__new__(type(self))
-        memo[id(self)] = new
         fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "pricing": None}
-        for name, value in vars(self).items():
-            setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
+        new = deep_copy(self, memo, fresh)
         new.pricing = self.pricing.copied(new._model, new.gates)
         return new

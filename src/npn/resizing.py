@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from npn import optimizers as checks
 from npn import surgery
+from npn._utils.collectives import assert_same
 from npn._utils.copies import model_copy
 from npn._utils.validation import whole_number
 from npn.counting import count_params
@@ -19,24 +20,64 @@ from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
-from npn.structure import NEW, Structure
+from npn.structure import NEW, Structure, with_dead_units
 from npn.surgery import Plan, ResizeReport
 from npn.tracing import grown, shrunk
 
 
-def units_to_remove(gates: Gates, below: float) -> dict[str, list[int]]:
+def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[str, list[int]]:
     """Group name -> closed units that are less likely than `below` or closed by hand, in whole sets.
+
+    Units whose every reader is a single weight that is to be removed go too, but for the likeliest unit of a group.
 
     Args:
         gates: of the model.
+        structure: of the model.
         below: keep probability.
     """
     gates.decide()
+    for gate in gates.each:
+        gate.clear_reopened()
+    gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
+    if gates.weights:
+        gone = with_dead_units(structure, gone, {gate.name: gate.gone(below) for gate in gates.weights})
+    removed = {}
     for group in gates.groups:
-        group.gate.clear_reopened()
-    gone = {group: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
-    removed = {group.name: group.in_sets(units) for group, units in gone.items()}
+        units = gone.get(group.name, [])
+        if len(units) == group.size:
+            units = [unit for unit in units if unit != int(group.gate.logits.argmax())]
+        removed[group.name] = group.in_sets(units)
     return {name: units for name, units in removed.items() if units}
+
+
+def remove_weights(
+    gates: Gates, weights: MaskedWeights, below: float, optimizers: Sequence[Optimizer]
+) -> dict[str, int]:
+    """Set closed weights to zero for good: without momentum or gradient, no optimizer moves them from there.
+
+    Args:
+        gates: of the model.
+        weights: of the model.
+        below: weights less likely than this go, and those closed by hand.
+        optimizers: that may hold the weights or their logits.
+
+    Returns:
+        Name of the parameter -> number of weights removed now.
+    """
+    if not gates.weights:
+        return {}
+    gates.to(weights.device)
+    tensors = dict(zip(weights.table.names, weights.table.parameters, strict=True))
+    removed = {}
+    with torch.no_grad():
+        for gate in gates.weights:
+            new = gate.gone(below) & ~gate.removed
+            removed[gate.name] = int(new.sum())
+            gate.removed |= new
+            tensors[gate.name].masked_fill_(gate.removed, 0)
+            surgery.forget_momentum(optimizers, tensors[gate.name], gate.removed)
+            surgery.forget_momentum(optimizers, gate.logits, gate.removed)
+    return {name: number for name, number in removed.items() if number}
 
 
 def units_to_add(gates: Gates, more: Mapping[str, int]) -> dict[str, int]:
@@ -58,6 +99,25 @@ def units_to_add(gates: Gates, more: Mapping[str, int]) -> dict[str, int]:
         if number:
             wanted[group.name] = -(-number // group.multiple) * group.multiple
     return wanted
+
+
+def compaction(call: MaskedCall, structure: Structure, below: float, example_inputs: Any) -> Plan:
+    """Plan to remove what has stayed closed, see `units_to_remove`.
+
+    Args:
+        call: the hooks of the attached model, which know gates and weights.
+        structure: of the model.
+        below: keep probability.
+        example_inputs: for re-traces.
+
+    Raises:
+        ResizeError: see `npn.surgery.plan_removal`.
+        DistributedError: the processes would remove different units.
+    """
+    call.recover()
+    removed = units_to_remove(call.gates, structure, below)
+    assert_same("what compact removes", removed)
+    return removal(call.weights.model, structure, removed, call.weights, example_inputs)
 
 
 def removal(
@@ -87,40 +147,43 @@ def removal(
     return surgery.plan_removal(structure, removed, retraced)
 
 
-def growth(
-    model: nn.Module, structure: Structure, more: Mapping[str, int], weights: MaskedWeights, example_inputs: Any
-) -> Plan:
+def growth(call: MaskedCall, structure: Structure, more: Mapping[str, int], example_inputs: Any) -> Plan:
     """Plan to add units; a re-trace says where.
 
     Args:
-        model: the attached model.
+        call: the hooks of the attached model, which know gates and weights.
         structure: of the model.
-        more: group name -> number of units.
-        weights: which stand aside during the re-trace.
+        more: group name -> number of units, rounded up to whole sets.
         example_inputs: for the re-trace.
 
     Raises:
         ResizeError: see `npn.tracing.grown`.
+        ConfigurationError: see `units_to_add`.
+        DistributedError: the processes would add different units.
     """
-    if not more:
+    call.recover()
+    wanted, model = units_to_add(call.gates, more), call.weights.model
+    assert_same("what grow adds", wanted)
+    if not wanted:
         return surgery.plan_removal(structure, {})
-    with weights.step(), full_length(model):
-        larger = grown(model, example_inputs, structure, more)
+    with call.weights.step(), full_length(model):
+        larger = grown(model, example_inputs, structure, wanted)
     return surgery.plan_growth(structure, larger)
 
 
-def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates: Gates) -> ResizeReport:
+def resize(call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace: int = 0) -> ResizeReport:
     """Carry out a plan on the model, its gates' tensors and the tracked optimizers.
 
     Args:
-        model: the attached model.
+        call: the hooks of the attached model, which know gates and weights.
         plan: of the resize.
         optimizers: whose state follows.
-        gates: of the model.
+        grace: calls of `backward` for which the gates of single weights of new units are held open.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
     """
+    model, gates = call.weights.model, call.gates
     before = count_params(model)
     if not plan.units:
         return surgery.report(plan, before, before)
@@ -131,7 +194,7 @@ def resize(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], gates:
     names = checks.parameter_names(model, gates)
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
-    surgery.apply_plan(model, plan, optimizers, gates.extras())
+    surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras())
     _warn_of_frozen(model, plan)
     return surgery.report(plan, before, count_params(model))
 
@@ -168,8 +231,8 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     closed = gates.closed()
     removed = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}
     mask = call.mask()
-    # closed units of incomplete sets stay, and nothing reads them; a method's mask has values other than 0 and 1
-    if mask is not None and (removed != closed or gates.decision is not None):
+    # closed units of incomplete sets stay, unread; a method's mask has values other than 0 and 1
+    if mask is not None and (removed != closed or gates.weights or gates.decision is not None):
         table = MaskTable(clone, structure)
         with torch.no_grad():
             for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):

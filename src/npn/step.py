@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,16 +47,18 @@ class Step:
     per_example: bool = False
     last_checkpoint: str | None = None
 
-    def backward(self, closure: Closure, scale: float | Tensor = 1.0) -> Tensor:
+    def backward(self, closure: Closure, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of E_z[loss] + penalty for weights and gates; see `npn.Plasticity.backward`.
 
         Args:
             closure: returns the loss; called once for each pass of the estimator.
-            scale: factor on loss and penalty.
+            scale: factor on loss and penalty, or a `torch.amp.GradScaler`.
 
         Returns:
             The detached loss, (), without scale and penalty.
         """
+        if hasattr(scale, "scale"):
+            scale = scale.scale(torch.ones((), device=self.weights.device))
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             return evaluated(self.weights, closure, factor, gradient, self.per_example, self.last_checkpoint)
@@ -90,15 +93,16 @@ class Step:
         probability = gates.keep_probability()
         with torch.no_grad():
             held = gates.held()
-            pi = torch.where(held, torch.ones_like(probability), probability)
+            pi = probability if held is None else torch.where(held, torch.ones_like(probability), probability)
             with weights.step():
                 loss, gradient = self._by_batch(evaluate, pi, scale) if estimate is None else estimate(pi)
             if gradient is not None:
                 factor = functional.chain_factor(gates.logits(), gates.k, gates.function)
-                gates.add_gradient(torch.where(held, torch.zeros_like(gradient), gradient * factor))
+                gradient = gradient * factor
+                gates.add_gradient(gradient if held is None else gradient.masked_fill(held, 0))
         if gates.k > 0:
             self._penalise(probability, scale)
-            logits = [group.gate.logits.grad for group in gates.groups]
+            logits = [gate.logits.grad for gate in gates.each]
             average_([*(grad for grad in logits if grad is not None), *self.penalty.shared_tensors()])
         gates.age()
         return loss

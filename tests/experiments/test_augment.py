@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from npn.experiments.data.augment import crop_and_flip, draw, moved
+from npn.experiments.data.augment import crop_and_flip, draw, moved, shift_turn_scale
 
 
 def by_hand(images, top, left, flip, pad):
@@ -53,3 +53,23 @@ def test_the_draws_follow_from_the_generator_alone():
     torch.manual_seed(123)
     assert torch.equal(crop_and_flip(images, torch.Generator().manual_seed(5)), first)
     assert not torch.equal(first, second)
+
+
+def test_affine_maps_follow_the_generator_and_keep_the_ground():
+    images = torch.full((6, 1, 28, 28), -0.4)
+    images[:, :, 10:18, 12:16] = 2.0
+    first, again = (shift_turn_scale(images, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first[0], first[1])
+    assert torch.equal(shift_turn_scale(images, torch.Generator(), 0.0, 0.0, 0.0).round(decimals=4), images)
+    assert torch.allclose(first[:, :, :3], torch.tensor(-0.4)), "beyond the edges lies the ground"
+    mass, moved = (images + 0.4).sum((1, 2, 3)), (first + 0.4).sum((1, 2, 3))
+    assert bool(((moved / mass - 1).abs() < 0.25).all()), "at most a tenth larger or smaller along each axis"
+
+
+def test_a_shift_alone_moves_by_at_most_so_many_pixels():
+    images = torch.zeros(50, 1, 28, 28)
+    images[:, :, 14, 14] = 1.0
+    moved = shift_turn_scale(images, torch.Generator().manual_seed(0), 2.0, 0.0, 0.0)
+    rows = (moved.sum(3) * torch.arange(28.0)).sum((1, 2)) - 14
+    assert float(rows.abs().max()) <= 2.0 and float(rows.std()) > 0.8
+    assert torch.allclose(moved.sum((1, 2, 3)), torch.ones(50), atol=1e-5)

@@ -6,11 +6,11 @@ import pytest
 
 from npn.errors import ConfigurationError
 from npn.experiments.engine.bench import points
-from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory, write_json
 from npn.experiments.lenet5 import bench as frontier
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.model import count_weights
+from npn.experiments.lenet5.options import LeNetOptions
 
 
 def result(mode, budget, seed, accuracy=0.99, params=5000):
@@ -20,7 +20,9 @@ def result(mode, budget, seed, accuracy=0.99, params=5000):
         "accuracy": accuracy,
         "params": params,
         "params_with_biases": params + 50,
+        "validation_accuracy": accuracy,
         "macs": 10 * params,
+        "training_macs": 63_000 * params,
         "seconds": 7.0,
         "stages": [{"epochs": 3}, {"epochs": 60}],
         "architecture": "9-8-100-20",
@@ -62,16 +64,16 @@ def test_files(tmp_path):
     summary = json.loads(files[0].read_text())
     assert summary["published"]["BC-GHS"] == {"params": 2800, "error": 1.0} and len(summary["points"]) == 4
     page = files[1].read_text()
-    assert "| sparsify | 5,000 | 63 | 2 | 5,000 | 5,050 | 50,000 | **98.50%** ± 0.00 |" in page
+    assert "| sparsify | 5,000 | 63 | 2 | 5,000 | 5,050 | 50,000 | 0.00 T | 98.50% ± 0.00 | **98.50%** ± 0.00 |" in page
     assert "| dense |" in page and "L0-HC-sep" in page
     assert "## Sparsify, seed 0\n\n| stage | finetune |" in page and "(lenet5-sparsify-filters.png)" in page
 
 
 def test_runs_that_are_there_are_not_made_again(tmp_path):
-    options = Options(epochs="1,1,1", data="somewhere")
+    options = LeNetOptions(epochs="1,1,1", data="somewhere")
     for seed in (0, 1):
         directory = RunDirectory(tmp_path / f"sparsify-2800-{seed}")
-        chosen = Options("sparsify", seed, budget=2800.0, epochs="1,1,1")
+        chosen = LeNetOptions("sparsify", seed, budget=2800.0, epochs="1,1,1")
         directory.start(chosen.over(lenet5.defaults(chosen)))
         write_json(directory.result_file, result("sparsify", 2800.0, seed))
 
@@ -80,7 +82,7 @@ def test_runs_that_are_there_are_not_made_again(tmp_path):
 
     frontier.bench(tmp_path / "out", tmp_path, options, [0, 1], ["sparsify"], [2800.0], train)
     with pytest.raises(ConfigurationError, match="holds a run with other settings"):
-        frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,1,2"), [0], ["sparsify"], [2800.0], train)
+        frontier.bench(tmp_path / "out", tmp_path, LeNetOptions(epochs="1,1,2"), [0], ["sparsify"], [2800.0], train)
 
 
 def test_modes_of_one_stage_train_as_long_as_the_others(tmp_path):
@@ -93,11 +95,11 @@ def test_modes_of_one_stage_train_as_long_as_the_others(tmp_path):
         write_json(directory.result_file, result(options.mode, options.budget, options.seed))
 
     modes = ["scratch", "dense"]
-    frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,2,1"), [0], modes, [2000.0], train)
+    frontier.bench(tmp_path / "out", tmp_path, LeNetOptions(epochs="1,2,1"), [0], modes, [2000.0], train)
     assert made == [("scratch", 2000.0, "4"), ("dense", None, "4")]
     made.clear()
     with pytest.raises(ConfigurationError, match=r"^epochs must be one number of at least 3 or 3 numbers"):
-        frontier.bench(tmp_path / "out", tmp_path, Options(epochs="1,2"), [1], ["sparsify", *modes], None, train)
+        frontier.bench(tmp_path / "out", tmp_path, LeNetOptions(epochs="1,2"), [1], ["sparsify", *modes], None, train)
     assert made == [], "before any training"
 
 
@@ -110,9 +112,9 @@ def test_what_the_runs_were_made_with_is_on_the_page(tmp_path):
 
 
 def test_an_unknown_mode(tmp_path):
-    expected = "^modes must be among sparsify, expand, scratch, dense, got 'shrink'$"
+    expected = "^modes must be among sparsify, expand, scratch, found, .*, scratch-taught, got 'shrink'$"
     with pytest.raises(ConfigurationError, match=expected):
-        frontier.bench(tmp_path / "out", tmp_path, Options(), [0], ["sparsify", "shrink"], None, lambda *_: None)
+        frontier.bench(tmp_path / "out", tmp_path, LeNetOptions(), [0], ["sparsify", "shrink"], None, lambda *_: None)
     assert list(tmp_path.iterdir()) == []
 
 

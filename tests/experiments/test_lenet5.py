@@ -12,9 +12,9 @@ import torch
 from npn.errors import ConfigurationError
 from npn.experiments.data import mnist
 from npn.experiments.engine import runner
-from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.lenet5.options import LeNetOptions
 
 from .conftest import Recorder, squares
 
@@ -65,7 +65,7 @@ def digits(folder=None):
 @pytest.mark.parametrize("mode", ["sparsify", "expand"])
 def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(lenet5, "mnist", digits)
-    options = Options(mode=mode, seed=0, epochs="20,20,30")  # two steps each
+    options = LeNetOptions(mode=mode, seed=0, epochs="20,20,30")  # two steps each
     seldom = replace(lenet5.EXPERIMENT, checkpoint_every=10**9)
     outcome = runner.run(seldom, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["accuracy"] > 0.9
@@ -81,7 +81,7 @@ def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
 @pytest.mark.parametrize(("mode", "widths"), [("dense", "20-50-800-500"), ("scratch", "5-6-96-12")])
 def test_nets_that_keep_their_size_are_trained_beside(tmp_path, monkeypatch, mode, widths):
     monkeypatch.setattr(lenet5, "mnist", digits)
-    options = Options(mode=mode, seed=0, epochs="2", budget=None if mode == "dense" else 2304.0)
+    options = LeNetOptions(mode=mode, seed=0, epochs="2", budget=None if mode == "dense" else 2304.0)
     outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["architecture"] == widths
     assert [(row["stage"], row["k"]) for row in outcome.rows] == [("train", "inf")] * 2

@@ -130,7 +130,7 @@ def test_the_candidates_are_the_units_of_least_fan_in():
     candidates = torch.cat([first, second])
     torch.testing.assert_close(frequency[candidates], torch.full((6,), 0.4), atol=0.04, rtol=0)
     assert not frequency[~candidates].any()
-    assert torch.equal(method.kept_units(), ~candidates)
+    assert torch.equal(method.kept_gates(), ~candidates)
 
 
 def test_dropped_units_keep_their_values_and_get_no_gradient():

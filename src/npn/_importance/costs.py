@@ -5,10 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from npn.functional import effective_gates
 from npn.gates.costing import CostModel
 from npn.plasticity import Plasticity
-from npn.structure import unit_of_column
 
 
 def cost_function(plastic: Plasticity, kind: str) -> Callable[[Tensor], Tensor]:
@@ -23,8 +21,7 @@ def cost_function(plastic: Plasticity, kind: str) -> Callable[[Tensor], Tensor]:
     names = [group.name for group in plastic.groups]
     with torch.inference_mode(False):
         costs = CostModel(plastic.model, plastic.structure, names, torch.device("cpu"))
-    feeding = unit_of_column(plastic.structure)
-    return lambda mask: costs.expected(kind, effective_gates(mask, feeding))
+    return lambda mask: costs.under(kind, mask)
 
 
 def value_and_slope(cost: Callable[[Tensor], Tensor], mask: Tensor) -> tuple[float, Tensor]:

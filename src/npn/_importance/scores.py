@@ -76,20 +76,20 @@ def importance(
     check_criterion(criterion, batches, loss)
     if per not in PER:
         raise ConfigurationError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")
-    mask = present_mask(plastic)
+    mask, units = present_mask(plastic), plastic.structure.units
     if criterion in ON_DATA:
         assert batches is not None and loss is not None
         scores = mean_of_gradients(plastic, batches, loss, ON_DATA[criterion])
     elif criterion == "random":
         with preserved_rng():
-            scores = torch.rand(len(mask))
+            scores = torch.rand(units)
         broadcast([scores])
     else:
         by_weights = group_norms if criterion == "magnitude" else batchnorm_scales
         scores = by_weights(plastic.model, plastic.structure)
     if per != "unit":
-        scores = per_cost(scores, marginal_cost(plastic, per, mask))
-    pieces = scores.to(mask.device, torch.float32).split([group.size for group in plastic.groups])
+        scores = per_cost(scores[:units], marginal_cost(plastic, per, mask)[:units])
+    pieces = scores[:units].to(mask.device, torch.float32).split([group.size for group in plastic.groups])
     return {group.name: piece for group, piece in zip(plastic.groups, pieces, strict=True)}
 
 

@@ -93,7 +93,7 @@ def start_from(plastic: Plasticity, scores: Mapping[str, Tensor], mean: float = 
         with torch.no_grad():
             gate.logits.copy_(values)
             gate.shut.zero_()
-        surgery.forget_momentum(plastic.optimizers, gate.logits, torch.arange(group.size, device=gate.logits.device))
+        surgery.forget_momentum(plastic.optimizers, gate.logits, torch.ones_like(gate.shut))
 
 
 def _ranks(scores: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Copy a model, or say which of its attributes cannot be copied."""
+"""Copy a model, or say which of its attributes cannot be copied; copy an object but for some of its attributes."""
 
 import copy
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -36,3 +37,24 @@ def model_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                         f"{cause}. Take it off the model before the copy, or give its class a __deepcopy__"
                     ) from error
         raise
+
+
+Held = TypeVar("Held")
+
+
+def deep_copy(held: Held, memo: dict[int, Any], fresh: Mapping[str, Any]) -> Held:
+    """Copy an object with all its attributes, as `copy.deepcopy` does, but for those that the copy gets anew.
+
+    Args:
+        held: the object.
+        memo: see `copy.deepcopy`.
+        fresh: name of an attribute -> its value in the copy.
+
+    Returns:
+        The copy.
+    """
+    new = object.__new__(type(held))
+    memo[id(held)] = new
+    for name, value in vars(held).items():
+        setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
+    return new

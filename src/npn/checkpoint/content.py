@@ -10,7 +10,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn._utils.rng import load_rng_state_dict, rng_state_dict
-from npn.checkpoint.layout import check_fixed, pack_branches, pack_buffers, pack_columns, pack_groups, zero_closed
+from npn.checkpoint.layout import (
+    check_fixed,
+    pack_branches,
+    pack_buffers,
+    pack_columns,
+    pack_groups,
+    pack_weights,
+    zero_closed,
+)
 from npn.checkpoint.matching import (
     branches_to_remove,
     chosen_columns,
@@ -66,7 +74,7 @@ def pack(
     if isinstance(target, Plasticity):
         content["plastic"] = target.state_dict()
         content["groups"], content["columns"] = pack_groups(target), pack_columns(target)
-        content["branches"] = pack_branches(target)
+        content["branches"], content["weights"] = pack_branches(target), pack_weights(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
         content["rng"] = rng_state_dict()
     return content
@@ -109,6 +117,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         structure = saved_structure(path, target, content, rest, gone)
         remaining = {part.name for part in rest.parts}
         lost = [group.gate.logits for group in target.groups if group.name not in remaining]
+        lost += [gate.logits for gate in target.gates.weights if gate.name not in structure.unstructured]
         target.gates.to(target.masked_weights.device)
         edits = removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost)
         pairs = zip(target.optimizers, content["optimizers"], strict=True)
@@ -123,6 +132,9 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         if isinstance(target, Plasticity):
             for group in (group for group in target.groups if group.name in sizes):
                 edits += [replace_data(t, t.new_zeros(sizes[group.name])) for t in group.gate.tensors]
+            for single in (gate for gate in target.gates.weights if gate.name in structure.unstructured):
+                shape = structure.physical()[single.name]
+                edits += [replace_data(t, t.new_zeros(shape)) for t in single.tensors]
             for layer, index in selected_columns(structure).items():
                 edits.append(select_columns(model.get_submodule(layer), index))
         carry_out(edits)  # nothing after this line can fail

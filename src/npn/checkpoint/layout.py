@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from npn.errors import CheckpointError
+from npn.gates.single import packed, unpacked
 from npn.plasticity import Plasticity
 from npn.structure import LEFT_OUT
 from npn.tracing.capture import model_tensors
@@ -61,6 +62,18 @@ def pack_branches(plastic: Plasticity) -> list[dict[str, Any]]:
     closed = plastic.group(branches.name).gate.closed.cpu()
     scales = [list(names) for names in branches.scales]
     return [{"name": branches.name, "paths": list(branches.paths), "scales": scales, "closed": closed}]
+
+
+def pack_weights(plastic: Plasticity) -> list[dict[str, Any]]:
+    """Describe the parameters with gates on their single weights, and which weights are open, in bits.
+
+    Args:
+        plastic: the handle to save.
+    """
+    return [
+        {"name": gate.name, "shape": list(gate.logits.shape), "open": packed(gate.present)}
+        for gate in plastic.unstructured.values()
+    ]
 
 
 def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
@@ -122,7 +135,7 @@ def _windows(model: nn.Module) -> set[tuple[int, int]]:
 
 
 def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Zero the weights that read closed units, and the scales of closed branches, in a model without gates.
+    """Zero closed weights, those that read closed units, and scales of closed branches, in a model without gates.
 
     Args:
         model: changed in place, at the saved sizes.
@@ -140,6 +153,9 @@ def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:
                 zeroed.append((key, positions))
     for (name, axis), positions in zeroed:
         tensors[name].index_fill_(axis, positions.to(tensors[name].device), 0)
+    for entry in content.get("weights", ()):
+        tensor = tensors[entry["name"]]
+        tensor.masked_fill_(~unpacked(entry["open"], entry["shape"]).to(tensor.device), 0)
     for branches in content.get("branches", ()):
         for number in branches["closed"].tolist():
             for name in branches["scales"][number]:

@@ -174,8 +174,15 @@ def saved_structure(
             f"{path} has groups {saved_names}, the model has {names}; "
             "attach it with the same options. Nothing was loaded"
         )
+    single = [entry["name"] for entry in content.get("weights", ())]
+    if list(rest.unstructured) != single:
+        raise CheckpointError(
+            f"{path} has gates on the single weights of {single}, the model on those of {list(rest.unstructured)}; "
+            "attach it with the same unstructured=. Nothing was loaded"
+        )
     lost = {id(p) for name, p in plastic.model.named_parameters() if inside(name, gone)}
     lost |= {id(group.gate.logits) for group in plastic.groups if group.name not in names}
+    lost |= {id(gate.logits) for gate in plastic.gates.weights if gate.name not in rest.unstructured}
     for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
         ours = [sum(id(p) not in lost for p in group["params"]) for group in optimizer.param_groups]
         theirs = [len(group["params"]) for group in state["param_groups"]]

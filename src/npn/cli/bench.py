@@ -13,6 +13,7 @@ from npn.experiments.engine import processes
 from npn.experiments.engine.options import Options, parse_seeds
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report.provenance import command_line
 from npn.experiments.resnet.options import ResNetOptions
 
@@ -60,8 +61,8 @@ def lenet5(
     data: given.Data = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
-        str, typer.Option(help="Modes to train in: sparsify, expand, scratch, dense.")
-    ] = "sparsify,expand,scratch,dense",
+        str, typer.Option(help="Ways to train, of the names in npn.experiments.lenet5.arms.")
+    ] = "sparsify,expand,scratch,found,scratch-macs,scratch-macs-grown,dense",
     budgets: Annotated[str | None, typer.Option(help="Parameters to end with. (default: some for each mode)")] = None,
     out: given.Results = Path("results/lenet5"),
     runs: given.RunsFolder = Path("runs/bench-lenet5"),
@@ -69,9 +70,28 @@ def lenet5(
     """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
     from npn.experiments.lenet5.bench import bench
 
-    options = Options(k=k, estimator=estimator, function=function, epochs=epochs, device=device, data=data)
+    options = LeNetOptions(k=k, estimator=estimator, function=function, epochs=epochs, device=device, data=data)
     wanted = sizes(budgets) if budgets else None
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), wanted, train_or_resume))
+
+
+@app.command("lenet5-settings")
+def lenet5_settings(
+    device: given.Device = None,
+    data: given.Data = None,
+    epochs: given.Epochs = "1,4,12",
+    seeds: given.Seeds = "100-101",
+    modes: Annotated[str, typer.Option(help="sparsify, expand, scratch.")] = "sparsify,scratch",
+    budget: given.Budget = 5320.0,
+    out: given.Results = Path("results/lenet5-settings"),
+    runs: given.RunsFolder = Path("runs/bench-lenet5-settings"),
+) -> None:
+    """Learning rates and weight decays of LeNet-5 by validation accuracy, on seeds that no other bench uses."""
+    from npn.experiments.lenet5.settings import bench
+
+    assert budget is not None
+    options = LeNetOptions(device=device, data=data, epochs=epochs)
+    show(bench(out, runs, options, parse_seeds(seeds), listed(modes), budget, train_or_resume))
 
 
 @app.command("resnet56")
@@ -92,7 +112,7 @@ def resnet56(
     compile: given.Compile = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
-        str, typer.Option(help="Modes to train in: dense, scratch, sparsify, expand.")
+        str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")
     ] = "dense,scratch,sparsify,expand",
     budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
     out: given.Results = Path("results/resnet56"),

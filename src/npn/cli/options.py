@@ -34,6 +34,16 @@ Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cpu)")]
 Data = Annotated[str | None, typer.Option(help="Folder of the data set's files. (default: $NPN_DATA, else downloaded)")]
 
+LearningRate = Annotated[float | None, typer.Option(min=1e-9, help="Highest learning rate of the weights.")]
+WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay. (default: falls with the budget)")]
+Augment = Annotated[bool | None, typer.Option("--augment", help="Shift, turn and scale the training images.")]
+Teacher = Annotated[
+    str | None, typer.Option(metavar="RUN", help="Folder of a finished run, whose network's answers are learned, too.")
+]
+Like = Annotated[
+    str | None, typer.Option(metavar="RUN", help="scratch: a net of the widths that this finished run has found.")
+]
+
 Depth = Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")]
 Dataset = Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")]
 Decay = Annotated[

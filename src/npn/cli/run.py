@@ -17,6 +17,7 @@ from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted, OutOfTime
+from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report.board import Board
 from npn.experiments.report.console import ProgressDisplay
 from npn.experiments.resnet.options import ResNetOptions
@@ -63,6 +64,11 @@ def lenet5_mnist(
     epochs: given.Epochs = None,
     device: given.Device = None,
     data: given.Data = None,
+    learning_rate: given.LearningRate = None,
+    weight_decay: given.WeightDecay = None,
+    augment: given.Augment = None,
+    teacher: given.Teacher = None,
+    like: given.Like = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -84,7 +90,8 @@ def lenet5_mnist(
         )
     if preset:
         epochs = ",".join(map(str, PAPER_STAGES))
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 

@@ -6,17 +6,19 @@ import torch
 from torch import Tensor, nn
 
 from npn.errors import ConfigurationError
-from npn.functional import product_cost, shared_unit_correction
-from npn.structure import Structure
+from npn.functional import effective_gates, product_cost, shared_unit_correction
+from npn.gates.single_cost import WeightCost
+from npn.structure import Structure, unit_of_column
 
-KINDS = ("params", "macs", "units", "layerwise")
+KINDS = ("params", "weights", "macs", "units", "layerwise")
 
 
 class CostModel:
     """Expected size of the whole network under independent gates.
 
     A weight costs `(sum of its rows' pi) (sum of its columns' pi) kernel`; a unit on both axes is counted once. A
-    weight inside a branch costs this times the branch's pi: gates are independent, `E[z_b z_u] = pi_b pi_u`.
+    weight inside a branch costs this times the branch's pi: gates are independent, `E[z_b z_u] = pi_b pi_u`. Weights
+    with their own gates are left to `single`.
 
     Args:
         model: the model, for its parameters' names.
@@ -37,6 +39,7 @@ class CostModel:
         scaled: float64 (branches,), number of weights that each branch's gate multiplies.
         owner: int64 (groups,), branch that contains the whole group, the number of branches if none does.
         of_group: int64 (units,), group of each unit.
+        single: expected cost of the weights with their own gates; None if there are none.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, gated: Sequence[str], device: torch.device) -> None:
@@ -77,12 +80,30 @@ class CostModel:
         self.branches = structure.branches if structure.branches and structure.branches.name in position else None
         self.home, self.scaled, self.owner = self._branches(structure, names)
         macs = torch.tensor([structure.positions.get(name, 0.0) for name in names], dtype=torch.float64)
-        self.weight = {"params": torch.ones(len(names), dtype=torch.float64), "macs": macs}
+        ranks = torch.tensor([len(structure.shapes[name]) for name in names])
+        matrices = (ranks > 1).double()
+        self.weight = {"params": torch.ones(len(names), dtype=torch.float64), "weights": matrices, "macs": macs}
+        feeding = unit_of_column(structure)
+        self._feeding = None if feeding is None else feeding.to(device)
+        self._has_own = torch.zeros(len(names), dtype=torch.bool)
+        self.single: WeightCost | None = None
+        if structure.unstructured:
+            rows = [row[name] for name in structure.unstructured]
+            self._has_own[rows] = True
+            prices = {
+                kind: dict(zip(structure.unstructured, each[rows].tolist(), strict=True))
+                for kind, each in self.weight.items()
+            }
+            self.single = WeightCost(structure, prices, device)
+            sizes = torch.tensor([float(torch.Size(structure.physical()[n]).numel()) for n in structure.unstructured])
+            self._fed_by_none = float(sizes.sum() - (self.fan_out[rows] @ self.sizes).sum())
         self.shared = {kind: self._shared(weight) for kind, weight in self.weight.items()}
         self._has_shared = {kind: bool(worth.any()) for kind, worth in self.shared.items()}
         self.of_group = torch.repeat_interleave(torch.arange(len(self.sizes)), self.sizes.long()).to(device)
         self._first = sum(int(s) for s in self.sizes[: position[self.branches.name]]) if self.branches else 0
-        self._exact, self._device_copy = self._on(torch.device("cpu"), torch.float64), self._on(device, torch.float32)
+        cpu = torch.device("cpu")
+        self._exact, self._device_copy = self._on(cpu, torch.float64), self._on(device, torch.float32)
+        self._whole = self._on(cpu, torch.float64, whole=True) if structure.unstructured else self._exact
         self._prices: tuple[dict[str, float], Tensor] | None = None
 
     def _branches(self, structure: Structure, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -109,11 +130,15 @@ class CostModel:
                 worth += rest[:, None] * self.counts[:, a] * self.counts[:, b]
         return worth
 
-    def _on(self, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-        """All tables on a device."""
-        tensors = {"constant": self.constant, "counts": self.counts, "fan_out": self.fan_out, "scaled": self.scaled}
-        tensors |= {f"weight.{k}": w for k, w in self.weight.items()}
-        tensors |= {f"shared.{k}": w for k, w in self.shared.items()}
+    def _on(self, device: torch.device, dtype: torch.dtype, whole: bool = False) -> dict[str, Tensor]:
+        """All tables on a device; the weights with their own gates cost something in them only if `whole`."""
+        tensors = {"constant": self.constant, "counts": self.counts, "scaled": self.scaled}
+        priced = {"fan_out": self.fan_out}
+        priced |= {f"weight.{k}": w for k, w in self.weight.items()}
+        priced |= {f"shared.{k}": w for k, w in self.shared.items()}
+        for name, table in priced.items():
+            own = self._has_own if table.dim() == 1 else self._has_own[:, None]
+            tensors[name] = table if whole else table.masked_fill(own, 0)
         found = {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
         return found | {"home": self.home.to(device), "owner": self.owner.to(device)}
 
@@ -121,10 +146,10 @@ class CostModel:
         """E[cost(z)], scalar, differentiable.
 
         Args:
-            kind: "params", "macs", "units" or "layerwise" (each unit costs the weights that read it, a branch the
-                weights that its gate multiplies).
+            kind: "params", "weights" (parameters with several axes: no biases, no normalisation), "macs", "units" or
+                "layerwise" (each unit costs the weights that read it, a branch the weights that its gate multiplies).
             probability: (units,), keep probabilities of all gates in order; effective ones for columns. For float64 on
-                the CPU the cost is computed in float64.
+                the CPU the cost is computed in float64. Weights with their own gates cost nothing here.
             weights: group name -> factor, for "layerwise".
 
         Returns:
@@ -142,6 +167,20 @@ class CostModel:
                 return self._cost(kind, tables, probability, sums, of_group, weights)
             present = probability[self._first : self._first + self.branches.size]
             return self._cost(kind, tables, probability, sums, of_group, weights, present)
+
+    def under(self, kind: str, gates: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
+        """E[cost(z)], scalar, differentiable, at the keep probabilities of all gates.
+
+        Args:
+            kind, weights: see `expected`.
+            gates: (gates,), keep probabilities of units, branches and columns, then of single weights.
+        """
+        units, single = gates[: len(self.of_group)], gates[len(self.of_group) :]
+        cost = self.expected(kind, effective_gates(units, self._feeding), weights)
+        if self.single is None:
+            return cost
+        with torch.autocast(gates.device.type, enabled=False):
+            return cost + self.single.expected(kind, units, single, weights)
 
     def _cost(
         self,
@@ -196,6 +235,8 @@ class CostModel:
     def least(self, kind: str) -> float:
         """Cost with one unit in every group, and with the one branch that is then the cheapest.
 
+        Of the weights with their own gates, one is left in each parameter.
+
         Args:
             kind: see `expected`.
 
@@ -204,13 +245,28 @@ class CostModel:
         """
         ones = dict.fromkeys(self.gated, 1.0) | self._least
         if self.branches is None:
-            return self._cost_at_sizes(kind, ones, None)
-        return min(self._cost_at_sizes(kind, ones, number) for number in range(self.branches.size))
+            return self._cost_at_sizes(kind, ones, None, least=True)
+        return min(self._cost_at_sizes(kind, ones, number, least=True) for number in range(self.branches.size))
 
-    def _cost_at_sizes(self, kind: str, sizes: Mapping[str, float], only: int | None) -> float:
-        """Cost of the network without random gates, with all branches or with only one."""
+    def _cost_at_sizes(self, kind: str, sizes: Mapping[str, float], only: int | None, least: bool = False) -> float:
+        """Cost of the network without random gates, with all branches or with only one.
+
+        Of the weights with their own gates all are open, or, for the least cost, one in each parameter.
+        """
         sums = torch.tensor([float(sizes.get(n, s)) for n, s in zip(self.gated, self.sizes.tolist(), strict=True)])
         present = torch.ones(self.branches.size, dtype=torch.float64) if self.branches is not None else None
         if present is not None and only is not None:
             present = torch.arange(len(present)).eq(only).double()
-        return float(self._cost(kind, self._exact, None, sums.double(), None, present=present))
+        tables = self._exact if least else self._whole
+        cost = float(self._cost(kind, tables, None, sums.double(), None, present=present))
+        if self.single is None:
+            return cost
+        if least:
+            return cost + self._least_single(kind, present)
+        return cost + (self._fed_by_none if kind == "layerwise" else 0.0)
+
+    def _least_single(self, kind: str, present: Tensor | None) -> float:
+        """Cost of one weight in each parameter with gates on its weights, without those in branches that are gone."""
+        each = self._has_own.double() * (0.0 if kind == "units" else self.weight.get(kind, torch.ones(())))
+        share = 1.0 if present is None else torch.cat([present, present.new_ones(1)])[self.home]
+        return float((each * share).sum())

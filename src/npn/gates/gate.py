@@ -40,7 +40,7 @@ class Gate:
     """Stochastic gates of one group: z_j ~ Bernoulli(pi_j), pi_j = g(k phi_j).
 
     Args:
-        size: number of units.
+        size: number of units, or the shape of the tensor whose weights have one gate each.
         sharpness: the model's sharpness, shared with all other gates.
         device: device of the tensors.
 
@@ -54,15 +54,21 @@ class Gate:
         Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
     """
 
-    def __init__(self, size: int, sharpness: Sharpness, device: torch.device | None = None) -> None:
-        self.logits = nn.Parameter(torch.full((size,), sharpness.logit(OPEN), device=device))
-        self.grace = torch.zeros(size, dtype=torch.long, device=device)
-        self.shut = torch.zeros(size, dtype=torch.bool, device=device)
+    def __init__(self, size: int | Sequence[int], sharpness: Sharpness, device: torch.device | None = None) -> None:
+        shape = (size,) if isinstance(size, int) else tuple(size)
+        self.logits = nn.Parameter(torch.full(shape, sharpness.logit(OPEN), device=device))
+        self.grace = torch.zeros(shape, dtype=torch.long, device=device)
+        self.shut = torch.zeros(shape, dtype=torch.bool, device=device)
         self.sharpness = sharpness
 
     def keep_probability(self) -> Tensor:
         """pi = g(k phi), (size,), differentiable in the logits; 1[phi > 0] at k = inf."""
         return keep_probability(self.logits, self.sharpness.k, self.sharpness.function)
+
+    @property
+    def cut_at_zero(self) -> bool:
+        """Whether the deterministic mask is 1[phi > 0]; it is 1[pi > 1/2] in any case at 0 < k < inf."""
+        return isinstance(self.sharpness.function, Sigmoid) or self.sharpness.k in (0.0, math.inf)
 
     @property
     def mask(self) -> Tensor:
@@ -71,10 +77,7 @@ class Gate:
         The unit with the largest logit counts as open even if its gate is closed, so that a layer is never empty.
         """
         with torch.no_grad():
-            if isinstance(self.sharpness.function, Sigmoid) or self.sharpness.k in (0.0, math.inf):
-                mask = self.logits > 0
-            else:
-                mask = self.keep_probability() > 0.5
+            mask = self.logits > 0 if self.cut_at_zero else self.keep_probability() > 0.5
             return mask.index_fill(0, self.logits.argmax(), True)
 
     @property
@@ -85,7 +88,7 @@ class Gate:
     @property
     def closed(self) -> Tensor:
         """Numbers of the units that do not take part, int64."""
-        return (~self.present).nonzero().reshape(-1)
+        return (~self.present).reshape(-1).nonzero().reshape(-1)
 
     def indices(self, units: Sequence[int] | Tensor) -> Tensor:
         """Convert a sequence of unit numbers, or a mask over all units, to unit numbers.
@@ -99,7 +102,7 @@ class Gate:
         Raises:
             ConfigurationError: `units` is neither, or a number is out of range.
         """
-        size, device = len(self.logits), self.logits.device
+        size, device = self.logits.numel(), self.logits.device
         try:
             given = torch.as_tensor(units if isinstance(units, Tensor) else list(units), device=device).reshape(-1)
         except (TypeError, ValueError) as error:
@@ -123,9 +126,9 @@ class Gate:
             grace: training steps for which the units are held open.
         """
         with torch.no_grad():
-            self.logits[index] = self.sharpness.logit(probability)
-            self.shut[index] = probability < 0.5
-            self.grace[index] = grace
+            self.logits.view(-1)[index] = self.sharpness.logit(probability)
+            self.shut.view(-1)[index] = probability < 0.5
+            self.grace.view(-1)[index] = grace
 
     def to(self, device: torch.device) -> None:
         """Move all tensors to a device.

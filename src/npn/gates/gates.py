@@ -1,60 +1,39 @@
 """All gates of a model as one vector: sharpness, logits, random draws and the deterministic mask."""
 
-import copy
 import math
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from npn._utils.collectives import per_rank_generator
+from npn._utils.copies import deep_copy
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
+from npn.gates.decision import Decision
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
+from npn.gates.single import WeightGates
 from npn.structure import Branches, Columns, Group, Structure
-from npn.surgery import Extra, Plan, forget_momentum
-
-
-class Decision(Protocol):
-    """What decides which units stay in place of trained logits, such as the methods of `npn.methods`."""
-
-    def kept_units(self) -> Tensor:
-        """Which units stay, bool (units,); at least one of each group."""
-
-    def evaluation_mask(self) -> Tensor:
-        """The real-valued mask of calls outside training steps, (units,); 0 for units that do not stay."""
-
-    def register(self, model: nn.Module) -> None:
-        """Put hooks on a model, or on a copy of it, if masks alone do not do what the method does."""
-
-    def unregister(self, model: nn.Module) -> None:
-        """Remove these hooks."""
-
-    def finish(self, exported: nn.Module, plan: Plan) -> None:
-        """Put what is not a mask into an exported copy.
-
-        Args:
-            exported: the copy, already resized by the plan.
-            plan: which removes the units that do not stay.
-        """
+from npn.surgery import Extra, forget_momentum
 
 
 class Gates:
-    """Gates of all groups, branches and columns of a model, numbered through in this order.
+    """Gates of all groups, branches, columns and single weights of a model, numbered through in this order.
 
     Args:
-        parts: everything that has gates.
+        structure: everything that has gates.
         function: the gate function g.
         device: device of the logits.
 
     Attributes:
         sharpness: k and g, shared by all gates.
         groups: one entry per part.
+        weights: one entry per parameter with a gate for each of its weights.
         names: names of all groups at attach, including groups that vanished with a branch since.
         generator: generator that draws the masks.
         grace_left: calls of `age` until no unit is held open.
@@ -62,11 +41,11 @@ class Gates:
         carried: further tensors that are resized along.
     """
 
-    def __init__(
-        self, parts: Sequence[Group | Branches | Columns], function: GateFunction, device: torch.device
-    ) -> None:
+    def __init__(self, structure: Structure, function: GateFunction, device: torch.device) -> None:
         self.sharpness = Sharpness(function=function)
-        self.groups = [UnitGroup(part.name, Gate(part.size, self.sharpness, device), part) for part in parts]
+        self.groups = [UnitGroup(p.name, Gate(p.size, self.sharpness, device), p) for p in structure.parts]
+        shapes = structure.physical() if structure.unstructured else {}
+        self.weights = [WeightGates(name, shapes[name], self.sharpness, device) for name in structure.unstructured]
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self.grace_left = 0
@@ -100,8 +79,8 @@ class Gates:
         if finite:
             if self._resting:  # restore the keep probabilities of the last finite k
                 with torch.no_grad():
-                    for group in self.groups:
-                        group.gate.logits.mul_(self.sharpness.scale / value)
+                    for gate in self.each:
+                        gate.logits.mul_(self.sharpness.scale / value)
             self.sharpness.scale = float(value)
         self.sharpness.k, self._resting = float(value), not finite
 
@@ -113,12 +92,17 @@ class Gates:
     # -- as one vector
 
     def __len__(self) -> int:
-        return sum(group.size for group in self.groups)
+        return sum(gate.logits.numel() for gate in self.each)
+
+    @property
+    def each(self) -> list[Gate]:
+        """The gates of every group, then those of every parameter with single-weight gates."""
+        return [*(group.gate for group in self.groups), *self.weights]
 
     @property
     def device(self) -> torch.device:
         """Device of the logits."""
-        return self.groups[0].gate.logits.device
+        return self.each[0].logits.device
 
     def group(self, name: str | UnitGroup) -> UnitGroup:
         """Look up a group by name.
@@ -135,16 +119,28 @@ class Gates:
         raise ConfigurationError(f"no group {name!r}; the model has: {', '.join(g.name for g in self.groups)}")
 
     def logits(self) -> Tensor:
-        """All logits phi, (units,), differentiable."""
-        return torch.cat([group.gate.logits for group in self.groups])
+        """All logits phi, (gates,), differentiable."""
+        return torch.cat([gate.logits.reshape(-1) for gate in self.each])
 
     def keep_probability(self) -> Tensor:
-        """All keep probabilities pi = g(k phi), (units,), differentiable."""
-        return keep_probability(self.logits(), self.k, self.function)
+        """All keep probabilities pi = g(k phi), (gates,), differentiable; 0 for removed weights."""
+        pi = keep_probability(self.logits(), self.k, self.function)
+        return pi if not self.weights else pi.masked_fill(self._removed(), 0)
 
-    def held(self) -> Tensor:
-        """Whether each unit is held open in a grace period, bool (units,)."""
-        return torch.cat([group.gate.grace for group in self.groups]) > 0
+    def _removed(self) -> Tensor:
+        """Whether each gate is that of a removed weight, bool (gates,)."""
+        units = [torch.zeros_like(group.gate.shut) for group in self.groups]
+        return torch.cat([*units, *(gate.removed.view(-1) for gate in self.weights)])
+
+    def held(self) -> Tensor | None:
+        """Whether each gate is held open in a grace period, bool (gates,); None if single weights have gates, of which
+        there are many, and none is held.
+        """
+        if not self.weights:
+            return torch.cat([group.gate.grace for group in self.groups]) > 0
+        if not self.grace_left:
+            return None
+        return torch.cat([gate.grace.view(-1) > 0 for gate in self.each])
 
     def draw(self, *batch: int) -> Tensor:
         """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers.
@@ -153,14 +149,14 @@ class Gates:
             batch: leading sizes.
 
         Returns:
-            (*batch, units).
+            (*batch, gates).
         """
-        first = self.groups[0].gate.logits
+        first = self.each[0].logits
         generator = per_rank_generator(self.generator)
         return torch.rand(*batch, len(self), generator=generator, device=first.device, dtype=first.dtype)
 
     def deterministic_mask(self) -> Tensor | None:
-        """1[pi > 1/2] over all units and 1 where held open, (units,); None if all units are open.
+        """1[pi > 1/2] over all gates and 1 where held open, (gates,); None if all are open.
 
         Where a method decides, this is its real-valued mask for evaluation.
 
@@ -170,10 +166,10 @@ class Gates:
         if self.decision is not None:
             self.decide()
             return self.decision.evaluation_mask()
-        gates = [group.gate for group in self.groups]
+        gates = self.each
         key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
         if key != self._key or self.k != math.inf or self.device.type == "cpu":
-            mask = torch.cat([gate.present for gate in gates])
+            mask = torch.cat([gate.present.view(-1) for gate in gates])
             self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
             self._key = key
         return self._mask
@@ -187,29 +183,35 @@ class Gates:
         """Add to the gradients of the logits; skip groups whose logits do not require grad.
 
         Args:
-            gradient: (units,), gradient with respect to all logits.
+            gradient: (gates,), gradient with respect to all logits; those of removed weights get none.
         """
-        for group, part in zip(self.groups, gradient.split([g.size for g in self.groups]), strict=True):
-            logits = group.gate.logits
+        gates = self.each
+        for gate, part in zip(gates, gradient.split([gate.logits.numel() for gate in gates]), strict=True):
+            logits = gate.logits
             if logits.requires_grad:
-                part = part.to(logits.dtype)  # a float64 model gives a float64 gradient
+                part = part.to(logits.dtype).view_as(logits)  # a float64 model gives a float64 gradient
+                if isinstance(gate, WeightGates):
+                    part = part.masked_fill(gate.removed, 0)
                 logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
 
     @torch.no_grad()
     def decide(self) -> None:
-        """Open the units that the method keeps, and close the others; without a method nothing happens."""
+        """Open what the method keeps, and close the rest; without a method nothing happens."""
         if self.decision is None:
             return
-        kept = self.decision.kept_units().split([group.size for group in self.groups])
-        for group, keep in zip(self.groups, kept, strict=True):
-            group.gate.logits.copy_(torch.where(keep, 1.0, -1.0))
+        gates = self.each
+        kept = self.decision.kept_gates().split([gate.logits.numel() for gate in gates])
+        for gate, keep in zip(gates, kept, strict=True):
+            gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
+            if isinstance(gate, WeightGates):
+                gate.removed &= ~keep.view_as(gate.removed)
 
     def age(self) -> None:
         """Count one training step of every grace period."""
         if self.grace_left > 0:
             self.grace_left -= 1
-            for group in self.groups:
-                group.gate.grace.sub_(1).clamp_(min=0)
+            for gate in self.each:
+                gate.grace.sub_(1).clamp_(min=0)
 
     # -- changes
 
@@ -220,8 +222,8 @@ class Gates:
             device: the device.
         """
         if self.device != device:
-            for group in self.groups:
-                group.gate.to(device)
+            for gate in self.each:
+                gate.to(device)
             for extra in self.carried:
                 extra.tensor.data = extra.tensor.data.to(device)
             self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
@@ -249,27 +251,42 @@ class Gates:
         Raises:
             ConfigurationError: there is no such group or unit.
         """
-        group = self.group(name)
+        gate, called, traced = self._named(name)
         try:
-            index = group.gate.indices(units)
+            index = gate.indices(units)
         except ConfigurationError as error:
-            raise ConfigurationError(f"group {group.name!r}: {error}") from error
-        group.gate.set(index, probability, grace)
-        forget_momentum(optimizers, group.gate.logits, index)
+            raise ConfigurationError(f"group {called!r}: {error}") from error
+        gate.set(index, probability, grace)
+        forget_momentum(optimizers, gate.logits, _where(gate, index))
         self.grace_left = max(self.grace_left, grace)
-        if not bool((group.gate.logits > 0).any()):
-            of_branches = isinstance(group.traced, Branches)
+        if not bool((gate.logits > 0).any()):
+            of_branches = isinstance(traced, Branches)
             why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
-            last = int(group.gate.logits.argmax())
-            warnings.warn(f"every unit of {group.name!r} is closed; unit {last} stays open, since {why}", stacklevel=3)
+            last = int(gate.logits.argmax())
+            warnings.warn(f"every unit of {called!r} is closed; unit {last} stays open, since {why}", stacklevel=3)
 
-    def extras(self) -> list[Extra]:
-        """The gates' tensors and what is carried along, for a resize; new units start open."""
+    def _named(self, name: str | UnitGroup) -> tuple[Gate, str, Group | Branches | Columns | None]:
+        """The gates of a group, or of a parameter with single-weight gates; their name, and where the group lies."""
+        for gate in self.weights:
+            if gate.name == name:
+                return gate, gate.name, None
+        group = self.group(name)
+        return group.gate, group.name, group.traced
+
+    def extras(self, grace: int = 0) -> list[Extra]:
+        """The gates' tensors and what is carried along, for a resize; new units and weights start open.
+
+        Args:
+            grace: calls of `age` for which new weights are held open; `hold_open` does that for new units.
+        """
         found = list(self.carried)
         for group in self.groups:
             logits, *others = group.gate.tensors
             found.append(Extra(logits, group.name, self.sharpness.logit(OPEN)))
             found += [Extra(tensor, group.name, 0) for tensor in others]
+        for gate in self.weights:
+            new = (self.sharpness.logit(OPEN), grace, 0, 0)
+            found += [Extra(t, gate.name, value, True) for t, value in zip(gate.tensors, new, strict=True)]
         return found
 
     def hold_open(self, units: Mapping[str, Sequence[int]], grace: int) -> None:
@@ -290,18 +307,19 @@ class Gates:
             structure: the new structure.
         """
         parts = {part.name: part for part in structure.parts}
-        vanished = {group.name for group in self.groups} - set(parts)
-        self.carried = [extra for extra in self.carried if extra.of not in vanished]
         self.groups[:] = [group for group in self.groups if group.name in parts]  # the others vanished with a branch
         for group in self.groups:
             group.traced = parts[group.name]
+        self.weights[:] = [gate for gate in self.weights if gate.name in structure.unstructured]
+        self.carried = [extra for extra in self.carried if extra.name in parts or extra.name in structure.unstructured]
         self._key = None
 
     # -- state
 
     def state_dict(self) -> dict[str, Any]:
         """Logits, flags, sharpness and generator, as plain values and tensors."""
-        return {
+        single = {"weights": {gate.name: gate.state_dict() for gate in self.weights}} if self.weights else {}
+        return single | {
             "function": function_name(self.function),
             "k": self.k,
             "scale": self.sharpness.scale,
@@ -328,6 +346,13 @@ class Gates:
         theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
         if sizes != theirs:
             raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
+        shapes = {gate.name: tuple(gate.logits.shape) for gate in self.weights}
+        found = {name: tuple(gate["logits"].shape) for name, gate in state.get("weights", {}).items()}
+        if shapes != found:
+            raise ConfigurationError(
+                f"expected single-weight gates of {shapes}, got {found}; attach with the same unstructured=, and use "
+                "npn.load, which resizes the model"
+            )
         if state["function"] != function_name(self.function):
             raise ConfigurationError(
                 f"the gates were saved with function={state['function']}, these have {function_name(self.function)}; "
@@ -348,7 +373,9 @@ class Gates:
         self._resting = state["resting"]
         for group in self.groups:
             group.gate.load_state_dict(state["gates"][group.name])
-        self.grace_left = max(int(group.gate.grace.max()) for group in self.groups)
+        for gate in self.weights:
+            gate.load_state_dict(state["weights"][gate.name])
+        self.grace_left = max(int(gate.grace.max()) for gate in self.each)
         self._load_generator(state["generator"].cpu())
         self._key = None
 
@@ -360,12 +387,11 @@ class Gates:
             self.generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gates":
-        new = object.__new__(type(self))
-        memo[id(self)] = new
-        for name, value in vars(self).items():
-            if name not in ("generator", "_mask", "_key"):
-                setattr(new, name, copy.deepcopy(value, memo))
-        new._key = new._mask = None
-        new.generator = torch.Generator(self.generator.device)
+        new = deep_copy(self, memo, {"_key": None, "_mask": None, "generator": torch.Generator(self.generator.device)})
         new.generator.set_state(self.generator.get_state())
         return new
+
+
+def _where(gate: Gate, index: Tensor) -> Tensor:
+    """Bool, in the shape of the logits: the positions in `index`."""
+    return torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)

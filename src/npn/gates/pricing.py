@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from npn.functional import effective_gates
 from npn.gates.costing import CostModel
 from npn.gates.gates import Gates
 from npn.gates.group import UnitGroup
-from npn.structure import Structure, unit_of_column
+from npn.structure import Structure
 
 
 class Pricing:
@@ -39,7 +38,6 @@ class Pricing:
         """
         self._model, self._structure = model, structure
         self._costs: CostModel | None = None
-        self._unit_of_column: Tensor | None = None
         self._device: torch.device | None = None
 
     @property
@@ -50,8 +48,6 @@ class Pricing:
             names = [group.name for group in self.gates.groups]
             with torch.inference_mode(False):
                 self._costs = CostModel(self._model, self._structure, names, self._device)
-                feeding = unit_of_column(self._structure)
-                self._unit_of_column = None if feeding is None else feeding.to(self._device)
         return self._costs
 
     def expected(self, kind: str, probability: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
@@ -59,16 +55,16 @@ class Pricing:
 
         Args:
             kind: see `CostModel.expected`.
-            probability: (units,), keep probabilities of all gates.
+            probability: (gates,), keep probabilities of all gates.
             weights: group name -> factor, for "layerwise".
 
         Returns:
             Scalar, differentiable in `probability`.
         """
-        if self.gates.grace_left:
-            probability = torch.where(self.gates.held(), torch.ones_like(probability), probability)
-        costs = self.costs
-        return costs.expected(kind, effective_gates(probability, self._unit_of_column), weights)
+        held = self.gates.held() if self.gates.grace_left else None
+        if held is not None:
+            probability = torch.where(held, torch.ones_like(probability), probability)
+        return self.costs.under(kind, probability, weights)
 
     def full(self, kind: str) -> float:
         """Cost of the model at attach with every gate open.
@@ -82,7 +78,7 @@ class Pricing:
         """The costs at given keep probabilities.
 
         Args:
-            probability: (units,), keep probabilities of all gates.
+            probability: (gates,), keep probabilities of all gates.
         """
         return Priced(self, probability)
 
@@ -105,7 +101,7 @@ class Priced:
 
     Attributes:
         pricing: the pricing of the model.
-        probability: (units,), keep probabilities of all gates, differentiable in the logits.
+        probability: (gates,), keep probabilities of all gates, differentiable in the logits.
     """
 
     pricing: Pricing

@@ -14,19 +14,20 @@ class MaskTable:
     """The weights of a model that read gated units, and the gate of each of their entries.
 
     Gates are numbered through all groups, branches and columns, in this order. The gate of a branch multiplies whole
-    parameters: its axis is None.
+    parameters: its axis is None. The gates of single weights follow.
 
     Args:
         model: the model.
         structure: its structure.
 
     Attributes:
-        units: number of gates.
+        units: number of gates, without those of single weights.
         names, parameters: the masked weights.
         axes: for each weight, the axes along which it is masked.
         sizes: lengths of these axes, in order of weights and axes.
         index: int64 (sum of sizes,), number of each entry's gate; `units` where there is none.
         unit_of_column: see `npn.structure.unit_of_column`.
+        single: for each weight, the place of its own gates among those of all single weights; None if it has none.
         device: device of the weights.
     """
 
@@ -50,6 +51,12 @@ class MaskTable:
         for part in structure.columns:
             columns.setdefault(part.tensor, {})[part.axis] = torch.arange(start, start + part.size)
             start += part.size
+        places, start = dict[str, slice](), 0
+        for name in structure.unstructured:
+            columns.setdefault(name, {})
+            places[name] = slice(start, start + tensors[name].numel())
+            start = places[name].stop
+        self.single = [places.get(name) for name in columns]
         self.names = list(columns)
         self.parameters: list[Tensor] = [tensors[name] for name in columns]
         self._homes = [_home(model, name) for name in columns]
@@ -73,17 +80,20 @@ class MaskTable:
         """Turn a mask over all gates into factors that broadcast on the weights.
 
         Args:
-            mask: (units,).
+            mask: (gates,).
 
         Returns:
-            For each weight, one factor per masked axis.
+            For each weight, one factor per masked axis, then one in its own shape if its single weights have gates.
         """
-        padded = torch.cat([effective_gates(mask, self.unit_of_column), mask.new_ones(1)])
+        units, single = mask[: self.units], mask[self.units :]
+        padded = torch.cat([effective_gates(units, self.unit_of_column), mask.new_ones(1)])
         pieces = iter(padded[self.index].split(self.sizes))
         factors = []
-        for parameter, axes in zip(self.parameters, self.axes, strict=True):
+        for parameter, axes, own in zip(self.parameters, self.axes, self.single, strict=True):
             shapes = [[-1 if a == axis else 1 for a in range(parameter.dim())] for axis in axes]
             factors.append([next(pieces).view(shape).to(parameter.dtype) for shape in shapes])
+            if own is not None:
+                factors[-1].append(single[own].view(parameter.shape).to(parameter.dtype))
         return factors
 
 

@@ -19,7 +19,9 @@ from npn.errors import ConfigurationError
 from npn.functional import effective_gates_gradient
 from npn.masking.table import MaskTable
 from npn.structure import Structure
-from npn.surgery import check_shapes
+from npn.surgery import Extra, check_shapes
+
+SINGLE = -1  # stands for an axis where a factor has the shape of the weight
 
 
 class MaskedWeights:
@@ -38,6 +40,7 @@ class MaskedWeights:
         self.in_step = False
         self._handles: dict[int, RemovableHandle] = {}
         self._table: MaskTable | None = None
+        self._dense: dict[str, Tensor] = {}
         self.restructure(model, structure)
 
     def restructure(self, model: nn.Module, structure: Structure) -> None:
@@ -151,21 +154,44 @@ class MaskedWeights:
         """dL/dz of the last `applied(collect=True)`: weight times gradient, summed over the weights that read a unit.
 
         Returns:
-            float32 (units,).
+            float32 (gates,).
         """
         assert self._collected is not None and self._mask is not None
         table, pieces = self.table, list[Tensor]()
+        single = torch.zeros(len(self._mask) - table.units, device=table.device)
         for i, sums in enumerate(self._collected):
-            start = len(pieces)
+            start, axes, own = len(pieces), len(table.axes[i]), table.single[i]
             if sums is None:
-                pieces += [torch.zeros(table.sizes[start + j], device=table.device) for j in range(len(table.axes[i]))]
+                pieces += [torch.zeros(table.sizes[start + j], device=table.device) for j in range(axes)]
             else:
-                pieces += sums
+                pieces += sums[:axes]
+                if own is not None:
+                    single[own] = sums[axes]
         self._collected = None
         total = torch.zeros(table.units + 1, device=table.device)
         if pieces:
             total.index_add_(0, table.index, torch.cat(pieces))
-        return effective_gates_gradient(total[:-1], self._mask, table.unit_of_column)
+        units = effective_gates_gradient(total[:-1], self._mask[: table.units], table.unit_of_column)
+        return torch.cat([units, single]) if len(single) else units
+
+    def dense_gradients(self) -> dict[str, Tensor]:
+        """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
+
+        Resizes move its entries along, and those of new units are 0.
+
+        Returns:
+            name -> gradient, without weights that have had none since the model was attached, loaded or moved.
+        """
+        present = dict(zip(self.table.names, self.table.parameters, strict=True))
+        return {
+            name: gradient
+            for name, gradient in self._dense.items()
+            if name in present and gradient.shape == present[name].shape and gradient.device == present[name].device
+        }
+
+    def extras(self) -> list[Extra]:
+        """What a resize moves along with the weights: their `dense_gradients`."""
+        return [Extra(gradient, name, 0, True) for name, gradient in self.dense_gradients().items()]
 
     def mask_call(self, mask: Tensor) -> Any:
         """Replace the weights by masked copies for a call outside a training step.
@@ -253,13 +279,18 @@ class MaskedWeights:
 
     def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
         """Add weight times gradient, summed per unit, to the sums of this weight."""
-        product = torch.mul(self._values[i], _conjugate(gradient), out=self._scratch_like(gradient))
-        before, sums = collected[i], _mask_sums(product, factors, self._axes[i])
+        single = self._table is not None and self._table.single[i] is not None
+        scratch = None if single else self._scratch_like(gradient)  # sums of single weights are the product itself
+        product = torch.mul(self._values[i], _conjugate(gradient), out=scratch)
+        axes = self._axes[i]
+        before, sums = collected[i], _mask_sums(product, factors, [*axes, SINGLE] if single else axes)
         # a reentrant checkpoint delivers the gradient of a weight in several parts
         collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
 
     def _hook(self, i: int) -> Any:
         """The gradient hook of one weight: collect dL/dz and mask the gradient."""
+
+        name, axes = self.table.names[i], len(self._axes[i])
 
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
@@ -269,7 +300,9 @@ class MaskedWeights:
             if self._collected is not None:
                 with torch.no_grad():
                     self._collect(i, gradient, factors, self._collected)
-            for factor in factors:
+            for number, factor in enumerate(factors):
+                if number == axes:  # the gates of single weights come last
+                    self._dense[name] = gradient.detach()
                 gradient = gradient * factor
             return gradient
 
@@ -305,6 +338,9 @@ def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int | None]) -
         for other, factor in enumerate(factors):
             if other != j:
                 term = term * factor
+        if axis == SINGLE:
+            sums.append(term.float().reshape(-1))
+            continue
         rest = [a for a in range(term.dim()) if a != axis]
         sums.append(term.sum(rest, dtype=torch.float32).reshape(-1) if rest else term.float().reshape(-1))
     return sums

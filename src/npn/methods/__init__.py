@@ -7,9 +7,11 @@ from npn.methods.information_bottleneck import InformationBottleneck
 from npn.methods.lp_sphere import LpSphere
 from npn.methods.method import Method
 from npn.methods.slimming import Slimming
+from npn.methods.sparse_training import SET, RigL
 from npn.methods.targeted_dropout import TargetedDropout
 
 __all__ = [
+    "SET",
     "BetaBernoulli",
     "DependentBetaBernoulli",
     "DualRestarts",
@@ -17,6 +19,7 @@ __all__ = [
     "InformationBottleneck",
     "LpSphere",
     "Method",
+    "RigL",
     "Slimming",
     "TargetedDropout",
 ]

@@ -70,6 +70,8 @@ class DependentBetaBernoulli(Method):
         arXiv:1805.10896, Section 4.2.
     """
 
+    whole_units = True
+
     def __init__(self, plastic: Plasticity, *, examples: int, shift: float = 1.0, temperature: float = 0.1) -> None:
         before = plastic.gates.decision
         if not isinstance(before, BetaBernoulli):
@@ -138,7 +140,7 @@ class DependentBetaBernoulli(Method):
 
     def finish(self, exported: nn.Module, plan: Plan) -> None:
         """Replace each layer that reads gated units by one with its gates."""
-        probability = self._pieces(self.evaluation_mask())
+        probability = self._by_name(self.evaluation_mask())
         for part in plan.after.parts:
             kept = plan.units.get(part.name, torch.arange(part.size)).to(self.plastic.gates.device)
             tensors = {name: tensors[part.name].detach()[kept] for name, tensors in self._tensors.items()}
@@ -180,16 +182,15 @@ class DependentBetaBernoulli(Method):
         if not self._learning:
             with torch.no_grad():
                 gate = F.batch_norm(mean, *options).clamp(0, 1)
-                return place.times(x, gate * (gate > SMALLEST / self._pieces(self.evaluation_mask())[group]))
+                return place.times(x, gate * (gate > SMALLEST / self._by_name(self.evaluation_mask())[group]))
         generator = per_rank_generator(self.plastic.gates.generator)
         noise = torch.randn(mean.shape[1], generator=generator, device=x.device)
         phi = F.batch_norm(mean, *options) + F.softplus(mine["deviation"]) * noise
         uniform = torch.rand(mean.shape, generator=generator, device=x.device)
         return place.times(x, functional.relaxed_bernoulli(phi, uniform, self.temperature))
 
-    def _pieces(self, values: Tensor) -> dict[str, Tensor]:
-        pieces = values.split([group.size for group in self.groups])
-        return {group.name: piece for group, piece in zip(self.groups, pieces, strict=True)}
+    def _by_name(self, values: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, self._pieces(values), strict=True))
 
 
 class _Hook:

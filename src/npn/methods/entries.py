@@ -23,14 +23,14 @@ class UnitEntries:
     Attributes:
         structure: that these entries belong to; after a resize they are to be made anew.
         terms: parameter, axis (None: all of it), positions along the axis and the unit of each.
-        counts: (units,), number of positions.
+        counts: (units,), number of positions; the units of groups, branches and columns.
     """
 
     def __init__(self, plastic: Plasticity, wanted: Wanted) -> None:
         tensors, device = model_tensors(plastic.model), plastic.gates.device
         self.structure = plastic.structure
         self.terms: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
-        self.counts, start = torch.zeros(len(plastic.gates), device=device), 0
+        self.counts, start = torch.zeros(sum(part.size for part in plastic.structure.parts), device=device), 0
         for part in self.structure.parts:
             for name, axis, positions, units, role in _positions(part):
                 if wanted(name, tensors[name], role):

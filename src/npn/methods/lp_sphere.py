@@ -65,6 +65,8 @@ class LpSphere(Method):
         Li et al., "LpSS", arXiv:2103.16013, and the authors' code.
     """
 
+    whole_units = True
+
     def __init__(
         self,
         plastic: Plasticity,
@@ -131,7 +133,7 @@ class LpSphere(Method):
         self.done += 1
         if gradient is not None:
             average_([gradient])
-            pieces = gradient.split([group.size for group in self.groups])
+            pieces = self._pieces(gradient)
             for group, piece in zip(self.groups, pieces, strict=True):
                 self._step(group, piece)
             t = self.done / self.steps
@@ -146,7 +148,7 @@ class LpSphere(Method):
 
     def hoyer(self) -> float:
         """Hoyer's sparsity of the gates, mean over groups of two units and more, weighted by size."""
-        found = [(functional.hoyer(z), len(z)) for z in self.gates().split([g.size for g in self.groups]) if len(z) > 1]
+        found = [(functional.hoyer(z), len(z)) for z in self._pieces(self.gates()) if len(z) > 1]
         return float(sum(h * n for h, n in found)) / sum(n for _, n in found)
 
     def state_dict(self) -> dict[str, Any]:
@@ -172,7 +174,7 @@ class LpSphere(Method):
         direction = gradient + self.momentum * velocity
         dual.copy_(functional.dual_step(dual / norm, direction, self.rate, p))
 
-    def _change(self, gradients: tuple[Tensor, ...], share_dropped: float) -> None:
+    def _change(self, gradients: list[Tensor], share_dropped: float) -> None:
         """Mask the smallest active units of each group, and let some return."""
         for group, gradient in zip(self.groups, gradients, strict=True):
             active, velocity = self._at("active", group), self._at("momentum", group)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from npn._utils.collectives import average_, per_rank_generator
 from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError
-from npn.gates import UnitGroup
+from npn.gates import UnitGroup, WeightGates
 from npn.masking.examples import ExampleMasks
 from npn.plasticity import Plasticity
 from npn.step import evaluated
@@ -31,10 +31,14 @@ class Method(ABC):
 
     Attributes:
         plastic: the argument.
+        whole_units: whether the method decides about whole units only, not about single weights.
 
     Raises:
-        ConfigurationError: k is finite, or another method decides already.
+        ConfigurationError: k is finite, another method decides already, or single weights have gates that the method
+            does not know.
     """
+
+    whole_units = False
 
     def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
         name = type(self).__name__
@@ -43,6 +47,11 @@ class Method(ABC):
         if plastic.gates.decision is not follows:
             other = type(plastic.gates.decision).__name__
             raise ConfigurationError(f"{other} decides already which units stay; attach the model anew for {name}")
+        if self.whole_units and plastic.gates.weights:
+            raise ConfigurationError(
+                f"{name} decides about whole units, but single weights of {plastic.gates.weights[0].name} have gates; "
+                "attach without unstructured="
+            )
         self.plastic = plastic
         self._tensors: dict[str, dict[str, Tensor]] = {}
         plastic.gates.to(plastic.masked_weights.device)
@@ -51,7 +60,7 @@ class Method(ABC):
 
     @abstractmethod
     def chosen(self) -> tuple[Tensor, Tensor]:
-        """Which units the rule keeps, bool (units,), and a score (units,); the best unit of a group stays anyway."""
+        """Which units the rule keeps, bool (gates,), and a score (gates,); the best unit of a group stays anyway."""
 
     def training_mask(self, batch: int | None = None) -> Tensor | None:
         """Draw the mask of one training step, differentiable in `parameters()`.
@@ -60,13 +69,13 @@ class Method(ABC):
             batch: number of examples for one mask per example; None for one mask.
 
         Returns:
-            (units,) or (batch, units); None if every unit takes part.
+            (gates,) or (batch, gates); None if every unit takes part.
         """
         return None
 
     def evaluation_mask(self) -> Tensor:
-        """The mask of calls outside training steps, (units,); 1 for the units that stay if a method has no other."""
-        return self.kept_units().float()
+        """The mask of calls outside training steps, (gates,); 1 for the units that stay if a method has no other."""
+        return self.kept_gates().float()
 
     def penalty(self) -> Tensor:
         """The price that `backward` adds to the loss, (), differentiable."""
@@ -89,26 +98,37 @@ class Method(ABC):
 
     def parameters(self) -> list[nn.Parameter]:
         """The method's own parameters, for the optimizer of the gates; may be empty."""
-        found = [tensors[group.name] for tensors in self._tensors.values() for group in self.groups]
+        found = [tensors[name] for tensors in self._tensors.values() for name in self.names]
         return [tensor for tensor in found if isinstance(tensor, nn.Parameter)]
 
     @property
     def groups(self) -> list[UnitGroup]:
-        """Everything that has gates, in the order of the masks."""
+        """All groups of units, in the order of the masks; the gates of single weights follow them."""
         return self.plastic.groups
 
+    @property
+    def names(self) -> list[str]:
+        """Names of the groups, then of the parameters whose single weights have gates."""
+        return [*(group.name for group in self.groups), *(gate.name for gate in self.plastic.gates.weights)]
+
+    def single_weights(self) -> dict[str, Tensor]:
+        """Name -> parameter, for the parameters whose single weights have gates."""
+        table = self.plastic.masked_weights.table
+        found = dict(zip(table.names, table.parameters, strict=True))
+        return {gate.name: found[gate.name] for gate in self.plastic.gates.weights}
+
     @torch.no_grad()
-    def kept_units(self) -> Tensor:
-        """Which units stay, bool (units,): those of the rule, and the best of each group."""
+    def kept_gates(self) -> Tensor:
+        """What stays, bool (gates,): what the rule keeps, and the best of each group."""
         keep, score = self.chosen()
-        sizes = [group.size for group in self.groups]
-        pairs = zip(keep.split(sizes), score.split(sizes), strict=True)
+        pairs = zip(self._pieces(keep), self._pieces(score), strict=True)
         return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])
 
     def kept(self) -> dict[str, Tensor]:
-        """Group name -> which units stay, bool (size,)."""
-        pieces = self.kept_units().split([group.size for group in self.groups])
-        return {group.name: piece for group, piece in zip(self.groups, pieces, strict=True)}
+        """Which units of a group stay, and which single weights of a parameter: name -> bool, (size,) or its shape."""
+        shapes = [gate.logits.shape for gate in self.plastic.gates.each]
+        pieces = zip(self.names, self._pieces(self.kept_gates()), shapes, strict=True)
+        return {name: piece.view(shape) for name, piece, shape in pieces}
 
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of loss and penalty, for the weights and the method's parameters.
@@ -157,9 +177,9 @@ class Method(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The method's tensors, as copies, by name and group."""
+        names = self.names
         copies = {
-            name: {group.name: tensors[group.name].detach().clone() for group in self.groups}
-            for name, tensors in self._tensors.items()
+            name: {each: tensors[each].detach().clone() for each in names} for name, tensors in self._tensors.items()
         }
         return {"method": type(self).__name__, "tensors": copies}
 
@@ -194,21 +214,27 @@ class Method(ABC):
         """Begin to decide; the last line of a method's `__init__`, since nothing has changed before it.
 
         Args:
-            learned, fixed: name -> (values (units,), value of units added later): parameters and other tensors, one per
+            learned, fixed: name -> (values (gates,), value of units added later): parameters and other tensors, one per
                 group, which every resize carries along.
         """
-        gates, sizes = self.plastic.gates, [group.size for group in self.groups]
+        gates, names = self.plastic.gates, self.names
         for kind, tensors in ((nn.Parameter, learned or {}), (torch.clone, fixed or {})):
             for name, (values, new) in tensors.items():
-                made = [kind(piece.clone()) for piece in values.to(gates.device).split(sizes)]
-                self._tensors[name] = {group.name: tensor for group, tensor in zip(self.groups, made, strict=True)}
-                gates.carried += [Extra(tensor, g.name, new) for g, tensor in zip(self.groups, made, strict=True)]
+                pieces = zip(gates.each, self._pieces(values.to(gates.device)), strict=True)
+                made = [kind(piece.clone().view_as(gate.logits)) for gate, piece in pieces]
+                self._tensors[name] = dict(zip(names, made, strict=True))
+                single = [isinstance(gate, WeightGates) for gate in gates.each]
+                gates.carried += [Extra(t, n, new, own) for t, n, own in zip(made, names, single, strict=True)]
         gates.decision = self
         self.register(self.plastic.model)
 
     def _joined(self, name: str) -> Tensor:
-        """A tensor of all units, (units,), differentiable."""
-        return torch.cat([self._tensors[name][group.name] for group in self.groups])
+        """A tensor of all units and single weights, (gates,), differentiable."""
+        return torch.cat([self._tensors[name][each].reshape(-1) for each in self.names])
+
+    def _pieces(self, values: Tensor) -> list[Tensor]:
+        """Split (gates,) into one piece per name."""
+        return list(values.split([gate.logits.numel() for gate in self.plastic.gates.each]))
 
     def _per_group(self, value: float | Mapping[str, float], option: str) -> dict[str, float]:
         """Group name -> one value for all, or the value of the first pattern that matches the group's name.
@@ -216,7 +242,7 @@ class Method(ABC):
         Raises:
             ConfigurationError: a pattern matches no group, or no pattern matches a group.
         """
-        names = [group.name for group in self.groups]
+        names = self.names
         found = match_patterns(value, names, option) if isinstance(value, Mapping) else dict.fromkeys(names, value)
         missing = [name for name in names if name not in found]
         if missing:
@@ -226,13 +252,14 @@ class Method(ABC):
         return {name: float(found[name]) for name in names}
 
     def _units(self, value: float | Mapping[str, float], option: str = "") -> Tensor:
-        """(units,): the value of each unit's group, see `_per_group`."""
+        """(gates,): the value of each unit's group, see `_per_group`."""
         found = self._per_group(value, option)
-        pieces = [torch.full((group.size,), found[group.name]) for group in self.groups]
-        return torch.cat(pieces).to(self.plastic.gates.device)
+        gates = self.plastic.gates
+        pieces = [torch.full((g.logits.numel(),), found[name]) for name, g in zip(self.names, gates.each, strict=True)]
+        return torch.cat(pieces).to(gates.device)
 
     def _normal(self, *batch: int) -> Tensor:
-        """Standard normal numbers from the gates' generator, (*batch, units); every process draws different ones."""
+        """Standard normal numbers from the gates' generator, (*batch, gates); every process draws different ones."""
         gates = self.plastic.gates
         generator = per_rank_generator(gates.generator)
         return torch.randn(*batch, len(gates), generator=generator, device=gates.device)
@@ -269,7 +296,7 @@ class Method(ABC):
             return evaluated(weights, masked, scale, per_example=True, last_checkpoint=self.plastic.last_checkpoint)
 
     def _mask_of_each(self, batch: int) -> Tensor:
-        """(batch, units), a training mask for every example."""
+        """(batch, gates), a training mask for every example."""
         mask = self.training_mask(batch)
         if mask is None:
             return torch.ones(batch, len(self.plastic.gates), device=self.plastic.gates.device)

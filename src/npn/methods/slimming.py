@@ -48,12 +48,14 @@ class Slimming(Method):
         Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017.
     """
 
+    whole_units = True
+
     def __init__(self, plastic: Plasticity, *, weight: float = 1e-4) -> None:
         super().__init__(plastic)
         self.weight, self.threshold = positive("weight", weight), -math.inf
         self._entries = self._find_entries()
-        pieces = self._entries.counts.split([group.size for group in self.groups])
-        without = [repr(group.name) for group, n in zip(self.groups, pieces, strict=True) if not bool(n.all())]
+        pieces = zip(self.names, self._pieces(self._entries.counts), strict=True)
+        without = [repr(name) for name, counts in pieces if not bool(counts.all())]
         if without:
             raise ConfigurationError(
                 f"Slimming needs a BatchNorm with a scale on every unit, but there is none in {', '.join(without)}; "

@@ -5,6 +5,7 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from npn._utils.validation import whole_number
 from npn.errors import ConfigurationError
@@ -16,29 +17,30 @@ from npn.plasticity import Plasticity
 
 @final
 class TargetedDropout(Method):
-    """Drop the units of least weight at random in training, and all of them in evaluation.
+    """Drop the units and weights of least magnitude at random in training, and all of them in evaluation.
 
-    The candidates are the ``floor(gamma n)`` units of a group with the least norm ``||w_o||_2`` of the weights that
-    produce them. A step drops each candidate with probability alpha, without rescaling; dropped units keep their values
-    and get no gradient. Evaluation, `compact` and `export` drop every candidate.
+    Candidates are the ``floor(gamma n)`` units of a group with the least norm ``||w_o||_2`` of the weights that
+    produce them; and, of parameters whose single weights have gates (``attach(..., unstructured=)``), the
+    ``floor(gamma n)`` weights of least ``|w|`` among the n that produce each unit. A step drops each candidate with
+    probability alpha, without rescaling; what is dropped keeps its value and gets no gradient. Evaluation, `compact`
+    and `export` drop every candidate.
 
     With ``ramp``, alpha rises linearly from 0 over that many steps, gamma from 0 to 0.95 of its value over the first
     half and to the full value over the second half.
 
     Deviations from the authors' code: a dropped unit is dropped as a whole (the code draws for each weight inside a
     targeted unit); ties at the threshold do not survive; the unit of largest norm always stays; a unit's norm counts
-    all layers that produce it. Weights into and out of the network's input and output, and biases, are never
-    targeted.
+    all layers that produce it. Biases and the units of the network's output are never targeted.
 
     Args:
         plastic: the handle of the model, at k = inf.
-        targeted: gamma, share of the units of each group, in [0, 1]; a number, or a dict from name pattern to number,
-            in which the first match counts.
+        targeted: gamma, in [0, 1]; a number, or a dict from name pattern of groups and of parameters with single-weight
+            gates to number, in which the first match counts: ``{"fc*.weight": 0.9, "*": 0}`` targets weights only.
         rate: alpha, the probability with which a candidate is dropped, in [0, 1].
         ramp: calls of `after_step` until gamma and alpha reach their values; None for no ramp.
 
     Raises:
-        ConfigurationError: an argument is outside its range.
+        ConfigurationError: an argument is outside its range, or no weight produces the units of a group.
 
     Example:
         >>> import npn
@@ -55,7 +57,7 @@ class TargetedDropout(Method):
         )
 
     References:
-        Gomez et al., "Learning Sparse Networks Using Targeted Dropout", arXiv:1905.13678, Section 4 (Eq. 1) and
+        Gomez et al., "Learning Sparse Networks Using Targeted Dropout", arXiv:1905.13678, Section 4 (Eq. 1, 2) and
         "ramping targeted dropout".
     """
 
@@ -74,33 +76,40 @@ class TargetedDropout(Method):
         self.ramp = None if ramp is None else whole_number("ramp", ramp, 1, "steps (or None)")
         self.steps = 0
         self._shares = self._per_group(targeted, "targeted")
-        self._sizes = {group.name: group.size for group in self.groups}
         self._entries = self._find_entries()
-        without = [
-            g.name for g, n in zip(self.groups, self._of_groups(self._entries.counts), strict=True) if not n.all()
-        ]
+        produced = zip(self.groups, self._entries.counts.split([group.size for group in self.groups]), strict=True)
+        without = [repr(group.name) for group, counts in produced if not bool(counts.all())]
         if without:
             raise ConfigurationError(
-                f"no weight produces the units of {', '.join(map(repr, without))}, so they have no norm; leave them "
-                "out with skip= when attaching"
+                f"no weight produces the units of {', '.join(without)}, so they have no norm; leave them out with "
+                "skip= when attaching"
             )
+        self._sizes = {name: values.shape[-1] for name, values in self.magnitudes().items()}
         self._begin()
 
+    @torch.no_grad()
     def candidates(self) -> Tensor:
-        """The units that are dropped at random now, bool (units,)."""
-        found, at = [], self._ramped()[0]
-        for group, norms in zip(self.groups, self._of_groups(self.norms()), strict=True):
-            full = max(self._sizes[group.name], group.size)  # the share counts units that have gone already
-            stay = max(1, full - rounded_down(at * self._shares[group.name] * full))
-            found.append(smallest(norms, max(0, group.size - stay)))
-        return torch.cat(found)
+        """What is dropped at random now, bool (gates,)."""
+        at, found = self._ramped()[0], []
+        for name, values in self.magnitudes().items():
+            size = values.shape[-1]
+            full = self._sizes[name] = max(self._sizes[name], size)  # the share counts what has gone already
+            stay = max(1 if values.dim() == 1 else 0, full - rounded_down(at * self._shares[name] * full))
+            chosen = smallest(values, max(0, size - stay))
+            found.append(chosen if values.dim() == 1 else self._as_weights(name, chosen))
+        return torch.cat([each.reshape(-1) for each in found])
 
     @torch.no_grad()
-    def norms(self) -> Tensor:
-        """Squared norm of the weights that produce each unit, (units,)."""
+    def magnitudes(self) -> dict[str, Tensor]:
+        """Norm of the weights that produce each unit, (size,); |w| of single weights, (outputs, weights of each)."""
         if self._entries.structure is not self.plastic.structure:
             self._entries = self._find_entries()
-        return self._entries.sums(lambda w: w.detach().abs().square())
+        norms = self._entries.sums(lambda w: w.detach().abs().square()).sqrt()
+        pieces = norms.split([group.size for group in self.groups])
+        found = {group.name: piece for group, piece in zip(self.groups, pieces, strict=True)}
+        for name, weight in self.single_weights().items():
+            found[name] = weight.detach().abs().transpose(0, self._output_axis(name)).flatten(1)
+        return found
 
     @torch.no_grad()
     def training_mask(self, batch: int | None = None) -> Tensor:
@@ -109,8 +118,10 @@ class TargetedDropout(Method):
         return (~(self.candidates() & (uniform < self._ramped()[1]))).float()
 
     def chosen(self) -> tuple[Tensor, Tensor]:
-        """The units that are not candidates; the score is the norm."""
-        return ~self.candidates(), self.norms()
+        """What is no candidate; the score is the magnitude."""
+        found = self.magnitudes().items()
+        parts = [values if values.dim() == 1 else self._as_weights(name, values) for name, values in found]
+        return ~self.candidates(), torch.cat([part.reshape(-1) for part in parts])
 
     def after_step(self) -> None:
         """Count a step of the ramp."""
@@ -136,5 +147,13 @@ class TargetedDropout(Method):
     def _find_entries(self) -> UnitEntries:
         return UnitEntries(self.plastic, lambda _, p, role: role == "gated" or (role == "produces" and p.dim() > 1))
 
-    def _of_groups(self, values: Tensor) -> list[Tensor]:
-        return list(values.split([group.size for group in self.groups]))
+    def _output_axis(self, name: str) -> int:
+        """The axis of a parameter along which its outputs lie: 1 for transposed convolutions, else 0."""
+        owner = self.plastic.model.get_submodule(name.rpartition(".")[0])
+        return 1 if isinstance(owner, _ConvTransposeNd) else 0
+
+    def _as_weights(self, name: str, values: Tensor) -> Tensor:
+        """Values (outputs, weights of each) in the shape of the parameter."""
+        axis, shape = self._output_axis(name), list(self.single_weights()[name].shape)
+        shape[0], shape[axis] = shape[axis], shape[0]
+        return values.view(shape).transpose(0, axis)

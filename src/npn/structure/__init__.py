@@ -11,6 +11,7 @@ from npn.structure.columns import (
     with_unread_units,
 )
 from npn.structure.open_sizes import open_sizes
+from npn.structure.single_weights import gates_along, with_dead_units
 from npn.structure.sizes import difference, match_groups, moved, resized_shapes, unmatched, without_units
 from npn.structure.units import (
     LEFT_OUT,
@@ -37,6 +38,7 @@ __all__ = [
     "Structure",
     "check_numbers",
     "difference",
+    "gates_along",
     "inside",
     "match_groups",
     "moved",
@@ -48,6 +50,7 @@ __all__ = [
     "selected_columns",
     "unit_of_column",
     "unmatched",
+    "with_dead_units",
     "with_unread_units",
     "without_branch_entries",
     "without_branches",

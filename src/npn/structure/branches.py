@@ -56,6 +56,7 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
         shapes={name: shape for name, shape in structure.shapes.items() if not inside(name, paths)},
         positions={name: count for name, count in structure.positions.items() if not inside(name, paths)},
         columns=tuple(columns for columns in structure.columns if not inside(columns.tensor, paths)),
+        unstructured=tuple(name for name in structure.unstructured if not inside(name, paths)),
         branches=replace(
             branches,
             paths=tuple(branches.paths[i] for i in stay),

@@ -23,7 +23,7 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
     """
     left = without_branches(structure, closed)
     gone = with_unread_units(left, without_branch_entries(left, closed))
-    gates = torch.cat([_stays(part.size, gone.get(part.name, ())) for part in left.parts])
+    gates = torch.cat([*(_stays(part.size, gone.get(part.name, ())) for part in left.parts), torch.zeros(0)])
     pieces = effective_gates(gates, unit_of_column(left)).split([part.size for part in left.parts])
     sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}
     return {part.name: sizes.get(part.name, 0) for part in structure.parts}

@@ -158,7 +158,7 @@ def match_groups(structure: Structure, found: Structure) -> Structure | None:
         slots = {slot.key: slot for slot in other.slots}
         ordered: tuple[Slot, ...] = tuple(slots[slot.key] for slot in group.slots)
         groups.append(replace(group, size=other.size, slots=ordered))
-    found = replace(found, columns=structure.columns, branches=structure.branches)
+    found = replace(found, columns=structure.columns, branches=structure.branches, unstructured=structure.unstructured)
     return replace(found, groups=tuple(groups), frozen=structure.frozen)
 
 

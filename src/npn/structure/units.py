@@ -159,6 +159,7 @@ class Structure:
         unreached: names of the parameters that took no part in the forward pass.
         numbers: integers above 1 in the shapes that the code asks for.
         training: mode in which the model was traced; None for the mode in which it was given.
+        unstructured: names of the parameters with one gate per weight.
     """
 
     groups: tuple[Group, ...]
@@ -172,16 +173,22 @@ class Structure:
     unreached: tuple[str, ...] = ()
     numbers: frozenset[int] = field(default=frozenset(), repr=False)
     training: bool | None = None
+    unstructured: tuple[str, ...] = ()
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:
-        """Groups, then branches, then columns: everything that has gates, in the order of the gates."""
+        """Groups, then branches, then columns: everything but single weights that has gates, in the gates' order."""
         return (*self.groups, *([] if self.branches is None else [self.branches]), *self.columns)
 
     @property
     def gates_before_columns(self) -> int:
         """Number of gates of groups and branches; the gates of columns follow them."""
         return sum(group.size for group in self.groups) + (self.branches.size if self.branches is not None else 0)
+
+    @property
+    def units(self) -> int:
+        """Number of gates of groups, branches and columns; the gates of single weights follow them."""
+        return sum(part.size for part in self.parts)
 
     def physical(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors in memory, without removed columns."""

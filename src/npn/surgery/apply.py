@@ -20,17 +20,19 @@ from npn.tracing.capture import model_tensors
 
 @dataclass(frozen=True)
 class Extra:
-    """A tensor outside the model that is resized along, such as the logits of a group's gates.
+    """A tensor outside the model that is resized with one group or parameter, such as the logits of its gates.
 
     Attributes:
-        tensor: one entry per unit of a group, (units,); or in the shape of a parameter.
-        of: name of the group or of the parameter.
+        tensor: 1-D, one entry per unit; or in the shape of a parameter.
+        name: name of the group, or of the parameter.
         new: value of new entries.
+        of_weights: whether the tensor has the shape of a parameter.
     """
 
     tensor: Tensor
-    of: str
+    name: str
     new: float
+    of_weights: bool = False
 
 
 def apply_plan(
@@ -78,18 +80,19 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
     """Edits of the tensors outside the model."""
     edits: list[Edit] = []
     for extra in extras:
-        units = plan.units.get(extra.of)
-        if units is not None and not len(units):  # the group vanishes with a branch
+        if extra.of_weights:
+            gone, sources = extra.name not in plan.after.unstructured, plan.sources.get(extra.name, {})
+        else:
+            source = plan.units.get(extra.name)
+            gone, sources = source is not None and not len(source), {} if source is None else {0: source}
+        if gone:  # it vanishes with a branch
             edits += forget_edits(optimizers, [extra.tensor])
-            continue
-        sources = plan.sources.get(extra.of) if units is None else {0: units}
-        if sources is None:
-            continue
-        value = gather(extra.tensor.data, sources)
-        for axis, source in sources.items():
-            value.index_fill_(axis, (source == NEW).nonzero().reshape(-1).to(value.device), extra.new)
-        edits.append(replace_data(extra.tensor, value))
-        edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.of}")
+        elif sources:
+            value = gather(extra.tensor.data, sources)
+            for axis, source in sources.items():
+                value.index_fill_(axis, (source == NEW).nonzero().reshape(-1).to(value.device), extra.new)
+            edits.append(replace_data(extra.tensor, value))
+            edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.name}")
     return edits
 
 

@@ -130,19 +130,19 @@ def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
     return torch.sparse_coo_tensor(gradient.indices(), values, shape, is_coalesced=True, check_invariants=False)
 
 
-def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, index: Tensor) -> None:
+def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, where: Tensor) -> None:
     """Zero the momentum of entries that were set by hand, so that they do not continue to move.
 
     Args:
         optimizers: optimizers that may hold the parameter.
         parameter: the parameter.
-        index: int64 (entries,), positions along its first axis.
+        where: bool, in the shape of the parameter: the entries.
     """
     for optimizer in optimizers:
         state = optimizer.state.get(parameter, {})
         for key in _MOMENTA:
             if isinstance(value := state.get(key), Tensor):
-                value[index] = 0
+                value.masked_fill_(where, 0)
 
 
 def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:

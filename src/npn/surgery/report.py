@@ -1,7 +1,7 @@
 """Report the units and parameters that a resize changed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from npn.surgery.plan import Plan
 
@@ -15,15 +15,17 @@ class ResizeReport:
         params: number of parameters (before, after).
         removed: group name -> old numbers of the removed units.
         added: group name -> numbers of the new units.
+        weights: name of a parameter -> number of its single weights that were removed, and are zero from now on.
     """
 
     changes: Mapping[str, tuple[int, int]]
     params: tuple[int, int]
     removed: Mapping[str, tuple[int, ...]]
     added: Mapping[str, tuple[int, ...]]
+    weights: Mapping[str, int] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.changes)
+        return bool(self.changes or self.weights)
 
 
 def report(plan: Plan, before: int, after: int) -> ResizeReport:

@@ -1,4 +1,6 @@
-"""Random crops and flips of whole batches, on the device that the images are on."""
+"""Random crops, flips and affine maps of whole batches, on the device that the images are on."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -69,3 +71,37 @@ def moved(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, pad: int) -> 
     image = torch.arange(count, device=device).view(-1, 1, 1, 1)
     channel = torch.arange(channels, device=device).view(1, -1, 1, 1)
     return padded[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def shift_turn_scale(
+    images: Tensor, generator: torch.Generator, pixels: float = 2.0, degrees: float = 10.0, scale: float = 0.1
+) -> Tensor:
+    """Map each image by its own small affine map; beyond its edges lies the value of its first pixel.
+
+    Shift, angle and scale are uniform within the given bounds, about the centre, with bilinear interpolation.
+
+    Args:
+        images: (B, C, H, W) floats; digits on a uniform ground, whose value the first pixel has.
+        generator: its state alone decides the draws.
+        pixels: largest shift along each axis.
+        degrees: largest angle.
+        scale: largest change of size, as a share.
+
+    Returns:
+        (B, C, H, W).
+
+    Example:
+        >>> shift_turn_scale(torch.ones(2, 1, 8, 8), torch.Generator().manual_seed(0)).unique()
+        tensor([1.])
+    """
+    count, _, height, width = images.shape
+    draws = 2 * torch.rand(4, count, generator=generator, device=generator.device) - 1
+    right, down, turn, size = draws.to(images.device)
+    angle, zoom = math.radians(degrees) * turn, 1 / (1 + scale * size)
+    cosine, sine = zoom * angle.cos(), zoom * angle.sin()
+    first = torch.stack([cosine, -sine, 2 * pixels / width * right], 1)
+    second = torch.stack([sine, cosine, 2 * pixels / height * down], 1)
+    grid = F.affine_grid(torch.stack([first, second], 1), list(images.shape), align_corners=False)
+    ground = images[:, :1, :1, :1]
+    moved_images = F.grid_sample(images - ground, grid.to(images.dtype), align_corners=False)
+    return moved_images + ground

@@ -1,14 +1,17 @@
 """Tables of many runs: one point per mode and budget, and the record of how they were made."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from npn.experiments.engine.rundir import make_folder
 from npn.experiments.report.provenance import command_line, common
-from npn.experiments.report.tables import Result, spread
+from npn.experiments.report.tables import Result, markdown_table, paired, spread
 
 MODES = ("sparsify", "expand", "scratch", "dense")  # in the order of the tables
+SPREAD = (
+    "accuracy", "validation_accuracy", "params", "params_with_biases", "macs", "training_macs", "seconds",
+)  # fmt: skip
 
 
 def result_files(out: Path) -> list[Path]:
@@ -24,19 +27,20 @@ def result_files(out: Path) -> list[Path]:
     return [out.with_suffix(ending) for ending in (".json", ".md", ".png")]
 
 
-def points(results: Sequence[Result]) -> list[dict[str, Any]]:
+def points(results: Sequence[Result], modes: Sequence[str] = MODES) -> list[dict[str, Any]]:
     """Merge the results of each mode and budget into one entry, with the spread over its seeds.
 
     Args:
-        results: contents of `result.json` of finished runs.
+        results: contents of `result.json` of finished runs; `mode` may be the name of an arm.
+        modes: all that there are.
 
     Returns:
-        Entries in the order of `MODES`, and by budget.
+        Entries in the order of the modes, and by budget.
     """
     kinds: dict[tuple[str, float | None], list[Result]] = {}
     for result in results:
         kinds.setdefault((result["mode"], result["options"]["budget"]), []).append(result)
-    order = sorted(kinds, key=lambda kind: (MODES.index(kind[0]), kind[1] or 0.0))
+    order = sorted(kinds, key=lambda kind: (modes.index(kind[0]), kind[1] or 0.0))
     return [_point(*kind, sorted(kinds[kind], key=lambda run: int(run["seed"]))) for kind in order]
 
 
@@ -45,8 +49,7 @@ def _point(mode: str, budget: float | None, runs: Sequence[Result]) -> dict[str,
         "mode": mode,
         "budget": budget,
         "runs": len(runs),
-        **{key: spread([run[key] for run in runs]) for key in ("accuracy", "params", "params_with_biases", "macs")},
-        "seconds": spread([run["seconds"] for run in runs]),
+        **{key: spread([run[key] for run in runs]) for key in SPREAD},
         "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
         "seeds": [{key: run[key] for key in ("seed", "accuracy", "params", "architecture")} for run in runs],
     }
@@ -65,3 +68,57 @@ def made_with(results: Sequence[Result], different: Collection[str]) -> dict[str
         "versions": common([result["versions"] for result in results]),
         "machine": common([result["machine"] for result in results]),
     }
+
+
+def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Compare the test accuracy of modes, paired by seed, at each budget that both have.
+
+    Args:
+        results: contents of `result.json` of finished runs; `mode` may be the name of an arm.
+        compared: pairs of modes.
+
+    Returns:
+        Entries with `first`, `second`, `budget`, and `accuracy`: the first's less the second's, see `paired`.
+    """
+    accuracy: dict[tuple[str, float | None], dict[int, float]] = {}
+    for run in results:
+        accuracy.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run["accuracy"]
+    found = []
+    for first, second in compared:
+        for mode, budget in sorted((kind for kind in accuracy if kind[0] == first), key=lambda kind: kind[1] or 0.0):
+            ours, others = accuracy[mode, budget], accuracy.get((second, budget), {})
+            if seeds := sorted(set(ours) & set(others)):
+                compared_runs = paired([ours[seed] - others[seed] for seed in seeds])
+                found.append({"first": first, "second": second, "budget": budget, "accuracy": compared_runs})
+    return found
+
+
+def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write the result of `differences` in Markdown, with a title; nothing for no entries.
+
+    Args:
+        entries: the result.
+    """
+    if not entries:
+        return []
+    rows = []
+    for entry in entries:
+        accuracy = entry["accuracy"]
+        interval = "" if accuracy["half_width"] is None else f" ± {100 * accuracy['half_width']:.2f}"
+        budget = "" if entry["budget"] is None else f"{entry['budget']:,g}"
+        rows.append(
+            (
+                f"{entry['first']} - {entry['second']}",
+                budget,
+                accuracy["pairs"],
+                f"{100 * accuracy['mean']:+.2f}{interval}",
+            )
+        )
+    return [
+        "## Differences",
+        "",
+        markdown_table(("test accuracy", "budget", "seeds", "percentage points"), rows),
+        "",
+        "Paired by seed; the mean and its 95% interval by Student's t.",
+        "",
+    ]

@@ -124,3 +124,24 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def redrawn(model: nn.Module) -> nn.Module:
+    """Draw every weight of a model anew, from the global generator, as its layers do when they are made.
+
+    Args:
+        model: its modules have `reset_parameters`, or are linear layers behind a selection of their inputs, as
+            `npn.Plasticity.export` leaves them.
+
+    Returns:
+        The model.
+    """
+    for module in model.modules():
+        reset = getattr(module, "reset_parameters", None)
+        if reset is not None:
+            reset()
+        elif isinstance(weight := module._parameters.get("weight"), Tensor) and weight.dim() == 2:
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
+            if isinstance(bias := module._parameters.get("bias"), Tensor):
+                nn.init.uniform_(bias, -1 / math.sqrt(weight.shape[1]), 1 / math.sqrt(weight.shape[1]))
+    return model

@@ -1,8 +1,9 @@
 """Many runs in one folder: each is trained once, and resumed where it was stopped."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from npn.errors import ConfigurationError
 from npn.experiments.engine.options import Options, in_one_stage
@@ -13,51 +14,106 @@ from npn.experiments.engine.rundir import RunDirectory
 Train = Callable[[Experiment, Options, Path, bool], Outcome]
 
 
-def planned(
-    options: Options,
-    stages: Mapping[str, Sequence[int]],
-    seeds: Sequence[int],
-    modes: Sequence[str],
-    budgets: Mapping[str, Sequence[float | None]],
-) -> list[Options]:
-    """List the settings of every seed, mode and budget; modes of one stage train as long as those of several.
+@dataclass(frozen=True)
+class Arm:
+    """One way to train in a bench, with every seed to every budget.
+
+    Attributes:
+        mode: of its runs.
+        budgets: of its runs; `(None,)` for a mode without one.
+        settings: further settings of its runs.
+        like: arm whose runs, of the same seed and budget, are `like` which these are trained.
+        teacher: arm whose runs, of the same seed, teach these.
+        macs_of: arm; these runs are those of `base`, but as long as the training costs as many multiply-adds as the
+            runs of that arm, of the same seed and budget.
+        base: arm with the same settings and another number of epochs; see `macs_of`.
+    """
+
+    mode: str
+    budgets: Sequence[float | None]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    like: str | None = None
+    teacher: str | None = None
+    macs_of: str | None = None
+    base: str | None = None
+
+
+class Campaign:
+    """The runs of a bench: each is trained once, after those that it depends on.
 
     Args:
+        runs: folder of the runs.
+        experiment: to train.
         options: settings of every run, without mode, seed and budget.
-        stages: mode -> epochs of each stage by default, "sparsify" among them.
-        seeds: to train with.
-        modes: to train in.
-        budgets: mode -> its budgets, for every mode that exists.
+        stages: mode -> epochs of each stage by default, "sparsify" among them. Modes of one stage train as long as
+            those of several.
+        arms: name -> arm, for all that there are.
+        train: trains one run.
 
     Raises:
-        ConfigurationError: an unknown mode, or epochs that do not fit the stages.
+        ConfigurationError: the epochs do not fit the stages.
     """
-    for mode in modes:
-        if mode not in budgets:
-            raise ConfigurationError(f"modes must be among {', '.join(budgets)}, got {mode!r}")
-    whole = in_one_stage(options.epochs, stages["sparsify"])
-    return [
-        replace(
-            options, mode=mode, seed=seed, budget=budget, epochs=whole if len(stages[mode]) == 1 else options.epochs
-        )
-        for seed in seeds
-        for mode in modes
-        for budget in budgets[mode]
-    ]
 
+    def __init__(
+        self,
+        runs: Path,
+        experiment: Experiment,
+        options: Options,
+        stages: Mapping[str, Sequence[int]],
+        arms: Mapping[str, Arm],
+        train: Train,
+    ) -> None:
+        self.runs, self.experiment, self.options, self.stages, self.arms = runs, experiment, options, stages, arms
+        self.train = train
+        self._whole = in_one_stage(options.epochs, stages["sparsify"])
 
-def run_name(options: Options) -> str:
-    """Name the folder of a run after its mode, budget and seed.
+    def trained(self, seeds: Sequence[int], names: Sequence[str]) -> list[tuple[str, RunDirectory]]:
+        """Train the runs of some arms that the folder does not hold yet, and those that they depend on.
 
-    Args:
-        options: of the run.
+        Args:
+            seeds: to train with; all arms of one before the next.
+            names: of the arms.
 
-    Example:
-        >>> run_name(Options(mode="expand", seed=1, budget=0.5)), run_name(Options(mode="dense", seed=0))
-        ('expand-0.5-1', 'dense-0')
-    """
-    parts = (options.mode, None if options.budget is None else f"{options.budget:g}", options.seed)
-    return "-".join(str(part) for part in parts if part is not None)
+        Returns:
+            Arm and folder of each run of these arms, finished.
+
+        Raises:
+            ConfigurationError: an unknown arm, or a folder holds a run with other settings.
+        """
+        for name in names:
+            if name not in self.arms:
+                raise ConfigurationError(f"modes must be among {', '.join(self.arms)}, got {name!r}")
+        return [
+            (name, self.run(name, seed, budget))
+            for seed in seeds
+            for name in names
+            for budget in self.arms[name].budgets
+        ]
+
+    def run(self, name: str, seed: int, budget: float | None) -> RunDirectory:
+        """Train one run unless the folder holds it, and before it those that it depends on.
+
+        Args:
+            name: of its arm.
+            seed: of the run.
+            budget: of the run; without effect for arms that have none.
+        """
+        arm = self.arms[name]
+        budget = None if tuple(arm.budgets) == (None,) else budget
+        epochs = self._whole if len(self.stages[arm.mode]) == 1 else self.options.epochs
+        depending = {
+            key: str(self.run(other, seed, budget).path)
+            for key, other in (("like", arm.like), ("teacher", arm.teacher))
+            if other
+        }
+        if arm.macs_of and arm.base:
+            same, costly = (self.run(other, seed, budget).result() for other in (arm.base, arm.macs_of))
+            per_epoch = same["training_macs"] / sum(stage["epochs"] for stage in same["stages"])
+            epochs = str(max(1, round(costly["training_macs"] / per_epoch)))
+        settings = {"mode": arm.mode, "seed": seed, "budget": budget, "epochs": epochs, **arm.settings, **depending}
+        options = replace(self.options, **settings)
+        path = self.runs / "-".join([name, *([] if budget is None else [f"{budget:g}"]), str(seed)])
+        return finished(path, self.experiment, options, self.train)
 
 
 def finished(path: Path, experiment: Experiment, options: Options, train: Train) -> RunDirectory:
@@ -86,21 +142,3 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     if not directory.finished:
         train(experiment, options, path, directory.unfinished)
     return directory
-
-
-def trained(runs: Path, experiment: Experiment, wanted: Sequence[Options], train: Train) -> list[RunDirectory]:
-    """Train the runs that a folder does not hold yet.
-
-    Args:
-        runs: folder of the runs.
-        experiment: to train.
-        wanted: settings of each run, see `planned`.
-        train: trains one run.
-
-    Returns:
-        The folders of all runs, finished.
-
-    Raises:
-        ConfigurationError: a folder holds a run with other settings.
-    """
-    return [finished(runs / run_name(options), experiment, options, train) for options in wanted]

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 import npn
 from npn.experiments.data.splits import Data
 from npn.experiments.engine.options import Options
+from npn.experiments.engine.teaching import untaught
 
 Row = dict[str, Any]
 
@@ -39,6 +40,7 @@ class Recipe:
         snapshot: called at the end of each stage; returns tensors to keep for the figures.
         augment: changes a batch of training inputs, as stored; only the generator, which follows from seed and epoch,
             decides its draws.
+        loss: of logits, prepared inputs and classes, a mean over the examples; cross-entropy by default.
         prepare: converts stored inputs to the inputs of the model.
         forward: calls the model, or a plain copy of it, on prepared inputs.
         scaler: of the loss, if the precision needs one.
@@ -59,6 +61,7 @@ class Recipe:
     step: Callable[[npn.Stage, int, int], None] = lambda stage, position, batch: None
     snapshot: Callable[[nn.Module], dict[str, Tensor]] = lambda model: {}
     augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor] = untaught
     prepare: Callable[[Tensor], Tensor] = lambda x: x
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
     scaler: torch.amp.GradScaler | None = None

@@ -118,6 +118,25 @@ class RunDirectory:
         return result
 
 
+def finished_run(path: Path, experiment: str) -> RunDirectory:
+    """Return the folder of a finished run.
+
+    Args:
+        path: of the folder.
+        experiment: that the run must be of.
+
+    Raises:
+        ConfigurationError: there is no finished run, or it is of another experiment.
+    """
+    directory = RunDirectory(path)
+    if not directory.finished:
+        raise ConfigurationError(f"expected a finished run of {experiment} in {path}, found no result.json there")
+    found = directory.result()["experiment"]
+    if found != experiment:
+        raise ConfigurationError(f"expected a finished run of {experiment} in {path}, found one of {found}")
+    return directory
+
+
 def make_folder(path: Path) -> None:
     """Make a folder for results, and its parents.
 

@@ -119,7 +119,7 @@ def _train(
 
 def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
     before = sum(entry["seconds"] for entry in progress.stages)
-    drop = {"epoch", "stage", "loss", "keep", "cost", "bound"}
+    drop = {"epoch", "stage", "loss", "keep", "cost", "bound", "training_macs"}
     return {
         "stage": row["stage"],
         "epochs": epochs,
@@ -135,6 +135,7 @@ def _conclude(
     small = recipe.plastic.export()
     _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
+    rows = directory.metrics()
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
@@ -142,7 +143,9 @@ def _conclude(
         "processes": distributed.size(),
         "accuracy": accuracy,
         **last,
+        "validation_accuracy": rows[-1]["validation_accuracy"],
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
+        "training_macs": sum(row["training_macs"] for row in rows),
         **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),
@@ -152,7 +155,7 @@ def _conclude(
         "machine": machine(options.device or "cpu"),
     }
     npn.save(directory.model_file, small)
-    outcome = Outcome(result, directory.metrics(), progress.snapshots)
+    outcome = Outcome(result, rows, progress.snapshots)
     experiment.draw(directory.path, outcome)
     directory.finish(result)
     return outcome

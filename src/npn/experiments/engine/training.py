@@ -12,6 +12,7 @@ import npn
 from npn import distributed
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import processes
+from npn.experiments.engine.effort import TrainingMacs
 from npn.experiments.engine.recipe import Recipe, Row
 from npn.integrations.tensorboard import keep_histogram
 from npn.tracing.single import evaluating
@@ -33,9 +34,12 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     if distributed.size() > 1:
         calling = processes.Calling(recipe.plastic.model, recipe.forward)
         call = distributed.wrap(recipe.plastic, calling)
+    effort = TrainingMacs(recipe)
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
-        yield stage, _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
+        macs = effort.epoch(stage)
+        row = _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
+        yield stage, {**row, "training_macs": macs}
 
 
 def span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[int, int]:
@@ -128,7 +132,7 @@ def _train(
         # every process augments the whole batch: so the draws do not depend on the number of processes
         x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
         loss = plastic.backward(
-            partial(_loss, call, recipe.prepare(x), y, weight),
+            partial(_loss, recipe, call, recipe.prepare(x), y, weight),
             scale=1.0 if recipe.scaler is None else recipe.scaler,
         )
         if recipe.grow_first and (growing or plastic.gates.grace_left):
@@ -139,8 +143,8 @@ def _train(
     return float(distributed.mean(total)) / examples
 
 
-def _loss(call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
-    loss = F.cross_entropy(call(x), y)
+def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
+    loss = recipe.loss(call(x), x, y)
     return loss if weight == 1.0 else loss * weight
 
 

@@ -2,13 +2,15 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from npn.experiments.engine.bench import made_with, points, result_files
-from npn.experiments.engine.campaign import Train, planned, trained
+from npn.experiments.engine.bench import difference_lines, differences, made_with, points, result_files
+from npn.experiments.engine.campaign import Campaign, Train
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import make_folder, write_json
+from npn.experiments.lenet5.arms import ARMS, COMPARED, LABELS
 from npn.experiments.lenet5.recipe import BUDGET, EXPERIMENT, STAGES
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
@@ -25,20 +27,10 @@ PUBLISHED = {
     "NPN sparsify": (5_320, 1.09),
     "NPN expand": (2_304, 1.69),
 }
+DRAWN = ("sparsify", "expand", "scratch", "found", "taught", "scratch-taught")
 SHOWN = ("sparsify", "expand")  # modes of which the page shows a run to the paper's size
+VARIED = ("mode", "seed", "budget", "data", "epochs", "augment", "teacher", "like", "weight_decay")
 PICTURES = ("curves.png", "filters.png")
-BUDGETS: dict[str, tuple[float | None, ...]] = {
-    "sparsify": (1600, 2750, 3800, 5320),
-    "expand": (1000, 2304),
-    "scratch": (1600, 2750, 5320),
-    "dense": (None,),
-}
-LABELS = {
-    "sparsify": "npn, shrunk from 20-50-800-500",
-    "expand": "npn, grown from 3-3-48-3",
-    "scratch": "plain nets from scratch, as long, same optimizer",
-    "dense": "full net, same optimizer",
-}
 
 
 def bench(
@@ -59,8 +51,8 @@ def bench(
         runs: folder of the single runs.
         options: settings of every run, without mode, seed and budget.
         seeds: to train with.
-        modes: to train in.
-        budgets: of every mode but "dense"; None for those of `BUDGETS`.
+        modes: names of `ARMS`.
+        budgets: of every arm that has some; None for its own.
         train: trains one run.
 
     Returns:
@@ -70,15 +62,17 @@ def bench(
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
     make_folder(out.parent)
-    offered = {mode: budgets if budgets and mode != "dense" else own for mode, own in BUDGETS.items()}
-    wanted = planned(options, STAGES, seeds, modes, offered)
-    made = trained(runs, EXPERIMENT, wanted, train)
-    shown = {
-        f"{each.mode}, seed {each.seed}": run.path
-        for each, run in zip(wanted, made, strict=True)
-        if each.seed == seeds[0] and each.mode in SHOWN and each.budget == BUDGET[each.mode]
+    arms = {
+        name: replace(arm, budgets=budgets) if budgets and arm.budgets != (None,) else arm for name, arm in ARMS.items()
     }
-    return write(out, [run.result() for run in made], shown)
+    made = Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, modes)
+    results = [{**run.result(), "mode": name} for name, run in made]
+    shown = {
+        f"{name}, seed {seeds[0]}": run.path
+        for (name, run), result in zip(made, results, strict=True)
+        if name in SHOWN and result["seed"] == seeds[0] and result["options"]["budget"] == BUDGET[name]
+    }
+    return write(out, results, shown)
 
 
 def write(out: Path, results: Sequence[Result], shown: Mapping[str, Path]) -> list[Path]:
@@ -94,9 +88,10 @@ def write(out: Path, results: Sequence[Result], shown: Mapping[str, Path]) -> li
     """
     summary: dict[str, Any] = {
         "experiment": "lenet5-mnist",
-        "points": points(results),
+        "points": points(results, tuple(ARMS)),
+        "differences": differences(results, COMPARED),
         "published": {name: {"params": params, "error": error} for name, (params, error) in PUBLISHED.items()},
-        **made_with(results, different=("mode", "seed", "budget", "data")),
+        **made_with(results, different=VARIED),
     }
     files = result_files(out)
     write_json(files[0], summary)
@@ -122,7 +117,10 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
         picture: name of the figure.
         runs: lines about single runs.
     """
-    header = ("mode", "budget", "epochs", "seeds", "weights", "with biases", "MACs", "test accuracy", "architectures")
+    header = (
+        "mode", "budget", "epochs", "seeds", "weights", "with biases", "MACs", "training MACs", "validation", "test",
+        "architectures",
+    )  # fmt: skip
     rows = [
         (
             point["mode"],
@@ -132,6 +130,8 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             f"{point['params']['mean']:,.0f}",
             f"{point['params_with_biases']['mean']:,.0f}",
             f"{point['macs']['mean']:,.0f}",
+            f"{point['training_macs']['mean'] / 1e12:.2f} T",
+            percent_spread(point["validation_accuracy"], bold=False),
             percent_spread(point["accuracy"]),
             ", ".join(seed["architecture"] for seed in point["seeds"]),
         )
@@ -157,10 +157,14 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             markdown_table(header, rows),
             "",
             "Weights are counted without biases, as the paper does; the budget counts them. Accuracy is that of the "
-            "exported network at the last epoch, mean and standard deviation over the seeds; no data augmentation, "
-            "55,000 training images. Within a run the 5,000 validation images steer growth and the test images "
-            "nothing; how the recipe was found is told in docs/lenet5.md.",
+            "exported network at the last epoch, mean and standard deviation over the seeds; no data augmentation but "
+            "where it is named, 55,000 training images. A training step counts as three forward passes. Within a run "
+            "the 5,000 validation images steer growth and the test images nothing; how the recipe was found is told in "
+            "docs/lenet5.md.",
             "",
+            *(f"- {name}: {LABELS[name]}" for name in dict.fromkeys(point["mode"] for point in summary["points"])),
+            "",
+            *difference_lines(summary["differences"]),
             "## Published",
             "",
             markdown_table(("method", "weights", "test accuracy"), published),
@@ -197,19 +201,17 @@ def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     """
     figure, axes = figures.canvas(1, 1, 7.6, 4.6)
     axis = axes[0, 0]
-    for colour, (mode, label) in zip(figures.COLOURS, LABELS.items(), strict=False):
+    for entry in (entry for entry in entries if entry["mode"] == "dense"):
+        error, params = 100 * (1 - entry["accuracy"]["mean"]), entry["params"]["mean"]
+        axis.axhline(error, color="0.55", lw=1.0, ls=":", label=f"{LABELS['dense']} ({params:,.0f} weights)")
+    for colour, mode in zip(figures.COLOURS, DRAWN, strict=False):
         chosen = [entry for entry in entries if entry["mode"] == mode]
         if not chosen:
-            continue
-        if mode == "dense":
-            error = 100 * (1 - chosen[0]["accuracy"]["mean"])
-            params = chosen[0]["params"]["mean"]
-            axis.axhline(error, color="0.55", lw=1.0, ls=":", label=f"{label} ({params:,.0f} weights)")
             continue
         sizes = [entry["params"]["mean"] for entry in chosen]
         errors = [100 * (1 - entry["accuracy"]["mean"]) for entry in chosen]
         spreads = [100 * entry["accuracy"]["std"] for entry in chosen]
-        axis.errorbar(sizes, errors, spreads, color=colour, marker="o", ms=4, capsize=2, lw=1.2, label=label)
+        axis.errorbar(sizes, errors, spreads, color=colour, marker="o", ms=4, capsize=2, lw=1.2, label=LABELS[mode])
     for name, (params, error) in PUBLISHED.items():
         own = name.startswith("NPN")
         axis.plot(params, error, marker="*" if own else "x", ms=9 if own else 6, color="0.25", ls="")

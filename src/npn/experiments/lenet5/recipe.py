@@ -8,14 +8,29 @@ import torch
 from torch import Tensor, nn
 
 import npn
+from npn.errors import ConfigurationError
+from npn.experiments.data.augment import shift_turn_scale
 from npn.experiments.data.mnist import mnist
-from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine.building import (
+    attach,
+    cost_term,
+    half_cosine,
+    in_full,
+    path_steps,
+    redrawn,
+    schedule,
+    set_rate,
+)
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
+from npn.experiments.engine.rundir import finished_run
+from npn.experiments.engine.teaching import taught, untaught
 from npn.experiments.lenet5.figures import filters, first_filters, table
 from npn.experiments.lenet5.model import FULL, LeNet5, count_weights
+from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report import figures
 
+FULL_WEIGHTS = count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
 SMALL = (3, 3, 3)  # widths that expand starts with
 PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scratch for comparison
 STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
@@ -33,14 +48,23 @@ OVERSHOOT = 2.0  # growth ends at so many times the budget, so that the gates ha
 COMPACT_BELOW = 1e-2
 
 
-def defaults(options: Options) -> Options:
+def defaults(options: Options) -> LeNetOptions:
     """Return the settings of the committed results.
 
     Args:
         options: settings of the user.
     """
     mode = options.mode or "sparsify"
-    return Options(**STANDARD, mode=mode, budget=BUDGET.get(mode) if options.penalty is None else None)
+    budget = BUDGET.get(mode) if options.penalty is None else None
+    size = in_full(options.budget or budget, FULL_WEIGHTS)
+    return LeNetOptions(
+        **STANDARD,
+        mode=mode,
+        budget=budget,
+        learning_rate=LEARNING_RATE,
+        weight_decay=WEIGHT_DECAY * min(1.0, (size or math.inf) / DECAYED),
+        augment=False,
+    )
 
 
 def build(options: Options) -> Recipe:
@@ -50,25 +74,31 @@ def build(options: Options) -> Recipe:
         options: complete settings.
     """
     mode = options.checked_mode(STAGES)
+    assert isinstance(options, LeNetOptions) and options.learning_rate and options.weight_decay is not None
+    if options.like and mode != "scratch":
+        raise ConfigurationError(f'like names a run whose widths "scratch" trains anew, got it for mode {mode!r}')
     device = torch.device(options.device or "cpu")
-    budget = in_full(options.budget, count_weights(*FULL[:2], 16 * FULL[1], FULL[2]))
+    budget = in_full(options.budget, FULL_WEIGHTS)
     data = mnist(options.data).to(device)
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
-    model = LeNet5(*widths).to(device)
+    model = _like(options.like) if options.like else LeNet5(*widths)
+    model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
     stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH.get(mode, 1.0), batches)
     penalty = cost_term(options.penalty, None if mode == "scratch" else budget, steps=steps, **PRICE)
-    plastic = attach(model, data.train.x[:2], options, penalty, columns="fc1")
-    decay = WEIGHT_DECAY * min(1.0, (budget or math.inf) / DECAYED)
-    weights = torch.optim.AdamW(plastic.weights(), lr=LEARNING_RATE, weight_decay=decay, fused=True)
+    plastic = attach(model, data.train.x[:2], options, penalty, columns=None if options.like else "fc1")
+    weights = torch.optim.AdamW(
+        plastic.weights(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
+    )
+    highest = options.learning_rate
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
     first, last = stages.stages[0].name, stages.stages[-1].name
 
     def step(stage: npn.Stage, position: int, batch: int) -> None:
         """The learning rate rises linearly at the start, and falls along half a cosine in the last stage."""
-        rate, done = LEARNING_RATE, position * batches + batch
+        rate, done = highest, position * batches + batch
         if stage.name == first:
             rate *= min(1.0, (done + 1) / min(WARMUP, batches))
         if stage.name == last:
@@ -89,7 +119,19 @@ def build(options: Options) -> Recipe:
         compact_below=COMPACT_BELOW,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
+        augment=shift_turn_scale if options.augment else None,
+        loss=taught(_trained(options.teacher).to(device)) if options.teacher else untaught,
     )
+
+
+def _trained(run: str) -> nn.Module:
+    """The network of a finished run."""
+    return npn.load(finished_run(Path(run), EXPERIMENT.name).model_file, LeNet5())
+
+
+def _like(run: str) -> nn.Module:
+    """A network of the widths of a finished run, with new weights."""
+    return redrawn(_trained(run))
 
 
 def _growth(batches: int, budget: float | None) -> npn.Growth:
@@ -130,7 +172,9 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         `params`: weights without biases, as the paper counts; `params_with_biases`: all parameters; `architecture`.
     """
     sizes = plastic.sizes()
-    first, second, features, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1.columns", "fc1"))
+    inputs = plastic.model.get_parameter("fc1.weight").shape[1]  # all of them, where they have no gates
+    first, second, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1"))
+    features = sizes.get("fc1.columns", inputs)
     weights = count_weights(first, second, features, hidden)
     return {
         "params": weights,
@@ -162,4 +206,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     table(path / "table.md", outcome)
 
 
-EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, checkpoint_every=1)
+EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, options=LeNetOptions)

@@ -19,7 +19,7 @@ from npn.experiments.report import figures
 SMALL = (3, 3)  # features and hidden units that expand starts with
 STAGES = {"sparsify": (100, 1000, 300), "expand": (100, 1000, 300)}  # pre-train, plastic, fine-tune: epochs
 BUDGET = 45.0  # parameters with biases and projection: enough for 5-4-2, with 28 weights
-PATH = {"sparsify": 0.8, "expand": 0.5}  # share of the plastic stage in which the bound leads to the budget
+PATH = {"sparsify": 0.9, "expand": 0.5}  # share of the plastic stage in which the bound leads to the budget
 PRICE: dict[str, Any] = {"rate": 0.02, "gain": 3.0, "scale": 1e-3}
 SETTLE = 0.6  # share of the plastic stage, at its end, without growth
 OVERSHOOT = 20.0  # growth ends at so many times the budget, so that the gates have a choice

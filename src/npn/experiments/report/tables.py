@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from scipy import stats
+
 Result = Mapping[str, Any]
 
 
@@ -20,6 +22,27 @@ def spread(values: Sequence[float]) -> dict[str, float]:
         "min": min(values),
         "max": max(values),
     }
+
+
+def paired(differences: Sequence[float]) -> dict[str, Any]:
+    """Return the mean of paired differences, and half the width of its 95% interval by Student's t.
+
+        t(0.975, n - 1) s / sqrt(n)
+
+    Args:
+        differences: n of them, at least one.
+
+    Returns:
+        `pairs`, n; `mean`; `half_width`, None for a single pair.
+
+    Example:
+        >>> paired([1.0, 2.0, 3.0])["mean"], round(paired([1.0, 2.0, 3.0])["half_width"], 3)
+        (2.0, 2.484)
+    """
+    count, half = len(differences), None
+    if count > 1:
+        half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
+    return {"pairs": count, "mean": statistics.fmean(differences), "half_width": half}
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:

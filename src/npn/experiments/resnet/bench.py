@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from npn.experiments.engine.bench import made_with, points, result_files
-from npn.experiments.engine.campaign import Train, planned, trained
+from npn.experiments.engine.bench import difference_lines, differences, made_with, points, result_files
+from npn.experiments.engine.campaign import Arm, Campaign, Train
 from npn.experiments.engine.rundir import RunDirectory, make_folder, write_json
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
@@ -21,7 +21,10 @@ LABELS = {
     "scratch": "plain net of the budget's size",
     "sparsify": "shrunk by npn",
     "expand": "grown by npn from a fifth",
+    "scratch-macs": "plain net, as many training MACs as shrinking",
 }
+MODES = ("sparsify", "expand", "scratch", "scratch-macs", "dense")  # in the order of the tables
+COMPARED = (("sparsify", "scratch"), ("sparsify", "scratch-macs"), ("sparsify", "dense"), ("expand", "scratch"))
 
 
 def bench(
@@ -53,26 +56,34 @@ def bench(
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
     make_folder(out.parent)
-    offered = {mode: (None,) if mode == "dense" else budgets for mode in LABELS}
-    return write(out, trained(runs, EXPERIMENT, planned(options, STAGES, seeds, modes, offered), train))
+    arms = {
+        "dense": Arm("dense", (None,)),
+        "scratch": Arm("scratch", budgets),
+        "scratch-macs": Arm("scratch", budgets, base="scratch", macs_of="sparsify"),
+        "sparsify": Arm("sparsify", budgets),
+        "expand": Arm("expand", budgets),
+    }
+    return write(out, Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, modes))
 
 
-def write(out: Path, runs: Sequence[RunDirectory]) -> list[Path]:
+def write(out: Path, made: Sequence[tuple[str, RunDirectory]]) -> list[Path]:
     """Write `out` with the endings .json, .md and .png, and the learning curves of one run of each mode beside them.
 
     Args:
         out: path without ending.
-        runs: finished runs of any modes, budgets and seeds, all of one depth and data set.
+        made: arm and folder of finished runs of any budgets and seeds, all of one depth and data set.
 
     Returns:
         The files written.
     """
-    results = [run.result() for run in runs]
+    runs = [run for _, run in made]
+    results = [{**run.result(), "mode": name} for name, run in made]
     first = results[0]
     summary: dict[str, Any] = {
         "experiment": first["experiment"],
         **{key: first[key] for key in ("depth", "dataset", "base")},
-        "points": points(results),
+        "points": points(results, MODES),
+        "differences": differences(results, COMPARED),
         **made_with(results, different=("mode", "seed", "budget", "epochs", "data")),
     }
     files = result_files(out)
@@ -134,6 +145,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "images steer growth, the test images nothing. Seconds include an evaluation of both after each epoch, and "
             "whatever else the machine did meanwhile.",
             "",
+            *difference_lines(summary["differences"]),
             *runs,
             "## Every run",
             "",

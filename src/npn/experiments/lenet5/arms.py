@@ -1,0 +1,37 @@
+"""Ways to train LeNet-5 that the bench compares."""
+
+from npn.experiments.engine.campaign import Arm
+
+SMALLER, AUGMENTED = (1600.0, 2750.0, 5320.0), {"augment": True}
+ARMS = {
+    "sparsify": Arm("sparsify", SMALLER),
+    "expand": Arm("expand", (2304.0,)),
+    "scratch": Arm("scratch", (1600.0, 2304.0, 2750.0, 5320.0)),
+    "found": Arm("scratch", SMALLER, like="sparsify"),
+    "scratch-macs": Arm("scratch", SMALLER, base="scratch", macs_of="sparsify"),
+    "scratch-macs-grown": Arm("scratch", (2304.0,), base="scratch", macs_of="expand"),
+    "dense": Arm("dense", (None,)),
+    "dense-augmented": Arm("dense", (None,), AUGMENTED),
+    "taught": Arm("sparsify", (5320.0,), AUGMENTED, teacher="dense-augmented"),
+    "scratch-taught": Arm("scratch", (5320.0,), AUGMENTED, teacher="dense-augmented"),
+}
+LABELS = {
+    "sparsify": "npn, shrunk from 20-50-800-500",
+    "expand": "npn, grown from 3-3-48-3",
+    "scratch": "plain nets from scratch, as many epochs",
+    "found": "the widths that shrinking found, from scratch",
+    "scratch-macs": "plain nets from scratch, as many training MACs as shrinking",
+    "scratch-macs-grown": "plain nets from scratch, as many training MACs as growing",
+    "dense": "full net, same optimizer",
+    "dense-augmented": "full net, augmented images",
+    "taught": "npn, shrunk, augmented images and a teacher",
+    "scratch-taught": "plain net from scratch, augmented images and a teacher",
+}
+COMPARED = (
+    ("sparsify", "scratch"),
+    ("sparsify", "scratch-macs"),
+    ("sparsify", "found"),
+    ("expand", "scratch"),
+    ("expand", "scratch-macs-grown"),
+    ("taught", "scratch-taught"),
+)

@@ -1,0 +1,24 @@
+"""Settings of LeNet-5."""
+
+from dataclasses import dataclass
+
+from npn.experiments.engine.options import Options
+
+
+@dataclass(frozen=True)
+class LeNetOptions(Options):
+    """Settings of LeNet-5, besides those of every experiment.
+
+    Attributes:
+        learning_rate: of the weights, at its highest.
+        weight_decay: of the weights.
+        augment: shift, turn and scale every training image at random.
+        teacher: folder of a finished run; its network's answers are learned beside the labels.
+        like: folder of a finished run; "scratch" trains a net of its widths instead of one of the budget's size.
+    """
+
+    learning_rate: float | None = None
+    weight_decay: float | None = None
+    augment: bool | None = None
+    teacher: str | None = None
+    like: str | None = None

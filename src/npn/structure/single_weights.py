@@ -1,0 +1,96 @@
+"""Single weights with their own gates: the units on their rows and columns, and units that no weight reads any more."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from npn.structure.units import Structure
+
+
+def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Tensor]:
+    """Find the gates that each position along one axis of a parameter depends on.
+
+    Args:
+        structure: the structure.
+        name: name of the parameter.
+        axis: the axis.
+
+    Returns:
+        int64 (length in memory,) twice: number of the unit's gate at each position, and of the column's gate;
+        `structure.units` where there is none.
+    """
+    unit = torch.full((structure.shapes[name][axis],), structure.units)
+    start = 0
+    for group in structure.groups:
+        for slot in group.slots:
+            if slot.key == (name, axis):
+                unit[slot.index] = torch.arange(start, start + group.size)[:, None]
+        start += group.size
+    start = structure.gates_before_columns
+    for columns in structure.columns:
+        if columns.key == (name, axis):
+            return unit[columns.kept], torch.arange(start, start + columns.size)
+        start += columns.size
+    return unit, torch.full_like(unit, structure.units)
+
+
+def with_dead_units(
+    structure: Structure, removed: Mapping[str, Sequence[int]], gone: Mapping[str, Tensor]
+) -> dict[str, list[int]]:
+    """Add the units and columns whose every reader is gone to those that are to be removed.
+
+    A weight is gone if its own gate removes it, or if the unit on another axis of it is removed; so a removed unit may
+    leave units before it without readers, and these are removed too. A unit read by a parameter without gates on its
+    weights stays.
+
+    Args:
+        structure: the present structure.
+        removed: name -> numbers to remove.
+        gone: name of each parameter with one gate per weight -> bool, in its shape: weights that are to be removed.
+
+    Returns:
+        name -> sorted numbers to remove; it may name every unit of a group.
+    """
+    done = {name: set(numbers) for name, numbers in removed.items()}
+    left = {name: ~weights.cpu() for name, weights in gone.items()}
+    along = {(n, a): gates_along(structure, n, a) for n, w in left.items() for a in range(w.dim())}
+    while True:
+        stay = [_stays(part.size, done.get(part.name, ())) for part in structure.parts]
+        stays = torch.cat([*stay, torch.ones(1, dtype=torch.bool)])
+        for (name, axis), (unit, column) in along.items():
+            there = stays[unit] & stays[column]
+            left[name] &= there.view([-1 if a == axis else 1 for a in range(left[name].dim())])
+        read = torch.zeros(structure.units + 1, dtype=torch.bool)
+        start = 0
+        for part in structure.parts:
+            for slot in part.slots:
+                numbers = torch.arange(start, start + part.size)
+                if slot.tensor not in left:
+                    read[numbers] |= slot.reads
+                elif slot.reads:
+                    weights = left[slot.tensor]
+                    rest = [a for a in range(weights.dim()) if a != slot.axis]
+                    some = weights.any(dim=rest) if rest else weights
+                    for gates in along[slot.key]:
+                        hit = some & (gates >= start) & (gates < start + part.size)
+                        read[gates[hit]] = True
+            if part is structure.branches:
+                read[start : start + part.size] = True
+            start += part.size
+        more, start = False, 0
+        for part in structure.parts:
+            dead = (~read[start : start + part.size]).nonzero().reshape(-1).tolist()
+            known = done.setdefault(part.name, set())
+            more |= not known.issuperset(dead)
+            known.update(dead)
+            start += part.size
+        if not more:
+            return {name: sorted(numbers) for name, numbers in done.items() if numbers}
+
+
+def _stays(size: int, gone: set[int] | tuple[()]) -> Tensor:
+    """bool (size,): False for removed units."""
+    stays = torch.ones(size, dtype=torch.bool)
+    stays[list(gone)] = False
+    return stays
