@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import npn
 from npn import functional, methods
@@ -34,7 +35,7 @@ def test_gates_start_at_one_and_stay_on_the_sphere(p):
     torch.manual_seed(1)
     for _ in range(5):
         give(method, torch.randn(8))
-        assert float(torch.linalg.vector_norm(method.gates(), p)) == pytest.approx(8 ** (1 / p), rel=1e-4)
+        assert float(torch.linalg.vector_norm(method.values("0"), p)) == pytest.approx(8 ** (1 / p), rel=1e-4)
 
 
 def test_steps_have_nesterov_momentum_and_reach_the_solution_of_a_linear_loss():
@@ -49,7 +50,7 @@ def test_steps_have_nesterov_momentum_and_reach_the_solution_of_a_linear_loss():
     for _ in range(300):
         give(method, c)
     active = method._joined("active")
-    w = method.gates() / 8 ** (1 / 1.5)
+    w = method.values("0") / 8 ** (1 / 1.5)
     held = c * active
     solution = -held.sign() * held.abs() ** 2 / torch.linalg.vector_norm(held, 3) ** 2
     torch.testing.assert_close(w, solution, atol=1e-4, rtol=1e-3)
@@ -104,3 +105,89 @@ def test_wrong_settings_are_refused():
     ):
         with pytest.raises(ConfigurationError, match=message):
             attached(**settings)
+
+
+# -- weights on spheres
+
+
+def sparse(**options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    plastic = npn.attach(model, torch.zeros(2, 3), unstructured="2")
+    method = methods.LpSphere(plastic, **{"steps": 20, "p": 1.3, "rate": 0.05, "every": 2, **options})
+    optimizer = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9, weight_decay=0.1)
+    plastic.track(optimizer)
+    return model, plastic, method, optimizer
+
+
+def step(model, method, optimizer):
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(32, 3, generator=generator)
+    optimizer.zero_grad()
+    loss = method.backward(lambda: F.cross_entropy(model(x), x.sum(1).gt(0).long()))
+    optimizer.step()
+    method.after_step()
+    return float(loss)
+
+
+def norms(weight):
+    return torch.linalg.vector_norm(weight.detach(), 1.3, dim=1)
+
+
+def test_weights_keep_the_norm_of_their_rows_whatever_the_optimizer_does():
+    model, _, method, optimizer = sparse(every=100)
+    weight, start = model[2].weight, norms(model[2].weight)
+    before, other = weight.detach().clone(), model[0].weight.detach().clone()
+    torch.testing.assert_close(method.values("2.weight"), before)
+    x = torch.randn(32, 3, generator=torch.Generator().manual_seed(1))
+    h = F.relu(F.linear(F.relu(model[0](x)), weight, model[2].bias))
+    gradient = torch.autograd.grad(F.cross_entropy(model[4](h), x.sum(1).gt(0).long()), weight)[0]
+    first = step(model, method, optimizer)
+    v = functional.dual_of(before / start[:, None], 1.3)
+    expected = functional.primal_of(functional.dual_step(v, (1 + 0.9) * gradient, 0.05, 1.3), 1.3) * start[:, None]
+    torch.testing.assert_close(weight.detach(), expected)
+    assert not torch.equal(model[0].weight, other), "other layers are the optimizer's"
+    for _ in range(15):
+        last = step(model, method, optimizer)
+        torch.testing.assert_close(norms(weight), start)
+    assert last < first and method.hoyer() > float(functional.hoyer(before).mean())
+
+
+def test_masked_weights_are_zero_in_the_network_and_may_come_back():
+    model, plastic, method, optimizer = sparse(start=0.3, target=0.8)
+    assert method.sparsity() == pytest.approx(0.3, abs=0.15)
+    masked = ~method.kept()["2.weight"]
+    assert model[2].weight[masked].any(), "their values stay"
+    seen, returned = masked.clone(), False
+    for _ in range(20):
+        step(model, method, optimizer)
+        now = ~method.kept()["2.weight"]
+        returned |= bool((seen & ~now).any())
+        seen |= now
+    assert returned and bool(method.kept()["0"].all())
+    x = torch.randn(4, 3)
+    used = model[2].weight * method.kept()["2.weight"]
+    expected = model[4](F.relu(F.linear(F.relu(model[0](x)), used, model[2].bias)))
+    torch.testing.assert_close(model(x), expected)
+    small = method.export()
+    torch.testing.assert_close(small(x), expected)
+    torch.testing.assert_close(small[2].weight, used)
+    with torch.no_grad():
+        method._tensors["active"]["2.weight"][:, [0, 5]] = False
+    expected, values = model(x), model[2].weight.detach().clone()
+    zeros = method.sparsity()
+    report = method.compact()
+    kept = [unit for unit in range(8) if unit not in report.removed["0"]]
+    assert not {0, 5} & set(kept)
+    torch.testing.assert_close(model(x), expected)
+    assert method.sparsity() == pytest.approx(zeros)
+    live = method.kept()["2.weight"]
+    torch.testing.assert_close(method.values("2.weight")[live], values[:, kept][live])
+    step(model, method, optimizer)
+    plastic.grow({"0": 1, "2": 1})
+    expected = model(x)
+    fresh = model[2].weight.detach()[-1].clone()
+    method.rate = 1e-7
+    step(model, method, torch.optim.SGD([model[4].bias], lr=0.0))
+    torch.testing.assert_close(model[2].weight.detach()[-1], fresh, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(model(x), expected, atol=1e-3, rtol=1e-3)

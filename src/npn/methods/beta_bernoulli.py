@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from npn import functional
-from npn._utils.validation import whole_number
-from npn.methods.method import Method, positive, share
+from npn._utils.validation import positive, share, whole_number
+from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
 START_B = 0.5413248546129181  # softplus of it is 1

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from npn import functional
 from npn._utils.collectives import per_rank_generator
-from npn._utils.validation import whole_number
+from npn._utils.validation import positive, whole_number
 from npn.errors import ConfigurationError
 from npn.methods.beta_bernoulli import START_B, BetaBernoulli
-from npn.methods.method import Method, positive
+from npn.methods.method import Method
 from npn.modules import InputGate, gateable, gated_layer, input_dim
 from npn.plasticity import Plasticity
 from npn.structure import Group, Slot, Structure

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from npn import functional
+from npn._utils.validation import positive
 from npn.errors import ConfigurationError
 from npn.gates import Priced
-from npn.methods.method import Method, positive
+from npn.methods.method import Method
 from npn.penalty import CostKind, CostTerm
 from npn.penalty import Priced as Prices
 from npn.plasticity import Plasticity

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from npn import functional
-from npn.methods.method import Method, positive
+from npn._utils.validation import positive
+from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
 LOG_VARIANCE = -9.0

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from npn._utils.collectives import average_, per_rank_generator
 from npn._utils.patterns import match_patterns
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
-from npn.masking.examples import ExampleMasks
+from npn.methods.passes import by_batch, by_example
 from npn.plasticity import Plasticity
-from npn.step import evaluated
 from npn.surgery import Extra, Plan, ResizeReport, replace_data
 
 
@@ -39,6 +39,7 @@ class Method(ABC):
     """
 
     whole_units = False
+    from_zero: tuple[str, ...] = ()  # tensors that are 0 for single weights added later
 
     def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
         name = type(self).__name__
@@ -147,17 +148,16 @@ class Method(ABC):
         self.plastic.gates.to(weights.device)
         if hasattr(scale, "scale"):
             scale = scale.scale(torch.ones((), device=weights.device))
+        one = by_example if self.plastic.masks == "example" else by_batch
         with weights.step():
-            if self.plastic.masks == "example":
-                loss = self._by_example(closure, scale)
-            else:
-                loss = self._by_batch(closure, scale)
+            loss = one(self.plastic, self.training_mask, closure, scale)
         with torch.enable_grad():
             price = self.penalty()
             if price.requires_grad:
                 (price * scale).backward()
         self.priced()
-        average_([p.grad for p in self.parameters() if p.grad is not None])
+        learned = [p.grad for p in self.parameters() if p.grad is not None]
+        average_([*learned, *self.plastic.penalty.shared_tensors()])
         return loss
 
     def priced(self) -> None:  # noqa: B027 - most methods have a fixed price
@@ -224,7 +224,9 @@ class Method(ABC):
                 made = [kind(piece.clone().view_as(gate.logits)) for gate, piece in pieces]
                 self._tensors[name] = dict(zip(names, made, strict=True))
                 single = [isinstance(gate, WeightGates) for gate in gates.each]
-                gates.carried += [Extra(t, n, new, own) for t, n, own in zip(made, names, single, strict=True)]
+                news = [0.0 if own and name in self.from_zero else new for own in single]
+                every = zip(made, names, news, single, strict=True)
+                gates.carried += [Extra(tensor, each, value, own) for tensor, each, value, own in every]
         gates.decision = self
         self.register(self.plastic.model)
 
@@ -235,6 +237,27 @@ class Method(ABC):
     def _pieces(self, values: Tensor) -> list[Tensor]:
         """Split (gates,) into one piece per name."""
         return list(values.split([gate.logits.numel() for gate in self.plastic.gates.each]))
+
+    def _rows(self, name: str, values: Tensor) -> Tensor:
+        """Values of a parameter as (outputs, weights that produce each); of a group as they are, (size,).
+
+        Args:
+            name: of the group or parameter.
+            values: in its shape.
+        """
+        return values.transpose(0, self._output_axis(name)).flatten(1) if values.dim() > 1 else values
+
+    def _from_rows(self, name: str, rows: Tensor) -> Tensor:
+        """The inverse of `_rows`."""
+        if rows.dim() == 1:
+            return rows
+        axis, shape = self._output_axis(name), list(self.single_weights()[name].shape)
+        shape[0], shape[axis] = shape[axis], shape[0]
+        return rows.reshape(shape).transpose(0, axis)
+
+    def _output_axis(self, name: str) -> int:
+        """The axis of a parameter along which its outputs lie: 1 for transposed convolutions, else 0."""
+        return int(isinstance(self.plastic.model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd))
 
     def _per_group(self, value: float | Mapping[str, float], option: str) -> dict[str, float]:
         """Group name -> one value for all, or the value of the first pattern that matches the group's name.
@@ -263,73 +286,3 @@ class Method(ABC):
         gates = self.plastic.gates
         generator = per_rank_generator(gates.generator)
         return torch.randn(*batch, len(gates), generator=generator, device=gates.device)
-
-    def _by_batch(self, closure: Callable[[], Tensor], scale: float | Tensor) -> Tensor:
-        """One mask for the whole batch."""
-        plastic, weights = self.plastic, self.plastic.masked_weights
-        with torch.enable_grad():
-            mask = self.training_mask()
-        if mask is None:
-            with weights.unmasked():
-                return evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
-        collect = mask.requires_grad
-        with weights.applied(mask.detach(), collect=collect):
-            loss = evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
-        if collect:
-            mask.backward(weights.mask_gradient())
-        return loss
-
-    def _by_example(self, closure: Callable[[], Tensor], scale: float | Tensor) -> Tensor:
-        """One mask per example, on the inputs of the layers; autograd leads to the method's parameters."""
-        weights = self.plastic.masked_weights
-
-        def masked() -> Tensor:
-            mode = ExampleMasks(weights.table, self._mask_of_each)
-            with mode:
-                loss = closure()
-            mode.check()
-            if isinstance(loss, Tensor):
-                mode.check_checkpoints(loss)
-            return loss
-
-        with weights.unmasked():
-            return evaluated(weights, masked, scale, per_example=True, last_checkpoint=self.plastic.last_checkpoint)
-
-    def _mask_of_each(self, batch: int) -> Tensor:
-        """(batch, gates), a training mask for every example."""
-        mask = self.training_mask(batch)
-        if mask is None:
-            return torch.ones(batch, len(self.plastic.gates), device=self.plastic.gates.device)
-        return mask.expand(batch, -1)
-
-
-def positive(name: str, value: float, *, below: float = math.inf) -> float:
-    """Return a number if it lies in (0, below], else raise.
-
-    Args:
-        name: of the argument, for the error message.
-        value: the argument.
-        below: the largest value; infinity itself is not allowed.
-
-    Raises:
-        ConfigurationError: it does not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= below or value == math.inf:
-        limits = "a finite number > 0" if below == math.inf else f"a number in (0, {below:g}]"
-        raise ConfigurationError(f"{name} must be {limits}, got {value!r}")
-    return float(value)
-
-
-def share(name: str, value: float) -> float:
-    """Return a number if it lies in [0, 1], else raise.
-
-    Args:
-        name: of the argument, for the error message.
-        value: the argument.
-
-    Raises:
-        ConfigurationError: it does not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise ConfigurationError(f"{name} must be a share in [0, 1], got {value!r}")
-    return float(value)

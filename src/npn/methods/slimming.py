@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from npn._utils.validation import positive, share
 from npn.errors import ConfigurationError
 from npn.functional.topology import rounded_down
 from npn.methods.entries import UnitEntries
-from npn.methods.method import Method, positive, share
+from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
 

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from npn import functional
 from npn._utils.collectives import average_
-from npn._utils.validation import whole_number
+from npn._utils.validation import positive, share, whole_number
 from npn.errors import ConfigurationError
 from npn.functional.topology import rounded_down
-from npn.methods.method import Method, positive, share
+from npn.methods.method import Method
 from npn.plasticity import Plasticity
 from npn.surgery import forget_momentum
 

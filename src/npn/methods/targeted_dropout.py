@@ -5,13 +5,12 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 
-from npn._utils.validation import whole_number
+from npn._utils.validation import share, whole_number
 from npn.errors import ConfigurationError
 from npn.functional.topology import rounded_down, smallest
 from npn.methods.entries import UnitEntries
-from npn.methods.method import Method, share
+from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
 
@@ -96,7 +95,7 @@ class TargetedDropout(Method):
             full = self._sizes[name] = max(self._sizes[name], size)  # the share counts what has gone already
             stay = max(1 if values.dim() == 1 else 0, full - rounded_down(at * self._shares[name] * full))
             chosen = smallest(values, max(0, size - stay))
-            found.append(chosen if values.dim() == 1 else self._as_weights(name, chosen))
+            found.append(self._from_rows(name, chosen))
         return torch.cat([each.reshape(-1) for each in found])
 
     @torch.no_grad()
@@ -108,7 +107,7 @@ class TargetedDropout(Method):
         pieces = norms.split([group.size for group in self.groups])
         found = {group.name: piece for group, piece in zip(self.groups, pieces, strict=True)}
         for name, weight in self.single_weights().items():
-            found[name] = weight.detach().abs().transpose(0, self._output_axis(name)).flatten(1)
+            found[name] = self._rows(name, weight.detach().abs())
         return found
 
     @torch.no_grad()
@@ -119,9 +118,8 @@ class TargetedDropout(Method):
 
     def chosen(self) -> tuple[Tensor, Tensor]:
         """What is no candidate; the score is the magnitude."""
-        found = self.magnitudes().items()
-        parts = [values if values.dim() == 1 else self._as_weights(name, values) for name, values in found]
-        return ~self.candidates(), torch.cat([part.reshape(-1) for part in parts])
+        scores = [self._from_rows(name, values).reshape(-1) for name, values in self.magnitudes().items()]
+        return ~self.candidates(), torch.cat(scores)
 
     def after_step(self) -> None:
         """Count a step of the ramp."""
@@ -146,14 +144,3 @@ class TargetedDropout(Method):
 
     def _find_entries(self) -> UnitEntries:
         return UnitEntries(self.plastic, lambda _, p, role: role == "gated" or (role == "produces" and p.dim() > 1))
-
-    def _output_axis(self, name: str) -> int:
-        """The axis of a parameter along which its outputs lie: 1 for transposed convolutions, else 0."""
-        owner = self.plastic.model.get_submodule(name.rpartition(".")[0])
-        return 1 if isinstance(owner, _ConvTransposeNd) else 0
-
-    def _as_weights(self, name: str, values: Tensor) -> Tensor:
-        """Values (outputs, weights of each) in the shape of the parameter."""
-        axis, shape = self._output_axis(name), list(self.single_weights()[name].shape)
-        shape[0], shape[axis] = shape[axis], shape[0]
-        return values.view(shape).transpose(0, axis)
