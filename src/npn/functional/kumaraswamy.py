@@ -11,7 +11,8 @@ def kumaraswamy_sample(a: Tensor, b: Tensor, uniform: Tensor) -> Tensor:
     """Sample pi with density ``a b pi^(a-1) (1 - pi^a)^(b-1)``: ``pi = (1 - u^(1/b))^(1/a)``.
 
     Args:
-        a, b: (n,), > 0.
+        a: (n,), > 0.
+        b: (n,), > 0.
         uniform: u, (..., n), uniform on [0, 1); moved into [1e-6, 1 - 1e-6].
 
     Returns:
@@ -32,7 +33,8 @@ def kumaraswamy_mean(a: Tensor, b: Tensor) -> Tensor:
     """E[pi] = ``b Gamma(1 + 1/a) Gamma(b) / Gamma(1 + 1/a + b)``; for b = 1 it is ``a / (1 + a)``.
 
     Args:
-        a, b: (n,), > 0.
+        a: (n,), > 0.
+        b: (n,), > 0.
 
     Returns:
         (n,).
@@ -51,7 +53,8 @@ def kumaraswamy_kl(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     ``(1 - alpha/a)(-gE - psi(b) - 1/b) + log(a b / alpha) - (b - 1)/b``, with Euler's constant gE and the digamma psi.
 
     Args:
-        a, b: (n,), > 0.
+        a: (n,), > 0.
+        b: (n,), > 0.
         alpha: > 0; small values favour keep probabilities near 0.
 
     Returns:

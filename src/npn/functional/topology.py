@@ -55,6 +55,9 @@ def cosine_share(share: float, t: float) -> float:
         share: at t = 0.
         t: >= 0.
 
+    Returns:
+        The share, in [0, share].
+
     Example:
         >>> [round(cosine_share(0.3, t), 4) for t in (0.0, 0.5, 1.0, 2.0)]
         [0.3, 0.15, 0.0, 0.0]
