@@ -123,13 +123,13 @@ class Budget(CostTerm):
         steps: updates (calls of `Plasticity.backward` at 0 < k < inf) from the present cost to the target; None bounds
             the cost by the target from the beginning.
         path: "geometric" or "cubic", see `bound_along`; without effect if `steps` is None.
-        rate: largest change of the log price per step; None for 0.01, or 0.03 along a path. Slower gates (a small
-            learning rate) need a smaller one: if the price rises faster than the gates follow, it closes them less
-            selectively. A bound along a path is never far from the cost, and the price may follow it faster.
+        rate: largest change of the log price per step; None for 0.01, or 0.03 on the way of a path. Slower gates (a
+            small learning rate) need a smaller one: if the price rises faster than the gates follow, it closes them
+            less selectively. A bound along a path is never far from the cost, and the price may follow it faster.
         gain: damping; a violation changes the price at once, by up to a factor `exp(gain)`.
         width: relative violation above which rate and gain act in full.
         scale: negligible price, in loss units per budget, from which the price starts to rise; None for 1e-4, or 0.01
-            along a path, which the price would else follow late.
+            on the way of a path, which the price would else follow late.
         ceiling: largest multiplier, in loss units per budget.
 
     Attributes:
@@ -199,7 +199,7 @@ class Budget(CostTerm):
         bound = "no model yet"
         if self.bound is not None:
             way = f"{self.bound:,.0f}"
-            if self.steps is not None and self._done < self.steps:
+            if self._on_the_way:
                 now = "the present cost" if self._start is None else f"{float(self._bound(self._start)):,.0f}"
                 way = f"{now} on the way to {way} ({self._done} of {self.steps} steps)"
             bound = f"bound={way}, price={float(self.multiplier):.3g}"
@@ -220,13 +220,18 @@ class Budget(CostTerm):
 
     @property
     def rate(self) -> float:
-        """Largest change of the log price per step: the argument, or by default 0.01, and 0.03 along a path."""
-        return (0.01 if self._steps is None else 0.03) if self._rate is None else self._rate
+        """Largest change of the log price per step: the argument, or by default 0.01, and 0.03 on the way of a path."""
+        return (0.03 if self._on_the_way else 0.01) if self._rate is None else self._rate
 
     @property
     def scale(self) -> float:
-        """Negligible price: the argument, or by default 1e-4, and 0.01 along a path."""
-        return (1e-4 if self._steps is None else 1e-2) if self._scale is None else self._scale
+        """Negligible price: the argument, or by default 1e-4, and 0.01 on the way of a path."""
+        return (1e-2 if self._on_the_way else 1e-4) if self._scale is None else self._scale
+
+    @property
+    def _on_the_way(self) -> bool:
+        """Whether there is a path, and its end is not reached."""
+        return self._steps is not None and self._done < self._steps
 
     @property
     def bound_now(self) -> float | Tensor | None:

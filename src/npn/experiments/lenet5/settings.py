@@ -15,11 +15,11 @@ from npn.experiments.report.tables import markdown_table, percent_spread, spread
 # around the settings that are in use; each is changed alone
 TRIALS = {
     "as in use": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
-    "learning rate / 2": {"learning_rate": LEARNING_RATE / 2, "weight_decay": WEIGHT_DECAY},
-    "learning rate x 2": {"learning_rate": 2 * LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
-    "weight decay / 4": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY / 4},
-    "weight decay / 2": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY / 2},
-    "weight decay x 2": {"learning_rate": LEARNING_RATE, "weight_decay": 2 * WEIGHT_DECAY},
+    "learning rate halved": {"learning_rate": LEARNING_RATE / 2, "weight_decay": WEIGHT_DECAY},
+    "learning rate doubled": {"learning_rate": 2 * LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
+    "weight decay quartered": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY / 4},
+    "weight decay halved": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY / 2},
+    "weight decay doubled": {"learning_rate": LEARNING_RATE, "weight_decay": 2 * WEIGHT_DECAY},
 }
 SPREAD = ("validation_accuracy", "validation_loss", "params")
 
@@ -51,11 +51,11 @@ def bench(
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
     arms = {
-        f"{mode}, {trial}": Arm(mode, (budget,), settings)
+        f"{mode} {trial}": Arm(mode, (budget,), settings)
         for mode in ("sparsify", "expand", "scratch")
         for trial, settings in TRIALS.items()
     }
-    names = [f"{mode}, {trial}" for mode in modes for trial in TRIALS]
+    names = [f"{mode} {trial}" for mode in modes for trial in TRIALS]
     made = Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, names)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, run in made:
