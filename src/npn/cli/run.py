@@ -69,6 +69,7 @@ def lenet5_mnist(
     augment: given.Augment = None,
     teacher: given.Teacher = None,
     like: given.Like = None,
+    weights: Annotated[bool | None, typer.Option("--weights", help="Gates on single weights, not on units.")] = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -91,7 +92,38 @@ def lenet5_mnist(
     if preset:
         epochs = ",".join(map(str, PAPER_STAGES))
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
-    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like)
+    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights)
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+
+
+@app.command("lenet300-mnist")
+def lenet300_mnist(
+    mode: given.Mode = None,
+    seed: given.Seed = None,
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    penalty: given.Penalty = None,
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    learning_rate: given.LearningRate = None,
+    weight_decay: given.WeightDecay = None,
+    augment: given.Augment = None,
+    units: Annotated[bool | None, typer.Option("--units", help="Let gates of whole units learn, too.")] = None,
+    out: given.RunFolder = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    stop_after: given.StopAfter = None,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """LeNet-300-100 on MNIST, with a gate on every single weight; the modes are sparsify and dense."""
+    from npn.experiments.lenet300.options import LeNet300Options
+    from npn.experiments.lenet300.recipe import EXPERIMENT
+
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 

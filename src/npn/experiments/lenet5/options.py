@@ -15,6 +15,7 @@ class LeNetOptions(Options):
         augment: shift, turn and scale every training image at random.
         teacher: folder of a finished run; its network's answers are learned beside the labels.
         like: folder of a finished run; "scratch" trains a net of its widths instead of one of the budget's size.
+        weights: gates on the single weights of all layers, instead of on units and inputs.
     """
 
     learning_rate: float | None = None
@@ -22,3 +23,4 @@ class LeNetOptions(Options):
     augment: bool | None = None
     teacher: str | None = None
     like: str | None = None
+    weights: bool | None = None

@@ -11,6 +11,7 @@ import npn
 from npn.errors import ConfigurationError
 from npn.experiments.data.augment import shift_turn_scale
 from npn.experiments.data.mnist import mnist
+from npn.experiments.engine import single_weights
 from npn.experiments.engine.building import (
     attach,
     cost_term,
@@ -29,6 +30,7 @@ from npn.experiments.lenet5.figures import filters, first_filters, table
 from npn.experiments.lenet5.model import FULL, LeNet5, count_weights
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report import figures
+from npn.penalty import CostKind
 
 FULL_WEIGHTS = count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
 SMALL = (3, 3, 3)  # widths that expand starts with
@@ -36,6 +38,7 @@ PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scrat
 STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
 PAPER_STAGES = (100, 250, 150)
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
+SINGLE_WEIGHTS = 1500.0  # the budget where single weights have gates
 BATCH_SIZE = 64
 LEARNING_RATE, WARMUP = 3.5e-3, 400
 WEIGHT_DECAY, DECAYED = 0.2, 5320.0  # in full from so many weights on; smaller networks underfit with that much
@@ -55,7 +58,9 @@ def defaults(options: Options) -> LeNetOptions:
         options: settings of the user.
     """
     mode = options.mode or "sparsify"
-    budget = BUDGET.get(mode) if options.penalty is None else None
+    single = isinstance(options, LeNetOptions) and options.weights
+    standard = SINGLE_WEIGHTS if single and mode == "sparsify" else BUDGET.get(mode)
+    budget = standard if options.penalty is None else None
     size = in_full(options.budget or budget, FULL_WEIGHTS)
     return LeNetOptions(
         **STANDARD,
@@ -64,6 +69,7 @@ def defaults(options: Options) -> LeNetOptions:
         learning_rate=LEARNING_RATE,
         weight_decay=WEIGHT_DECAY * min(1.0, (size or math.inf) / DECAYED),
         augment=False,
+        weights=False,
     )
 
 
@@ -77,6 +83,8 @@ def build(options: Options) -> Recipe:
     assert isinstance(options, LeNetOptions) and options.learning_rate and options.weight_decay is not None
     if options.like and mode != "scratch":
         raise ConfigurationError(f'like names a run whose widths "scratch" trains anew, got it for mode {mode!r}')
+    if options.weights and mode not in ("sparsify", "dense"):
+        raise ConfigurationError(f"single weights are for the modes 'sparsify' and 'dense', got {mode!r}")
     device = torch.device(options.device or "cpu")
     budget = in_full(options.budget, FULL_WEIGHTS)
     data = mnist(options.data).to(device)
@@ -86,13 +94,17 @@ def build(options: Options) -> Recipe:
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
     stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH.get(mode, 1.0), batches)
-    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, steps=steps, **PRICE)
-    plastic = attach(model, data.train.x[:2], options, penalty, columns=None if options.like else "fc1")
+    kind: CostKind = "weights" if options.weights else "params"
+    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, kind, steps=steps, **PRICE)
+    gated = {"unstructured": "*"} if options.weights else {"columns": None if options.like else "fc1"}
+    plastic = attach(model, data.train.x[:2], options, penalty, **gated)
+    if options.weights:
+        single_weights.hold_units_open(plastic)
     weights = torch.optim.AdamW(
         plastic.weights(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True
     )
     highest = options.learning_rate
-    gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
+    gates = torch.optim.Adam([p for p in plastic.logits() if p.requires_grad], lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
     first, last = stages.stages[0].name, stages.stages[-1].name
 
@@ -112,7 +124,7 @@ def build(options: Options) -> Recipe:
         gates=gates,
         data=data,
         batch_size=BATCH_SIZE,
-        measure=measure,
+        measure=single_weights.measure if options.weights else measure,
         growth=_growth(batches, budget) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
