@@ -173,7 +173,7 @@ class DependentBetaBernoulli(Method):
         structure = self.plastic.structure
         if self._places_of is not structure:
             self._places, self._places_of = {}, structure
-        if group not in self._places:
+        if group not in self._places or self._places[group].columns.device != x.device:
             part = next(part for part in structure.parts if part.name == group)
             self._places[group] = _place(part, _reader(self.plastic.model, part)[0], layer, structure, x.device)
         place, mine = self._places[group], {name: tensors[group] for name, tensors in self._tensors.items()}

@@ -21,7 +21,7 @@ class UnitEntries:
             columns, that the gate multiplies ("gated").
 
     Attributes:
-        structure: that these entries belong to; after a resize they are to be made anew.
+        structure: that these entries belong to.
         terms: parameter, axis (None: all of it), positions along the axis and the unit of each.
         counts: (units,), number of positions; the units of groups, branches and columns.
     """
@@ -38,6 +38,10 @@ class UnitEntries:
                     self.terms.append(term)
                     self.counts.index_add_(0, term[3], torch.ones(len(units), device=device))
             start += part.size
+
+    def belong_to(self, plastic: Plasticity) -> bool:
+        """Whether these are still the entries of the model: neither resized nor moved to another device."""
+        return self.structure is plastic.structure and self.counts.device == plastic.gates.device
 
     def sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
         """Sum a function of the entries over each unit.

@@ -121,6 +121,7 @@ class Method(ABC):
     @torch.no_grad()
     def kept_gates(self) -> Tensor:
         """What stays, bool (gates,): what the rule keeps, and the best of each group."""
+        self.plastic.gates.to(self.plastic.masked_weights.device)
         keep, score = self.chosen()
         pairs = zip(self._pieces(keep), self._pieces(score), strict=True)
         return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])

@@ -66,7 +66,7 @@ class Slimming(Method):
 
     def scales(self) -> Tensor:
         """Mean |gamma| of the BatchNorms on each unit, (units,), differentiable."""
-        if self._entries.structure is not self.plastic.structure:
+        if not self._entries.belong_to(self.plastic):
             self._entries = self._find_entries()
         return self._entries.sums(torch.abs) / self._entries.counts
 

@@ -101,7 +101,7 @@ class TargetedDropout(Method):
     @torch.no_grad()
     def magnitudes(self) -> dict[str, Tensor]:
         """Norm of the weights that produce each unit, (size,); |w| of single weights, (outputs, weights of each)."""
-        if self._entries.structure is not self.plastic.structure:
+        if not self._entries.belong_to(self.plastic):
             self._entries = self._find_entries()
         norms = self._entries.sums(lambda w: w.detach().abs().square()).sqrt()
         pieces = norms.split([group.size for group in self.groups])
