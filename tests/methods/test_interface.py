@@ -99,6 +99,20 @@ def test_compact_takes_optimizers_along_and_training_goes_on(tiny, method):
 
 
 @EVERY
+def test_the_handles_own_backward_trains_under_the_evaluation_mask(tiny, method):
+    spec = tiny["conv"]
+    model, plastic, way = build(tiny, method)
+    shaken(way)
+    x, y = spec.data()
+    loss = loss_by_hand(spec, model, plastic, way.evaluation_mask(), x, y)
+    expected = torch.autograd.grad(loss, plastic.weights())
+    torch.testing.assert_close(plastic.backward(lambda: F.cross_entropy(model(x), y)), loss.detach())
+    for leaf, gradient in zip(plastic.weights(), expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, atol=1e-6, rtol=1e-4)
+    assert all(p.grad is None for p in way.parameters())
+
+
+@EVERY
 def test_a_checkpoint_restores_model_and_method(tiny, tmp_path, method):
     spec = tiny["conv"]
     model, plastic, way = build(tiny, method)
@@ -142,10 +156,16 @@ def test_one_method_at_a_time_and_no_finite_sharpness(tiny):
         methods.TargetedDropout(plastic)
     with pytest.raises(
         ConfigurationError,
-        match=r"^HardConcrete decides which units stay, so k stays inf, got 7.0; to train gates, attach the model "
-        r"without a method$",
+        match=r"^HardConcrete decides which units stay, so k stays inf, got 7.0; attach the model without a "
+        r"method for that$",
     ):
         plastic.k = 7.0
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^HardConcrete decides which units stay, so they are not opened or closed by hand; attach the model "
+        r"without a method for that$",
+    ):
+        plastic.close("0", [1])
     _, fresh = tiny["conv"].attach()
     fresh.k = 7.0
     with pytest.raises(ConfigurationError, match=r"^HardConcrete needs k = inf, where no gate is random, got k = 7$"):

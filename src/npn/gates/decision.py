@@ -4,6 +4,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from npn.errors import ConfigurationError
 from npn.surgery import Plan
 
 
@@ -29,3 +30,19 @@ class Decision(Protocol):
             exported: the copy, already resized by the plan.
             plan: which removes the units that do not stay.
         """
+
+
+def check_undecided(decision: Decision | None, what: str) -> None:
+    """Raise if a method decides which units stay.
+
+    Args:
+        decision: the method; None if there is none.
+        what: what follows from that, for the error message.
+
+    Raises:
+        ConfigurationError: a method decides.
+    """
+    if decision is not None:
+        raise ConfigurationError(
+            f"{type(decision).__name__} decides which units stay, so {what}; attach the model without a method for that"
+        )

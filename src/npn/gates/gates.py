@@ -14,7 +14,7 @@ from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
-from npn.gates.decision import Decision
+from npn.gates.decision import Decision, check_undecided
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
 from npn.gates.single import WeightGates
@@ -70,11 +70,8 @@ class Gates:
     def k(self, value: float) -> None:
         if not value >= 0:  # also refuses NaN
             raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
-        if self.decision is not None and value != math.inf:
-            raise ConfigurationError(
-                f"{type(self.decision).__name__} decides which units stay, so k stays inf, got {value}; to train "
-                "gates, attach the model without a method"
-            )
+        if value != math.inf:
+            check_undecided(self.decision, f"k stays inf, got {value}")
         finite = 0 < value < math.inf
         if finite:
             if self._resting:  # restore the keep probabilities of the last finite k
@@ -249,8 +246,9 @@ class Gates:
             grace: calls of `age` for which the units are held open.
 
         Raises:
-            ConfigurationError: there is no such group or unit.
+            ConfigurationError: there is no such group or unit, or a method decides which units stay.
         """
+        check_undecided(self.decision, "they are not opened or closed by hand")
         gate, called, traced = self._named(name)
         try:
             index = gate.indices(units)

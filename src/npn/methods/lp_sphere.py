@@ -48,7 +48,8 @@ class LpSphere(Method):
         target: share of units (or of the named weights) to mask, in (0, 1].
         p: order of the norm, in [1.05, 2]: 1.4 to 1.3 for half of the weights, 1.2 to 1.07 for 90%; a number, or a dict
             from name pattern of groups and parameters to number, in which the first match counts.
-        rate: eta, the step size, in (0, 1]; may be set between steps.
+        rate: eta, the step size, in (0, 1]; may be set between steps. Steps have a length of their own, whatever the
+            gradient's: rate times steps should be 10 or more for entries to become small.
         momentum: of the gradient, in [0, 1].
         every: steps between changes of the topology.
         start: share that is masked at random at the start, in [0, 1]; 0.2 in the authors' code.
