@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from unittest import mock
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import npn
@@ -77,6 +79,25 @@ def test_export_of_a_run(finished, format):
     result = call("export", out, "--format", format)
     assert result.exit_code == 0, result.output
     assert (out / f"model.{format}").stat().st_size > 0
+
+
+def test_export_of_zeros_says_which_layers_are_sparse(tmp_path, monkeypatch):
+    from npn.experiments import registry
+
+    def net():
+        return nn.Sequential(nn.Linear(100, 64), nn.ReLU(), nn.Linear(64, 2))
+
+    model = net()
+    nn.init.zeros_(model[0].weight)
+    monkeypatch.setattr(registry, "finished_model", lambda path: (model, torch.zeros(2, 100)))
+    file, x = tmp_path / "new" / "a.pt", torch.randn(3, 100)
+    result = call("export", tmp_path, "--format", "csr", "--batch", "8", "--out", file)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"0: (sparse|dense) \(100\.0% zeros; 8 rows take \d+ us sparse, \d+ us dense\)", result.output)
+    assert "under half of their weights are zero: 1" in result.output
+    torch.testing.assert_close(npn.load(file, net())(x), model(x))
+    assert call("export", tmp_path, "--format", "bitmap").exit_code == 0
+    assert (tmp_path / "model.bitmap.safetensors").stat().st_size < 4 * 64 * 10
 
 
 def test_export_says_where_no_run_is(tmp_path):

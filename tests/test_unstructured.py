@@ -2,6 +2,8 @@
 
 import copy
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -600,3 +602,13 @@ def test_connections_of_closed_units_stay_closed():
     assert plastic.reconnect(48) == {"2.weight": 4 * 7}
     mask = plastic.unstructured["2.weight"].mask
     assert not mask[1:, 3].any() and not mask[4].any() and int(mask.sum()) == 8 + 28
+
+
+def test_the_page_on_single_weights_runs():
+    page = Path(__file__).parents[1] / "docs" / "weights.md"
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    scope = {}
+    exec(code, scope)
+    small, x, y = scope["small"], scope["x"], scope["y"]
+    assert sum(int((p != 0).sum()) for p in small.parameters() if p.dim() > 1) < 300
+    assert small[0].out_features < 64 and (small(x).argmax(1) == y).float().mean() > 0.9

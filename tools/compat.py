@@ -11,11 +11,6 @@ only, nothing is downloaded.
 import sys
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["work"]:
-        from compat.measure import main as work
+    from compat.sweep import main
 
-        work(sys.argv[2:])
-    else:
-        from compat.sweep import main
-
-        sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

@@ -117,7 +117,7 @@ class Budget(CostTerm):
     plastic stage leaves the rest of it to settle.
 
     Args:
-        cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
+        cost: "params", "weights", "macs", "units" or "layerwise", see `CostTerm`.
         target: a float up to 1 is a fraction of the cost of the model at attach; an int, or a value above 1, is the
             cost itself.
         steps: updates (calls of `Plasticity.backward` at 0 < k < inf) from the present cost to the target; None bounds

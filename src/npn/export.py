@@ -1,5 +1,6 @@
-"""Write a plain model in a format that other programs read: ONNX, PyTorch's export archive, safetensors."""
+"""Write a plain model for use elsewhere: ONNX, PyTorch's export archive, safetensors; or small, where it has zeros."""
 
+import json
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from npn.errors import ConfigurationError
+from npn.checkpoint import save
+from npn.errors import CheckpointError, ConfigurationError
+from npn.gates.single import packed, unpacked
+from npn.sparse import to_csr
 from npn.tracing.capture import split_inputs
 from npn.tracing.single import evaluating
 
-FORMATS = ("onnx", "pt2", "safetensors")
+FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
+BITMAP = "npn bitmap 1"  # marks the files of `_bitmap`
 
 
 def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], format: str) -> Path:
@@ -24,7 +29,9 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         model: plain model, such as the result of `plastic.export()`.
         example_inputs: one small batch.
         path: path of the file; missing folders are created.
-        format: "onnx" (needs the extra `onnx`), "pt2" (`torch.export.load` reads it) or "safetensors" (weights only).
+        format: "onnx" (needs the extra `onnx`), "pt2" (`torch.export.load` reads it), "safetensors" (weights only),
+            "bitmap" (safetensors with one bit per weight and the weights that are not zero; `read_bitmap` reads it) or
+            "csr" (linear layers sparse where that is faster, see `npn.sparse.to_csr`; `npn.load` reads it).
 
     Returns:
         The path.
@@ -90,6 +97,53 @@ def _safetensors(model: nn.Module, example_inputs: Any, path: Path) -> None:
     save_model(model, str(path))
 
 
+def _bitmap(model: nn.Module, example_inputs: Any, path: Path) -> None:
+    _need("safetensors")
+    from safetensors.torch import save_file
+
+    tensors, shapes = dict[str, Tensor](), dict[str, list[int]]()
+    for name, value in model.state_dict().items():
+        there = value != 0
+        size = there.numel() * value.element_size()
+        if -(-there.numel() // 8) + int(there.sum()) * value.element_size() < size:
+            tensors[f"{name}.bitmap"], tensors[f"{name}.values"] = packed(there), value[there].cpu()
+            shapes[name] = list(value.shape)
+        else:
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    save_file(tensors, path, {"format": BITMAP, "shapes": json.dumps(shapes)})
+
+
+def read_bitmap(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read a file that `write_model` wrote in the format "bitmap".
+
+    Args:
+        path: of the file.
+
+    Returns:
+        What `model.state_dict()` was.
+
+    Raises:
+        CheckpointError: the file was written otherwise.
+    """
+    _need("safetensors")
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        about = file.metadata() or {}
+        if about.get("format") != BITMAP:
+            raise CheckpointError(f"{path} is no bitmap file of npn: write it with npn export --format bitmap")
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    for name, shape in json.loads(about["shapes"]).items():
+        there, values = unpacked(tensors.pop(f"{name}.bitmap"), shape), tensors.pop(f"{name}.values")
+        tensors[name] = values.new_zeros(shape)
+        tensors[name][there] = values
+    return tensors
+
+
+def _csr(model: nn.Module, example_inputs: Any, path: Path) -> None:
+    save(path, to_csr(model, example_inputs)[0])
+
+
 def _need(*modules: str) -> None:
     """Raise if a module is not installed."""
     missing = [name for name in modules if find_spec(name) is None]
@@ -97,4 +151,10 @@ def _need(*modules: str) -> None:
         raise ConfigurationError(f"{', '.join(missing)} is not installed; pip install 'npn[onnx]'")
 
 
-_WRITERS: dict[str, Callable[[nn.Module, Any, Path], None]] = {"onnx": _onnx, "pt2": _pt2, "safetensors": _safetensors}
+_WRITERS: dict[str, Callable[[nn.Module, Any, Path], None]] = {
+    "onnx": _onnx,
+    "pt2": _pt2,
+    "safetensors": _safetensors,
+    "bitmap": _bitmap,
+    "csr": _csr,
+}

@@ -110,7 +110,7 @@ class Penalty(CostTerm):
     and `weight` may give each group l its lambda_l.
 
     Args:
-        cost: "params", "macs", "units" or "layerwise", see `CostTerm`.
+        cost: "params", "weights", "macs", "units" or "layerwise", see `CostTerm`.
         weight: price in loss units per parameter (or per MAC, or per unit), >= 0; for "layerwise" also a dict from name
             pattern to price, in which the first match counts and groups without a match cost nothing. There, a
             parameter with gates on its single weights has a price of its own, under its name.

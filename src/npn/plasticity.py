@@ -168,8 +168,8 @@ class Plasticity:
         The last unit of a group stays open, with a warning.
 
         Args:
-            group: the group or its name.
-            units: numbers of the units, or a mask over all units.
+            group: the group or its name, or the name of a parameter with gates on its single weights.
+            units: numbers of the units, or a mask over all units; of weights, positions in the flattened parameter.
 
         Raises:
             ConfigurationError: there is no such group or unit.
@@ -180,8 +180,8 @@ class Plasticity:
         """Open units: pi = 0.95 at finite k.
 
         Args:
-            group: the group or its name.
-            units: numbers of the units, or a mask over all units.
+            group: as for `close`.
+            units: as for `close`.
             grace: calls of `backward` for which the units are held open, unpenalised.
 
         Raises:
@@ -248,7 +248,7 @@ class Plasticity:
         """E[cost(z)] of the network under its gates; units in grace count as open and have no gradient.
 
         Args:
-            kind: "params", "macs", "units" or "layerwise", see `npn.penalty.CostTerm`.
+            kind: "params", "weights", "macs", "units" or "layerwise", see `npn.penalty.CostTerm`.
             weights: group name -> factor, for "layerwise".
 
         Returns:

@@ -152,6 +152,49 @@ def test_batch_norm_buffers_follow(tiny):
     assert model[1].weight[2] == 1 and model[1].bias[2] == 0
 
 
+class KeepsTable(nn.Module):
+    """Attention whose biases, one per head, are looked up once in eval(), and again after each change to train()."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.kept = 3, {}
+        self.q, self.o = nn.Linear(4, 6), nn.Linear(6, 2)
+        self.biases = nn.Parameter(torch.randn(3, 5))
+        self.register_buffer("at", torch.arange(5)[:, None] * torch.arange(5) % 5)
+
+    def train(self, mode: bool = True) -> "KeepsTable":
+        if mode:
+            self.kept = {}
+        return super().train(mode)
+
+    def forward(self, x):
+        table = self.biases[:, self.at]
+        if not self.training:
+            table = self.kept.setdefault("table", table)
+        q = self.q(x).view(2, 5, self.heads, -1).transpose(1, 2)
+        y = (q @ q.transpose(2, 3) + table).softmax(-1) @ q
+        return self.o(y.transpose(1, 2).reshape(2, 5, -1))
+
+
+def test_what_a_model_keeps_of_its_weights_is_dropped_by_a_resize() -> None:
+    torch.manual_seed(0)
+    model, x = KeepsTable().eval(), torch.randn(2, 5, 4)
+    with torch.no_grad():
+        model(x)
+    plastic = npn.attach(model, x)
+    with torch.no_grad():
+        model(x)
+        plastic.close("q", [1])
+        expected = model(x)
+        assert model.kept
+        torch.testing.assert_close(plastic.export()(x), expected)
+        plastic.compact()
+        torch.testing.assert_close(model(x), expected)
+        plastic.grow({"q": 2})
+        torch.testing.assert_close(model(x), expected)
+    assert not model.training and not model.q.training
+
+
 def test_channels_last_is_kept(tiny):
     model, plastic = tiny["conv"].attach()
     x, y = tiny["conv"].data()

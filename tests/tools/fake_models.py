@@ -3,6 +3,7 @@
 from typing import Any
 
 PACKAGE = "pytest"
+PRELOAD: tuple[str, ...] = ()
 
 
 def names() -> list[tuple[str, str]]:

@@ -153,6 +153,11 @@ ROWS = {
     ),
     "scatter": between(lambda h, s, d: torch.zeros_like(h).scatter(0, columns(d, h), h[s]), places),
     "scatter_value": between(lambda h, s, d: h.scatter(0, columns(d, h), 1.0), places),
+    "scatter_at_the_largest": between(
+        lambda h: (
+            h + torch.zeros(2, 3, h.shape[1]).scatter(1, h.view(2, 3, -1).argmax(1, keepdim=True), 1.0).view(6, -1)
+        )
+    ),
     "index_add": between(lambda h, s, d: torch.zeros_like(h).index_add_(0, d, h[s], alpha=0.5), graph),
     "index_add_units": between(
         lambda h: torch.zeros_like(h).index_add(1, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3]), h),

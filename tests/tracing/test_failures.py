@@ -46,6 +46,10 @@ def unique(net, h):
     return h * len(torch.unique(h))
 
 
+def listed(model, h):
+    return torch.cat(h.split((h[0, :3] * 0 + h.shape[0] // 3).long().tolist()))
+
+
 def likelihood(net, h):
     return h + F.gaussian_nll_loss(h, torch.zeros(6), F.softplus(h))
 
@@ -80,15 +84,19 @@ def test_shapes_that_depend_on_values(code, what, instead):
     assert [g.name for g in plastic.groups] == ["0"] and loss.isfinite()
 
 
-def test_decisions_of_the_users_code_and_of_torchs():
-    line = f"{Path(__file__).name}:{decides.__code__.co_firstlineno + 1}"
+@pytest.mark.parametrize("code", [decides, listed])
+def test_decisions_of_the_users_code(code):
+    line = f"{Path(__file__).name}:{code.__code__.co_firstlineno + 1}"
     message = (
         f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; expected a "
         "computation that is the same for every input: use torch.where instead of if, or attach the parts of the model "
         "before and after this line separately, as npn.attach(model.backbone, ...)"
     )
     with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
-        npn.attach(Net(decides), X)
+        npn.attach(Net(code), X)
+
+
+def test_decisions_of_torchs_own_code():
     line = f"{Path(__file__).name}:{likelihood.__code__.co_firstlineno + 1}"
     with pytest.raises(TraceError) as caught:
         npn.attach(Net(likelihood), X)

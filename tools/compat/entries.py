@@ -23,6 +23,7 @@ class Entry:
         family, name: variants of one architecture share the family.
         package: the distribution that holds the library.
         variant: 0 for the first of its family.
+        preload: modules that building it imports.
     """
 
     library: str
@@ -31,6 +32,7 @@ class Entry:
     name: str
     package: str
     variant: int
+    preload: tuple[str, ...]
 
     @property
     def key(self) -> tuple[str, str]:
@@ -42,23 +44,24 @@ def entries(modules: dict[str, str] | None = None) -> list[Entry]:
     """Every model in the order of the sweep, always the same one. No library is imported.
 
     Args:
-        modules: library -> module with `PACKAGE` and `names()`; those of `LIBRARIES` if not given.
+        modules: library -> module with `PACKAGE`, `PRELOAD` and `names()`; those of `LIBRARIES` if not given.
     """
     rounds: dict[int, list[list[Entry]]] = {}
     for library, module in (LIBRARIES if modules is None else modules).items():
         table = import_module(module)
-        for variant, found in _by_variant(library, module, table.PACKAGE, table.names()).items():
+        for variant, found in _by_variant(library, module, table).items():
             rounds.setdefault(variant, []).append(found)
     return [entry for variant in sorted(rounds) for entry in in_turn(rounds[variant])]
 
 
-def _by_variant(library: str, module: str, package: str, names: Iterable[tuple[str, str]]) -> dict[int, list[Entry]]:
+def _by_variant(library: str, module: str, table: Any) -> dict[int, list[Entry]]:
     seen: dict[str, int] = {}
     found: dict[int, list[Entry]] = {}
-    for family, name in names:
+    for family, name in table.names():
         variant = seen.get(family, 0)
         seen[family] = variant + 1
-        found.setdefault(variant, []).append(Entry(library, module, family, name, package, variant))
+        entry = Entry(library, module, family, name, table.PACKAGE, variant, tuple(table.PRELOAD))
+        found.setdefault(variant, []).append(entry)
     return found
 
 

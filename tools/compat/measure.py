@@ -1,6 +1,5 @@
 """One model in a process of its own: attach, shrink, grow, train one step; each stage is written down at its end."""
 
-import argparse
 import copy
 import json
 import os
@@ -12,6 +11,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -87,9 +87,6 @@ def measure(module: str, name: str, report: Report, onnx: bool) -> None:
         full = report.stage("run", lambda: numbers.outputs(model, inputs))
     if full is None:
         return
-    npn.attach(
-        torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), torch.zeros(1, 4)
-    )  # loads torch's parts
     start, clock = time.process_time(), time.perf_counter()
     plastic = report.stage("attach", lambda: npn.attach(model, inputs))
     report.put(seconds=round(time.process_time() - start, 2), wall=round(time.perf_counter() - clock, 2))
@@ -211,27 +208,37 @@ def compare_peer(module: str, name: str, report: Report) -> None:
         report.put(**found)
 
 
-def main(arguments: list[str]) -> None:
-    """Measure one model under limits of time and memory."""
-    parser = argparse.ArgumentParser(prog="compat.py work")
-    parser.add_argument("module")
-    parser.add_argument("name")
-    parser.add_argument("result")
-    parser.add_argument("--onnx", action="store_true")
-    parser.add_argument("--peer", action="store_true")
-    parser.add_argument("--limit-seconds", type=int, required=True)
-    parser.add_argument("--limit-gigabytes", type=float, required=True)
-    given = parser.parse_args(arguments)
-    resource.setrlimit(resource.RLIMIT_CPU, (given.limit_seconds, given.limit_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_DATA, (int(given.limit_gigabytes * 2**30),) * 2)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+@dataclass(frozen=True)
+class Limits:
+    """CPU seconds and gigabytes of memory of one process."""
+
+    seconds: int
+    gigabytes: float
+
+
+def work(module: str, name: str, task: str, result: str, errors: str, limits: Limits) -> None:
+    """One model in a forked process of its own, under limits.
+
+    Args:
+        module: with `build(name)`.
+        name: of the model.
+        task: "measure", "onnx" (with it) or "peer".
+        result: file of the record.
+        errors: file that takes what is written to standard error.
+        limits: what ends the process.
+    """
+    os.setsid()  # so that it can be ended with all that it starts
+    with Path(errors).open("wb") as stream:
+        os.dup2(stream.fileno(), 2)
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 1))
+    resource.setrlimit(resource.RLIMIT_DATA, (int(limits.gigabytes * 2**30),) * 2)
     warnings.simplefilter("ignore")
-    report = Report(given.result)
+    report = Report(result)
     try:
-        if given.peer:
-            compare_peer(given.module, given.name, report)
+        if task == "peer":
+            compare_peer(module, name, report)
         else:
-            measure(given.module, given.name, report, given.onnx)
+            measure(module, name, report, task == "onnx")
     except MemoryError:
         report.put(ended="memory")
     else:

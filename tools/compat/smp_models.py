@@ -5,6 +5,7 @@ from typing import Any
 from compat.entries import table
 
 PACKAGE = "segmentation-models-pytorch"
+PRELOAD = ("compat.with_torchvision", "segmentation_models_pytorch")
 
 FAMILIES = """
 unet: Unet-resnet18 Unet-mobilenet_v2 Unet-efficientnet-b0 Unet-timm-skresnet18 Unet-densenet121 Unet-mit_b0

@@ -1,15 +1,10 @@
 """Run the models one after the other, each in a process of its own with limits, and keep what was found."""
 
 import argparse
-import contextlib
-import json
-import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -18,11 +13,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from compat import page, records
+from compat import page, processes, records
 from compat.entries import LIBRARIES, Entry, entries
+from compat.measure import Limits
 
 ROOT = Path(__file__).parents[2]
-WALL = 4  # a process may take so many times its limit of CPU time before it is ended: another may use the machine
 
 
 def main(arguments: Sequence[str], modules: dict[str, str] | None = None) -> int:
@@ -40,6 +35,7 @@ def main(arguments: Sequence[str], modules: dict[str, str] | None = None) -> int
     known = records.read(given.out)
     chosen = [entry for entry in everything if _wanted(entry, known.get(entry.key), given)]
     print(f"{len(chosen)} of {len(everything)} models to try", flush=True)
+    processes.load(dict.fromkeys(library for entry in chosen for library in entry.preload))
     pool = ThreadPoolExecutor(given.jobs)
     try:
         for i, record in enumerate(pool.map(lambda entry: try_model(entry, given, known.get(entry.key)), chosen), 1):
@@ -111,55 +107,18 @@ def try_model(entry: Entry, given: argparse.Namespace, known: records.Record | N
     head |= {"commit": commit(), "date": datetime.now(UTC).date().isoformat()}
     kept = known if not given.again and records.fresh(known, versions(entry.package)) else None
     if kept is None or (given.onnx and "onnx" not in kept):
-        record = head | _run(entry, given, ["--onnx"] if given.onnx else [])
+        record = head | _run(entry, given, "onnx" if given.onnx else "measure")
     else:
         record = kept
     if given.peers:
-        record["peer"] = _run(entry, given, ["--peer"]) | {"version": versions("torch-pruning")["torch-pruning"]}
+        record["peer"] = _run(entry, given, "peer") | {"version": versions("torch-pruning")["torch-pruning"]}
     elif known and "peer" in known:
         record["peer"] = known["peer"]
     return record
 
 
-def _run(entry: Entry, given: argparse.Namespace, options: list[str]) -> dict[str, Any]:
-    limits = ["--limit-seconds", str(given.limit_seconds), "--limit-gigabytes", str(given.limit_gigabytes)]
-    with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "record.json"
-        command = [sys.executable, str(ROOT / "tools" / "compat.py"), "work", entry.module, entry.name, str(result)]
-        with _process([*command, *options, *limits], Path(folder) / "errors") as process:
-            ended = _wait(process, given.limit_seconds * WALL)
-        found: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"failed": {}, "stage": "build"}
-        if ended:
-            text = (Path(folder) / "errors").read_text(errors="replace").strip().splitlines()
-            out_of_memory = any("MemoryError" in part or "allocate memory" in part for part in text[-5:])
-            found["ended"] = "memory" if out_of_memory and ended != "time" else ended
-            if ended.startswith("exit"):
-                found["last_words"] = text[-1][:300] if text else ""
-    return found
-
-
-@contextlib.contextmanager
-def _process(command: list[str], errors: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A child in a session of its own, so that it can be ended with all that it started."""
-    with errors.open("wb") as stream:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=stream, start_new_session=True)
-        try:
-            yield process
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> str | None:
-    """How the process ended: None where it came to its own end."""
-    try:
-        code = process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return "time"
-    if code in (-signal.SIGXCPU, -signal.SIGKILL):
-        return "time"
-    return None if code == 0 else f"exit {code}"
+def _run(entry: Entry, given: argparse.Namespace, task: str) -> dict[str, Any]:
+    return processes.run(entry.module, entry.name, task, Limits(given.limit_seconds, given.limit_gigabytes))
 
 
 @cache

@@ -6,6 +6,7 @@ from typing import Any
 from compat.entries import table
 
 PACKAGE = "timm"
+PRELOAD = ("compat.with_torchvision", "timm")
 
 FAMILIES = """
 resnet: resnet18 resnet10t ecaresnet26t resnetblur18 seresnext26t_32x4d resnet50 wide_resnet50_2 resnext50_32x4d

@@ -5,6 +5,7 @@ from typing import Any
 from compat.entries import table
 
 PACKAGE = "torchvision"
+PRELOAD = ("compat.with_torchvision",)
 
 FAMILIES = """
 resnet: resnet18 resnet50 resnext50_32x4d wide_resnet50_2 resnet34

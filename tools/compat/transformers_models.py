@@ -7,6 +7,7 @@ from compat.entries import in_turn
 from compat.transformers_table import FAMILIES, INPUTS, OVERRIDES, TASKS, TINY
 
 PACKAGE = "transformers"
+PRELOAD = ("compat.with_torchvision", "transformers.modeling_utils", "transformers.models.auto.modeling_auto")
 
 
 def names() -> list[tuple[str, str]]:
@@ -71,7 +72,7 @@ def _inputs(name: str, kind: str, config: Any) -> dict[str, Any]:
     if kind in ("masked", "sequence", "tokens"):
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if kind == "seq2seq":
-        return {"input_ids": ids, "decoder_input_ids": ids[:, :6]}
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :6]}
     if kind == "speech":
         return {"input_values": torch.randn(2, 4000)}
     if kind == "series":

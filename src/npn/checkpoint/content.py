@@ -22,6 +22,8 @@ from npn.checkpoint.layout import (
 from npn.checkpoint.matching import (
     branches_to_remove,
     chosen_columns,
+    densified,
+    make_sparse,
     matching_tensors,
     saved_structure,
     selects,
@@ -96,6 +98,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         CheckpointError: see `npn.load`; nothing was loaded.
     """
     model = target.model if isinstance(target, Plasticity) else target
+    content, sparse = densified(content)
     chosen = chosen_columns(path, model, content)
     gone = branches_to_remove(path, model, content)
     tensors = matching_tensors(
@@ -148,6 +151,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         else:
             zero_closed(model, content)
             materialize_selects(model, chosen)
+            make_sparse(model, sparse)
     return target
 
 

@@ -5,8 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
+from npn._utils.csr import csr_weight
 from npn.errors import CheckpointError
 from npn.functional import function_name
 from npn.modules import absent_paths, input_dim
@@ -209,3 +211,29 @@ def saved_structure(
         shape = shapes[part.tensor]
         shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
     return replace(rest, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
+
+
+def densified(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Replace the sparse weights of a saved model by dense ones.
+
+    Args:
+        content: the result of `pack`.
+
+    Returns:
+        The content, and the names of the weights that were sparse.
+    """
+    saved = content["model"]
+    sparse = [name for name, value in saved.items() if isinstance(value, Tensor) and value.layout == torch.sparse_csr]
+    return {**content, "model": saved | {name: saved[name].to_dense() for name in sparse}}, sparse
+
+
+def make_sparse(model: nn.Module, names: Sequence[str]) -> None:
+    """Replace weights by sparse ones, as `npn.sparse.to_csr` does.
+
+    Args:
+        model: changed in place.
+        names: of the weights.
+    """
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(path), leaf, csr_weight(model.get_parameter(name)))

@@ -15,11 +15,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+import npn
 from npn import inspection
 from npn.cli.inputs import HELP, check_call, make_inputs
 from npn.errors import ConfigurationError
-from npn.export import write_model
+from npn.export import check_format, write_model
+from npn.sparse import to_csr
 from npn.tracing.capture import raising_line
+
+SUFFIXES = {"bitmap": "bitmap.safetensors", "csr": "csr.pt"}
 
 
 def inspect(
@@ -156,12 +160,33 @@ def few(names: Sequence[str], most: int = 3) -> str:
 
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    format: Annotated[str, typer.Option(help="onnx, pt2 or safetensors.")] = "onnx",
+    format: Annotated[
+        str,
+        typer.Option(
+            help="onnx, pt2, safetensors, bitmap (safetensors, zeros as bits), csr (linear layers sparse where faster)."
+        ),
+    ] = "onnx",
     out: Annotated[Path | None, typer.Option(help="File to write. (default: RUN/model.FORMAT)")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="csr: rows for which the layers are timed.")] = 64,
 ) -> None:
     """Write the compact model of a finished run in a format that other programs read."""
     from npn.experiments.registry import finished_model  # brings matplotlib, which takes a second to import
 
     model, example = finished_model(run)
-    path = write_model(model, example, out or run / f"model.{format}", format)
+    check_format(format)
+    path = out or run / f"model.{SUFFIXES.get(format, format)}"
+    if format == "csr":
+        model, times = to_csr(model, example, batch)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        npn.save(path, model)
+        for layer in times:
+            form = "sparse" if layer.chosen else "dense"
+            typer.echo(
+                f"{layer.name}: {form} ({layer.zeros:.1%} zeros; {layer.batch} rows take "
+                f"{1e6 * layer.sparse:.0f} us sparse, {1e6 * layer.dense:.0f} us dense)"
+            )
+        left = sum(type(module) is nn.Linear for module in model.modules()) - len(times)
+        typer.echo(f"linear layers left dense, because under half of their weights are zero: {left}")
+    else:
+        path = write_model(model, example, path, format)
     typer.echo(f"{path} ({path.stat().st_size:,} bytes)")

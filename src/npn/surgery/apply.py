@@ -16,6 +16,7 @@ from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
 from npn.surgery.verify import check_shapes
 from npn.tracing.capture import model_tensors
+from npn.tracing.single import in_mode
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def apply_plan(
         selected = selected_columns(plan.after)
         edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
     carry_out(edits, lambda: check_shapes(model, plan.after))
+    with in_mode(model, True):  # what a model keeps of its weights for eval(), as a table of positions, it drops here
+        pass
 
 
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:

@@ -82,7 +82,7 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: S
     alone = rehearsal.trace(structure, names)
     if alone is None:
         return freeze(structure, names, f"it can only change together with others: {problem.reason}")
-    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.trace)
+    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace)
     changed = repaired != structure
     return repaired if changed else freeze(structure, names, alone.reason)
 
@@ -103,7 +103,7 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
         rehearsal: of the model.
         structure: with the kind.
         kind: groups of repeated layers.
-        check: `rehearsal.run` or `rehearsal.trace`.
+        check: `rehearsal.run` or `rehearsal.run_and_trace`.
     """
     repaired = _find_repair(rehearsal, structure, kind, check)
     if repaired is not None and check(repaired, [g.name for g in kind]) is None:
@@ -126,15 +126,19 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
 def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes."""
     first = kind[0]
+
+    def passes(trial: Sequence[Attribute], multiple: int = 1) -> bool:
+        return check(_with(structure, first.name, trial, multiple), [first.name]) is None
+
     options = trials(rehearsal.model, structure, first)
     options.sort(key=lambda trial: _attribute_names(trial) not in rehearsal.repairs)  # stable: likely ones first
     for trial in options:
         if rehearsal.expired:
             return None
-        if check(_with(structure, first.name, trial), [first.name]) is None:
-            for name in {name for _, name, _ in trial}:
+        if passes(trial):
+            for name in dict.fromkeys(name for _, name, _ in trial):
                 smaller = tuple(entry for entry in trial if entry[1] != name)
-                if smaller and check(_with(structure, first.name, smaller), [first.name]) is None:
+                if smaller and passes(smaller):
                     trial = smaller
             rehearsal.repairs.add(_attribute_names(trial))
             for group in kind:
@@ -143,7 +147,7 @@ def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Grou
     for multiple in divisors(rehearsal.model, structure, kind):
         if rehearsal.expired:
             return None
-        if check(_with(structure, first.name, (), multiple), [first.name]) is None:
+        if passes((), multiple):
             for group in kind:
                 structure = _with(structure, group.name, (), multiple)
             return structure

@@ -7,6 +7,7 @@ from npn.tracing.capture import TORCH, raising_line
 
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
+_NO_VALUES = "tensor with unallocated storage"  # what tolist() says of a tensor without values
 _OPS = {  # ATen op -> (what user code calls, what to do instead)
     "_pack_padded_sequence": ("pack_padded_sequence", "give the recurrent layer the padded batch, mask its output"),
     "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
@@ -33,7 +34,7 @@ def explain(error: Exception) -> str:
             f"the shape of a tensor depends on values at {line}, which a traced graph cannot follow: {what}; expected "
             f"shapes that are the same for every input: {instead}, {_PART}"
         )
-    if "DataDependent" not in name:
+    if "DataDependent" not in name and _NO_VALUES not in str(error):
         return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
     inside = _torchs_own(error)
     if inside is not None:

@@ -35,6 +35,7 @@ def group_units(
     groups: list[Group] = []
     frozen: list[Frozen] = []
     taken: dict[str, int] = {}
+    rank = np.full(starts[-1], -1, dtype=np.int64)
     for units, where in kinds:
         keys = tuple(slots[i] for i in where)
         blocked = np.isin(units, frozen_units)
@@ -47,7 +48,9 @@ def group_units(
         if useless:
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
-            placed = tuple(Slot(*slots[i], _positions(members[i], rest), slots[i] in ledger.reads) for i in where)
+            rank[rest] = np.arange(len(rest))
+            placed = tuple(Slot(*slots[i], _positions(rank[members[i]]), slots[i] in ledger.reads) for i in where)
+            rank[rest] = -1
             multiple = int(np.lcm.reduce(multiples[rest]))
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
     known = dict(shapes), walked.positions, walked.fingerprint, outputs
@@ -63,13 +66,14 @@ def _kinds(
     mark = treatment.copy()
     for i in order:
         code = rng.integers(1, 2**63, dtype=np.uint64)
-        found, counts = np.unique(members[i], return_counts=True)
-        mark[found] += code * counts.astype(np.uint64)  # overflow wraps: a hash of slots and entry counts
+        np.add.at(mark, members[i], code)  # overflow wraps: a hash of slots and entry counts
     classes: dict[int, tuple[list[np.ndarray], list[int]]] = {}
     seen = np.zeros(total, dtype=bool)
+    first = np.zeros(total, dtype=np.int64)
     for i in order:
-        found, first = np.unique(members[i], return_index=True)
-        found = found[np.argsort(first)]
+        along = np.arange(len(members[i]))
+        first[members[i][::-1]] = along[::-1]  # of several entries the last that is written counts
+        found = members[i][first[members[i]] == along]  # each once, in order of appearance
         for code in dict.fromkeys(mark[found].tolist()):
             of_kind = found[mark[found] == np.uint64(code)]
             entry = classes.setdefault(code, ([], []))
@@ -79,13 +83,11 @@ def _kinds(
     return [(np.concatenate(units), where) for units, where in classes.values()]
 
 
-def _positions(member: np.ndarray, units: np.ndarray) -> Tensor:
-    """Positions (units, entries) of each unit along an axis, ascending."""
-    rank = np.full(int(max(member.max(), units.max())) + 1, -1, dtype=np.int64)
-    rank[units] = np.arange(len(units))
-    where = np.flatnonzero(rank[member] >= 0)
-    where = where[np.argsort(rank[member[where]], kind="stable")]
-    return torch.from_numpy(where.reshape(len(units), -1))
+def _positions(rank: np.ndarray) -> Tensor:
+    """Positions (units, entries) of each unit along an axis, ascending, from the unit at each position, -1 for none."""
+    where = np.flatnonzero(rank >= 0)
+    where = where[np.argsort(rank[where], kind="stable")]
+    return torch.from_numpy(where.reshape(int(rank.max()) + 1, -1))
 
 
 def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray) -> str | None:

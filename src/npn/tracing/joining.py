@@ -101,9 +101,9 @@ def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray
     unit = np.arange(total)
     if not edges:
         return unit
-    a, b = (np.concatenate([edge[i].numpy() for edge in edges]) for i in (0, 1))
-    joins = (a > 0) & (b > 0) & (a != b)
-    codes = np.unique(np.minimum(a, b)[joins] * total + np.maximum(a, b)[joins])  # one number for each pair
+    pieces = [codes[codes > 0] for codes in (_codes(a.numpy(), b.numpy(), total) for a, b in edges)]
+    codes = np.sort(np.concatenate(pieces))
+    codes = codes[np.diff(codes, prepend=0) > 0]
     a, b = codes // total, codes % total
     while True:
         low = np.minimum(unit[a], unit[b])
@@ -117,3 +117,23 @@ def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray
             unit = jumped
         if np.array_equal(before, unit):
             return unit
+
+
+def _codes(a: np.ndarray, b: np.ndarray, total: int) -> np.ndarray:
+    """One number for each pair of labels, the same in either order; 0 where they join nothing, or repeat the last."""
+    codes: np.ndarray = np.minimum(a, b) * total + np.maximum(a, b)
+    codes[(a == b) | (a == 0) | (b == 0)] = 0
+    codes[1:][codes[1:] == codes[:-1]] = 0
+    return codes
+
+
+def distinct(labels: np.ndarray, total: int) -> np.ndarray:
+    """The distinct labels in ascending order; in place of `np.unique`, which sorts or hashes them.
+
+    Args:
+        labels: of any shape, from 0 to `total` - 1.
+        total: number of labels, including 0.
+    """
+    found = np.zeros(total, dtype=bool)
+    found[labels.reshape(-1)] = True
+    return np.flatnonzero(found)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npn.tracing.joining import Served, decide, edge
+from npn.tracing.joining import Served, decide, distinct, edge
 
 KERNEL = "the window of a kernel"  # reason of dimensions that are frozen but not listed
 
@@ -230,7 +230,7 @@ class Ledger:
         """
         found = np.ones(self.starts[-1], dtype=np.int64)
         for labels, multiple in self._aligned:
-            own = np.unique(unit[labels.numpy()])
+            own = distinct(unit[labels.numpy()], self.starts[-1])
             found[own] = np.lcm(found[own], multiple)
         return found
 
@@ -250,8 +250,8 @@ class Ledger:
             labels: the labels.
             roles: `reads` or `produces`, changed in place.
         """
-        own = np.unique(squeeze_constant(labels).reshape(-1).numpy())
-        roles.update(self.slots[i] for i in np.unique(self._owners(own[own > 0])))
+        own = distinct(squeeze_constant(labels).numpy(), self.starts[-1])
+        roles.update(self.slots[i] for i in set(self._owners(own[own > 0]).tolist()))
 
     def touch(self, labels: Tensor) -> None:
         """Record that one op computes with these units; units that other ops compute with form other groups.
@@ -273,7 +273,7 @@ class Ledger:
         rng = np.random.default_rng(1)
         mark = np.zeros(self.starts[-1], dtype=np.uint64)
         for labels in self._touched:
-            mark[np.unique(labels.numpy())] += rng.integers(1, 2**63, dtype=np.uint64)
+            mark[distinct(labels.numpy(), len(mark))] += rng.integers(1, 2**63, dtype=np.uint64)
         total = np.zeros_like(mark)
         np.add.at(total, unit, mark)
         return total
@@ -326,7 +326,7 @@ class Ledger:
         unit, decided = decide(total, edges, self._served)
         reasons: dict[int, str] = {}
         for labels, reason in [*self._frozen, *self._frozen_divisors(), *decided]:
-            for u in np.unique(unit[np.unique(labels.numpy())]):
+            for u in distinct(unit[labels.numpy()], total):
                 if u > 0:
                     reasons.setdefault(int(u), reason)
         return unit, reasons

@@ -69,6 +69,16 @@ class Rehearsal:
                 return problem
         return None
 
+    def run_and_trace(self, structure: Structure, names: Sequence[str]) -> Problem | None:
+        """`run`, and `trace` if that passes: for one try of many, most of which fail where the code only runs.
+
+        Args:
+            structure: at the present sizes.
+            names: of the groups that change.
+        """
+        problem = self.run(structure, names)
+        return self.trace(structure, names) if problem is None and self._cheap else problem
+
     def trace(self, structure: Structure, names: Sequence[str]) -> Problem | None:
         """Shrink, then grow the named groups by different amounts, and compare the units with the present ones.
 

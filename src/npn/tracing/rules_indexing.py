@@ -179,6 +179,7 @@ def _met(call: Call, base: Value, source: Value, axes: list[int], differs: set[i
         parts = tuple(restrict(call.ledger, p, differs, differ) for p in value.parts)
         pair.append(line(call, replace(value, parts=parts), [*axes, *differs], _along_units(call)))
     flat = [1 if a in axes or a in differs else s for a, s in enumerate(shape)]
+    own = own and line(call, own, [*differs], _along_units(call))  # it does not vary there
     out = merge(call.ledger, [*pair, *([own] if own else [])], flat, call.where, zero="all")
     return Value(shape, tuple(replace(p, labels=p.labels.expand(shape)) for p in out.parts), free=out.free)
 

@@ -12,15 +12,17 @@ from npn.experiments.lenet5.recipe import EXPERIMENT, LEARNING_RATE, STAGES, WEI
 from npn.experiments.report.provenance import made_by
 from npn.experiments.report.tables import markdown_table, percent_spread, spread
 
-# around the settings that are in use; each is changed alone
-TRIALS = {
-    "as in use": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
-    "learning rate halved": {"learning_rate": LEARNING_RATE / 2, "weight_decay": WEIGHT_DECAY},
-    "learning rate doubled": {"learning_rate": 2 * LEARNING_RATE, "weight_decay": WEIGHT_DECAY},
-    "weight decay quartered": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY / 4},
-    "weight decay halved": {"learning_rate": LEARNING_RATE, "weight_decay": WEIGHT_DECAY / 2},
-    "weight decay doubled": {"learning_rate": LEARNING_RATE, "weight_decay": 2 * WEIGHT_DECAY},
-}
+# (learning rate, weight decay): one of them changed at a time from (0.0035, 0.2), then from the best of those
+TRIALS = (
+    (0.00175, 0.2),
+    (0.0035, 0.05),
+    (0.0035, 0.1),
+    (0.0035, 0.2),
+    (0.0035, 0.4),
+    (0.007, 0.1),
+    (0.007, 0.2),
+    (0.014, 0.2),
+)
 SPREAD = ("validation_accuracy", "validation_loss", "params")
 
 
@@ -51,11 +53,11 @@ def bench(
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
     arms = {
-        f"{mode} {trial}": Arm(mode, (budget,), settings)
+        _name(mode, rate, decay): Arm(mode, (budget,), {"learning_rate": rate, "weight_decay": decay})
         for mode in ("sparsify", "expand", "scratch")
-        for trial, settings in TRIALS.items()
+        for rate, decay in TRIALS
     }
-    names = [f"{mode} {trial}" for mode in modes for trial in TRIALS]
+    names = [_name(mode, *trial) for mode in modes for trial in TRIALS]
     made = Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, names)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, run in made:
@@ -76,6 +78,10 @@ def bench(
     write_json(files[0], summary)
     files[1].write_text(page(summary, seeds), encoding="utf-8")
     return files
+
+
+def _name(mode: str, rate: float, decay: float) -> str:
+    return f"{mode} rate {rate:g} decay {decay:g}"
 
 
 def page(summary: dict[str, Any], seeds: Sequence[int]) -> str:
