@@ -1,5 +1,7 @@
 """A bench's arms: what is trained, after what, for how long."""
 
+import json
+
 import pytest
 
 from npn.errors import ConfigurationError
@@ -84,3 +86,15 @@ def test_a_mode_that_no_arm_has(campaign):
     with pytest.raises(ConfigurationError, match=r"^modes must be among sparsify, .*, got 'shrink'$"):
         runs.trained([0], ["sparsify", "shrink"])
     assert made == [] and isinstance(ARMS["dense"], Arm)
+
+
+def test_runs_of_versions_that_had_fewer_settings_are_used(campaign, tmp_path):
+    runs, made = campaign
+    directory = runs.run("scratch", 0, 1600.0)
+    saved = json.loads(directory.options_file.read_text())
+    del saved["augment"]
+    write_json(directory.options_file, saved)
+    assert runs.run("scratch", 0, 1600.0).path == directory.path and len(made) == 1
+    write_json(directory.options_file, saved | {"augment": True})
+    with pytest.raises(ConfigurationError, match="holds a run with other settings"):
+        runs.run("scratch", 0, 1600.0)

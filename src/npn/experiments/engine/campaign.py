@@ -133,7 +133,9 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     """
     directory, options = RunDirectory(path), options.over(experiment.defaults(options))
     if directory.finished or directory.unfinished:
-        there, wanted = replace(directory.options(experiment.options), data=None), replace(options, data=None)
+        saved = directory.options(experiment.options)
+        saved = saved.over(experiment.defaults(saved))  # runs of earlier versions lack settings that came later
+        there, wanted = replace(saved, data=None), replace(options, data=None)
         if there != wanted:
             raise ConfigurationError(
                 f"{path} holds a run with other settings: expected {wanted}, found {there}; delete it, or choose "
