@@ -39,6 +39,7 @@ class Gates:
         grace_left: calls of `age` until no unit is held open.
         decision: what decides which units stay; None: the logits do.
         carried: further tensors that are resized along.
+        warming_left: calls of `warm` until every unit learns in full.
     """
 
     def __init__(self, structure: Structure, function: GateFunction, device: torch.device) -> None:
@@ -48,7 +49,7 @@ class Gates:
         self.weights = [WeightGates(name, shapes[name], self.sharpness, device) for name in structure.unstructured]
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.grace_left = 0
+        self.grace_left = self.warming_left = 0
         self.decision: Decision | None = None
         self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
@@ -210,6 +211,19 @@ class Gates:
             for gate in self.each:
                 gate.grace.sub_(1).clamp_(min=0)
 
+    def warm(self) -> None:
+        """Count one optimizer step of every warm-up."""
+        if self.warming_left > 0:
+            self.warming_left -= 1
+            for group in self.groups:
+                group.gate.warming.sub_(1).clamp_(min=0)
+
+    def shares(self) -> Tensor:
+        """t / n for units in the t-th of n steps of their warm-up, 1 for all others, (units,)."""
+        left = torch.cat([group.gate.warming for group in self.groups])
+        steps = torch.cat([group.gate.warmup for group in self.groups])
+        return 1 - left / steps.clamp(min=1)
+
     # -- changes
 
     def to(self, device: torch.device) -> None:
@@ -287,16 +301,21 @@ class Gates:
             found += [Extra(t, gate.name, value, True) for t, value in zip(gate.tensors, new, strict=True)]
         return found
 
-    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int) -> None:
-        """Hold new units open and unpenalised for a while.
+    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int, warmup: int = 0) -> None:
+        """Hold new units open and unpenalised for a while, and let their weights learn slowly at first.
 
         Args:
             units: group name -> numbers of the units.
             grace: calls of `age`.
+            warmup: calls of `warm`.
         """
         for name, numbers in units.items():
-            self.group(name).gate.grace[list(numbers)] = grace
-        self.grace_left = max(self.grace_left, grace) if units else self.grace_left
+            gate = self.group(name).gate
+            gate.grace[list(numbers)] = grace
+            if warmup:
+                gate.warming[list(numbers)] = gate.warmup[list(numbers)] = warmup
+        if units:
+            self.grace_left, self.warming_left = max(self.grace_left, grace), max(self.warming_left, warmup)
 
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of the resized model; the gates' tensors have been resized already.
@@ -374,6 +393,7 @@ class Gates:
         for gate in self.weights:
             gate.load_state_dict(state["weights"][gate.name])
         self.grace_left = max(int(gate.grace.max()) for gate in self.each)
+        self.warming_left = max((int(group.gate.warming.max()) for group in self.groups), default=0)
         self._load_generator(state["generator"].cpu())
         self._key = None
 

@@ -109,7 +109,10 @@ def _epoch(
     row = processes.from_first(lambda: _measured(recipe, epoch, stage, loss))
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
-        recipe.growth.step(row["validation_loss"], plastic)
+        x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
+        recipe.growth.step(
+            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+        )
     distributed.check(plastic)
     return row
 
