@@ -17,6 +17,7 @@ from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.decision import Decision, check_undecided
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
+from npn.gates.saved import check_state
 from npn.gates.single import WeightGates
 from npn.structure import Branches, Columns, Group, Structure
 from npn.surgery import Extra, forget_momentum
@@ -354,27 +355,7 @@ class Gates:
         Raises:
             ConfigurationError: the state is incomplete or belongs to other gates.
         """
-        missing = sorted((self.state_dict().keys() | set(also)) - set(state))
-        if missing:
-            raise ConfigurationError(
-                f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"
-            )
-        sizes = {group.name: group.size for group in self.groups}
-        theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
-        if sizes != theirs:
-            raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
-        shapes = {gate.name: tuple(gate.logits.shape) for gate in self.weights}
-        found = {name: tuple(gate["logits"].shape) for name, gate in state.get("weights", {}).items()}
-        if shapes != found:
-            raise ConfigurationError(
-                f"expected single-weight gates of {shapes}, got {found}; attach with the same unstructured=, and use "
-                "npn.load, which resizes the model"
-            )
-        if state["function"] != function_name(self.function):
-            raise ConfigurationError(
-                f"the gates were saved with function={state['function']}, these have {function_name(self.function)}; "
-                "attach with the same"
-            )
+        check_state(self.state_dict(), state, also)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` saved.
