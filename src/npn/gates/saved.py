@@ -35,5 +35,6 @@ def check_state(own: Mapping[str, Any], state: Mapping[str, Any], also: Sequence
         )
     if state["function"] != own["function"]:
         raise ConfigurationError(
-            f"the gates were saved with function={state['function']}, these have {own['function']}; attach with the same"
+            f"the gates were saved with function={state['function']}, these have {own['function']}; "
+            "attach with the same"
         )
