@@ -39,6 +39,7 @@ def moons(
     epochs: given.Epochs = None,
     device: given.Device = None,
     growth_init: given.GrowthInit = None,
+    start_from: given.Start = None,
     seeds: given.Seeds = "0-4",
     out: given.Results = Path("results/moons"),
     runs: Annotated[Path, typer.Option(help="Folder of the single runs.")] = Path("runs/bench-moons"),
@@ -46,7 +47,9 @@ def moons(
     """Both modes of the two moons over several seeds, beside the paper's numbers."""
     from npn.experiments.moons.bench import bench
 
-    options = Options(None, None, k, estimator, function, penalty, budget, epochs, device, None, growth_init)
+    options = Options(
+        None, None, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from
+    )
     show(bench(out, runs, options, parse_seeds(seeds), train_again))
 
 
@@ -59,6 +62,7 @@ def lenet5(
     device: given.Device = None,
     data: given.Data = None,
     growth_init: given.GrowthInit = None,
+    start_from: given.Start = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Ways to train, of the names in npn.experiments.lenet5.arms.")
@@ -70,7 +74,9 @@ def lenet5(
     """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
     from npn.experiments.lenet5.bench import bench
 
-    options = LeNetOptions(None, None, k, estimator, function, None, None, epochs, device, data, growth_init)
+    options = LeNetOptions(
+        None, None, k, estimator, function, None, None, epochs, device, data, growth_init, start_from
+    )
     wanted = sizes(budgets) if budgets else None
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), wanted, train_or_resume))
 
@@ -111,6 +117,7 @@ def resnet56(
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
     growth_init: given.GrowthInit = None,
+    start_from: given.Start = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")
@@ -122,7 +129,7 @@ def resnet56(
     """ResNets on CIFAR over modes and seeds: accuracy against MACs, shrunk and grown beside plain nets."""
     from npn.experiments.resnet.bench import bench
 
-    common = Options(None, None, k, estimator, function, None, None, epochs, device, data, growth_init)
+    common = Options(None, None, k, estimator, function, None, None, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(
         **common.as_dict(),
         depth=depth,
