@@ -249,7 +249,7 @@ def differences():
     plastic.open("0", [0, 1])
     said.append(message(lambda: plastic.grow({"2": 2 if other else 1})))
     assert (plastic.model[0].out_features, plastic.model[2].out_features) == (12, 8)  # nothing has changed
-    with mock.patch("npn.plasticity.assert_same"), mock.patch("npn.plasticity.broadcast"):
+    with mock.patch("npn.resizing.assert_same"), mock.patch("npn.plasticity.broadcast"):
         plastic.grow({"2": 2 if other else 1})
     check()
     return said

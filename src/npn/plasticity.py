@@ -37,7 +37,7 @@ class Plasticity:
         gates: all gates as one vector.
         masked_weights: the weights that read gated units.
         example_inputs: inputs with which the model is traced when it grows.
-        penalty: the price of size.
+        penalty, pricing: the price of size, and the cost of the model under its gates.
         masks: "batch" or "example".
         optimizers: optimizers whose state follows every resize.
         followers: wrappers whose `renew` is called after every resize, and the copies given to `follow`.
@@ -78,7 +78,7 @@ class Plasticity:
         self.optimizers: list[Optimizer] = []
         self.followers: weakref.WeakValueDictionary[int, Follower] = weakref.WeakValueDictionary()
         self.last_checkpoint: str | None = None
-        self._pricing = Pricing(model, structure, self.gates)
+        self.pricing = Pricing(model, structure, self.gates)
         self._params_at_attach, self._dtype_at_attach = count_params(model), model_dtype(model)
         self._call = MaskedCall(self.gates, self.masked_weights)
         self._call.register(model)
@@ -241,7 +241,7 @@ class Plasticity:
         return self._step().step_with(evaluate, scale)
 
     def _step(self) -> Step:
-        inputs = self.gates, self.masked_weights, self.model, self.estimator, self.penalty, self._pricing
+        inputs = self.gates, self.masked_weights, self.model, self.estimator, self.penalty, self.pricing
         return Step(*inputs, per_example=self.masks == "example", last_checkpoint=self.last_checkpoint)
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
@@ -255,15 +255,15 @@ class Plasticity:
             Scalar, differentiable in the logits.
         """
         self.gates.to(self.masked_weights.device)
-        return self._pricing.at(self.gates.keep_probability()).expected_cost(kind, weights)
+        return self.pricing.at(self.gates.keep_probability()).expected_cost(kind, weights)
 
     def full_cost(self, kind: str, /) -> float:
         """Cost of the model at attach, with every gate open; `kind` as for `expected_cost`."""
-        return self._pricing.full(kind)
+        return self.pricing.full(kind)
 
     def minimum_cost(self, kind: str, /) -> float:
         """Cost with one unit left in every group, and the branch that is then the cheapest."""
-        return self._pricing.costs.least(kind)
+        return self.pricing.costs.least(kind)
 
     def compact(self, below: float = 1e-3) -> ResizeReport:
         """Physically remove units that have stayed closed.
@@ -328,7 +328,7 @@ class Plasticity:
         self.structure = structure
         self.gates.restructure(structure)
         self.masked_weights.restructure(self._model, structure)
-        self._pricing.restructure(self._model, structure)
+        self.pricing.restructure(self._model, structure)
         following.renew(self.followers)
 
     def follow(self, copied: AnyModule) -> AnyModule:
@@ -394,7 +394,7 @@ class Plasticity:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
         """Copy the handle with its own model; optimizers and followers stay with the original."""
-        fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "_pricing": None}
+        fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "pricing": None}
         new = deep_copy(self, memo, fresh)
-        new._pricing = self._pricing.copied(new._model, new.gates)
+        new.pricing = self.pricing.copied(new._model, new.gates)
         return new

@@ -35,6 +35,7 @@ def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[st
         structure: of the model.
         below: keep probability.
     """
+    gates.decide()
     for gate in gates.each:
         gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -224,18 +225,22 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     """
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
-    without: dict[int, Any] = {id(gates): None, id(weights): None}
+    without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
     clone = model_copy(model, without | detached_leftovers(model))
     call.unregister(clone)
     closed = gates.closed()
     removed = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}
-    mask = gates.deterministic_mask()
-    if (removed != closed or gates.weights) and mask is not None:  # closed units of incomplete sets stay, unread
+    mask = call.mask()
+    # closed units of incomplete sets stay, unread; a method's mask has values other than 0 and 1
+    if mask is not None and (removed != closed or gates.weights or gates.decision is not None):
         table = MaskTable(clone, structure)
         with torch.no_grad():
             for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):
                 for factor in factors:
                     parameter.mul_(factor)
-    surgery.apply_plan(clone, removal(clone, structure, removed, weights, example_inputs))
+    plan = removal(clone, structure, removed, weights, example_inputs)
+    surgery.apply_plan(clone, plan)
     materialize_selects(clone)
+    if gates.decision is not None:
+        gates.decision.finish(clone, plan)
     return clone

@@ -14,6 +14,7 @@ from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
+from npn.gates.decision import Decision, check_undecided
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
 from npn.gates.single import WeightGates
@@ -36,6 +37,8 @@ class Gates:
         names: names of all groups at attach, including groups that vanished with a branch since.
         generator: generator that draws the masks.
         grace_left: calls of `age` until no unit is held open.
+        decision: what decides which units stay; None: the logits do.
+        carried: further tensors that are resized along.
     """
 
     def __init__(self, structure: Structure, function: GateFunction, device: torch.device) -> None:
@@ -46,6 +49,8 @@ class Gates:
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self.grace_left = 0
+        self.decision: Decision | None = None
+        self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
         self._key: tuple[Any, ...] | None = None  # identifies the logits that the cached mask belongs to
         self._mask: Tensor | None = None
@@ -65,6 +70,8 @@ class Gates:
     def k(self, value: float) -> None:
         if not value >= 0:  # also refuses NaN
             raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
+        if value != math.inf:
+            check_undecided(self.decision, f"k stays inf, got {value}")
         finite = 0 < value < math.inf
         if finite:
             if self._resting:  # restore the keep probabilities of the last finite k
@@ -148,9 +155,14 @@ class Gates:
     def deterministic_mask(self) -> Tensor | None:
         """1[pi > 1/2] over all gates and 1 where held open, (gates,); None if all are open.
 
+        Where a method decides, this is its real-valued mask for evaluation.
+
         The mask is computed at every call on the CPU and at finite k, because fused optimizers write to logits without
         counting versions. On another device at k = inf, where logits do not move, it is computed only after changes.
         """
+        if self.decision is not None:
+            self.decide()
+            return self.decision.evaluation_mask()
         gates = self.each
         key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
         if key != self._key or self.k != math.inf or self.device.type == "cpu":
@@ -161,6 +173,7 @@ class Gates:
 
     def closed(self) -> dict[str, list[int]]:
         """Group name -> numbers of the units that do not take part."""
+        self.decide()
         return {group.name: group.gate.closed.tolist() for group in self.groups}
 
     def add_gradient(self, gradient: Tensor) -> None:
@@ -177,6 +190,18 @@ class Gates:
                 if isinstance(gate, WeightGates):
                     part = part.masked_fill(gate.removed, 0)
                 logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+
+    @torch.no_grad()
+    def decide(self) -> None:
+        """Open what the method keeps, and close the rest; without a method nothing happens."""
+        if self.decision is None:
+            return
+        gates = self.each
+        kept = self.decision.kept_gates().split([gate.logits.numel() for gate in gates])
+        for gate, keep in zip(gates, kept, strict=True):
+            gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
+            if isinstance(gate, WeightGates):
+                gate.removed &= ~keep.view_as(gate.removed)
 
     def age(self) -> None:
         """Count one training step of every grace period."""
@@ -196,6 +221,8 @@ class Gates:
         if self.device != device:
             for gate in self.each:
                 gate.to(device)
+            for extra in self.carried:
+                extra.tensor.data = extra.tensor.data.to(device)
             self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
             self._key = None
 
@@ -219,8 +246,9 @@ class Gates:
             grace: calls of `age` for which the units are held open.
 
         Raises:
-            ConfigurationError: there is no such group or unit.
+            ConfigurationError: there is no such group or unit, or a method decides which units stay.
         """
+        check_undecided(self.decision, "they are not opened or closed by hand")
         gate, called, traced = self._named(name)
         try:
             index = gate.indices(units)
@@ -244,12 +272,12 @@ class Gates:
         return group.gate, group.name, group.traced
 
     def extras(self, grace: int = 0) -> list[Extra]:
-        """The gates' tensors, for a resize; new units and weights start open.
+        """The gates' tensors and what is carried along, for a resize; new units and weights start open.
 
         Args:
             grace: calls of `age` for which new weights are held open; `hold_open` does that for new units.
         """
-        found = []
+        found = list(self.carried)
         for group in self.groups:
             logits, *others = group.gate.tensors
             found.append(Extra(logits, group.name, self.sharpness.logit(OPEN)))
@@ -281,6 +309,7 @@ class Gates:
         for group in self.groups:
             group.traced = parts[group.name]
         self.weights[:] = [gate for gate in self.weights if gate.name in structure.unstructured]
+        self.carried = [extra for extra in self.carried if extra.name in parts or extra.name in structure.unstructured]
         self._key = None
 
     # -- state

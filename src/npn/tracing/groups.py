@@ -44,7 +44,7 @@ def group_units(
                 continue
             frozen.append(_frozen(keys, reason, starts, where))
         rest = units[~blocked]
-        useless = _unusable(rest, keys, walked, members[where[0]]) if len(rest) else None
+        useless = _unusable(rest, keys, walked, members[where[0]], unit) if len(rest) else None
         if useless:
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
@@ -90,8 +90,18 @@ def _positions(rank: np.ndarray) -> Tensor:
     return torch.from_numpy(where.reshape(int(rank.max()) + 1, -1))
 
 
-def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray) -> str | None:
-    """Why units that are not frozen cannot have gates either, or None; `member` are the units along the first axis."""
+def _unusable(
+    units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray, unit: np.ndarray
+) -> str | None:
+    """Why units that are not frozen cannot have gates either, or None.
+
+    Args:
+        units: of one kind.
+        keys: slots that they occupy.
+        walked: roles of the slots.
+        member: units along the first of them.
+        unit: int64 (labels,), unit of every label.
+    """
     ledger = walked.ledger
     if not any(key in ledger.produces for key in keys):
         return NOT_PRODUCED
@@ -100,7 +110,9 @@ def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walk
     if len(units) < 2:
         entries = int((member == units[0]).sum())
         if entries > 1:
-            return f"the code couples its {entries} channels into one unit, which has to stay"
+            cause = ledger.coupling(unit, int(units[0]))
+            coupled = f"the code couples its {entries} channels into one unit, which has to stay"
+            return f"{coupled}: {cause}" if cause else coupled
         return "it has one unit only"
     return None
 

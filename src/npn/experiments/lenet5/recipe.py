@@ -184,9 +184,9 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         `params`: weights without biases, as the paper counts; `params_with_biases`: all parameters; `architecture`.
     """
     sizes = plastic.sizes()
-    inputs = plastic.model.get_parameter("fc1.weight").shape[1]  # all of them, where they have no gates
-    first, second, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1"))
-    features = sizes.get("fc1.columns", inputs)
+    there = {name: plastic.model.get_parameter(f"{name}.weight").shape for name in ("conv1", "conv2", "fc1")}
+    first, second, hidden = (sizes.get(name, shape[0]) for name, shape in there.items())  # in full, without gates
+    features = sizes.get("fc1.columns", there["fc1"][1])
     weights = count_weights(first, second, features, hidden)
     return {
         "params": weights,
