@@ -1,8 +1,8 @@
 """The documentation: its code runs, its site builds without a warning, and its reference has every public name.
 
-In a page, the Python blocks share one scope, from top to bottom. Comments that no reader sees steer the test: `<!-- run`
-begins code that prepares or checks, `<!-- not run: reason -->` before a block leaves it out, and `<!-- needs: package -->`
-skips the rest of the page where the package is not installed.
+In a page, the Python blocks share one scope, from top to bottom. Comments that no reader sees steer the test:
+`<!-- run` begins code that prepares or checks, `<!-- not run: reason -->` before a block leaves it out, and
+`<!-- needs: package -->` skips the rest of the page where the package is not installed.
 """
 
 import importlib
@@ -101,7 +101,9 @@ def test_the_reference_has_every_integration(site: Path) -> None:
             loaded = importlib.import_module(name)
         except errors.ConfigurationError:  # its extra is not installed
             continue
-        public = [key for key, value in vars(loaded).items() if key[0] != "_" and getattr(value, "__module__", "") == name]
+        public = [
+            key for key, value in vars(loaded).items() if key[0] != "_" and getattr(value, "__module__", "") == name
+        ]
         assert public and [key for key in public if f"{name}.{key}" not in found] == []
 
 

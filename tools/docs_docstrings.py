@@ -1,4 +1,4 @@
-"""Makes the section `Example:` of a docstring one that mkdocstrings shows as code, which it does for `Examples:` alone."""
+"""Renames `Example:` in docstrings to `Examples:`, which is the name under which mkdocstrings shows code."""
 
 import re
 from typing import Any

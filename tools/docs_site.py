@@ -13,7 +13,8 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[1]
-ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", *(f"results/{file.name}" for file in sorted((ROOT / "results").glob("*.md"))))
+RESULTS = (f"results/{file.name}" for file in sorted((ROOT / "results").glob("*.md")))
+ALWAYS = ("CHANGELOG.md", "CONTRIBUTING.md", *RESULTS)
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 
 
