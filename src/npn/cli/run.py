@@ -39,6 +39,8 @@ def moons(
     budget: given.Budget = None,
     epochs: given.Epochs = None,
     device: given.Device = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.Start = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -48,7 +50,9 @@ def moons(
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons.recipe import EXPERIMENT
 
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
+    options = Options(
+        mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from
+    )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -70,6 +74,8 @@ def lenet5_mnist(
     teacher: given.Teacher = None,
     like: given.Like = None,
     weights: Annotated[bool | None, typer.Option("--weights", help="Gates on single weights, not on units.")] = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.Start = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -91,7 +97,7 @@ def lenet5_mnist(
         )
     if preset:
         epochs = ",".join(map(str, PAPER_STAGES))
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
@@ -122,7 +128,7 @@ def lenet300_mnist(
     from npn.experiments.lenet300.options import LeNet300Options
     from npn.experiments.lenet300.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, None, None)
     options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
@@ -147,6 +153,8 @@ def resnet56_cifar10(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.Start = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -156,7 +164,7 @@ def resnet56_cifar10(
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
     from npn.experiments.resnet.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 

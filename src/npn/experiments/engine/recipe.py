@@ -44,6 +44,8 @@ class Recipe:
         prepare: converts stored inputs to the inputs of the model.
         forward: calls the model, or a plain copy of it, on prepared inputs.
         scaler: of the loss, if the precision needs one.
+        choosing: training examples whose loss chooses among new units, where growth has init="select".
+        start: criterion of `npn.importance` that the gates start from, see `Options`.
         about: further entries of the result.
     """
 
@@ -65,6 +67,8 @@ class Recipe:
     prepare: Callable[[Tensor], Tensor] = lambda x: x
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
     scaler: torch.amp.GradScaler | None = None
+    choosing: int = 1000
+    start: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def grows(self, stage: npn.Stage, position: int) -> bool:

@@ -125,10 +125,11 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=single_weights.measure if options.weights else measure,
-        growth=_growth(batches, budget) if mode == "expand" else None,
+        growth=_growth(batches, budget, options) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
         compact_below=COMPACT_BELOW,
+        start=options.start,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
         augment=shift_turn_scale if options.augment else None,
@@ -146,8 +147,9 @@ def _like(run: str) -> nn.Module:
     return redrawn(_trained(run))
 
 
-def _growth(batches: int, budget: float | None) -> npn.Growth:
+def _growth(batches: int, budget: float | None, options: Options) -> npn.Growth:
     return npn.Growth(
+        init=options.growth_init or "zero",
         units=GROWTH,
         max_params=int(OVERSHOOT * budget) if budget else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},

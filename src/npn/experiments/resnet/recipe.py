@@ -128,6 +128,7 @@ def build(options: Options) -> Recipe:
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if gated else 0,
         compact_below=COMPACT_BELOW,
+        start=options.start,
         step=step,
         augment=crop_and_flip,
         prepare=prepare,
@@ -177,7 +178,13 @@ def _growth(
         if group.grows:
             section = int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
             limit[group.name] = max(group.size, scaled(WIDTHS[section], width))
-    return npn.Growth(units=min(FASTEST, hurry * GROWTH), limit=limit, grace=batches // 4, patience=10)
+    return npn.Growth(
+        units=min(FASTEST, hurry * GROWTH),
+        limit=limit,
+        grace=batches // 4,
+        patience=10,
+        init=options.growth_init or "zero",
+    )
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
