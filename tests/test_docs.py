@@ -9,6 +9,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import shlex
 import zlib
 from pathlib import Path
 from typing import Any
@@ -124,3 +125,41 @@ def test_every_page_of_docs_is_in_the_menu(site: Path) -> None:
     menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     missing = [str(page.relative_to(ROOT / "docs")) for page in PAGES]
     assert [name for name in missing if not re.search(rf": {re.escape(name)}$|- {re.escape(name)}$", menu, re.M)] == []
+
+
+def command_lines() -> list[tuple[str, list[str]]]:
+    """Every call of npn in the shell blocks of the documentation and the README, comments left out."""
+    found = []
+    for page in [*PAGES, ROOT / "README.md"]:
+        for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            words = (shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines())
+            found += [(page.name, line) for line in words if line and "npn" in line[:1]]
+    return found
+
+
+@pytest.mark.parametrize(("page", "words"), command_lines(), ids=lambda value: "" if isinstance(value, list) else value)
+def test_the_commands_that_a_page_shows_exist(page: str, words: list[str]) -> None:
+    command = commands()
+    for word in words[1:]:
+        inside = getattr(command, "commands", None)
+        if inside is None:
+            break
+        assert word in inside, f"{page}: {shlex.join(words)}"
+        command = inside[word]
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert [word for word in words if word.startswith("--") and word not in known] == []
+
+
+def test_the_page_of_the_command_line_names_every_command() -> None:
+    text = (ROOT / "docs" / "reference" / "cli.md").read_text(encoding="utf-8")
+    for name, command in commands().commands.items():
+        for inside in getattr(command, "commands", {name: command}):
+            assert re.search(rf"^## npn {name}$", text, re.MULTILINE) and re.search(rf"\b{inside}\b", text), inside
+
+
+def commands() -> Any:
+    typer = pytest.importorskip("typer")
+
+    from npn.cli.main import app
+
+    return typer.main.get_command(app)
