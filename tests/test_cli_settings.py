@@ -21,6 +21,7 @@ from npn.experiments.estimators.bench import ESTIMATORS, Settings
 from npn.experiments.growing import bench as growing
 from npn.experiments.lenet5 import bench as frontier
 from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.moons import recipe as moons
 from npn.experiments.resnet import bench as resnet_bench
 from npn.experiments.resnet import recipe as resnet56
@@ -145,9 +146,10 @@ def ran(monkeypatch):
 
 
 SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function": "hard_sigmoid", "penalty": 1e-6}
-SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair"}
+SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair", "start_from": "fisher"}
 OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
 OWN |= {"channels_last": True, "compile": True}
+OF_LENET = {"learning_rate": 1e-3, "weight_decay": 0.5, "augment": True, "teacher": "t", "like": "l", "weights": True}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}
 
 
@@ -155,7 +157,7 @@ HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.
     ("name", "experiment", "expected"),
     [
         ("moons", moons.EXPERIMENT, Options(**SETTINGS)),
-        ("lenet5-mnist", lenet5.EXPERIMENT, Options(**SETTINGS, data="d")),
+        ("lenet5-mnist", lenet5.EXPERIMENT, LeNetOptions(**SETTINGS, data="d", **OF_LENET)),
         ("resnet56-cifar10", resnet56.EXPERIMENT, ResNetOptions(**SETTINGS, data="d", **OWN)),
     ],
 )
@@ -177,7 +179,7 @@ def test_every_option_gets_to_the_run(ran, name, experiment, expected):
 def test_the_papers_preset_sets_the_epochs(ran, mode):
     chosen = [] if mode is None else ["--mode", mode]
     assert call("run", "lenet5-mnist", "--preset", "paper", *chosen) == (0, "")
-    assert ran == [(lenet5.EXPERIMENT, Options(mode=mode, epochs="100,250,150"), Launch())]
+    assert ran == [(lenet5.EXPERIMENT, LeNetOptions(mode=mode, epochs="100,250,150"), Launch())]
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,7 @@ def benched(tmp_path, monkeypatch):
 SHARED = ["--device", "cpu", "--data", "d", "--seeds", "0-1,4", "--out", "o", "--runs", "r"]
 GIVEN = {"device": "cpu", "data": "d"}
 PLACES = (Path("o"), Path("r"))
+LENET_MODES = ["sparsify", "expand", "scratch", "found", "scratch-macs", "scratch-macs-grown", "dense"]
 
 
 @pytest.mark.parametrize(
@@ -232,9 +235,9 @@ PLACES = (Path("o"), Path("r"))
         (
             "lenet5",
             ["--modes", "sparsify, expand", "--budgets", "1600, 0.5", "--k", "5", "--epochs", "1,2,3"],
-            (Options(**GIVEN, k=5.0, epochs="1,2,3"), [0, 1, 4], ["sparsify", "expand"], [1600.0, 0.5]),
+            (LeNetOptions(**GIVEN, k=5.0, epochs="1,2,3"), [0, 1, 4], ["sparsify", "expand"], [1600.0, 0.5]),
         ),
-        ("lenet5", [], (Options(**GIVEN), [0, 1, 4], ["sparsify", "expand", "scratch", "dense"], None)),
+        ("lenet5", [], (LeNetOptions(**GIVEN), [0, 1, 4], LENET_MODES, None)),
         (
             "resnet56",
             ["--modes", "dense , scratch", "--budgets", "0.5, 0.25", "--depth", "20", "--stream"],

@@ -199,11 +199,18 @@ def test_columns_with_their_own_gates(init):
 
 
 @pytest.mark.parametrize("init", ["pair", "split"])
-@pytest.mark.parametrize("kind", ["tied", "normed", "bent", "sets", "frozen"])
+@pytest.mark.parametrize("kind", ["tied", "normed", "bent", "data", "sets", "frozen"])
 def test_where_the_function_could_not_be_kept_units_start_with_zero_fan_out(kind, init):
     torch.manual_seed(0)
     if kind == "tied":
         model, x = Tied(), torch.randn(4, 5)
+    elif kind == "data":
+
+        class Data(nn.Linear):
+            def forward(self, x):
+                return F.linear(x * self.weight[0], self.weight, self.bias)
+
+        model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), Data(4, 2)), torch.randn(4, 3)
     elif kind == "frozen":
         model = nn.Sequential(nn.Linear(3, 4).requires_grad_(False), nn.Tanh(), nn.Linear(4, 2))
         x = torch.randn(4, 3)

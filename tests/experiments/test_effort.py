@@ -106,7 +106,7 @@ def test_the_teacher_does_not_learn():
 
 
 def test_gates_start_from_scores_when_the_plastic_stage_begins(tmp_path):
-    options = Options(mode="sparsify", seed=0, epochs="1,1,1", penalty=0.0, start="magnitude")
+    options = Options(mode="sparsify", seed=0, epochs="1,1,1", penalty=0.0, start_from="magnitude")
     recipe = moons.build(options.over(moons.defaults(options)))
     recipe.gates.param_groups[0]["lr"] = 0.0
     stages = epochs(recipe, 0)
@@ -120,6 +120,6 @@ def test_gates_start_from_scores_when_the_plastic_stage_begins(tmp_path):
 
 
 def test_a_start_that_there_is_not():
-    expected = r"^start must be one of 'magnitude', 'taylor', 'fisher', 'bn_scale', 'random', got 'size'$"
+    expected = r"^start_from must be one of 'magnitude', 'taylor', 'fisher', 'bn_scale', 'random', got 'size'$"
     with pytest.raises(ConfigurationError, match=expected):
-        moons.build(Options(start="size").over(moons.defaults(Options())))
+        moons.build(Options(start_from="size").over(moons.defaults(Options())))

@@ -39,7 +39,7 @@ def moons(
     epochs: given.Epochs = None,
     device: given.Device = None,
     growth_init: given.GrowthInit = None,
-    start_from: given.Start = None,
+    start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-4",
     out: given.Results = Path("results/moons"),
     runs: Annotated[Path, typer.Option(help="Folder of the single runs.")] = Path("runs/bench-moons"),
@@ -62,7 +62,7 @@ def lenet5(
     device: given.Device = None,
     data: given.Data = None,
     growth_init: given.GrowthInit = None,
-    start_from: given.Start = None,
+    start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Ways to train, of the names in npn.experiments.lenet5.arms.")
@@ -117,7 +117,7 @@ def resnet56(
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
     growth_init: given.GrowthInit = None,
-    start_from: given.Start = None,
+    start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")

@@ -48,7 +48,7 @@ Like = Annotated[
     str | None, typer.Option(metavar="RUN", help="scratch: a net of the widths that this finished run has found.")
 ]
 
-Start = Annotated[
+StartFrom = Annotated[
     str | None,
     typer.Option(help="Gates start from magnitude, taylor, fisher, bn_scale or random scores. (default: all alike)"),
 ]

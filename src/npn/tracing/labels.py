@@ -108,7 +108,7 @@ class Ledger:
         starts: first label of each owner, followed by the number of labels so far plus 1.
         reads: slots of weights that read units.
         produces: slots of weights that produce units.
-        bent: slots of weights of which a function is taken that is not linear.
+        bent: slots of weights of which a function is taken that is not linear, or that are data, too.
     """
 
     slots: list[tuple[str, int]] = field(default_factory=list)

@@ -190,7 +190,9 @@ BENDING = frozenset((  # elementwise and not linear, but zero at zero
 
 
 def bend(ledger: Ledger, name: str, values: Sequence[Value]) -> None:
-    """Record the weights in which an elementwise op is not linear: of a product those that are in both factors.
+    """Record weights in which an elementwise op is not linear, and weights that it combines with data.
+
+    Of a product of weights, those that are in both factors count.
 
     Args:
         ledger: records them.
@@ -201,7 +203,7 @@ def bend(ledger: Ledger, name: str, values: Sequence[Value]) -> None:
     for value, own in zip(values, slots, strict=True):
         for part in value.parts if value.weight else ():
             ledger.mark(part.labels, own)
-    if name in BENDING:
+    if name in BENDING or any(value.parts and not value.weight for value in values):
         ledger.bent.update(*slots)
     elif name == "mul" and len(slots) == 2:
         ledger.bent.update(slots[0] & slots[1])

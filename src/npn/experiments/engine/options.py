@@ -28,8 +28,8 @@ class Options:
         epochs: epochs in all, divided among the stages as by default, or one number per stage: "20,180,20".
         device: "cpu", "cuda", "cuda:1", ...
         data: folder of the data set, for experiments that read one from disk.
-        start: criterion of `npn.importance` that the gates start from when the plastic stage begins; None starts them
-            all alike.
+        start_from: criterion of `npn.importance` that the gates start from when the plastic stage begins; None starts
+            them all alike.
         growth_init: how new units start in mode "expand", see `npn.Growth`; None is "zero".
     """
 
@@ -44,7 +44,7 @@ class Options:
     device: str | None = None
     data: str | None = None
     growth_init: str | None = None
-    start: str | None = None
+    start_from: str | None = None
 
     def over(self, defaults: "Options") -> "Options":
         """Fill the settings that these leave open.
@@ -95,8 +95,10 @@ class Options:
             raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
         if self.mode == "scratch" and self.penalty is not None:
             raise ConfigurationError("scratch trains a plain net of the budget's size: give a budget, not a penalty")
-        if self.start is not None and self.start not in CRITERIA:
-            raise ConfigurationError(f"start must be one of {', '.join(map(repr, CRITERIA))}, got {self.start!r}")
+        if self.start_from is not None and self.start_from not in CRITERIA:
+            raise ConfigurationError(
+                f"start_from must be one of {', '.join(map(repr, CRITERIA))}, got {self.start_from!r}"
+            )
         if self.growth_init is not None and self.mode != "expand":
             raise ConfigurationError(f"growth_init is for the mode 'expand', which adds units, got mode {self.mode!r}")
         return self.mode

@@ -40,8 +40,8 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
         macs = effort.epoch(stage)
         begins = epoch == span(recipe.schedule, stage)[0] and 0.0 < stage.k < math.inf
-        if begins and recipe.start is not None:
-            inform(recipe, recipe.start, seed, epoch)
+        if begins and recipe.start_from is not None:
+            inform(recipe, recipe.start_from, seed, epoch)
         row = _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
         yield stage, {**row, "training_macs": macs}
 

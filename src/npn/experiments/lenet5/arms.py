@@ -10,7 +10,7 @@ ARMS = {
     "found": Arm("scratch", SMALLER, like="sparsify"),
     "scratch-macs": Arm("scratch", SMALLER, base="scratch", macs_of="sparsify"),
     "scratch-macs-grown": Arm("scratch", (2304.0,), base="scratch", macs_of="expand"),
-    "informed": Arm("sparsify", SMALLER, {"start": "fisher"}),
+    "informed": Arm("sparsify", SMALLER, {"start_from": "fisher"}),
     "dense": Arm("dense", (None,)),
     "dense-augmented": Arm("dense", (None,), AUGMENTED),
     "taught": Arm("sparsify", (5320.0,), AUGMENTED, teacher="dense-augmented"),

@@ -129,7 +129,7 @@ def build(options: Options) -> Recipe:
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
         compact_below=COMPACT_BELOW,
-        start=options.start,
+        start_from=options.start_from,
         step=step,
         snapshot=lambda model: {"filters": first_filters(model)},
         augment=shift_turn_scale if options.augment else None,

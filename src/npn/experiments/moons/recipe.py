@@ -76,7 +76,7 @@ def build(options: Options) -> Recipe:
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs),
         compact_below=COMPACT_BELOW,
-        start=options.start,
+        start_from=options.start_from,
         step=step,
         snapshot=lambda model: {"confidence": confidence(model, device)},
     )

@@ -128,7 +128,7 @@ def build(options: Options) -> Recipe:
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if gated else 0,
         compact_below=COMPACT_BELOW,
-        start=options.start,
+        start_from=options.start_from,
         step=step,
         augment=crop_and_flip,
         prepare=prepare,
