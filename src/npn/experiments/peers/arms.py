@@ -3,7 +3,7 @@
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.peers import kinds
 from npn.experiments.peers.kinds import Kind, Range, budget, decides, gates, importance
-from npn.experiments.peers.procedures import PRETRAIN, Gates
+from npn.experiments.peers.procedures import PRETRAIN
 
 # what every method may choose, as factors of the network's default
 COMMON: dict[str, Range] = {"learning_rate": (1.0, 0.33, 3.0), "weight_decay": (1.0, 0.1, 3.0)}
@@ -50,9 +50,7 @@ KINDS: dict[str, Kind] = {
     "scratch": Kind("plain net, hand-picked widths, from scratch", plain, role="plain"),
     "found": Kind("plain net, widths that NPN (ReinMax) found, from scratch", plain, role="plain"),
     "torch-pruning": Kind("Torch-Pruning, group norm", plain, role="second", needs="Torch-Pruning"),
-    "reinmax-weights": Kind(
-        "NPN, ReinMax, single weights", lambda plan: Gates(None), NPN_RATE, budget, "reinmax", single=True
-    ),
+    "reinmax-weights": Kind("NPN, ReinMax, single weights", gates, NPN_RATE, budget, "reinmax", single=True),
     "targeted-weights": Kind(
         "targeted dropout, single weights",
         decides(kinds.targeted_weights, exact=True, reopens=True),

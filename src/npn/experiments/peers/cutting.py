@@ -60,6 +60,23 @@ def remove(plastic: npn.Plasticity, stay: Tensor, sizes: Sequence[int]) -> None:
     plastic.compact()
 
 
+def keep_weights(plastic: npn.Plasticity, weights: float) -> None:
+    """Close and remove single weights until no more than a budget are left, those of the least keep probability first.
+
+    Args:
+        plastic: the attached model, without a method.
+        weights: the most weights.
+    """
+    gates = plastic.unstructured
+    pi = torch.cat([gate.keep_probability().detach().reshape(-1) for gate in gates.values()])
+    stay = torch.zeros_like(pi, dtype=torch.bool)
+    stay[pi.topk(min(len(pi), int(weights))).indices] = True
+    for name, piece in zip(gates, stay.split([gate.logits.numel() for gate in gates.values()]), strict=True):
+        if not bool(piece.all()):
+            plastic.close(name, ~piece)
+    plastic.compact()
+
+
 def even_share(plastic: npn.Plasticity, weights: float) -> float:
     """Find the share of every group, the same for all, that has to go so that the network fits into a budget.
 

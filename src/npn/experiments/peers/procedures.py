@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 import npn
+from npn._importance.closing import best_of_each
 from npn.checkpoint import Stateful
 from npn.experiments.data.splits import Split
 from npn.experiments.engine.effort import BACKWARD, FORWARD
 from npn.experiments.engine.procedure import Procedure
-from npn.experiments.peers.cutting import close_by_importance, remove, threshold
+from npn.experiments.peers.cutting import close_by_importance, keep_weights, remove, threshold
 from npn.tracing.single import evaluating
 
 PRETRAIN, SHRINK, FINETUNE = "pretrain", "shrink", "finetune"
@@ -23,25 +24,27 @@ SCORED = 20  # batches of training examples that an importance is computed on
 Make = Callable[[npn.Plasticity], npn.methods.Method]
 
 
+@final
 @dataclass
 class Gates(Procedure):
     """NPN: the budget drives the gates; what is above it at the end of the stage goes by keep probability.
 
     Attributes:
-        weights: of the budget; None where single weights have gates, which the budget alone decides about.
+        weights: of the budget.
     """
 
-    weights: float | None
+    weights: float
 
     def after_epoch(self, plastic: npn.Plasticity, stage: npn.Stage, position: int, below: float) -> int:
         """Remove what is closed, and at the end of the stage what is above the budget."""
         last = stage.name == SHRINK and position == stage.epochs - 1
         plastic.compact(below=0.5 if last else below)  # at the end all that the deterministic mask closes
-        if last and self.weights is not None:
+        if last and plastic.unstructured:
+            keep_weights(plastic, self.weights)
+        elif last:
             pi = torch.cat([group.gate.keep_probability().detach() for group in plastic.groups]).cpu().double()
             least, sizes = threshold(plastic, pi, self.weights), [group.size for group in plastic.groups]
-            best = [piece == piece.max() for piece in pi.split(sizes)]
-            remove(plastic, (pi >= least) | torch.cat(best), sizes)
+            remove(plastic, (pi >= least) | best_of_each(pi, sizes), sizes)
         return 0
 
 
