@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+
 from npn.experiments.engine.bench import difference_lines
 from npn.experiments.peers.arms import KINDS, NAMES
 from npn.experiments.peers.tuning import best
@@ -93,7 +95,9 @@ def _trials(entry: Mapping[str, Any]) -> str:
 
 @figures.styled
 def draw(path: Path, summary: Mapping[str, Any]) -> Path:
-    """Draw test error over weights for each network: methods on units above, on single weights below.
+    """Draw test error over weights and over the cost of training, for each network.
+
+    Methods on units are above, those on single weights below.
 
     Args:
         path: of the PNG.
@@ -103,27 +107,41 @@ def draw(path: Path, summary: Mapping[str, Any]) -> Path:
         The path.
     """
     networks: Sequence[Mapping[str, Any]] = summary["networks"]
-    figure, axes = figures.canvas(2, len(networks), 5.0 * len(networks) + 2.6, 6.6, height_ratios=(3, 2))
-    for column, entry in enumerate(networks):
-        for row, single in enumerate((False, True)):
-            axis = axes[row, column]
-            for number, mode in enumerate(name for name in NAMES if KINDS[name].single == single):
+    figure, axes = figures.canvas(2, 2 * len(networks), 7.4 * len(networks) + 3.0, 7.0, height_ratios=(3, 2))
+    sizes = (("params", 1.0, "weights without biases"), ("training_macs", 1e-12, "training MACs, in 10¹²"))
+    for row, names in enumerate([n for n in NAMES if KINDS[n].single == single] for single in (False, True)):
+        found: dict[str, Any] = {}
+        for column, axis in enumerate(axes[row]):
+            entry, (key, unit, label) = networks[column // 2], sizes[column % 2]
+            for number, mode in enumerate(names):
                 chosen = [point for point in entry["points"] if point["mode"] == mode]
-                if not chosen:
-                    continue
-                own, plain = KINDS[mode].estimator is not None, KINDS[mode].role == "plain"
-                sizes = [point["params"]["mean"] for point in chosen]
-                errors = [100 * (1 - point["accuracy"]["mean"]) for point in chosen]
-                spreads = [100 * point["accuracy"]["std"] for point in chosen]
-                colour = "0.4" if plain else figures.COLOURS[number % len(figures.COLOURS)]
-                axis.errorbar(
-                    sizes, errors, spreads, color=colour, marker=MARKERS[number % len(MARKERS)], ms=7 if own else 4,
-                    capsize=2, lw=2.0 if own else 1.0, ls="--" if plain else "-", label=KINDS[mode].label,
-                )  # fmt: skip
-            title = f"{entry['title']}: {'single weights' if single else 'units'}"
-            axis.set(xscale="log", title=title, ylabel="test error in %")
-            if single:
-                axis.set_xlabel("weights without biases")
-            if axis.has_data() and column == len(networks) - 1:
-                axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=7.5)
+                if chosen:
+                    found[KINDS[mode].label] = _line(axis, chosen, key, unit, mode, number)
+            drawn = [unit * point[key]["mean"] for point in entry["points"] if point["mode"] in names]
+            if not drawn:
+                axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color="0.5")
+                axis.set(xticks=[], yticks=[])
+            elif max(drawn) > 2 * min(drawn):
+                axis.set_xscale("log")
+            title = f"{entry['title']}: {'single weights' if row else 'units'}"
+            axis.set(title=title, xlabel=label, ylabel="test error in %")
+        if found:
+            place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "fontsize": 7.5}
+            axes[row, -1].legend(list(found.values()), list(found), **place)
     return figures.save(figure, path)
+
+
+def _line(axis: Axes, points: Sequence[Mapping[str, Any]], key: str, unit: float, mode: str, number: int) -> Any:
+    """Draw one method: NPN thick, plain nets grey and dashed."""
+    own, plain = KINDS[mode].estimator is not None, KINDS[mode].role == "plain"
+    return axis.errorbar(
+        [unit * point[key]["mean"] for point in points],
+        [100 * (1 - point["accuracy"]["mean"]) for point in points],
+        [100 * point["accuracy"]["std"] for point in points],
+        color="0.4" if plain else figures.COLOURS[number % len(figures.COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        ms=7 if own else 4.5,
+        lw=2.0 if own else 1.0,
+        ls="--" if plain else "-",
+        capsize=2,
+    )
