@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,16 @@ from npn.experiments.lenet300.model import WIDTHS, LeNet300
 from npn.experiments.resnet.model import ResNet
 
 MOST = 4.0  # widest plain net, in units of the hand-picked proportions
+
+
+@cache  # hundreds of runs in one process read the same files
+def _mnist(folder: str | None) -> Data:
+    return mnist(folder)
+
+
+@cache
+def _cifar10(folder: str | None) -> Data:
+    return cifar("cifar10", folder)
 
 
 def _unchanged(data: Data) -> Callable[[Tensor], Tensor]:
@@ -93,7 +104,7 @@ NETWORKS = {
         title="LeNet-300-100 on MNIST",
         full=LeNet300,
         plain=lambda scale: LeNet300(*_widths(WIDTHS, scale)),
-        data=lambda folder: mnist(folder),
+        data=_mnist,
         prepare=_unchanged,
         shape=(1, 28, 28),
         budgets=(0.2, 0.1, 0.05),
@@ -107,7 +118,7 @@ NETWORKS = {
         title="LeNet-5 on MNIST",
         full=LeNet5,
         plain=lambda scale: LeNet5(*_widths(PLAIN, scale)),
-        data=lambda folder: mnist(folder),
+        data=_mnist,
         prepare=_unchanged,
         shape=(1, 28, 28),
         budgets=(0.05, 0.02, 0.01),
@@ -121,7 +132,7 @@ NETWORKS = {
         title="ResNet-20 on CIFAR-10",
         full=lambda: ResNet(20),
         plain=lambda scale: ResNet(20, width=max(scale, 1e-3), stream=False),
-        data=lambda folder: cifar("cifar10", folder),
+        data=_cifar10,
         prepare=_normalised,
         shape=(3, 32, 32),
         budgets=(0.6, 0.4, 0.25),
