@@ -110,6 +110,7 @@ def resnet56(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    graphs: given.Graphs = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")
@@ -132,6 +133,7 @@ def resnet56(
         precision=precision,
         channels_last=channels_last,
         compile=compile,
+        graphs=graphs,
     )
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), train_or_resume))
 

@@ -59,6 +59,10 @@ Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed).
 ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")]
 Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; compiles again after each resize.")]
 
+Graphs = Annotated[
+    bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
+]
+
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it was stopped.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out.")]

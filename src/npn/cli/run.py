@@ -147,6 +147,7 @@ def resnet56_cifar10(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    graphs: given.Graphs = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -157,7 +158,7 @@ def resnet56_cifar10(
     from npn.experiments.resnet.recipe import EXPERIMENT
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
-    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile)
+    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 import npn
 from npn.experiments.data.splits import Data
+from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.teaching import untaught
 
@@ -44,6 +45,7 @@ class Recipe:
         prepare: converts stored inputs to the inputs of the model.
         forward: calls the model, or a plain copy of it, on prepared inputs.
         scaler: of the loss, if the precision needs one.
+        graphs: replays training steps, if they run as CUDA graphs.
         about: further entries of the result.
     """
 
@@ -65,6 +67,7 @@ class Recipe:
     prepare: Callable[[Tensor], Tensor] = lambda x: x
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
     scaler: torch.amp.GradScaler | None = None
+    graphs: Graphs | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def grows(self, stage: npn.Stage, position: int) -> bool:
