@@ -16,7 +16,7 @@ from common import BATCH_SIZE
 from npn.experiments.engine.execution import stream
 from npn.experiments.engine.graphs import Graphs, cuda_graph
 from npn.experiments.engine.rundir import write_json
-from npn.experiments.engine.timing import interleaved
+from npn.experiments.engine.timing import interleaved, seconds
 from npn.experiments.report.provenance import machine
 from npn.experiments.resnet.model import ResNet
 
@@ -161,16 +161,19 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
             for network, build in networks(options.depth).items():
                 key = f"{network}; {way}; "
                 found |= {key + step: {"reason": lacking} for step in STEPS if step not in steps}
-                if steps:
-                    found |= {key + step: row for step, row in _measured(options, end, build, way, steps).items()}
-                write_json(options.out / "steps.json", {"machine": used, "steps": found})
+                for rows in _measured(options, end, build, way, steps):
+                    found |= {key + step: row for step, row in rows.items()}
+                    write_json(options.out / "steps.json", {"machine": used, "steps": found})
     return found
 
 
 def _measured(
     options: argparse.Namespace, end: float, build: Callable[[], nn.Module], way: str, steps: tuple[str, ...]
-) -> dict[str, Any]:
-    """Measure the steps of one network in one way; a step that fails is left out, with its reason."""
+) -> Iterator[dict[str, Any]]:
+    """Measure the steps of one network in one way; a step that fails is left out, with its reason.
+
+    Yields what is known, before the times are measured and after: a limit of time may end the process in between.
+    """
     rows: dict[str, Any] = {}
     calls: dict[str, Step] = {}
     for name in steps:
@@ -188,14 +191,18 @@ def _measured(
             calls.pop(name, None)
             rows[name] = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}".replace("|", "/")}
         print(f"  {way} {name}: {time.monotonic() - began:.1f} s to set up {rows[name]['reason']}", flush=True)
-    if "plain" in calls:
-        began = time.monotonic()
-        for call in calls.values():
-            call()
-        each = (time.monotonic() - began) * 3 * 3 * 2  # three calls of each of three, twice as a margin
-        rounds = max(1, min(options.rounds, int((end - time.monotonic()) / 3 / max(each, 1e-9))))
-        timings = interleaved(calls, "plain", rounds, warmup=1, device=options.device)
-        for name, timing in timings.items():
-            rows[name] |= {**timing.summary(), "rounds": rounds}
-            print(f"  {way} {name}: {rows[name]}", flush=True)
-    return rows
+    yield rows
+    if "plain" not in calls:
+        return
+    began = time.monotonic()
+    for call in calls.values():
+        seconds(call, warm=False, device=options.device)
+    each = 12 * (time.monotonic() - began)  # one call to warm up and three more, of each and of plain on both sides
+    rounds = min(options.rounds, int((end - time.monotonic()) / 2 / each) - 1)  # one more to warm up; half for the rest
+    if rounds < 1:
+        yield rows | {name: {**rows[name], "reason": "no time left"} for name in calls}
+        return
+    for name, timing in interleaved(calls, "plain", rounds, warmup=1, device=options.device).items():
+        rows[name] |= {**timing.summary(), "rounds": rounds}
+        print(f"  {way} {name}: {rows[name]}", flush=True)
+    yield rows
