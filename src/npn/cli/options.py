@@ -44,6 +44,8 @@ Like = Annotated[
     str | None, typer.Option(metavar="RUN", help="scratch: a net of the widths that this finished run has found.")
 ]
 
+Preset = Annotated[str | None, typer.Option(help='"paper" for its own recipe: ARM, fixed prices, its epochs.')]
+
 Depth = Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")]
 Dataset = Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")]
 Decay = Annotated[
