@@ -18,6 +18,7 @@ from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.estimators import bench as estimators
 from npn.experiments.estimators.bench import ESTIMATORS, Settings
+from npn.experiments.growing import bench as growing
 from npn.experiments.lenet5 import bench as frontier
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.options import LeNetOptions
@@ -146,7 +147,7 @@ def ran(monkeypatch):
 
 
 SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function": "hard_sigmoid", "penalty": 1e-6}
-SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda"}
+SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair", "start_from": "fisher"}
 OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
 OWN |= {"channels_last": True, "compile": True, "graphs": True}
 LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
@@ -183,7 +184,7 @@ def test_a_preset_that_cannot_be_is_refused_in_one_line(tmp_path, name):
 
 # -- benches
 
-BENCHES = {"lenet5": frontier, "resnet56": resnet_bench, "estimators": estimators}
+BENCHES = {"lenet5": frontier, "resnet56": resnet_bench, "growth": growing, "estimators": estimators}
 
 
 @pytest.fixture
@@ -229,6 +230,11 @@ DEFAULT_MODES = ["sparsify", "expand", "scratch", "found", "scratch-macs", "scra
         ),
         # its epochs are an option of its own, with a default
         ("estimators", ["--k", "5"], (Options(**GIVEN, k=5.0, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
+        (
+            "growth",
+            ["lenet5-mnist", "--inits", "zero, pair", "--epochs", "1,2,1"],
+            ("lenet5-mnist", Options(**GIVEN, epochs="1,2,1"), [0, 1, 4], ["zero", "pair"]),
+        ),
         ("estimators", [], (Options(**GIVEN, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
     ],
 )

@@ -81,3 +81,13 @@ def test_attached_models_count_what_exists(tiny, k):
     assert npn.count_macs(plastic.export(), x[:1]) == 9 + 9 + 6
     plastic.compact()
     assert npn.count_macs(model, x[:1]) == 24
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_that_average_all_batches_are_counted(training):
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6, momentum=None), nn.Linear(6, 2)), torch.zeros(3, 4)
+    assert npn.count_macs(model.train(training), x) == 3 * (4 * 6 + 6 * 2)
+    plastic = npn.attach(model, x)
+    assert [g.size for g in plastic.groups] == [6] and plastic.structure.training is None
+    assert npn.inspect(model, x).macs == 3 * (4 * 6 + 6 * 2), "with gates"
+    assert model[1].momentum is None and int(model[1].num_batches_tracked) == 0

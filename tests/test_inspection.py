@@ -1,6 +1,7 @@
 """`inspect`: weights of groups, reasons of frozen dimensions, selection."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +59,21 @@ def test_selection_moves_groups_to_the_frozen_ones():
     assert any(row.reason == "left out by only= or skip=" for row in found.frozen)
     with pytest.raises(ConfigurationError, match=r"pattern 'nothing' matches no group; the model has: stem, body"):
         inspect(Net(), torch.zeros(1, 3, 5, 5), only="nothing")
+
+
+def test_the_norm_that_keeps_most_channels_is_named():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+        def forward(self, x):
+            h = torch.relu(self.up(self.norm(x)))
+            return x + self.down(h / (h.norm(dim=1, keepdim=True).mean(-1, keepdim=True) + 1))
+
+    found = inspect(nn.Sequential(nn.Linear(4, 8), Block(), Block(), nn.Linear(8, 2)), torch.zeros(1, 3, 4))
+    assert not found.groups
+    name = "test_inspection.py"
+    line = 1 + next(i for i, line in enumerate(Path(__file__).read_text().splitlines()) if "h.norm(dim=1" in line)
+    assert found.norm == f"mean at {name}:{line} is over all channels of a stream, which keeps 32 of them"
+    assert inspect(Net(), torch.zeros(1, 3, 5, 5)).norm is None

@@ -42,7 +42,10 @@ def test_names_with_brackets_match_themselves():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Penalty(cost="flops"), "cost must be one of 'params', 'macs', 'units', 'layerwise', got 'flops'"),
+        (
+            lambda: Penalty(cost="flops"),
+            "cost must be one of 'params', 'weights', 'macs', 'units', 'layerwise', got 'flops'",
+        ),
         (lambda: Penalty(weight=-1.0), "weight must be a finite number >= 0, got -1.0"),
         (lambda: Penalty("layerwise", {"a": math.nan}), "weight must be a finite number >= 0, got nan"),
         (

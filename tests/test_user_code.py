@@ -296,6 +296,42 @@ def test_a_loss_without_gradient(k, masks):
     assert all(p.grad is None for p in plastic.weights())
 
 
+@pytest.mark.parametrize("estimator", ["reinmax", "disarm"])
+@pytest.mark.parametrize("k", [math.inf, 7.0])
+@pytest.mark.parametrize("retain", [False, True])
+def test_a_closure_that_runs_backward_itself(k, estimator, retain):
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x, estimator=estimator)
+    plastic.k = k
+    message = (
+        "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns "
+        "it: plastic.backward runs the backward pass; set gradients to zero before it"
+    )
+
+    def closure():
+        loss = model(x).square().mean()
+        loss.backward(retain_graph=retain)
+        return loss
+
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        plastic.backward(closure)
+
+
+def test_a_closure_that_sets_gradients_to_zero_loses_those_of_the_first_pass():
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x, estimator="disarm")
+
+    def closure():
+        model.zero_grad()
+        return model(x).square().mean()
+
+    plastic.backward(closure)  # k = inf: one pass
+    assert all(p.grad is not None for p in plastic.weights())
+    plastic.k = 7.0
+    with pytest.raises(ConfigurationError, match=r"^the closure has changed gradients: it called backward"):
+        plastic.backward(closure)
+
+
 def test_export_names_what_cannot_be_copied():
     model, x = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), torch.randn(6, 3)
     plastic = npn.attach(model, x)

@@ -1,6 +1,6 @@
 """Plasticity for PyTorch models: remove units that do not pay for themselves, add units where they help."""
 
-from npn import distributed, functional
+from npn import distributed, functional, methods
 from npn._attach import attach
 from npn._importance import importance, start_from
 from npn._prune import prune
@@ -40,6 +40,7 @@ __all__ = [
     "importance",
     "inspect",
     "load",
+    "methods",
     "prune",
     "read_extra",
     "save",

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
-from npn.tracing.capture import _plain_kernels, model_tensors, preserved, split_inputs
+from npn.tracing.capture import _plain_kernels, average_at_once, model_tensors, preserved, split_inputs
 from npn.tracing.retrace import attributes_changed
 
 
@@ -86,6 +86,7 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
             stack.enter_context(call.weights.step())
         for context in (preserved(model), mode, torch.no_grad(), _plain_kernels(), counter):
             stack.enter_context(context)
+        average_at_once(model)
         torch.func.functional_call(model, state, args, kwargs)
     return counter.get_total_flops() // 2
 

@@ -1,5 +1,7 @@
 """Report the parts of a model that can be resized, those that cannot with reasons, and the cost of each part."""
 
+import contextlib
+import re
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -10,8 +12,11 @@ from torch import nn
 
 from npn.counting import count_macs, count_params
 from npn.gates.costing import CostModel
+from npn.masking.calls import attached_parts
 from npn.structure import Group
 from npn.tracing import trace
+
+_MIXES = re.compile(r"(\w+) mixes every unit of the axis at (\S+)")  # see `tracing.rules.Call.mixes`
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,22 @@ class Inspection:
     macs: int
     seconds: float
 
+    @property
+    def norm(self) -> str | None:
+        """The op that keeps most channels by making one unit of them, as a norm over all channels does, in a line."""
+        kept: dict[str, tuple[int, list[str]]] = {}
+        for row in self.frozen:
+            found = _MIXES.search(row.reason)
+            if found:
+                total, lines = kept.get(found[1], (0, []))
+                kept[found[1]] = (total + row.size, [*lines, found[2]])
+        if not kept:
+            return None
+        op, (total, lines) = max(kept.items(), key=lambda item: item[1][0])
+        places = list(dict.fromkeys(lines))
+        rest = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        return f"{op} at {places[0]}{rest} is over all channels of a stream, which keeps {total:,} of them"
+
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON."""
         return asdict(self)
@@ -101,7 +122,10 @@ def inspect(
         ('0', 8, 56, 48)
     """
     start = time.perf_counter()
-    structure = trace(model, example_inputs, only=only, skip=skip)
+    with contextlib.ExitStack() as stack:
+        for call in attached_parts(model).values():  # gates that it has already are left out
+            stack.enter_context(call.weights.step())
+        structure = trace(model, example_inputs, only=only, skip=skip)
     seconds = time.perf_counter() - start
     costs = CostModel(model, structure, [g.name for g in structure.groups], torch.device("cpu"))
 

@@ -75,6 +75,7 @@ def parameter_names(model: nn.Module, gates: Gates) -> dict[int, str]:
         `id` of each parameter -> name.
     """
     names = {id(p): name for name, p in model.named_parameters()}
+    names |= {id(extra.tensor): f"the gates of {extra.name}" for extra in gates.carried}
     names |= {id(gate.logits): f"the gates of {gate.name}" for gate in gates.weights}
     return names | {id(group.gate.logits): f"the gates of {group.name}" for group in gates.groups}
 
@@ -138,7 +139,8 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], 
     Raises:
         OptimizerError: the message names the parameter and the remedy.
     """
-    of_gates = {id(gate.logits) for gate in gates.each}
+    of_gates = {id(gate.logits): ("pi = 1/2", "plastic.logits()") for gate in gates.each}
+    of_gates |= {id(extra.tensor): ("0", "method.parameters()") for extra in gates.carried}
     seen: dict[int, str] = {}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
@@ -153,7 +155,7 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], 
                 if id(p) in of_gates and group.get("weight_decay"):
                     raise OptimizerError(
                         f"{names[id(p)]} are under weight_decay={group['weight_decay']}, which pulls every gate to "
-                        "pi = 1/2; give plastic.logits() their own param group with weight_decay=0"
+                        f"{of_gates[id(p)][0]}; give {of_gates[id(p)][1]} their own param group with weight_decay=0"
                     )
 
 

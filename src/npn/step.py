@@ -61,7 +61,7 @@ class Step:
             scale = scale.scale(torch.ones((), device=self.weights.device))
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
-            return self._evaluate(closure, factor, gradient)
+            return evaluated(self.weights, closure, factor, gradient, self.per_example, self.last_checkpoint)
 
         def by_example(pi: Tensor) -> tuple[Tensor, Tensor | None]:
             chosen = ESTIMATORS[self.estimator]
@@ -142,21 +142,45 @@ class Step:
                 cost.backward()
         self.penalty.update(priced)
 
-    def _evaluate(self, closure: Closure, factor: float | Tensor, gradient: bool) -> Tensor:
-        """Run the closure, and backward on its loss if `gradient`."""
-        with torch.enable_grad() if gradient else torch.no_grad():
-            with self.weights.not_collecting():
-                loss = closure()
-            if self.per_example and isinstance(loss, Tensor) and loss.dim() == 1:
-                loss = loss.mean()  # at k = inf all examples have the same mask
-            if not isinstance(loss, Tensor) or loss.dim() != 0:
-                came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-                raise ConfigurationError(
-                    f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
-                    'masks="example" for one mask and one loss per example'
-                )
-            examples.check_finite(loss, self.last_checkpoint, first=gradient)
-            if gradient:
-                examples.check_differentiable(loss)
-                (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
-        return loss.detach()
+
+def evaluated(
+    weights: MaskedWeights,
+    closure: Closure,
+    factor: float | Tensor = 1.0,
+    gradient: bool = True,
+    per_example: bool = False,
+    last_checkpoint: str | None = None,
+) -> Tensor:
+    """Run the closure, and backward on its loss if `gradient`.
+
+    Args:
+        weights: the masked weights; gradients computed inside the closure are excluded from dL/dz.
+        closure: returns the loss.
+        factor: of the loss.
+        gradient: whether to run backward on factor times the loss.
+        per_example: whether one loss per example is allowed, of which the mean is taken.
+        last_checkpoint: path of the last checkpoint, for the error about a loss that is not finite.
+
+    Returns:
+        The detached loss, (), without the factor.
+
+    Raises:
+        NonFiniteLossError: the loss is NaN or infinite.
+        ConfigurationError: the closure does not return a scalar, or its loss has no gradient.
+    """
+    with torch.enable_grad() if gradient else torch.no_grad():
+        with weights.only_computing(last=not gradient):
+            loss = closure()
+        if per_example and isinstance(loss, Tensor) and loss.dim() == 1:
+            loss = loss.mean()  # at k = inf all examples have the same mask
+        if not isinstance(loss, Tensor) or loss.dim() != 0:
+            came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            raise ConfigurationError(
+                f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
+                'masks="example" for one mask and one loss per example'
+            )
+        examples.check_finite(loss, last_checkpoint, first=gradient)
+        if gradient:
+            examples.check_differentiable(loss)
+            (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
+    return loss.detach()

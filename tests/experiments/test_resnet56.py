@@ -166,7 +166,7 @@ def test_measures_agree_with_counts_of_the_compact_model(stream):
     assert {key: measured[key] for key in expected} == expected
     plastic.compact()
     assert resnet56.measure(plastic) == measured
-    assert plastic._pricing.costs.at("macs", {}) == expected["macs"], "the budget counts one image"
+    assert plastic.pricing.costs.at("macs", {}) == expected["macs"], "the budget counts one image"
     if not stream:
         assert measured["architecture"] == "16(14) 32(29) 64(60)" and measured["channels"] == [14, 29, 60]
 
@@ -188,7 +188,7 @@ def test_measures_without_a_block(stream):
     assert measured["channels"] == [14, 0, 60] and measured["blocks"] == 2
     plastic.compact()
     assert resnet56.measure(plastic) == measured
-    assert plastic._pricing.costs.at("macs", {}) == measured["macs"]
+    assert plastic.pricing.costs.at("macs", {}) == measured["macs"]
 
 
 def losing(options):

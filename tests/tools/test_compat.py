@@ -17,7 +17,8 @@ def record(model: str = "a", **values: Any) -> dict[str, Any]:
     whole = {
         "library": "fake", "model": model, "family": "f", "versions": {"npn": "1"}, "commit": "abc",
         "date": "2030-01-02",
-        "failed": {}, "stage": "done", "params": 1000, "seconds": 2.0, "attached": True, "groups": 3, "share": 0.5,
+        "failed": {}, "stage": "done", "params": 1000, "seconds": 2.0, "wall": 2.5,
+        "attached": True, "groups": 3, "share": 0.5,
         "errors": {"export": 1e-15, "compact": 2e-15, "grow": 1e-15}, "precision": "float64", "moved": True,
         "frozen": {"it is the model's output": 2},
     }  # fmt: skip
@@ -101,6 +102,21 @@ def test_an_unequal_answer_is_an_error() -> None:
     assert numbers.relative_error([a], [a * float("nan")]) == float("inf")
 
 
+def test_code_that_makes_single_precision_is_compared_in_double() -> None:
+    from compat import measure, numbers
+
+    class Single(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.float() + torch.zeros(3))
+
+    x = torch.randn(2, 3)
+    context, inputs = measure._precision(model := Single(3, 2), x)
+    with context:
+        (found,) = numbers.outputs(model, inputs)
+    assert found.dtype == torch.float64
+    assert x.double().float().dtype == torch.get_default_dtype() == torch.float32, "as before afterwards"
+
+
 def test_perturbed_weights_are_no_longer_constant() -> None:
     from compat import numbers
 
@@ -134,6 +150,8 @@ def test_the_page_counts_and_explains(tmp_path: Path) -> None:
         record("wrong", errors={"export": 0.5}, peer={"runs": False, "left": 0.3, "error": None, "failed": {}}),
         {k: v for k, v in record("no", failed={"attach": {"error": "TraceError: a | b", **place}}).items()
          if k not in ("attached", "groups", "share", "errors")},
+        record("if", failed={"attach": {"error": "TraceError: decides at a.py:7, which no graph can", **place}}),
+        record("else", failed={"attach": {"error": "TraceError: decides at b.py:8, which no graph can", **place}}),
         record("gone", failed={"build": {"error": "ImportError: x", **place}}),
     ]  # fmt: skip
     for folder in ("docs", "results"):
@@ -141,10 +159,11 @@ def test_the_page_counts_and_explains(tmp_path: Path) -> None:
     records.write(tmp_path / "found.jsonl", found)
     assert sweep.write_docs(tmp_path / "found.jsonl", tmp_path) == 0
     text = (tmp_path / "docs" / "compatibility.md").read_text()
-    assert "| fake | 4 | 3 | 2 | 3 | 2.0 | 1 | 1 |" in text
+    assert "| fake | 6 | 5 | 4 | 5 | 2.0 | 2.5 | 1 | 1 |" in text
+    assert "- attach: TraceError: decides, which no graph can: fake if (`a.py:7`), fake else (`b.py:8`)" in text
     assert "- attach: TraceError: a \\| b (`zoo.py:3`): fake no" in text
-    assert "| it is the model's output | its size is the task's: the model's output | 5 | 10 |" in text
-    assert "| slow | 1,000 | 3 | 50% | 31.0 | 2e-15 | 30% left, differs by 2e-01 |  |" in text
+    assert "| it is the model's output | its size is the task's: the model's output | 7 | 14 |" in text
+    assert "| slow | 1,000 | 3 | 50% | 31.0 | 2.5 | 2e-15 | 30% left, differs by 2e-01 |  |" in text
     assert "1 of 2 run afterwards" in text
     assert json.loads((tmp_path / "results" / "compat.json").read_text()) == found
     assert sweep.write_docs(tmp_path / "nothing.json", tmp_path) == 1

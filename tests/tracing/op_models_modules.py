@@ -194,17 +194,34 @@ def decoder(first: bool) -> Case:
     )  # fmt: skip
 
 
-def constrained(apply: Any, reason: str, groups: dict[str, int] | None = None) -> Case:
-    weight = "b.weight_orig" if apply is spectral_norm else "b.parametrizations.weight.original"
+def spectral(apply: Any, weight: str, what: str) -> Case:
     return custom(
-        lambda m, x: m.c(torch.tanh(m.b(x))) + m.d(torch.tanh(m.a(x))),
-        {"a": 8} | (groups or {}),
-        {f"{weight}[0]": reason},
-        b=lambda: apply(nn.Linear(4, 6)),
-        c=linear(6, 2),
-        d=linear(8, 2),
-        **A,
-    )
+        lambda m, x: m.c(torch.tanh(m.b(torch.tanh(m.a(x))))) + m.d(torch.tanh(m.a(x))), {"a": 8},
+        {f"{weight}[0]": f"the code couples its 6 channels into one unit, which has to stay: {what}"},
+        b=lambda: apply(nn.Linear(8, 6)), c=linear(6, 2), d=linear(8, 2), **A,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("npn_tests::deformed", mutates_args=())
+def deformed(x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    """Stands in for a deformable convolution, which is an op of another library."""
+    return F.conv2d(x * offset.mean().sigmoid(), weight, padding=1)
+
+
+@deformed.register_fake
+def _(x: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0], *x.shape[2:])
+
+
+def _slopes(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.enable_grad():
+        inputs = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
+        out = F.conv2d(inputs[0] * inputs[1].mean().sigmoid(), inputs[2], padding=1)
+    a, b, c = torch.autograd.grad(out, inputs, gradient)
+    return a, b, c
+
+
+deformed.register_autograd(_slopes, setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs))
 
 
 _WEIGHTS = torch.linspace(0.1, 1, 12).view(3, 4)
@@ -230,7 +247,24 @@ MODULES = MAPS | {
     "checkpoint": checkpointed(False),
     "decoder": decoder(False),
     "decoder_norm_first": decoder(True),
-    "spectral_norm": constrained(parametrizations.spectral_norm, "fixed size"),
-    "spectral_norm_hook": constrained(spectral_norm, "vector_norm mixes"),
-    "orthogonal": constrained(parametrizations.orthogonal, "triangle", {"b.parametrizations.weight.0": 6}),
+    "spectral_norm": spectral(
+        parametrizations.spectral_norm, "b.parametrizations.weight.original", "linalg_vector_norm mixes"
+    ),
+    "spectral_norm_hook": spectral(spectral_norm, "b.weight_orig", "the product at op_models.py:"),
+    "renormalised_embedding": custom(
+        lambda m, x: m.c(torch.tanh(m.b(m.e(x)))), {"b": 6},
+        {"e.weight[1]": "the forward pass in train() changes e.weight", "e.weight[0]": "rows of the embedding"},
+        tokens, e=lambda: nn.Embedding(10, 8, max_norm=1.0), b=linear(8, 6), c=linear(6, 2),
+    ),
+    "custom_op": custom(
+        lambda m, x: m.c(torch.tanh(deformed(torch.tanh(m.b(torch.tanh(m.a(x)))), m.o(x), m.w))).mean((2, 3)),
+        {"a": 8}, {"b.weight[0]": "no rule for deformed", "w[1]": "no rule for deformed, called at op_"},
+        maps, a=lambda: nn.Conv2d(3, 8, 3, padding=1), b=lambda: nn.Conv2d(8, 6, 1), o=lambda: nn.Conv2d(3, 18, 1),
+        w=(5, 6, 3, 3), c=lambda: nn.Conv2d(5, 2, 1),
+    ),
+    "orthogonal": custom(
+        lambda m, x: m.c(torch.tanh(m.b(x))) + m.d(torch.tanh(m.a(x))), {"a": 8, "b.parametrizations.weight.0": 6},
+        {"b.parametrizations.weight.original[0]": "triangle"},
+        b=lambda: parametrizations.orthogonal(nn.Linear(4, 6)), c=linear(6, 2), d=linear(8, 2), **A,
+    ),
 }  # fmt: skip

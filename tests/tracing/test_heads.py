@@ -137,7 +137,12 @@ FREE: dict[str, tuple[Any, ...]] = {  # heads, f, g, key and value heads, parts
     "a rotary table that is a frozen parameter": (4, shared_rotary, plain, 4, {"cos": fixed(9, 6), "sin": fixed(9, 6)}),
 }
 FIXED: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {  # part of the reason, f, g, parts
-    "slopes by the number of heads": ("as a buffer it would be resized with them", plain, slopes, {}),
+    "slopes by the number of heads": (
+        "which the code computes for their present number; as a buffer it would",
+        plain,
+        slopes,
+        {},
+    ),
     "a table by the number of heads": ("combined with a value of fixed size", per_head, plain, {}),
 }
 

@@ -99,8 +99,8 @@ def test_weights_that_are_summed_are_one_unit_where_they_produce_and_none_where_
     ledger, (rows, columns) = ledger_with(3, 3)
     ledger.mark(rows, ledger.produces)
     ledger.mark(columns, ledger.reads)
-    ledger.mix(rows, [0])
-    ledger.mix(columns, [0])
+    ledger.mix(rows, [0], "here")
+    ledger.mix(columns, [0], "here")
     unit, _ = ledger.resolve()
     assert len(set(unit[rows.numpy()])) == 1
     assert len(set(unit[columns.numpy()])) == 3

@@ -131,12 +131,24 @@ def test_channels_coupled_into_one_unit_are_counted() -> None:
     class Rolled(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             h = self[0](x)
-            return self[2](self[1](h + h.roll(1, -1)))  # type: ignore[no-any-return]
+            h = h + h.roll(1, -1)  # rolled
+            return self[2](self[1](h))  # type: ignore[no-any-return]
 
     structure = trace(Rolled(nn.Linear(3, 6), nn.Linear(6, 5), nn.Linear(5, 2)), torch.randn(4, 3))
     reasons = {f.name: f.reason for f in structure.frozen}
     assert [g.name for g in structure.groups] == ["1"]
-    assert reasons["0.weight[0]"] == "the code couples its 6 channels into one unit, which has to stay"
+    coupled = "the code couples its 6 channels into one unit, which has to stay"
+    assert (
+        reasons["0.weight[0]"] == f"{coupled}: different units meet in an elementwise op at {HERE}:{line_of('rolled')}"
+    )
+
+
+def test_what_couples_the_channels_of_a_constrained_weight_is_named() -> None:
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5))
+    structure = trace(nn.Sequential(nn.Linear(3, 6), nn.Tanh(), layer, nn.Tanh(), nn.Linear(5, 2)), torch.randn(4, 3))
+    reason = next(f.reason for f in structure.frozen if ("2.parametrizations.weight.original", 0) in f.slots)
+    coupled = "the code couples its 5 channels into one unit, which has to stay"
+    assert reason.startswith(f"{coupled}: linalg_vector_norm mixes every unit of the axis at parametrizations.py:")
 
 
 # -- side effects
@@ -393,5 +405,8 @@ def test_constants_that_vary_along_the_units_freeze_them(value: Tensor) -> None:
     structure = trace(Scaled(), torch.randn(2, 3))
     assert sizes(structure) == {"b": 4}
     where = f"{HERE}:{line_of('scaled')}"
-    expected = f"combined with a value of fixed size at {where}; as a buffer it would be resized with them"
+    expected = (
+        f"combined with a value of fixed size at {where}, which the code computes for their present number; as a "
+        "buffer it would be resized with them"
+    )
     assert reasons(structure, "a.weight", 0) == expected

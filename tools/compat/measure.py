@@ -11,6 +11,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -101,56 +102,78 @@ def measure(module: str, name: str, report: Report, onnx: bool) -> None:
         share=round(1 - plastic.minimum_cost("params") / report.values["params"], 4),
         frozen=dict(frozen.most_common()),
     )
-    _resizes(plastic, inputs, report, full, onnx)
+    _resizes(plastic, inputs, report, onnx)
 
 
-def _resizes(plastic: Any, inputs: Any, report: Report, full: Any, onnx: bool) -> None:
+def _resizes(plastic: Any, single: Any, report: Report, onnx: bool) -> None:
     import torch
 
-    from compat import numbers
-
-    model, single = plastic.model, inputs
+    model = plastic.model
     with torch.no_grad():
-        try:  # in double precision an error of surgery stands far above rounding
-            model.double()
-            inputs = numbers.as_double(inputs)
-            numbers.outputs(model, inputs)
-            report.put(precision="float64")
-        except Exception:  # the code makes single precision tensors of its own
-            model.float()
-            inputs = single
-            report.put(precision="float32")
-        plastic.example_inputs = inputs  # of the same precision, for the trace of growth
-        full = numbers.outputs(model, inputs)
-        numbers.close_third(plastic)
-        masked = numbers.outputs(model, inputs)
-        report.put(moved=numbers.relative_error(full, masked) > 1e-9)
-
-        def error(what: Callable[[], Any]) -> float:
-            return numbers.relative_error(masked, numbers.outputs(what(), inputs))
-
-        def compacted() -> Any:
-            plastic.compact()
-            return model
-
-        def grown() -> Any:
-            able = [group for group in plastic.groups if group.grows]
-            chosen = {able[i].name: 2 + i % 2 for i in {0, len(able) // 2, len(able) - 1}} if able else {}
-            plastic.grow(chosen)
-            return model
-
-        errors: dict[str, float] = {}
-        for stage, what in (("export", lambda: plastic.export()), ("compact", compacted), ("grow", grown)):
-            found = report.stage(stage, lambda what=what: error(what))
-            if found is not None:
-                errors[stage] = float(f"{found:.1e}")
-                report.put(errors=errors)
+        context, inputs = _precision(model, single)
+        with context:
+            report.put(precision="float32" if inputs is single else "float64")
+            _compare(plastic, inputs, report)
     model.float()
     plastic.example_inputs = single
     report.stage("step", lambda: _step(plastic, single))
     if onnx:
         found = report.stage("onnx", lambda: _onnx(plastic.export().float().eval(), single))
         report.put(onnx=found)
+
+
+def _precision(model: Any, single: Any) -> tuple[AbstractContextManager[None], Any]:
+    """Double precision where the code allows it, in which an error of surgery stands far above rounding.
+
+    Args:
+        model: takes the precision.
+        single: inputs in single precision.
+
+    Returns:
+        The context in which to run the model, and its inputs.
+    """
+    from compat import numbers
+
+    inputs = numbers.as_double(single)
+    model.double()
+    for context in (nullcontext, numbers.code_in_double):
+        with suppress(Exception), context():
+            numbers.outputs(model, inputs)
+            return context(), inputs
+    model.float()
+    return nullcontext(), single
+
+
+def _compare(plastic: Any, inputs: Any, report: Report) -> None:
+    """Exported, compacted and grown against masked."""
+    from compat import numbers
+
+    model = plastic.model
+    plastic.example_inputs = inputs  # of the same precision, for the trace of growth
+    full = numbers.outputs(model, inputs)
+    numbers.close_third(plastic)
+    masked = numbers.outputs(model, inputs)
+    report.put(moved=numbers.relative_error(full, masked) > 1e-9)
+
+    def compacted() -> Any:
+        plastic.compact()
+        return model
+
+    def grown() -> Any:
+        able = [group for group in plastic.groups if group.grows]
+        chosen = {able[i].name: 2 + i % 2 for i in {0, len(able) // 2, len(able) - 1}} if able else {}
+        plastic.grow(chosen)
+        return model
+
+    def error(what: Callable[[], Any]) -> float:
+        return numbers.relative_error(masked, numbers.outputs(what(), inputs))
+
+    errors: dict[str, float] = {}
+    for stage, what in (("export", lambda: plastic.export()), ("compact", compacted), ("grow", grown)):
+        found = report.stage(stage, lambda what=what: error(what))
+        if found is not None:
+            errors[stage] = float(f"{found:.1e}")
+            report.put(errors=errors)
 
 
 def _step(plastic: Any, inputs: Any) -> None:

@@ -1,6 +1,7 @@
 """Make errors visible, and measure them: perturbed weights, a third of the units closed, outputs compared."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -83,3 +84,16 @@ def close_third(plastic: npn.Plasticity, seed: int = 0) -> None:
 def as_double(inputs: Any) -> Any:
     """The same inputs, floating ones in float64."""
     return tree_map(lambda x: x.double() if isinstance(x, Tensor) and x.is_floating_point() else x, inputs)
+
+
+@contextlib.contextmanager
+def code_in_double() -> Iterator[None]:
+    """Inside, what code makes in single precision by itself (`torch.zeros(3)`, `x.float()`) is made in double."""
+    default, single = torch.get_default_dtype(), Tensor.float
+    torch.set_default_dtype(torch.float64)
+    Tensor.float = Tensor.double  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+        Tensor.float = single  # type: ignore[method-assign]

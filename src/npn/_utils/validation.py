@@ -1,5 +1,7 @@
 """Check arguments; the error message gives the argument's name, the expected values and the value that came."""
 
+import math
+
 from npn.errors import ConfigurationError
 
 
@@ -29,3 +31,52 @@ def whole_number(name: str, value: object, least: int, unit: str = "") -> int:
         of = f" of {unit}" if unit else ""
         raise ConfigurationError(f"{name} must be a whole number >= {least}{of}, got {value!r}")
     return value
+
+
+def positive(name: str, value: float, *, below: float = math.inf) -> float:
+    """Return a number if it lies in (0, below], else raise.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+        below: the largest value; infinity itself is not allowed.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        ConfigurationError: it does not.
+
+    Example:
+        >>> positive("rate", 0.1, below=1)
+        0.1
+        >>> positive("rate", 2, below=1)
+        Traceback (most recent call last):
+        npn.errors.ConfigurationError: rate must be a number in (0, 1], got 2
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= below or value == math.inf:
+        limits = "a finite number > 0" if below == math.inf else f"a number in (0, {below:g}]"
+        raise ConfigurationError(f"{name} must be {limits}, got {value!r}")
+    return float(value)
+
+
+def share(name: str, value: float) -> float:
+    """Return a number if it lies in [0, 1], else raise.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        ConfigurationError: it does not.
+
+    Example:
+        >>> share("drop", 0.3)
+        0.3
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ConfigurationError(f"{name} must be a share in [0, 1], got {value!r}")
+    return float(value)

@@ -140,6 +140,8 @@ def show(console: Console, title: str, found: inspection.Inspection) -> None:
     for line in found.frozen:
         frozen.add_row(line.name, f"{line.size:,}", line.reason)
     console.print(frozen)
+    if found.norm is not None:
+        console.print(found.norm)
     console.print(f"{len(found.groups)} groups, {len(found.frozen)} frozen dimensions, traced in {found.seconds:.1f} s")
 
 

@@ -34,6 +34,9 @@ Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cpu)")]
 Data = Annotated[str | None, typer.Option(help="Folder of the data set's files. (default: $NPN_DATA, else downloaded)")]
 
+GrowthInit = Annotated[
+    str | None, typer.Option(help="How new units start in mode expand: zero, pair, select or split. (default: zero)")
+]
 LearningRate = Annotated[float | None, typer.Option(min=1e-9, help="Highest learning rate of the weights.")]
 WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay. (default: falls with the budget)")]
 Augment = Annotated[bool | None, typer.Option("--augment", help="Shift, turn and scale the training images.")]
@@ -45,6 +48,11 @@ Like = Annotated[
 ]
 
 Preset = Annotated[str | None, typer.Option(help='"paper" for its own recipe: ARM, fixed prices, its epochs.')]
+
+StartFrom = Annotated[
+    str | None,
+    typer.Option(help="Gates start from magnitude, taylor, fisher, bn_scale or random scores. (default: all alike)"),
+]
 
 Depth = Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")]
 Dataset = Annotated[str | None, typer.Option(help="cifar10 or cifar100. (default: cifar10)")]

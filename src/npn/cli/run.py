@@ -40,6 +40,8 @@ def moons(
     budget: given.Budget = None,
     epochs: given.Epochs = None,
     device: given.Device = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -50,7 +52,8 @@ def moons(
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons.recipe import EXPERIMENT
 
-    options = MoonsOptions(mode, seed, k, estimator, function, penalty, budget, epochs, device, None, preset)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
+    options = MoonsOptions(*common, preset)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -72,6 +75,8 @@ def lenet5_mnist(
     teacher: given.Teacher = None,
     like: given.Like = None,
     weights: Annotated[bool | None, typer.Option("--weights", help="Gates on single weights, not on units.")] = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -82,7 +87,7 @@ def lenet5_mnist(
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
     from npn.experiments.lenet5.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
@@ -113,7 +118,7 @@ def lenet300_mnist(
     from npn.experiments.lenet300.options import LeNet300Options
     from npn.experiments.lenet300.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, None, None)
     options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
@@ -139,6 +144,8 @@ def resnet56_cifar10(
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
     graphs: given.Graphs = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -148,7 +155,7 @@ def resnet56_cifar10(
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
     from npn.experiments.resnet.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 

@@ -1,9 +1,21 @@
 """One gate per unit or weight, all gates of a model, and the cost of the model under its gates."""
 
+from npn.gates.decision import Decision
 from npn.gates.gate import CLOSED, OPEN, Gate, Sharpness
 from npn.gates.gates import Gates
 from npn.gates.group import UnitGroup
 from npn.gates.pricing import Priced, Pricing
 from npn.gates.single import WeightGates
 
-__all__ = ["CLOSED", "OPEN", "Gate", "Gates", "Priced", "Pricing", "Sharpness", "UnitGroup", "WeightGates"]
+__all__ = [
+    "CLOSED",
+    "OPEN",
+    "Decision",
+    "Gate",
+    "Gates",
+    "Priced",
+    "Pricing",
+    "Sharpness",
+    "UnitGroup",
+    "WeightGates",
+]

@@ -14,8 +14,10 @@ from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
+from npn.gates.decision import Decision, check_undecided
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
+from npn.gates.saved import check_state
 from npn.gates.single import WeightGates
 from npn.structure import Branches, Columns, Group, Structure
 from npn.surgery import Extra, forget_momentum
@@ -36,6 +38,9 @@ class Gates:
         names: names of all groups at attach, including groups that vanished with a branch since.
         generator: generator that draws the masks.
         grace_left: calls of `age` until no unit is held open.
+        decision: what decides which units stay; None: the logits do.
+        carried: further tensors that are resized along.
+        warming_left: calls of `warm` until every unit learns in full.
     """
 
     def __init__(self, structure: Structure, function: GateFunction, device: torch.device) -> None:
@@ -45,7 +50,9 @@ class Gates:
         self.weights = [WeightGates(name, shapes[name], self.sharpness, device) for name in structure.unstructured]
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.grace_left = 0
+        self.grace_left = self.warming_left = 0
+        self.decision: Decision | None = None
+        self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
         self._key: tuple[Any, ...] | None = None  # identifies the logits that the cached mask belongs to
         self._mask: Tensor | None = None
@@ -65,6 +72,8 @@ class Gates:
     def k(self, value: float) -> None:
         if not value >= 0:  # also refuses NaN
             raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
+        if value != math.inf:
+            check_undecided(self.decision, f"k stays inf, got {value}")
         finite = 0 < value < math.inf
         if finite:
             if self._resting:  # restore the keep probabilities of the last finite k
@@ -148,9 +157,14 @@ class Gates:
     def deterministic_mask(self) -> Tensor | None:
         """1[pi > 1/2] over all gates and 1 where held open, (gates,); None if all are open.
 
+        Where a method decides, this is its real-valued mask for evaluation.
+
         The mask is computed at every call on the CPU and at finite k, because fused optimizers write to logits without
         counting versions. On another device at k = inf, where logits do not move, it is computed only after changes.
         """
+        if self.decision is not None:
+            self.decide()
+            return self.decision.evaluation_mask()
         gates = self.each
         key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
         if key != self._key or self.k != math.inf or self.device.type == "cpu":
@@ -161,6 +175,7 @@ class Gates:
 
     def closed(self) -> dict[str, list[int]]:
         """Group name -> numbers of the units that do not take part."""
+        self.decide()
         return {group.name: group.gate.closed.tolist() for group in self.groups}
 
     def add_gradient(self, gradient: Tensor) -> None:
@@ -178,12 +193,37 @@ class Gates:
                     part = part.masked_fill(gate.removed, 0)
                 logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
 
+    @torch.no_grad()
+    def decide(self) -> None:
+        """Open what the method keeps, and close the rest; without a method nothing happens."""
+        if self.decision is None:
+            return
+        gates = self.each
+        kept = self.decision.kept_gates().split([gate.logits.numel() for gate in gates])
+        for gate, keep in zip(gates, kept, strict=True):
+            gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
+            if isinstance(gate, WeightGates):
+                gate.removed &= ~keep.view_as(gate.removed)
+
     def age(self) -> None:
         """Count one training step of every grace period."""
         if self.grace_left > 0:
             self.grace_left -= 1
             for gate in self.each:
                 gate.grace.sub_(1).clamp_(min=0)
+
+    def warm(self) -> None:
+        """Count one optimizer step of every warm-up."""
+        if self.warming_left > 0:
+            self.warming_left -= 1
+            for group in self.groups:
+                group.gate.warming.sub_(1).clamp_(min=0)
+
+    def shares(self) -> Tensor:
+        """t / n for units in the t-th of n steps of their warm-up, 1 for all others, (units,)."""
+        left = torch.cat([group.gate.warming for group in self.groups])
+        steps = torch.cat([group.gate.warmup for group in self.groups])
+        return 1 - left / steps.clamp(min=1)
 
     # -- changes
 
@@ -196,6 +236,8 @@ class Gates:
         if self.device != device:
             for gate in self.each:
                 gate.to(device)
+            for extra in self.carried:
+                extra.tensor.data = extra.tensor.data.to(device)
             self.generator = torch.Generator(device).manual_seed(self.generator.initial_seed())
             self._key = None
 
@@ -219,8 +261,9 @@ class Gates:
             grace: calls of `age` for which the units are held open.
 
         Raises:
-            ConfigurationError: there is no such group or unit.
+            ConfigurationError: there is no such group or unit, or a method decides which units stay.
         """
+        check_undecided(self.decision, "they are not opened or closed by hand")
         gate, called, traced = self._named(name)
         try:
             index = gate.indices(units)
@@ -244,12 +287,12 @@ class Gates:
         return group.gate, group.name, group.traced
 
     def extras(self, grace: int = 0) -> list[Extra]:
-        """The gates' tensors, for a resize; new units and weights start open.
+        """The gates' tensors and what is carried along, for a resize; new units and weights start open.
 
         Args:
             grace: calls of `age` for which new weights are held open; `hold_open` does that for new units.
         """
-        found = []
+        found = list(self.carried)
         for group in self.groups:
             logits, *others = group.gate.tensors
             found.append(Extra(logits, group.name, self.sharpness.logit(OPEN)))
@@ -259,16 +302,21 @@ class Gates:
             found += [Extra(t, gate.name, value, True) for t, value in zip(gate.tensors, new, strict=True)]
         return found
 
-    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int) -> None:
-        """Hold new units open and unpenalised for a while.
+    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int, warmup: int = 0) -> None:
+        """Hold new units open and unpenalised for a while, and let their weights learn slowly at first.
 
         Args:
             units: group name -> numbers of the units.
             grace: calls of `age`.
+            warmup: calls of `warm`.
         """
         for name, numbers in units.items():
-            self.group(name).gate.grace[list(numbers)] = grace
-        self.grace_left = max(self.grace_left, grace) if units else self.grace_left
+            gate = self.group(name).gate
+            gate.grace[list(numbers)] = grace
+            if warmup:
+                gate.warming[list(numbers)] = gate.warmup[list(numbers)] = warmup
+        if units:
+            self.grace_left, self.warming_left = max(self.grace_left, grace), max(self.warming_left, warmup)
 
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of the resized model; the gates' tensors have been resized already.
@@ -281,6 +329,7 @@ class Gates:
         for group in self.groups:
             group.traced = parts[group.name]
         self.weights[:] = [gate for gate in self.weights if gate.name in structure.unstructured]
+        self.carried = [extra for extra in self.carried if extra.name in parts or extra.name in structure.unstructured]
         self._key = None
 
     # -- state
@@ -306,27 +355,7 @@ class Gates:
         Raises:
             ConfigurationError: the state is incomplete or belongs to other gates.
         """
-        missing = sorted((self.state_dict().keys() | set(also)) - set(state))
-        if missing:
-            raise ConfigurationError(
-                f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"
-            )
-        sizes = {group.name: group.size for group in self.groups}
-        theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
-        if sizes != theirs:
-            raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
-        shapes = {gate.name: tuple(gate.logits.shape) for gate in self.weights}
-        found = {name: tuple(gate["logits"].shape) for name, gate in state.get("weights", {}).items()}
-        if shapes != found:
-            raise ConfigurationError(
-                f"expected single-weight gates of {shapes}, got {found}; attach with the same unstructured=, and use "
-                "npn.load, which resizes the model"
-            )
-        if state["function"] != function_name(self.function):
-            raise ConfigurationError(
-                f"the gates were saved with function={state['function']}, these have {function_name(self.function)}; "
-                "attach with the same"
-            )
+        check_state(self.state_dict(), state, also)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` saved.
@@ -345,6 +374,7 @@ class Gates:
         for gate in self.weights:
             gate.load_state_dict(state["weights"][gate.name])
         self.grace_left = max(int(gate.grace.max()) for gate in self.each)
+        self.warming_left = max((int(group.gate.warming.max()) for group in self.groups), default=0)
         self._load_generator(state["generator"].cpu())
         self._key = None
 

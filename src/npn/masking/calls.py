@@ -46,6 +46,8 @@ class MaskedCall:
         after = model.register_forward_hook(self.after, always_call=True)
         saving = model.register_state_dict_pre_hook(self.saving)
         self._ids = (before.id, after.id, saving.id)
+        if self.gates.decision is not None:
+            self.gates.decision.register(model)
 
     def unregister(self, model: nn.Module) -> None:
         """Remove the hooks from a model or from a deep copy of it.
@@ -53,6 +55,8 @@ class MaskedCall:
         Args:
             model: the model.
         """
+        if self.gates.decision is not None:
+            self.gates.decision.unregister(model)
         before, after, saving = self._ids
         hooks = {"_forward_pre_hooks": before, "_forward_hooks": after, "_state_dict_pre_hooks": saving}
         for name, key in hooks.items():

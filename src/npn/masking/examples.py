@@ -86,6 +86,18 @@ class ExampleMasks(TorchFunctionMode):
         factor = factor.repeat(1, x.shape[1] // factor.shape[1])  # grouped: one factor per offset in a group
         return factor.view(*factor.shape, *[1] * (x.dim() - 2))
 
+    def check_checkpoints(self, loss: Tensor) -> None:
+        """Raise if the loss was computed through a reentrant activation checkpoint, which would escape the masks.
+
+        Args:
+            loss: any shape.
+
+        Raises:
+            ConfigurationError: it was.
+        """
+        if self.without_grad and _has_checkpoints(loss):
+            raise ConfigurationError(_CHECKPOINTS)
+
     def check(self) -> None:
         """Raise unless every weight that reads gated units was read by a linear or convolution layer.
 
@@ -167,8 +179,7 @@ def _run(
                 raise ConfigurationError(
                     f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples"
                 )
-            if mode.without_grad and _has_checkpoints(losses):
-                raise ConfigurationError(_CHECKPOINTS)
+            mode.check_checkpoints(losses)
             check_differentiable(losses)
             try:
                 (losses.mean() * scale).backward()

@@ -23,6 +23,11 @@ from npn.surgery import Extra, check_shapes
 
 SINGLE = -1  # stands for an axis where a factor has the shape of the weight
 
+CLOSURE = (
+    "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns it: "
+    "plastic.backward runs the backward pass; set gradients to zero before it"
+)
+
 
 class MaskedWeights:
     """The weights of a model that read gated units, and the masks applied to them.
@@ -248,6 +253,25 @@ class MaskedWeights:
             yield
         finally:
             self._collected = collected
+
+    @contextlib.contextmanager
+    def only_computing(self, last: bool = False) -> Iterator[None]:
+        """Run the user's closure inside the context: its gradients are no part of dL/dz, and it adds none to `.grad`.
+
+        Args:
+            last: gradients of an earlier pass are there, which must not be deleted either.
+
+        Raises:
+            ConfigurationError: the closure has changed the gradients of the weights.
+        """
+        parameters = self.table.parameters
+        before = [(p.grad, None if p.grad is None else p.grad._version) for p in parameters]
+        with self.not_collecting():
+            yield
+        for parameter, (grad, version) in zip(parameters, before, strict=True):
+            now = parameter.grad
+            if (now is not None or last) and (now is not grad or (now is not None and now._version != version)):
+                raise ConfigurationError(CLOSURE)
 
     def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
         """Replace the weights' data by masked copies."""

@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from npn.errors import ConfigurationError
 
-_HOOKS = (
+HOOKS = (
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -100,12 +100,13 @@ def set_select(module: nn.Module, index: Tensor | None) -> None:
 
 @contextlib.contextmanager
 def full_length(model: nn.Module) -> Iterator[None]:
-    """Suspend all column selections inside the context, so that the model can be traced at full length.
+    """Suspend all column selections, and other hooks with a flag `aside`, so that the model can be traced as it was.
 
     Args:
         model: any module.
     """
-    hooks = [found[1] for module in model.modules() if (found := hook_of(module)) is not None]
+    every = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    hooks: list[Any] = [hook for hook in every if hasattr(hook, "aside")]
     for hook in hooks:
         hook.aside = True
     try:
@@ -162,6 +163,6 @@ def _plain(module: nn.Linear | _ConvNd, index: Tensor) -> fx.GraphModule:
         graph.output(graph.call_function(_CONVOLUTIONS[type(module)], (narrow, weight, bias, *options)))
     plain = fx.GraphModule(root, graph)
     plain.train(module.training)
-    for kind in _HOOKS:
+    for kind in HOOKS:
         setattr(plain, kind, getattr(module, kind))
     return plain

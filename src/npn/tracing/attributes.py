@@ -65,13 +65,13 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
 
     Args:
         model: the model.
-        structure: its structure; attributes that belong to a group already are left out.
+        structure: its structure; attributes that belong to another group are left out.
         group: the group.
 
     Returns:
         (module path, attribute, amount per unit) entries.
     """
-    taken = {(path, name) for g in structure.groups for path, name, _ in g.attributes}
+    taken = {(path, name) for g in structure.groups if g.name != group.name for path, name, _ in g.attributes}
     sizes = {group.size * each: each for each in range(1, _EACH + 1)}
     for slot in group.slots:
         each = slot.index.shape[1]
@@ -93,7 +93,8 @@ def trials(model: nn.Module, structure: Structure, group: Group) -> list[tuple[A
     """Combinations of attributes that may have to follow a group, the likely ones first.
 
     Attributes that follow by type of layer are in all of them. Others come by name, since a class of module has the
-    same one in each of its instances: all of a name, those where the group is produced, pairs of names, single ones.
+    same one in each of its instances: all of a name, those where the group is produced, all names but one, pairs of
+    names, single ones.
 
     Args:
         model: the model.
@@ -111,6 +112,8 @@ def trials(model: nn.Module, structure: Structure, group: Group) -> list[tuple[A
     sets = list(dict.fromkeys(names.values()))
     found = [base, (*base, *options)]
     found += [(*base, *entries) for entries in sets]
+    if len(sets) > 3:  # with fewer names these are the pairs, or come below
+        found += [(*base, *(entry for entry in options if entry[1] != name)) for name in {n: 0 for _, n, _ in options}]
     found += [(*base, *dict.fromkeys((*a, *b))) for i, a in enumerate(sets) for b in sets[i + 1 :]]
     found += [(*base, entry) for entry in options]
     return list(dict.fromkeys(trial for trial in found if trial))[:_TRIALS]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule, Node
@@ -93,6 +94,7 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
         torch.func.functionalize(call), tracing_mode="fake", _allow_non_fake_inputs=True, record_stack_traces=True
     )
     with preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients(), torch.enable_grad():
+        average_at_once(model)
         try:
             try:
                 traced = graph(fakes, fake_args, fake_kwargs)
@@ -129,6 +131,7 @@ def output_shapes(
         state = {name: _fake(tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
     with preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients(), torch.no_grad(), mode:
+        average_at_once(model)
         result = torch.func.functional_call(model, state, args, kwargs)
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
 
@@ -271,9 +274,11 @@ def _without_mkldnn() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_decisions() -> Iterator[None]:
-    """PyTorch's own code looks at no values: whether a mask is causal, whether a distribution's arguments fit."""
+    """PyTorch's own code looks at no values: is a mask causal, do a distribution's arguments fit, is a row too long."""
     layers, distribution = torch.nn.modules.transformer, torch.distributions.Distribution
-    before = layers._detect_is_causal_mask, distribution._validate_args
+    lookup: Any = F
+    before = layers._detect_is_causal_mask, distribution._validate_args, lookup._no_grad_embedding_renorm_
+    lookup._no_grad_embedding_renorm_ = lambda *args: None
     layers._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
     distribution.set_default_validate_args(False)
     try:
@@ -281,6 +286,18 @@ def _without_decisions() -> Iterator[None]:
     finally:
         layers._detect_is_causal_mask = before[0]
         distribution.set_default_validate_args(before[1])
+        lookup._no_grad_embedding_renorm_ = before[2]
+
+
+def average_at_once(model: nn.Module) -> None:
+    """Give norms with `momentum=None` a momentum: they read the number of batches, which a trace does not know.
+
+    Args:
+        model: inside of `preserved`, which undoes it.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
+            module.momentum = 1.0
 
 
 @contextlib.contextmanager

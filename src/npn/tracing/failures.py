@@ -30,6 +30,10 @@ def explain(error: Exception) -> str:
     if "DynamicOutputShape" in name:
         op = str(error).removeprefix("aten.").split(".")[0]
         what, instead = _OPS.get(op, (op, "compute it outside of the model"))
+        inside = _torchs_own(error)
+        if inside is not None and op == "nonzero":
+            what = f"PyTorch's own {inside} looks for the places of some values"
+            instead = "call log_prob(x) instead" if "adaptive.py" in inside else "compute it outside of the model"
         return (
             f"the shape of a tensor depends on values at {line}, which a traced graph cannot follow: {what}; expected "
             f"shapes that are the same for every input: {instead}, {_PART}"

@@ -44,12 +44,15 @@ def group_units(
                 continue
             frozen.append(_frozen(keys, reason, starts, where))
         rest = units[~blocked]
-        useless = _unusable(rest, keys, walked, members[where[0]]) if len(rest) else None
+        useless = _unusable(rest, keys, walked, members[where[0]], unit) if len(rest) else None
         if useless:
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
             rank[rest] = np.arange(len(rest))
-            placed = tuple(Slot(*slots[i], _positions(rank[members[i]]), slots[i] in ledger.reads) for i in where)
+            placed = tuple(
+                Slot(*key, _positions(rank[members[i]]), key in ledger.reads, key not in ledger.produces | ledger.bent)
+                for i, key in zip(where, keys, strict=True)
+            )
             rank[rest] = -1
             multiple = int(np.lcm.reduce(multiples[rest]))
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
@@ -90,8 +93,18 @@ def _positions(rank: np.ndarray) -> Tensor:
     return torch.from_numpy(where.reshape(int(rank.max()) + 1, -1))
 
 
-def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray) -> str | None:
-    """Why units that are not frozen cannot have gates either, or None; `member` are the units along the first axis."""
+def _unusable(
+    units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray, unit: np.ndarray
+) -> str | None:
+    """Why units that are not frozen cannot have gates either, or None.
+
+    Args:
+        units: of one kind.
+        keys: slots that they occupy.
+        walked: roles of the slots.
+        member: units along the first of them.
+        unit: int64 (labels,), unit of every label.
+    """
     ledger = walked.ledger
     if not any(key in ledger.produces for key in keys):
         return NOT_PRODUCED
@@ -100,7 +113,9 @@ def _unusable(units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walk
     if len(units) < 2:
         entries = int((member == units[0]).sum())
         if entries > 1:
-            return f"the code couples its {entries} channels into one unit, which has to stay"
+            cause = ledger.coupling(unit, int(units[0]))
+            coupled = f"the code couples its {entries} channels into one unit, which has to stay"
+            return f"{coupled}: {cause}" if cause else coupled
         return "it has one unit only"
     return None
 

@@ -44,7 +44,7 @@ def decide(
 
     Args:
         total: number of labels, including 0.
-        edges: certain edges; those that follow are added.
+        edges: certain edges.
         served: what to decide.
 
     Returns:
@@ -52,6 +52,7 @@ def decide(
     """
     frozen: list[tuple[Tensor, str]] = []
     waiting = list(served)
+    edges = [distinct_pairs(total, edges)] if edges else []
     while True:
         unit = components(total, edges)
         if not waiting:
@@ -76,8 +77,17 @@ def unmet(a: Tensor, b: Tensor) -> list[Tensor]:
     Args:
         a, b: labels that broadcast against each other.
     """
-    pairs = [torch.broadcast_tensors(labels, other) for labels, other in ((a, b), (b, a)) if not bool(other.all())]
-    return [labels[other == 0] for labels, other in pairs]
+    found = []
+    for labels, other in (torch.broadcast_tensors(a, b), torch.broadcast_tensors(b, a)):
+        for axis in range(other.dim()):
+            other = other.narrow(axis, 0, 1) if other.stride(axis) == 0 else other
+        missing = other == 0
+        if bool(missing.any()):
+            for axis in range(labels.dim()):  # a label that is repeated is looked at once
+                if labels.stride(axis) == 0:
+                    labels, missing = labels.narrow(axis, 0, 1), missing.any(axis, keepdim=True)
+            found.append(labels[missing.expand(labels.shape)])
+    return found
 
 
 def edge(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,10 +111,7 @@ def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray
     unit = np.arange(total)
     if not edges:
         return unit
-    pieces = [codes[codes > 0] for codes in (_codes(a.numpy(), b.numpy(), total) for a, b in edges)]
-    codes = np.sort(np.concatenate(pieces))
-    codes = codes[np.diff(codes, prepend=0) > 0]
-    a, b = codes // total, codes % total
+    a, b = (side.numpy() for side in distinct_pairs(total, edges))
     while True:
         low = np.minimum(unit[a], unit[b])
         before = unit.copy()
@@ -117,6 +124,18 @@ def components(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> np.ndarray
             unit = jumped
         if np.array_equal(before, unit):
             return unit
+
+
+def distinct_pairs(total: int, edges: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """All edges as one, each pair of labels once, those left out that join nothing.
+
+    Args:
+        total, edges: see `components`.
+    """
+    pieces = [codes[codes > 0] for codes in (_codes(a.numpy(), b.numpy(), total) for a, b in edges)]
+    codes = np.sort(np.concatenate(pieces))
+    codes = np.concatenate([codes[:1], codes[1:][codes[1:] != codes[:-1]]])
+    return torch.from_numpy(codes // total), torch.from_numpy(codes % total)
 
 
 def _codes(a: np.ndarray, b: np.ndarray, total: int) -> np.ndarray:

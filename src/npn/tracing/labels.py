@@ -108,13 +108,16 @@ class Ledger:
         starts: first label of each owner, followed by the number of labels so far plus 1.
         reads: slots of weights that read units.
         produces: slots of weights that produce units.
+        bent: slots of weights of which a function is taken that is not linear, or that are data, too.
     """
 
     slots: list[tuple[str, int]] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [1])
     reads: set[tuple[str, int]] = field(default_factory=set)
     produces: set[tuple[str, int]] = field(default_factory=set)
+    bent: set[tuple[str, int]] = field(default_factory=set)
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    _causes: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
     _mixed: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _touched: list[Tensor] = field(default_factory=list)
@@ -143,41 +146,64 @@ class Ledger:
             self.starts.append(start + size)
         return self._known[key]
 
-    def unite(self, a: Tensor, b: Tensor) -> None:
+    def unite(self, a: Tensor, b: Tensor, cause: str = "") -> None:
         """Record that two label tensors describe the same units, element by element; label 0 is ignored.
 
         Args:
             a, b: labels that broadcast against each other.
+            cause: op and source line, for units that are coupled by it.
         """
         a, b = torch.broadcast_tensors(a, b)
         for axis in range(a.dim()):
             if a.stride(axis) == 0 and b.stride(axis) == 0:
                 a, b = a.narrow(axis, 0, 1), b.narrow(axis, 0, 1)
         self._edges.append((a.reshape(-1), b.reshape(-1)))
+        if cause:
+            self._causes.append((*self._edges[-1], cause))
 
-    def unite_along(self, labels: Tensor, axes: Sequence[int]) -> Tensor:
+    def coupling(self, unit: np.ndarray, one: int) -> str | None:
+        """What first couples entries of one axis into a unit: op and source line, if one op does.
+
+        Args:
+            unit: int64 (labels,), unit of every label.
+            one: the unit.
+        """
+        for left, right, cause in self._causes:
+            a, b = left.numpy(), right.numpy()
+            pairs = (a > 0) & (b > 0) & (a != b)
+            pairs &= unit[a] == one
+            a, b = a[pairs], b[pairs]
+            if len(a) and bool((self.owners(a) == self.owners(b)).any()):
+                return cause
+        return None
+
+    def unite_along(self, labels: Tensor, axes: Sequence[int], cause: str = "") -> Tensor:
         """Unite labels that differ only along `axes`.
 
         Args:
             labels: labels in canonical form.
             axes: the axes.
+            cause: see `unite`.
 
         Returns:
             One label of each united unit, with size 1 along these axes.
         """
         one = squeeze_constant(labels).amax(list(axes), keepdim=True)  # the first may be padding, without a unit
-        self.unite(labels, one)
+        self.unite(labels, one, cause)
         return one
 
-    def mix(self, labels: Tensor, axes: Sequence[int]) -> None:
+    def mix(self, labels: Tensor, axes: Sequence[int], cause: str) -> None:
         """Record a sum of weights along `axes`: it unites the units that they produce, not those that they read.
 
         Args:
             labels: labels of the weights.
             axes: the axes of the sum.
+            cause: see `unite`.
         """
         labels = squeeze_constant(labels)
+        self.mark(labels, self.bent)  # the sum may be that of a norm
         self._mixed.append(edge(labels, labels.amax(list(axes), keepdim=True)))
+        self._causes.append((*self._mixed[-1], cause))
 
     def share(self, a: Tensor, b: Tensor) -> None:
         """Record that a sum makes one weight of two: if one of them reads a unit, so does the other.
@@ -194,6 +220,7 @@ class Ledger:
             labels: labels of the divisor.
             where: op and source line.
         """
+        self.mark(labels, self.bent)
         self._divisors.append((squeeze_constant(labels).reshape(-1), where))
 
     def serve(self, own: Tensor, units: Tensor, buffer: bool, where: str) -> None:
@@ -248,10 +275,10 @@ class Ledger:
 
         Args:
             labels: the labels.
-            roles: `reads` or `produces`, changed in place.
+            roles: `reads`, `produces` or `bent`, changed in place.
         """
         own = distinct(squeeze_constant(labels).numpy(), self.starts[-1])
-        roles.update(self.slots[i] for i in set(self._owners(own[own > 0]).tolist()))
+        roles.update(self.slots[i] for i in set(self.owners(own[own > 0]).tolist()))
 
     def touch(self, labels: Tensor) -> None:
         """Record that one op computes with these units; units that other ops compute with form other groups.
@@ -278,8 +305,15 @@ class Ledger:
         np.add.at(total, unit, mark)
         return total
 
-    def _owners(self, labels: np.ndarray) -> np.ndarray:
-        """Index in `slots` of the owner of each label."""
+    def owners(self, labels: np.ndarray) -> np.ndarray:
+        """Index in `slots` of the owner of each label.
+
+        Args:
+            labels: int64 (n,), positive.
+
+        Returns:
+            int64 (n,).
+        """
         return np.searchsorted(np.array(self.starts), labels, side="right") - 1
 
     def _frozen_divisors(self) -> list[tuple[Tensor, str]]:
@@ -288,7 +322,7 @@ class Ledger:
         found = []
         for labels, where in self._divisors:
             own = labels[labels > 0]
-            hit = own[torch.from_numpy(masked[self._owners(own.numpy())])]
+            hit = own[torch.from_numpy(masked[self.owners(own.numpy())])]
             if len(hit):
                 found.append((hit, f"a closed unit would divide zero by zero at {where}"))
         return found
@@ -298,9 +332,7 @@ class Ledger:
         pairs: set[tuple[int, int]] = set()
         for a, b in self._shared:
             both = (a > 0) & (b > 0)
-            pairs.update(
-                zip(self._owners(a[both].numpy()).tolist(), self._owners(b[both].numpy()).tolist(), strict=True)
-            )
+            pairs.update(zip(self.owners(a[both].numpy()).tolist(), self.owners(b[both].numpy()).tolist(), strict=True))
         before = -1
         while len(self.reads) != before:
             before = len(self.reads)

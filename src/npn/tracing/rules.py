@@ -13,7 +13,8 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
-from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
+from npn.tracing.places import moved_alike, restrided
+from npn.tracing.values import BENDING, OPAQUE, Value, bend, contract, merge, reduce, restrict
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,11 @@ Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
 # zero in, zero out: a weight made by these is masked by masking its parameters
-ZERO_PRESERVING = frozenset((
-    "mul", "neg", "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc",
-    "floor", "ceil", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy",
+ZERO_PRESERVING = BENDING | {"mul", "neg", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy"}
+_IN_ORDER = frozenset((  # elements stay in the order that they have in memory
+    "view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "unsqueeze", "squeeze", "expand",
 ))  # fmt: skip
+_WHOLE = 1 << 22  # elements of which each one is followed
 LINEAR_REDUCTIONS = frozenset(["sum", "linalg_vector_norm", "norm"])
 
 
@@ -78,6 +80,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def pointwise(call: Call) -> Any:
     """Elementwise op: unite what meets. In a quotient only the numerator may be a masked weight."""
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
+    bend(call.ledger, call.name, values)
     zero = "any" if call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
         zero = "any"
@@ -105,14 +108,28 @@ def movement(call: Call) -> Any:
     value, rest = call.args[0], call.args[1:]
     moved = [_run(call, part.labels, rest) for part in value.parts]
     many = isinstance(call.node.meta["val"], (tuple, list))
+    for part in value.parts if call.name not in _IN_ORDER else ():
+        check_places(call, part, lambda index: list(_run(call, index, rest)) if many else [_run(call, index, rest)])
     results = []
     for i, shape in enumerate(call.shapes):
         parts = tuple(
             replace(part, labels=canonical(out[i] if many else out))
             for part, out in zip(value.parts, moved, strict=True)
         )
-        results.append(Value(shape, tuple(p for p in parts if bool(squeeze_constant(p.labels).any())), free=value.free))
+        kept = tuple(p for p in parts if bool(squeeze_constant(p.labels).any()))
+        results.append(Value(shape, kept, free=value.free, own=value.weight or value.own))
+    if call.name == "expand":
+        before = (1,) * (len(call.shapes[0]) - len(value.shape)) + value.shape
+        loose = frozenset(a for a, (old, new) in enumerate(zip(before, call.shapes[0], strict=True)) if old < new)
+        return replace(results[0], loose=loose)
     return results if many else results[0]
+
+
+def check_places(call: Call, part: Part, move: Callable[[Tensor], list[Tensor]], whole: bool = False) -> None:
+    """Freeze units of which an op takes other places than of others of the same axis; see `places.moved_alike`."""
+    if not moved_alike(part.labels, move, call.ledger.owners, whole):
+        reason = f"{call.name} takes other places of some units than of others at {call.where}"
+        call.ledger.freeze(part.labels, f"{reason}; index units along an axis of their own, or use torch.diagonal")
 
 
 def _run(call: Call, labels: Tensor, rest: Sequence[Any]) -> Any:
@@ -132,27 +149,15 @@ def as_strided(call: Call) -> Any:
     moved = [restrided(part.labels, like, *call.args[1:]) for part in value.parts]
     if any(labels is None for labels in moved):
         return unknown(call, f"as_strided reads beside its input at {call.where}")
+    if any(part.labels.numel() > _WHOLE for part in value.parts):
+        return unknown(call, f"as_strided of {like.numel()} elements is not followed at {call.where}")
+    for part in value.parts:
+        check_places(
+            call, part, lambda index: [t for t in [restrided(index, like, *call.args[1:])] if t is not None], True
+        )
     pairs = zip(value.parts, moved, strict=True)
     parts = tuple(replace(part, labels=canonical(labels)) for part, labels in pairs if labels is not None)
     return Value(call.shapes[0], parts, free=value.free)
-
-
-def restrided(
-    tensor: Tensor, like: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None
-) -> Tensor | None:
-    """`as_strided` of a tensor laid out in memory like another; None where it leaves the elements of the tensor."""
-    start = 0 if offset is None else offset - like.storage_offset()
-    for axis, step in enumerate(like.stride()):
-        tensor = tensor.narrow(axis, 0, 1) if step == 0 and tensor.shape[axis] > 1 else tensor
-    extent = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, like.stride(), strict=True))
-    last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    if tensor.numel() == 0 or start < 0 or last >= extent:
-        return None
-    memory, known = torch.zeros(extent, dtype=tensor.dtype), torch.zeros(extent, dtype=torch.bool)
-    memory.as_strided(tensor.shape, like.stride()).copy_(tensor)
-    known.as_strided(tensor.shape, like.stride()).fill_(True)
-    found = memory.as_strided(tuple(size), tuple(stride), start)
-    return found if bool(known.as_strided(tuple(size), tuple(stride), start).all()) else None
 
 
 @rule("constant_pad_nd")

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.errors import TraceError
-from npn.tracing.rules import Call, restrided
+from npn.tracing.places import restrided
+from npn.tracing.rules import Call
 from npn.tracing.values import Value
 
 LIMIT = 1 << 22  # elements of a constant that are worth computing

@@ -67,7 +67,7 @@ def uniform(value: Value, node: Any, axis: int) -> bool:
     """
     if value.free or value.const is not None or value.shape[axis] == 1:
         return not value.fixed(axis)
-    while isinstance(node, Node) and node.op == "call_function":
+    while isinstance(node, Node) and node.op == "call_function" and isinstance(node.meta["val"], torch.Tensor):
         if node.meta["val"].stride(axis) == 0:
             return True
         name, source = str(node.target).split(".")[-2:][0], node.args[0]
@@ -219,7 +219,8 @@ def diagonal(call: Call) -> Value:
     rows, columns = ([p for p in value.parts if axis in p.axes] for axis in (first, second))
     if offset == 0 and len(rows) == len(columns) == 1 and rows[0] is not columns[0]:
         for a, b in zip(rows, columns, strict=True):
-            call.ledger.unite(*(p.labels.diagonal(0, first, second) for p in (a, b)))
+            one, other = (p.labels.diagonal(0, first, second) for p in (a, b))
+            call.ledger.unite(one, other)
     else:
         reason = f"the diagonal pairs rows and columns at {call.where}"
         value = replace(value, parts=tuple(restrict(call.ledger, p, [first, second], reason) for p in value.parts))

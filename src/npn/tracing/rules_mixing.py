@@ -104,23 +104,30 @@ def layer_norm(call: Call) -> Any:
     x = replace(x, parts=tuple(restrict(call.ledger, part, axes, call.mixes) for part in x.parts))
     own = [v for v in call.args[2:4] if isinstance(v, Value)]
     out = merge(call.ledger, [x, *own], x.shape, call.where)
-    return out if len(call.shapes) == 1 else [out, *(Value(s) for s in call.shapes[1:])]
+    return out if len(call.shapes) == 1 else [out, *(_statistics(x, s) for s in call.shapes[1:])]
+
+
+def _statistics(x: Value, shape: tuple[int, ...]) -> Value:
+    """Mean or deviation of each unit, of a shape with size 1 along the axes that are gone."""
+    fit = len(shape) == len(x.shape)
+    return Value(shape, tuple(_refit(p, shape) for p in x.parts) if fit else ())
 
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Value]:
     """Normalises over each group of channels: the group is the unit."""
     x, w, b, _, channels, _, groups, _ = call.args
-    parts = []
+    parts, means = [], []
     for part in x.parts:
         shape = (x.shape[0], groups, channels // groups, *x.shape[2:])
         split = replace(part, labels=canonical(part.labels.reshape(shape)))
         kept = restrict(call.ledger, split, range(2, len(shape)), call.mixes)
+        means.append(replace(kept, labels=kept.labels.flatten(2)[:, :, 0]))
         parts.append(replace(part, labels=canonical(kept.labels.reshape(x.shape))))
     space = [1] * (len(x.shape) - 2)
     own = [v.viewed((1, *v.shape, *space)) for v in (w, b) if isinstance(v, Value)]
     out = merge(call.ledger, [replace(x, parts=tuple(parts)), *own], x.shape, call.where)
-    return [out, *(Value(s) for s in call.shapes[1:])]
+    return [out, *(Value(s, tuple(means)) for s in call.shapes[1:])]
 
 
 @rule("log_sigmoid_forward")
@@ -135,10 +142,10 @@ def weight_norm(call: Call) -> list[Value]:
     v, g, dim = call.args[0], call.args[1], call.arg(2, "dim", 0)
     for part in v.parts:
         if dim not in part.axes:
-            call.ledger.mix(part.labels, sorted(part.axes))
+            call.ledger.mix(part.labels, sorted(part.axes), call.mixes)
         else:
             call.ledger.divide(part.labels, call.where)
-    return [merge(call.ledger, [g, v], v.shape, call.where, zero="any"), Value(call.shapes[1])]
+    return [merge(call.ledger, [g, v], v.shape, call.where, zero="any"), g]
 
 
 @rule(

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from npn.tracing.joining import unmet
 from npn.tracing.labels import Ledger, Part, joined, squeeze_constant
+from npn.tracing.places import aligned
 
+SHIFTED = "its units have been shifted against each other along another axis"
 OPAQUE = "the weight is a function that zero does not pass"
 
 
@@ -21,12 +23,16 @@ class Value:
         parts: its label tensors; an axis along which none varies has a fixed size.
         free: the value is uniform or random, so it can take any size that the code requests.
         const: its elements, if they depend on no input and no parameter; else None.
+        own: the value is made of parameters, buffers and constants alone, though no unit lies along its axes.
+        loose: axes along which the code repeats one entry.
     """
 
     shape: tuple[int, ...]
     parts: tuple[Part, ...] = ()
     free: bool = False
     const: Tensor | None = None
+    own: bool = False
+    loose: frozenset[int] = frozenset()
 
     @property
     def weight(self) -> bool:
@@ -54,7 +60,7 @@ class Value:
         Args:
             axis: the axis.
         """
-        if self.free or self.shape[axis] <= 1:
+        if self.free or self.shape[axis] <= 1 or axis in self.loose:
             return False
         if self.const is not None:
             return not bool((self.const == self.const.narrow(axis, 0, 1)).all())
@@ -68,7 +74,7 @@ class Value:
         """
         parts = tuple(replace(part, labels=part.labels.reshape(tuple(shape))) for part in self.parts)
         const = None if self.const is None else self.const.reshape(tuple(shape))
-        return Value(tuple(shape), parts, self.free, const)
+        return Value(tuple(shape), parts, self.free, const, self.own)
 
     def aligned(self, rank: int) -> "Value":
         """Prepend axes of size 1, as broadcasting does.
@@ -76,7 +82,10 @@ class Value:
         Args:
             rank: number of axes of the result, if larger than the present one.
         """
-        return self.viewed((1,) * (rank - len(self.shape)) + self.shape) if rank > len(self.shape) else self
+        added = rank - len(self.shape)
+        if added <= 0:
+            return self
+        return replace(self.viewed((1,) * added + self.shape), loose=frozenset(a + added for a in self.loose))
 
 
 def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Part:
@@ -97,7 +106,9 @@ def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Pa
     if part.axes <= set(hit):
         ledger.freeze(part.labels, reason)
         return part
-    first = ledger.unite_along(part.labels, hit)
+    if not aligned(part.labels, set(hit), ledger.owners):
+        ledger.freeze(part.labels, f"{SHIFTED}: {reason}")
+    first = ledger.unite_along(part.labels, hit, reason)
     return replace(part, labels=first.expand(part.labels.shape))
 
 
@@ -117,7 +128,8 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
     """
     rank = len(shape)
     operands = [value.aligned(rank) for value in values]
-    weight = any(v.parts for v in operands) and all(v.weight or v.neutral for v in operands)
+    own = all(v.weight or v.neutral or v.own for v in operands)
+    weight = own and any(v.parts for v in operands)
     table = all(v.neutral or (v.parts and v.table) for v in operands)
     merged: list[tuple[set[int], Part]] = []
     for source, value in enumerate(operands):
@@ -148,7 +160,7 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
                         large = restrict(ledger, large, small.axes, f"combined with a table of fixed size at {where}")
                         merged[i] = (sources | {source}, large)
                         continue
-                ledger.unite(other.labels, labels)
+                ledger.unite(other.labels, labels, f"different units meet in an elementwise op at {where}")
                 if weight and zero == "all":
                     ledger.share(other.labels, labels)
                 _pad(ledger, other.labels, labels, where)
@@ -166,9 +178,35 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
         part = replace(part, opaque=part.opaque or not terms <= sources, table=table)
         fixed = f"combined with a value of fixed size at {where}"
         if any(v.const is not None and v.fixed(a) for v in operands for a in stuck):
-            fixed += "; as a buffer it would be resized with them"
+            fixed += ", which the code computes for their present number; as a buffer it would be resized with them"
         result.append(restrict(ledger, part, stuck, fixed))
-    return Value(tuple(shape), tuple(result), free=all(v.neutral for v in operands))
+    neutral = all(v.neutral for v in operands)
+    return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral)
+
+
+BENDING = frozenset((  # elementwise and not linear, but zero at zero
+    "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc", "floor", "ceil",
+))  # fmt: skip
+
+
+def bend(ledger: Ledger, name: str, values: Sequence[Value]) -> None:
+    """Record weights in which an elementwise op is not linear, and weights that it combines with data.
+
+    Of a product of weights, those that are in both factors count.
+
+    Args:
+        ledger: records them.
+        name: of the op.
+        values: its operands.
+    """
+    slots = [set[tuple[str, int]]() for _ in values]
+    for value, own in zip(values, slots, strict=True):
+        for part in value.parts if value.weight else ():
+            ledger.mark(part.labels, own)
+    if name in BENDING or any(value.parts and not value.weight for value in values):
+        ledger.bent.update(*slots)
+    elif name == "mul" and len(slots) == 2:
+        ledger.bent.update(slots[0] & slots[1])
 
 
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
@@ -197,7 +235,7 @@ def reduce(
     for part in value.parts:
         gone = part.axes & set(axes)
         if part.weight and linear and gone and not part.opaque:
-            ledger.mix(part.labels, sorted(gone))
+            ledger.mix(part.labels, sorted(gone), reason)
         else:
             part = restrict(ledger, part, axes, reason)
         if gone and not part.axes - gone:
@@ -210,7 +248,7 @@ def reduce(
         parts.append(replace(part, labels=labels))
     sizes = [1 if a in axes else s for a, s in enumerate(value.shape)]
     shape = sizes if keepdim else [s for a, s in enumerate(value.shape) if a not in axes]
-    return Value(tuple(shape), tuple(parts), free=value.neutral)
+    return Value(tuple(shape), tuple(parts), free=value.neutral, own=value.weight or value.own)
 
 
 def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str) -> Value:
@@ -260,6 +298,8 @@ def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str
             if i < len(read):
                 ledger.freeze(read[i].labels, f"{reason} at {where}")
             continue
+        if not aligned(read[i].labels, set(range(len(data.shape))) - axes, ledger.owners):
+            ledger.freeze(part.labels, f"{SHIFTED}, and are read at {where}")
         ledger.unite(read[i].labels, part.labels)
         ledger.mark(part.labels, ledger.reads)
     for part in read[len(columns) :]:

@@ -1,7 +1,6 @@
 """Walk a captured graph once and record every unit in a ledger."""
 
 import operator
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture, source_line
+from npn.tracing.fingerprint import printed
 from npn.tracing.labels import Ledger, Part
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
@@ -21,7 +21,6 @@ from npn.tracing.values import Value, merge
 
 _RESHAPING = ("view", "reshape", "_unsafe_view", "unflatten", "chunk", "split", "split_with_sizes", "pixel_shuffle",
               "channel_shuffle", "native_channel_shuffle")  # fmt: skip
-_INDEXING = ("index", "index_select", "gather", "take_along_dim", "embedding")  # an index may follow the size
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
                         ledger.freeze(part.labels, "it is the model's output")
         else:
             env[node] = _call(ledger, node, env)
-            fingerprint.append(_print(node, env))
+            fingerprint.append(printed(node, env, _name(node)))
             _trace_origin(node, origin, positions)
             if _name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
@@ -136,7 +135,9 @@ def _copy(call: Call, env: dict[Node, Any]) -> Value:
     target, (base, source) = call.node.args[0], call.args[:2]
     assert isinstance(target, Node)
     if target.op == "placeholder":
-        return _write(call, target, merge(call.ledger, [base, source], base.shape, call.where), env)
+        met = merge(call.ledger, [base, source], base.shape, call.where)
+        clear = source.weight and not any(part.opaque for part in source.parts)  # what was there before is gone
+        return _write(call, target, replace(met, parts=tuple(replace(p, opaque=not clear) for p in met.parts)), env)
     if source.const is not None:
         value = constant(source.const.to(target.meta["val"].dtype).expand(base.shape))
     else:
@@ -175,42 +176,6 @@ _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "nati
 def _name(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     return schema.name.split("::")[1] if schema is not None else getattr(node.target, "__name__", str(node.target))
-
-
-def _print(node: Node, env: Mapping[Node, Any]) -> str:
-    """An op, what it computes with, and where: the same at every width, or the computation is another.
-
-    Sizes and positions are left out, and constants until something other than a constant is computed with them: those
-    that only say where to look may follow the width.
-    """
-    name, shown = _name(node), list[str]()
-    if not all(isinstance(result, Value) and result.const is not None for result in tree_leaves(env[node])):
-        shown = [str(given) for given in _numbers(node)]
-        used = 0 if name in SHAPE_ONLY else 1 if name in _INDEXING else None
-        sources = [env[n] for n in node.all_input_nodes[:used]]
-        shown += [_digest(v.const) for v in sources if isinstance(v, Value) and v.const is not None]
-    return f"{name}({', '.join(shown)}) at {source_line(node)}"
-
-
-def _numbers(node: Node) -> list[Any]:
-    """The numbers and words among the arguments, without those that are sizes and positions."""
-    tags = getattr(node.target, "tags", ())
-    whole = torch.Tag.pointwise in tags or torch.Tag.nondeterministic_seeded in tags  # no size, no position
-    schema = getattr(node.target, "_schema", None)
-    scalar = {a.name for a in schema.arguments if "number" in str(a.type)} if schema else set()
-    names = [a.name for a in schema.arguments] if schema else [""] * len(node.args)
-    pairs = [*zip(names, node.args, strict=False), *node.kwargs.items()]
-    return [v for n, v in pairs if isinstance(v, (float, bool, str)) or (isinstance(v, int) and (whole or n in scalar))]
-
-
-def _digest(const: Tensor) -> str:
-    """The elements of a constant, the same ones whatever the length of axes on which it does not vary."""
-    for axis in range(const.dim()):
-        first = const.narrow(axis, 0, min(1, const.shape[axis]))
-        const = first if bool((const == first).all()) else const
-    if const.numel() == 1:
-        return str(const.item())
-    return f"constant {zlib.crc32(const.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes()):x}"
 
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",

@@ -19,7 +19,8 @@ from npn.penalty import CostTerm, Priced
 PRESET = "paper"
 SHARPNESS = {"sparsify": 7.0, "expand": 1.0}
 LEARNING_RATE, BATCH_SIZE = 1e-3, 128
-REST = {"penalty", "budget", "weight_decay", "augment", "teacher", "like", "weights"}  # which the recipe has none of
+# settings that the recipe has none of
+REST = {"penalty", "budget", "growth_init", "start_from", "weight_decay", "augment", "teacher", "like", "weights"}
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Trains a recipe epoch by epoch: batches, one epoch, measurements."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -38,8 +39,31 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
         macs = effort.epoch(stage)
+        begins = epoch == span(recipe.schedule, stage)[0] and 0.0 < stage.k < math.inf
+        if begins and recipe.start_from is not None:
+            inform(recipe, recipe.start_from, seed, epoch)
         row = _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
         yield stage, {**row, "training_macs": macs}
+
+
+def inform(recipe: Recipe, criterion: str, seed: int, epoch: int, batches: int = 20) -> None:
+    """Let the gates start from the importance of their units on some batches of training data, at the same mean.
+
+    Args:
+        recipe: to train.
+        criterion: of `npn.importance`.
+        seed: of the run.
+        epoch: the batches are the first of this epoch.
+        batches: number of batches.
+    """
+    plastic = recipe.plastic
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(recipe.logits(model, batch[0]), batch[1])
+
+    chosen = list(itertools.islice(shuffled(recipe.data, recipe.batch_size, seed, epoch), batches))
+    with evaluating(plastic.model):
+        npn.start_from(plastic, npn.importance(plastic, criterion, chosen, loss))
 
 
 def span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[int, int]:
@@ -109,7 +133,10 @@ def _epoch(
     row = processes.from_first(lambda: _measured(recipe, epoch, stage, loss))
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
-        recipe.growth.step(row["validation_loss"], plastic)
+        x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
+        recipe.growth.step(
+            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+        )
     distributed.check(plastic)
     return row
 

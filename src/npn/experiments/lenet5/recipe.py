@@ -132,10 +132,11 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=single_weights.measure if options.weights else measure,
-        growth=_growth(batches, budget) if mode == "expand" else None,
+        growth=_growth(batches, budget, options) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
         compact_below=COMPACT_BELOW,
+        start_from=options.start_from,
         step=step,
         snapshot=_snapshot,
         augment=shift_turn_scale if options.augment else None,
@@ -178,8 +179,9 @@ def _like(run: str) -> nn.Module:
     return redrawn(_trained(run))
 
 
-def _growth(batches: int, budget: float | None) -> npn.Growth:
+def _growth(batches: int, budget: float | None, options: Options) -> npn.Growth:
     return npn.Growth(
+        init=options.growth_init or "zero",
         units=GROWTH,
         max_params=int(OVERSHOOT * budget) if budget else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},
@@ -216,9 +218,9 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         `params`: weights without biases, as the paper counts; `params_with_biases`: all parameters; `architecture`.
     """
     sizes = plastic.sizes()
-    inputs = plastic.model.get_parameter("fc1.weight").shape[1]  # all of them, where they have no gates
-    first, second, hidden = (sizes[name] for name in ("conv1", "conv2", "fc1"))
-    features = sizes.get("fc1.columns", inputs)
+    there = {name: plastic.model.get_parameter(f"{name}.weight").shape for name in ("conv1", "conv2", "fc1")}
+    first, second, hidden = (sizes.get(name, shape[0]) for name, shape in there.items())  # in full, without gates
+    features = sizes.get("fc1.columns", there["fc1"][1])
     weights = count_weights(first, second, features, hidden)
     return {
         "params": weights,

@@ -87,18 +87,20 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(budget) if mode == "expand" else None,
+        growth=_growth(budget, options) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs),
         compact_below=COMPACT_BELOW,
+        start_from=options.start_from,
         step=step,
         snapshot=lambda model: {"confidence": confidence(model, device)},
     )
 
 
-def _growth(budget: float | None) -> npn.Growth:
+def _growth(budget: float | None, options: Options) -> npn.Growth:
     """Ten units at a time: one or two more hardly change the validation loss of a net of three."""
     return npn.Growth(
+        init=options.growth_init or "zero",
         units=10,
         patience=200,
         grace=100,

@@ -130,6 +130,7 @@ def build(options: Options) -> Recipe:
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if gated else 0,
         compact_below=COMPACT_BELOW,
+        start_from=options.start_from,
         step=step,
         augment=crop_and_flip,
         prepare=prepare,
@@ -180,7 +181,13 @@ def _growth(
         if group.grows:
             section = int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
             limit[group.name] = max(group.size, scaled(WIDTHS[section], width))
-    return npn.Growth(units=min(FASTEST, hurry * GROWTH), limit=limit, grace=batches // 4, patience=10)
+    return npn.Growth(
+        units=min(FASTEST, hurry * GROWTH),
+        limit=limit,
+        grace=batches // 4,
+        patience=10,
+        init=options.growth_init or "zero",
+    )
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:

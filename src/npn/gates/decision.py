@@ -1,0 +1,48 @@
+"""What a method needs to be, so that it decides what stays in place of trained logits."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from npn.errors import ConfigurationError
+from npn.surgery import Plan
+
+
+class Decision(Protocol):
+    """What decides which units and weights stay in place of trained logits, such as the methods of `npn.methods`."""
+
+    def kept_gates(self) -> Tensor:
+        """Which units and weights stay, bool (gates,); at least one of each group."""
+
+    def evaluation_mask(self) -> Tensor:
+        """The real-valued mask of calls outside training steps, (gates,); 0 for what does not stay."""
+
+    def register(self, model: nn.Module) -> None:
+        """Put hooks on a model, or on a copy of it, if masks alone do not do what the method does."""
+
+    def unregister(self, model: nn.Module) -> None:
+        """Remove these hooks."""
+
+    def finish(self, exported: nn.Module, plan: Plan) -> None:
+        """Put what is not a mask into an exported copy.
+
+        Args:
+            exported: the copy, already resized by the plan.
+            plan: which removes the units that do not stay.
+        """
+
+
+def check_undecided(decision: Decision | None, what: str) -> None:
+    """Raise if a method decides which units stay.
+
+    Args:
+        decision: the method; None if there is none.
+        what: what follows from that, for the error message.
+
+    Raises:
+        ConfigurationError: a method decides.
+    """
+    if decision is not None:
+        raise ConfigurationError(
+            f"{type(decision).__name__} decides which units stay, so {what}; attach the model without a method for that"
+        )

@@ -1,0 +1,77 @@
+"""Sums over the entries of the model's weights that belong to each unit, without a loop over units."""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from npn.plasticity import Plasticity
+from npn.structure import Branches, Columns, Group
+from npn.tracing.capture import model_tensors
+
+Wanted = Callable[[str, Tensor, str], bool]  # (name, tensor, "produces", "reads" or "gated") -> whether it counts
+
+
+class UnitEntries:
+    """The entries of some of the model's parameters that belong to each unit.
+
+    Args:
+        plastic: the handle of the model.
+        wanted: chooses parameters by their role: those that produce a unit, that read it, or, of branches and input
+            columns, that the gate multiplies ("gated").
+
+    Attributes:
+        structure: that these entries belong to.
+        terms: parameter, axis (None: all of it), positions along the axis and the unit of each.
+        counts: (units,), number of positions; the units of groups, branches and columns.
+    """
+
+    def __init__(self, plastic: Plasticity, wanted: Wanted) -> None:
+        tensors, device = model_tensors(plastic.model), plastic.gates.device
+        self.structure = plastic.structure
+        self.terms: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
+        self.counts, start = torch.zeros(sum(part.size for part in plastic.structure.parts), device=device), 0
+        for part in self.structure.parts:
+            for name, axis, positions, units, role in _positions(part):
+                if wanted(name, tensors[name], role):
+                    term = (tensors[name], axis, positions.to(device), (units + start).to(device))
+                    self.terms.append(term)
+                    self.counts.index_add_(0, term[3], torch.ones(len(units), device=device))
+            start += part.size
+
+    def belong_to(self, plastic: Plasticity) -> bool:
+        """Whether these are still the entries of the model: neither resized nor moved to another device."""
+        return self.structure is plastic.structure and self.counts.device == plastic.gates.device
+
+    def sums(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum a function of the entries over each unit.
+
+        Args:
+            of: elementwise.
+
+        Returns:
+            float32 (units,), differentiable in the parameters.
+        """
+        total = torch.zeros_like(self.counts)
+        for tensor, axis, positions, units in self.terms:
+            value = of(tensor)
+            rest = [a for a in range(value.dim()) if a != axis]
+            along = value.sum(rest) if rest else value
+            along = along.reshape(1) if axis is None else along.index_select(0, positions)
+            total = total.index_add(0, units, along.float())
+        return total
+
+
+def _positions(part: Group | Branches | Columns) -> Iterator[tuple[str, int | None, Tensor, Tensor, str]]:
+    """Tensor, axis, positions along it, unit of each position, and role, of everything that belongs to the units."""
+    every = torch.arange(part.size)
+    if isinstance(part, Branches):
+        for number, names in enumerate(part.scales):
+            for name in names:
+                yield name, None, every[:1] * 0, every[number : number + 1], "gated"
+    elif isinstance(part, Columns):
+        yield part.tensor, part.axis, every, every, "gated"
+    else:
+        for slot in part.slots:
+            units = every.repeat_interleave(slot.index.shape[1])
+            yield slot.tensor, slot.axis, slot.index.reshape(-1), units, "reads" if slot.reads else "produces"

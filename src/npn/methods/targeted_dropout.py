@@ -1,0 +1,146 @@
+"""Targeted dropout of whole units: those of least weight are dropped at random while the others learn to do without."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from npn._utils.validation import share, whole_number
+from npn.errors import ConfigurationError
+from npn.functional.topology import rounded_down, smallest
+from npn.methods.entries import UnitEntries
+from npn.methods.method import Method
+from npn.plasticity import Plasticity
+
+
+@final
+class TargetedDropout(Method):
+    """Drop the units and weights of least magnitude at random in training, and all of them in evaluation.
+
+    Candidates are the ``floor(gamma n)`` units of a group with the least norm ``||w_o||_2`` of the weights that
+    produce them; and, of parameters whose single weights have gates (``attach(..., unstructured=)``), the
+    ``floor(gamma n)`` weights of least ``|w|`` among the n that produce each unit. A step drops each candidate with
+    probability alpha, without rescaling; what is dropped keeps its value and gets no gradient. Evaluation, `compact`
+    and `export` drop every candidate.
+
+    With ``ramp``, alpha rises linearly from 0 over that many steps, gamma from 0 to 0.95 of its value over the first
+    half and to the full value over the second half.
+
+    Deviations from the authors' code: a dropped unit is dropped as a whole (the code draws for each weight inside a
+    targeted unit); ties at the threshold do not survive; the unit of largest norm always stays; a unit's norm counts
+    all layers that produce it. Biases and the units of the network's output are never targeted.
+
+    Args:
+        plastic: the handle of the model, at k = inf.
+        targeted: gamma, in [0, 1]; a number, or a dict from name pattern of groups and of parameters with single-weight
+            gates to number, in which the first match counts: ``{"fc*.weight": 0.9, "*": 0}`` targets weights only.
+        rate: alpha, the probability with which a candidate is dropped, in [0, 1].
+        ramp: calls of `after_step` until gamma and alpha reach their values; None for no ramp.
+
+    Raises:
+        ConfigurationError: an argument is outside its range, or no weight produces the units of a group.
+
+    Example:
+        >>> import npn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> x = torch.randn(16, 4)
+        >>> method = npn.methods.TargetedDropout(npn.attach(model, x), targeted=0.75, rate=0.5)
+        >>> loss = method.backward(lambda: model(x).square().mean())
+        >>> method.after_step()
+        >>> method.export()
+        Sequential(
+          (0): Linear(in_features=4, out_features=2, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=2, out_features=2, bias=True)
+        )
+
+    References:
+        Gomez et al., "Learning Sparse Networks Using Targeted Dropout", arXiv:1905.13678, Section 4 (Eq. 1, 2) and
+        "ramping targeted dropout".
+    """
+
+    def __init__(
+        self,
+        plastic: Plasticity,
+        *,
+        targeted: float | Mapping[str, float] = 0.5,
+        rate: float = 0.5,
+        ramp: int | None = None,
+    ) -> None:
+        super().__init__(plastic)
+        for value in targeted.values() if isinstance(targeted, Mapping) else [targeted]:
+            share("targeted", value)
+        self.rate = share("rate", rate)
+        self.ramp = None if ramp is None else whole_number("ramp", ramp, 1, "steps (or None)")
+        self.steps = 0
+        self._shares = self._per_group(targeted, "targeted")
+        self._entries = self._find_entries()
+        produced = zip(self.groups, self._entries.counts.split([group.size for group in self.groups]), strict=True)
+        without = [repr(group.name) for group, counts in produced if not bool(counts.all())]
+        if without:
+            raise ConfigurationError(
+                f"no weight produces the units of {', '.join(without)}, so they have no norm; leave them out with "
+                "skip= when attaching"
+            )
+        self._sizes = {name: values.shape[-1] for name, values in self.magnitudes().items()}
+        self._begin()
+
+    @torch.no_grad()
+    def candidates(self) -> Tensor:
+        """What is dropped at random now, bool (gates,)."""
+        at, found = self._ramped()[0], []
+        for name, values in self.magnitudes().items():
+            size = values.shape[-1]
+            full = self._sizes[name] = max(self._sizes[name], size)  # the share counts what has gone already
+            stay = max(1 if values.dim() == 1 else 0, full - rounded_down(at * self._shares[name] * full))
+            chosen = smallest(values, max(0, size - stay))
+            found.append(self._from_rows(name, chosen))
+        return torch.cat([each.reshape(-1) for each in found])
+
+    @torch.no_grad()
+    def magnitudes(self) -> dict[str, Tensor]:
+        """Norm of the weights that produce each unit, (size,); |w| of single weights, (outputs, weights of each)."""
+        if not self._entries.belong_to(self.plastic):
+            self._entries = self._find_entries()
+        norms = self._entries.sums(lambda w: w.detach().abs().square()).sqrt()
+        pieces = norms.split([group.size for group in self.groups])
+        found = {group.name: piece for group, piece in zip(self.groups, pieces, strict=True)}
+        for name, weight in self.single_weights().items():
+            found[name] = self._rows(name, weight.detach().abs())
+        return found
+
+    @torch.no_grad()
+    def training_mask(self, batch: int | None = None) -> Tensor:
+        """0 for candidates with probability alpha, else 1."""
+        uniform = self.plastic.gates.draw(*([] if batch is None else [batch]))
+        return (~(self.candidates() & (uniform < self._ramped()[1]))).float()
+
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """What is no candidate; the score is the magnitude."""
+        scores = [self._from_rows(name, values).reshape(-1) for name, values in self.magnitudes().items()]
+        return ~self.candidates(), torch.cat(scores)
+
+    def after_step(self) -> None:
+        """Count a step of the ramp."""
+        self.steps += 1
+        super().after_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The steps of the ramp done, and the sizes that the shares refer to."""
+        return super().state_dict() | {"steps": self.steps, "sizes": dict(self._sizes)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state that `state_dict` saved."""
+        super().load_state_dict(state)
+        self.steps, self._sizes = int(state["steps"]), dict(state["sizes"])
+
+    def _ramped(self) -> tuple[float, float]:
+        """The present share of gamma, and the present alpha."""
+        if self.ramp is None or self.steps >= self.ramp:
+            return 1.0, self.rate
+        t = self.steps / self.ramp
+        return (1.9 * t if t < 0.5 else 0.95 + 0.1 * (t - 0.5)), self.rate * t
+
+    def _find_entries(self) -> UnitEntries:
+        return UnitEntries(self.plastic, lambda _, p, role: role == "gated" or (role == "produces" and p.dim() > 1))
