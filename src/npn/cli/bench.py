@@ -118,6 +118,7 @@ def resnet56(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    graphs: given.Graphs = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
@@ -142,6 +143,7 @@ def resnet56(
         precision=precision,
         channels_last=channels_last,
         compile=compile,
+        graphs=graphs,
     )
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), train_or_resume))
 

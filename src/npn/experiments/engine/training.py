@@ -161,12 +161,7 @@ def _train(
         size = len(y)
         # every process augments the whole batch: so the draws do not depend on the number of processes
         x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
-        loss = recipe.procedure.backward(
-            plastic,
-            stage,
-            partial(_loss, recipe, call, recipe.prepare(x), y, weight),
-            1.0 if recipe.scaler is None else recipe.scaler,
-        )
+        loss = _backward(recipe, stage, partial(_loss, recipe, call, weight), recipe.prepare(x), y)
         if recipe.grow_first and (growing or plastic.gates.grace_left):
             plastic.penalty.reset()
         _update(recipe)
@@ -176,7 +171,16 @@ def _train(
     return float(distributed.mean(total)) / examples, macs
 
 
-def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
+def _backward(
+    recipe: Recipe, stage: npn.Stage, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Tensor:
+    scale = 1.0 if recipe.scaler is None else recipe.scaler
+    if recipe.graphs is not None:
+        return recipe.graphs.backward(loss, x, y, scale)
+    return recipe.procedure.backward(recipe.plastic, stage, partial(loss, x, y), scale)
+
+
+def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], weight: float, x: Tensor, y: Tensor) -> Tensor:
     loss = recipe.loss(call(x), x, y)
     return loss if weight == 1.0 else loss * weight
 
