@@ -23,6 +23,9 @@ from npn.experiments.lenet5 import bench as frontier
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.moons import recipe as moons
+from npn.experiments.moons.options import MoonsOptions
+from npn.experiments.peers import bench as peers
+from npn.experiments.peers.options import PeerOptions
 from npn.experiments.resnet import bench as resnet_bench
 from npn.experiments.resnet import recipe as resnet56
 from npn.experiments.resnet.options import ResNetOptions
@@ -148,16 +151,17 @@ def ran(monkeypatch):
 SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function": "hard_sigmoid", "penalty": 1e-6}
 SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair", "start_from": "fisher"}
 OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
-OWN |= {"channels_last": True, "compile": True}
-OF_LENET = {"learning_rate": 1e-3, "weight_decay": 0.5, "augment": True, "teacher": "t", "like": "l", "weights": True}
+OWN |= {"channels_last": True, "compile": True, "graphs": True}
+LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
+LENET |= {"preset": "paper"}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}
 
 
 @pytest.mark.parametrize(
     ("name", "experiment", "expected"),
     [
-        ("moons", moons.EXPERIMENT, Options(**SETTINGS)),
-        ("lenet5-mnist", lenet5.EXPERIMENT, LeNetOptions(**SETTINGS, data="d", **OF_LENET)),
+        ("moons", moons.EXPERIMENT, MoonsOptions(**SETTINGS, preset="paper")),
+        ("lenet5-mnist", lenet5.EXPERIMENT, LeNetOptions(**SETTINGS, data="d", **LENET)),
         ("resnet56-cifar10", resnet56.EXPERIMENT, ResNetOptions(**SETTINGS, data="d", **OWN)),
     ],
 )
@@ -172,34 +176,12 @@ def test_every_option_gets_to_the_run(ran, name, experiment, expected):
     assert ran == [(experiment, expected, Launch(**HOW))]
 
 
-# -- the paper's epochs
-
-
-@pytest.mark.parametrize("mode", [None, "sparsify", "expand"])
-def test_the_papers_preset_sets_the_epochs(ran, mode):
-    chosen = [] if mode is None else ["--mode", mode]
-    assert call("run", "lenet5-mnist", "--preset", "paper", *chosen) == (0, "")
-    assert ran == [(lenet5.EXPERIMENT, LeNetOptions(mode=mode, epochs="100,250,150"), Launch())]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--preset", "short"], "preset must be \"paper\", got 'short'"),
-        (["--preset", "paper", "--epochs", "3"], "give --preset or --epochs, not both"),
-        *(
-            (
-                ["--preset", "paper", "--mode", mode],
-                "--preset paper is for the modes sparsify and expand, which have its three stages, got "
-                f"{mode!r}; give --epochs instead",
-            )
-            for mode in ("dense", "scratch")
-        ),
-    ],
-)
-def test_presets_that_cannot_be(ran, given, message):
-    assert call("run", "lenet5-mnist", *given) == (1, f"error: {message}\n")
-    assert ran == []
+@pytest.mark.parametrize("name", ["moons", "lenet5-mnist"])
+def test_a_preset_that_cannot_be_is_refused_in_one_line(tmp_path, name):
+    message = "the preset 'paper' is for the modes sparsify and expand, got 'dense'; leave it out"
+    arguments = ("--preset", "paper", "--mode", "dense", "--out", tmp_path / "run")
+    assert call("run", name, *arguments) == (1, f"error: {message}\n")
+    assert not (tmp_path / "run").exists()
 
 
 # -- benches
@@ -226,7 +208,7 @@ def benched(tmp_path, monkeypatch):
 SHARED = ["--device", "cpu", "--data", "d", "--seeds", "0-1,4", "--out", "o", "--runs", "r"]
 GIVEN = {"device": "cpu", "data": "d"}
 PLACES = (Path("o"), Path("r"))
-LENET_MODES = ["sparsify", "expand", "scratch", "found", "scratch-macs", "scratch-macs-grown", "dense"]
+DEFAULT_MODES = ["sparsify", "expand", "scratch", "found", "scratch-macs", "scratch-macs-grown", "dense"]
 
 
 @pytest.mark.parametrize(
@@ -237,7 +219,7 @@ LENET_MODES = ["sparsify", "expand", "scratch", "found", "scratch-macs", "scratc
             ["--modes", "sparsify, expand", "--budgets", "1600, 0.5", "--k", "5", "--epochs", "1,2,3"],
             (LeNetOptions(**GIVEN, k=5.0, epochs="1,2,3"), [0, 1, 4], ["sparsify", "expand"], [1600.0, 0.5]),
         ),
-        ("lenet5", [], (LeNetOptions(**GIVEN), [0, 1, 4], LENET_MODES, None)),
+        ("lenet5", [], (LeNetOptions(**GIVEN), [0, 1, 4], DEFAULT_MODES, None)),
         (
             "resnet56",
             ["--modes", "dense , scratch", "--budgets", "0.5, 0.25", "--depth", "20", "--stream"],
@@ -300,6 +282,44 @@ def test_a_stopped_bench_goes_on_with_its_own_command(tmp_path, monkeypatch, nam
         130,
         f"Stopped. {how}: npn bench {name} --seeds 0 --runs '{tmp_path / 'the runs'}'\n",
     )
+
+
+def test_the_comparison_gets_what_was_given(tmp_path, monkeypatch):
+    seen, page = [], tmp_path / "page.md"
+    page.write_text("the page\n")
+    monkeypatch.setattr(peers, "bench", lambda *given: (seen.append(given), ([page, page], False))[1])
+    names = [
+        "--arms",
+        "arm, scratch",
+        "--networks",
+        "lenet5",
+        "--budgets",
+        "0.02",
+        "--trials",
+        "2",
+        "--epochs",
+        "1,2,3",
+    ]
+    code, text = call("bench", "peers", *SHARED, *names)
+    assert code == 0 and text.startswith("the page\n"), text
+    ((*places, options, wanted, _),) = seen
+    assert tuple(places) == PLACES and options == PeerOptions(**GIVEN, epochs="1,2,3")
+    assert wanted == peers.Wanted(["lenet5"], ["arm", "scratch"], (0.02,), [0, 1, 4], 2)
+
+
+def test_a_stopped_comparison_writes_what_there_is(tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise Interrupted
+
+    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = ["bench", "peers", "--arms", "arm", "--networks", "lenet5", "--stop-after", "5"]
+    command += ["--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", ["/bin/npn", *command])
+    code, text = call(*command)
+    assert code == 130 and text.endswith(f"Stopped. Go on with: npn {' '.join(command)}\n")
+    assert (tmp_path / "o.md").read_text().count("| NPN, ARM | 5.0% | not run |") == 2
 
 
 # -- export

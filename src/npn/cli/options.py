@@ -48,6 +48,8 @@ Like = Annotated[
     str | None, typer.Option(metavar="RUN", help="scratch: a net of the widths that this finished run has found.")
 ]
 
+Preset = Annotated[str | None, typer.Option(help='"paper" for its own recipe: ARM, fixed prices, its epochs.')]
+
 StartFrom = Annotated[
     str | None,
     typer.Option(help="Gates start from magnitude, taylor, fisher, bn_scale or random scores. (default: all alike)"),
@@ -67,6 +69,10 @@ Blocks = Annotated[
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed). (default: fp32)")]
 ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")]
 Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; compiles again after each resize.")]
+
+Graphs = Annotated[
+    bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
+]
 
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it was stopped.")]

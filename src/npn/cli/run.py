@@ -18,6 +18,7 @@ from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted, OutOfTime
 from npn.experiments.lenet5.options import LeNetOptions
+from npn.experiments.moons.options import MoonsOptions
 from npn.experiments.report.board import Board
 from npn.experiments.report.console import ProgressDisplay
 from npn.experiments.resnet.options import ResNetOptions
@@ -46,13 +47,13 @@ def moons(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    preset: given.Preset = None,
 ) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons.recipe import EXPERIMENT
 
-    options = Options(
-        mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from
-    )
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
+    options = MoonsOptions(*common, preset)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -81,24 +82,13 @@ def lenet5_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
-    preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
+    preset: given.Preset = None,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
-    from npn.experiments.lenet5.recipe import EXPERIMENT, PAPER_STAGES, STAGES
+    from npn.experiments.lenet5.recipe import EXPERIMENT
 
-    if preset not in (None, "paper"):
-        raise ConfigurationError(f'preset must be "paper", got {preset!r}')
-    if preset and epochs:
-        raise ConfigurationError("give --preset or --epochs, not both")
-    if preset and len(STAGES.get(mode or "", PAPER_STAGES)) != len(PAPER_STAGES):
-        raise ConfigurationError(
-            f"--preset paper is for the modes sparsify and expand, which have its three stages, got {mode!r}; "
-            "give --epochs instead"
-        )
-    if preset:
-        epochs = ",".join(map(str, PAPER_STAGES))
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
-    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights)
+    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -153,6 +143,7 @@ def resnet56_cifar10(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    graphs: given.Graphs = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -165,7 +156,7 @@ def resnet56_cifar10(
     from npn.experiments.resnet.recipe import EXPERIMENT
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
-    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile)
+    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -231,20 +222,34 @@ def train(experiment: Experiment, options: Options, directory: RunDirectory, lau
     Raises:
         Exit: the run was stopped.
     """
-    console, minutes = terminal(), launch.stop_after
     try:
-        with ExitStack() as stack:
-            display = ProgressDisplay(console, f"{experiment.name} {directory.path.name}")
-            observers: list[Observer] = [stack.enter_context(display)]
-            if launch.tensorboard:
-                observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
-            shown = Observers(observers)
-            return runner.run(experiment, options, directory, shown, resume=launch.resume, stop_after=minutes)
+        return shown(experiment, options, directory, launch)
     except Interrupted as stopped:
         late = isinstance(stopped, OutOfTime)
-        why = f"Stopped: another epoch would not fit into {minutes:g} minutes." if late else "Stopped."
-        console.print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
+        why = f"Stopped: another epoch would not fit into {launch.stop_after:g} minutes." if late else "Stopped."
+        terminal().print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def shown(experiment: Experiment, options: Options, directory: RunDirectory, launch: Launch) -> Outcome:
+    """Run an experiment with a progress display; see `train`.
+
+    Args:
+        experiment: to run.
+        options: settings of the user.
+        directory: of the run.
+        launch: how to run.
+
+    Raises:
+        Interrupted: the run was stopped.
+    """
+    with ExitStack() as stack:
+        display = ProgressDisplay(terminal(), f"{experiment.name} {directory.path.name}")
+        observers: list[Observer] = [stack.enter_context(display)]
+        if launch.tensorboard:
+            observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
+        minutes, resume = launch.stop_after, launch.resume
+        return runner.run(experiment, options, directory, Observers(observers), resume=resume, stop_after=minutes)
 
 
 def list_files(files: list[Path], console: Console) -> None:

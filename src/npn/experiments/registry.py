@@ -11,11 +11,12 @@ from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet300 import recipe as lenet300
 from npn.experiments.moons import recipe as moons
+from npn.experiments.peers import recipe as peers
 from npn.experiments.resnet import recipe as resnet56
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, lenet300.EXPERIMENT, resnet56.EXPERIMENT)
+    for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, lenet300.EXPERIMENT, resnet56.EXPERIMENT, peers.EXPERIMENT)
 }
 
 

@@ -18,6 +18,7 @@ class ResNetOptions(Options):
         precision: "fp32", "bf16" or "fp16".
         channels_last: memory layout of images and kernels.
         compile: call the model through `torch.compile`.
+        graphs: replay training steps as CUDA graphs between two resizes.
     """
 
     depth: int | None = None
@@ -28,3 +29,4 @@ class ResNetOptions(Options):
     precision: str | None = None
     channels_last: bool | None = None
     compile: bool | None = None
+    graphs: bool | None = None

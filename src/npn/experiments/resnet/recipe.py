@@ -13,9 +13,9 @@ from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.engine import execution
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
-from npn.experiments.report import figures
 from npn.experiments.resnet.figures import by_section, table
 from npn.experiments.resnet.model import WIDTHS, ResNet, scaled
 from npn.experiments.resnet.options import ResNetOptions
@@ -61,6 +61,7 @@ def defaults(options: Options) -> ResNetOptions:
         precision="fp32",
         channels_last=False,
         compile=False,
+        graphs=False,
     )
 
 
@@ -75,6 +76,7 @@ def build(options: Options) -> Recipe:
     if options.decay not in DECAYS:
         raise ConfigurationError(f"decay must be one of {', '.join(map(repr, DECAYS))}, got {options.decay!r}")
     device = torch.device(options.device or "cpu")
+    execution.check_graphs(options.graphs, options.compile, device)
     context = execution.autocast(options.precision, device)
     layout = _layout(options)
     data = cifar(options.dataset, options.data).to(device)
@@ -134,6 +136,7 @@ def build(options: Options) -> Recipe:
         prepare=prepare,
         forward=execution.forward(model, context, compiled=bool(options.compile)),
         scaler=execution.grad_scaler(options.precision, device),
+        graphs=Graphs(plastic) if options.graphs else None,
         about={"base": sizes, "dataset": options.dataset, "depth": options.depth},
     )
 
@@ -205,6 +208,8 @@ def draw(path: Path, outcome: Outcome) -> None:
         path: folder of the run.
         outcome: of the run.
     """
+    from npn.experiments.report import figures  # matplotlib, which training does not need
+
     result = outcome.result
     title = f"ResNet-{result['depth']} on {result['dataset']}, {result['mode']}, seed {result['seed']}"
     rows = [{**row, "keep": by_section(row["keep"], (result["depth"] - 2) // 6)} for row in outcome.rows]
