@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from npn import export
 from npn.cli import app
+from npn.experiments.registry import EXPERIMENTS
 from npn.integrations import tensorboard
 
 MODELS = """
@@ -227,8 +228,7 @@ def test_a_missing_extra_is_named_before_the_work(files: Path, monkeypatch: pyte
         ),
         (
             '{"experiment": "mars"}',
-            "expected a run of one of moons, lenet5-mnist, lenet300-mnist, resnet56-cifar10 in {folder}, found one of "
-            "mars; name another folder",
+            f"expected a run of one of {', '.join(EXPERIMENTS)} in {{folder}}, found one of mars; name another folder",
         ),
     ],
 )
