@@ -33,7 +33,7 @@ test: $(STAMP)
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	@echo "Open site/index.html"
+	@echo "Open site/index.html; $(BIN)/mkdocs serve shows the same with a search box."
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .

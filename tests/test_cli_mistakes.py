@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from npn import export
 from npn.cli import app
+from npn.experiments.registry import EXPERIMENTS
 from npn.integrations import tensorboard
 
 MODELS = """
@@ -59,11 +60,11 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(*arguments: object) -> str:
-    """What a command says that fails: one line."""
+def said(*arguments: object, stdout: bool = False) -> str:
+    """What a command says that fails: one line, after what it has printed so far if `stdout`."""
     result = CliRunner(env={"COLUMNS": "120"}).invoke(app, [str(a) for a in arguments])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    (line,) = result.output.strip().split("\n")
+    (line,) = (result.stderr if stdout else result.output).strip().split("\n")
     return line
 
 
@@ -227,8 +228,7 @@ def test_a_missing_extra_is_named_before_the_work(files: Path, monkeypatch: pyte
         ),
         (
             '{"experiment": "mars"}',
-            "expected a run of one of moons, lenet5-mnist, lenet300-mnist, resnet56-cifar10 in {folder}, found one of "
-            "mars; name another folder",
+            f"expected a run of one of {', '.join(EXPERIMENTS)} in {{folder}}, found one of mars; name another folder",
         ),
     ],
 )
@@ -236,3 +236,13 @@ def test_a_run_that_cannot_be_read(files: Path, result: str, message: str) -> No
     (files / "result.json").write_text(result)
     expected = message.replace("{file}", str(files / "result.json")).replace("{folder}", str(files))
     assert said("export", files) == f"error: {expected}"
+
+
+def test_a_model_that_a_format_cannot_hold(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*args: Any) -> None:
+        raise RuntimeError("no such op\n\nmany more lines " + 200 * "x ")
+
+    monkeypatch.setattr("npn.cli.user_code.write_model", fails)
+    text = said("prune", "mine:net", *ONE_INPUT, "--target", "0.5", "--format", "pt2", stdout=True)
+    assert text.startswith("error: the model cannot be written as pt2: RuntimeError: no such op many more lines x x ")
+    assert text.endswith("x ...; --format safetensors writes the weights")

@@ -14,8 +14,8 @@ import npn
 from npn import inspection
 from npn.cli.inputs import HELP, check_call, make_inputs
 from npn.cli.options import writable
-from npn.cli.user_code import make_model
-from npn.export import check_format, write_model
+from npn.cli.user_code import make_model, written
+from npn.export import check_format
 from npn.sparse import to_csr
 
 SUFFIXES = {"bitmap": "bitmap.safetensors", "csr": "csr.pt"}
@@ -116,5 +116,5 @@ def export(
         left = sum(type(module) is nn.Linear for module in model.modules()) - len(times)
         typer.echo(f"linear layers left dense, because under half of their weights are zero: {left}")
     else:
-        path = write_model(model, example, path, format)
+        written(model, example, path, format)
     typer.echo(f"{path} ({path.stat().st_size:,} bytes)")

@@ -13,10 +13,10 @@ from torch import nn
 from npn._prune import closed_to_target
 from npn.cli.inputs import HELP, check_call, make_inputs
 from npn.cli.options import writable
-from npn.cli.user_code import called, imported, make_model, one_line
+from npn.cli.user_code import called, imported, make_model, one_line, written
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
-from npn.export import check_format, write_model
+from npn.export import check_format
 from npn.gates.costing import CostModel
 from npn.plasticity import Plasticity
 
@@ -62,7 +62,7 @@ def prune(
         )  # fmt: skip
     small = plastic.export()
     show(Console(), factory, plastic, small, example)
-    path = write_model(small, example, path, format)
+    written(small, example, path, format)
     typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import npn
 from npn.errors import ConfigurationError, PlasticityError
+from npn.export import write_model
 
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
 _NPN = str(Path(npn.__file__).parent)
@@ -117,6 +118,43 @@ def imported(factory: str) -> Any:
     return made
 
 
+def written(model: nn.Module, example: Any, path: Path, format: str) -> Path:
+    """Write a model to a file, see `npn.export.write_model`; what PyTorch or a format cannot do becomes one line.
+
+    Args:
+        model: plain model.
+        example: example inputs.
+        path: path of the file.
+        format: of the file.
+
+    Returns:
+        The path.
+
+    Raises:
+        ConfigurationError: the model cannot be written in this format.
+    """
+    try:
+        return write_model(model, example, path, format)
+    except PlasticityError:
+        raise
+    except Exception as error:
+        reason = _short(str(error))
+        instead = (
+            "call npn.export.write_model in Python"
+            if format == "safetensors"
+            else "--format safetensors writes the weights"
+        )
+        raise ConfigurationError(
+            f"the model cannot be written as {format}: {type(error).__name__}: {reason}; {instead}"
+        ) from error
+
+
+def _short(text: str, most: int = 300) -> str:
+    """Text on one line, its end left out where it is long."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[:most] + " ..."
+
+
 @contextlib.contextmanager
 def one_line(what: str, hint: str, *, named: bool = True) -> Iterator[None]:
     """Inside, an error raised in the user's code becomes an error of npn with its file and line.
@@ -137,8 +175,7 @@ def one_line(what: str, hint: str, *, named: bool = True) -> Iterator[None]:
         where = user_line(error, named)
         if where is None:
             raise
-        text = " ".join(str(error.msg if isinstance(error, SyntaxError) else error).split())
-        reason = text if len(text) <= 300 else text[:300] + " ..."
+        reason = _short(error.msg if isinstance(error, SyntaxError) else str(error))
         if isinstance(error, SystemExit):
             hint = "put what a script does under if __name__ == '__main__'"
         elif isinstance(error, ModuleNotFoundError):
