@@ -113,7 +113,7 @@ def main() -> None:
     ratio = found["eval"]["rms"] / found["train"]["rms"]
     notes = [
         f"Root mean square in eval mode over that in train mode: {ratio:.1f}. The estimate is (f~ - f)(u - 1/2), so "
-        "its second moment has the square of this factor. In train mode both passes have batch statistics of their own.",
+        "its second moment has the square of this factor. In train mode each pass has batch statistics of its own.",
         f"ResNet-{options.depth} on CIFAR-10, after {options.steps} steps at k = inf, then k = {K:g}, gates at "
         f"pi = 0.95; {options.draws} draws, the same in both modes, on one batch of {BATCH_SIZE} training images, "
         f"seed {options.seed}.",
