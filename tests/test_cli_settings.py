@@ -24,6 +24,8 @@ from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.moons import recipe as moons
 from npn.experiments.moons.options import MoonsOptions
+from npn.experiments.peers import bench as peers
+from npn.experiments.peers.options import PeerOptions
 from npn.experiments.resnet import bench as resnet_bench
 from npn.experiments.resnet import recipe as resnet56
 from npn.experiments.resnet.options import ResNetOptions
@@ -280,6 +282,44 @@ def test_a_stopped_bench_goes_on_with_its_own_command(tmp_path, monkeypatch, nam
         130,
         f"Stopped. {how}: npn bench {name} --seeds 0 --runs '{tmp_path / 'the runs'}'\n",
     )
+
+
+def test_the_comparison_gets_what_was_given(tmp_path, monkeypatch):
+    seen, page = [], tmp_path / "page.md"
+    page.write_text("the page\n")
+    monkeypatch.setattr(peers, "bench", lambda *given: (seen.append(given), ([page, page], False))[1])
+    names = [
+        "--arms",
+        "arm, scratch",
+        "--networks",
+        "lenet5",
+        "--budgets",
+        "0.02",
+        "--trials",
+        "2",
+        "--epochs",
+        "1,2,3",
+    ]
+    code, text = call("bench", "peers", *SHARED, *names)
+    assert code == 0 and text.startswith("the page\n"), text
+    ((*places, options, wanted, _),) = seen
+    assert tuple(places) == PLACES and options == PeerOptions(**GIVEN, epochs="1,2,3")
+    assert wanted == peers.Wanted(["lenet5"], ["arm", "scratch"], (0.02,), [0, 1, 4], 2)
+
+
+def test_a_stopped_comparison_writes_what_there_is(tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise Interrupted
+
+    monkeypatch.setattr(runner, "run", stopped)
+    monkeypatch.setenv("COLUMNS", "500")
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    command = ["bench", "peers", "--arms", "arm", "--networks", "lenet5", "--stop-after", "5"]
+    command += ["--out", str(tmp_path / "o"), "--runs", str(tmp_path / "r")]
+    monkeypatch.setattr(sys, "argv", ["/bin/npn", *command])
+    code, text = call(*command)
+    assert code == 130 and text.endswith(f"Stopped. Go on with: npn {' '.join(command)}\n")
+    assert (tmp_path / "o.md").read_text().count("| NPN, ARM | 5.0% | not run |") == 2
 
 
 # -- export

@@ -185,3 +185,14 @@ def test_what_cannot_have_dependent_gates_is_refused(tiny):
         ConfigurationError, match=r"^c.weight reads units of several groups, and can have dependent gates"
     ):
         methods.DependentBetaBernoulli(plastic, examples=5)
+
+
+def test_multiply_adds_are_counted_before_the_first_call(tiny):
+    model, plastic = tiny["conv"].attach(0)
+    plain = npn.count_macs(model, plastic.example_inputs)
+    methods.BetaBernoulli(plastic, examples=10, a=0.5)
+    method = methods.DependentBetaBernoulli(plastic, examples=10)
+    assert npn.count_macs(model, plastic.example_inputs) == plain
+    x = plastic.example_inputs
+    assert type(model(x)) is torch.Tensor, "nothing of the count is left"
+    assert npn.count_macs(method.export(), x) == plain

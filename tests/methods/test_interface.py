@@ -198,3 +198,15 @@ def test_a_wrong_closure_is_refused(tiny):
     x, _ = tiny["conv"].data()
     with pytest.raises(ConfigurationError, match=r"^the closure must return a scalar loss, got shape \(5, 2\); reduce"):
         method.backward(lambda: model(x))
+
+
+@pytest.mark.parametrize("method", MAKE)
+def test_units_of_a_low_score_go_and_the_rule_is_as_before(tiny, method):
+    _, plastic, made = build(tiny, method)
+    shaken(made).compact()
+    score, sizes = made.chosen()[1].detach(), [group.size for group in plastic.groups]
+    least = float(score.median())
+    expected = [max(1, int((piece >= least).sum())) for piece in score.split(sizes)]
+    made.remove_below(least)
+    assert [group.size for group in plastic.groups] == expected
+    assert not made.remove_below(-torch.inf).changes

@@ -7,12 +7,14 @@ import typer
 
 from npn.cli import options as given
 from npn.cli.options import Launch, listed, sizes
-from npn.cli.run import list_files, terminal, train
+from npn.cli.run import INTERRUPTED, list_files, shown, terminal, train
 from npn.errors import ConfigurationError
 from npn.experiments.engine import processes
+from npn.experiments.engine.campaign import Train
 from npn.experiments.engine.options import Options, parse_seeds
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.stopping import Deadline
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report.provenance import command_line
 from npn.experiments.resnet.options import ResNetOptions
@@ -196,6 +198,64 @@ def estimators(
     names = listed(estimators) if estimators else ESTIMATORS
     how = Settings(draws, reference, batches, rounds)
     show(bench(out, runs, options, parse_seeds(seeds), names, how, train_or_resume))
+
+
+@app.command("peers")
+def peers(
+    epochs: Annotated[
+        str | None, typer.Option(help='Epochs of pre-training, shrinking, fine-tuning: "5,20,25".')
+    ] = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    networks: Annotated[str, typer.Option(help="lenet300, lenet5, resnet20.")] = "lenet300,lenet5",
+    arms: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods, of the names in npn.experiments.peers.arms. (default: all; resnet20: the best four of those "
+            "that have run on the others, and plain nets)"
+        ),
+    ] = None,
+    budgets: Annotated[
+        str | None, typer.Option(help="Shares of the weights. (default: three for each network)")
+    ] = None,
+    seeds: given.Seeds = "0-2",
+    trials: Annotated[int, typer.Option(min=1, help="Settings that each method tries at each budget.")] = 4,
+    stop_after: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Stop before an epoch that would end later; the same command goes on."),
+    ] = None,
+    out: given.Results = Path("results/peers"),
+    runs: given.RunsFolder = Path("runs/bench-peers"),
+) -> None:
+    """NPN beside neighbouring methods on the same networks, on equal terms; goes on where it was stopped."""
+    from npn.experiments.peers.bench import Wanted, bench
+    from npn.experiments.peers.options import PeerOptions
+
+    options = PeerOptions(epochs=epochs, device=device, data=data)
+    shares = tuple(sizes(budgets)) if budgets else ()
+    wanted = Wanted(listed(networks), listed(arms) if arms else (), shares, parse_seeds(seeds), trials)
+    files, stopped = bench(out, runs, options, wanted, until(stop_after))
+    show(files)
+    if stopped:
+        terminal().print(f"Stopped. Go on with: {command_line()}", highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def until(minutes: float | None) -> Train:
+    """Make a function that trains or resumes runs until a time is over.
+
+    Args:
+        minutes: from now; None for no limit.
+
+    Returns:
+        A function that raises `Interrupted` when the run was stopped or its turn comes too late.
+    """
+    deadline = Deadline(minutes)
+
+    def train(experiment: Experiment, options: Options, path: Path, resume: bool) -> Outcome:
+        return shown(experiment, options, RunDirectory(path), Launch(resume=resume, stop_after=deadline.left()))
+
+    return train
 
 
 def train_or_resume(experiment: Experiment, options: Options, path: Path, resume: bool) -> Outcome:

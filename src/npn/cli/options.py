@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from npn.errors import ConfigurationError
+from npn.experiments.engine.rundir import make_folder
 
 Mode = Annotated[
     str | None,
@@ -143,3 +144,18 @@ def sizes(budgets: str) -> list[float]:
             f'budgets must be numbers above 0, separated by commas, as "0.5,0.25", got {budgets!r}'
         )
     return found
+
+
+def writable(path: Path) -> Path:
+    """Return the path of a file to write, whose folder is there after the call.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ConfigurationError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; --out takes the path of a file, such as {path / 'model.pt2'}")
+    make_folder(path.parent)
+    return path

@@ -225,20 +225,34 @@ def train(experiment: Experiment, options: Options, directory: RunDirectory, lau
     Raises:
         Exit: the run was stopped.
     """
-    console, minutes = terminal(), launch.stop_after
     try:
-        with ExitStack() as stack:
-            display = ProgressDisplay(console, f"{experiment.name} {directory.path.name}")
-            observers: list[Observer] = [stack.enter_context(display)]
-            if launch.tensorboard:
-                observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
-            shown = Observers(observers)
-            return runner.run(experiment, options, directory, shown, resume=launch.resume, stop_after=minutes)
+        return shown(experiment, options, directory, launch)
     except Interrupted as stopped:
         late = isinstance(stopped, OutOfTime)
-        why = f"Stopped: another epoch would not fit into {minutes:g} minutes." if late else "Stopped."
-        console.print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
+        why = f"Stopped: another epoch would not fit into {launch.stop_after:g} minutes." if late else "Stopped."
+        terminal().print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def shown(experiment: Experiment, options: Options, directory: RunDirectory, launch: Launch) -> Outcome:
+    """Run an experiment with a progress display; see `train`.
+
+    Args:
+        experiment: to run.
+        options: settings of the user.
+        directory: of the run.
+        launch: how to run.
+
+    Raises:
+        Interrupted: the run was stopped.
+    """
+    with ExitStack() as stack:
+        display = ProgressDisplay(terminal(), f"{experiment.name} {directory.path.name}")
+        observers: list[Observer] = [stack.enter_context(display)]
+        if launch.tensorboard:
+            observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
+        minutes, resume = launch.stop_after, launch.resume
+        return runner.run(experiment, options, directory, Observers(observers), resume=resume, stop_after=minutes)
 
 
 def list_files(files: list[Path], console: Console) -> None:

@@ -11,11 +11,12 @@ from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet300 import recipe as lenet300
 from npn.experiments.moons import recipe as moons
+from npn.experiments.peers import recipe as peers
 from npn.experiments.resnet import recipe as resnet56
 
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
-    for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, lenet300.EXPERIMENT, resnet56.EXPERIMENT)
+    for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, lenet300.EXPERIMENT, resnet56.EXPERIMENT, peers.EXPERIMENT)
 }
 
 
@@ -29,12 +30,17 @@ def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
         The model in eval mode and an example batch for it, on the CPU.
 
     Raises:
-        CheckpointError: there is no finished run at `path`.
+        CheckpointError: there is no finished run of a known experiment at `path`.
     """
     directory = RunDirectory(path)
     if not directory.finished:
         raise CheckpointError(f"there is no finished run in {path}: expected its result.json and model.pt")
-    experiment = EXPERIMENTS[directory.result()["experiment"]]
+    name = directory.result().get("experiment")
+    if name not in EXPERIMENTS:
+        raise CheckpointError(
+            f"expected a run of one of {', '.join(EXPERIMENTS)} in {path}, found one of {name}; name another folder"
+        )
+    experiment = EXPERIMENTS[name]
     options = directory.options(experiment.options)
     model, example = experiment.sample(options.over(experiment.defaults(options)))
     return npn.load(directory.model_file, model).eval(), example

@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from npn import functional
 from npn._utils.collectives import per_rank_generator
@@ -175,7 +176,8 @@ class DependentBetaBernoulli(Method):
             self._places, self._places_of = {}, structure
         if group not in self._places or self._places[group].columns.device != x.device:
             part = next(part for part in structure.parts if part.name == group)
-            self._places[group] = _place(part, _reader(self.plastic.model, part)[0], layer, structure, x.device)
+            with _disable_current_modes():  # kept for later calls, so no fake tensors when multiply-adds are counted
+                self._places[group] = _place(part, _reader(self.plastic.model, part)[0], layer, structure, x.device)
         place, mine = self._places[group], {name: tensors[group] for name, tensors in self._tensors.items()}
         mean = place.mean(x.detach()).float()
         options = mine["mean"], mine["variance"], mine["gain"], mine["shift"], self._learning, FORGETTING, EPSILON

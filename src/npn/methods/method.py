@@ -55,6 +55,7 @@ class Method(ABC):
             )
         self.plastic = plastic
         self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._least = -math.inf  # score
         plastic.gates.to(plastic.masked_weights.device)
 
     # -- what a method defines
@@ -123,7 +124,7 @@ class Method(ABC):
         """What stays, bool (gates,): what the rule keeps, and the best of each group."""
         self.plastic.gates.to(self.plastic.masked_weights.device)
         keep, score = self.chosen()
-        pairs = zip(self._pieces(keep), self._pieces(score), strict=True)
+        pairs = zip(self._pieces(keep & (score >= self._least)), self._pieces(score), strict=True)
         return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])
 
     def kept(self) -> dict[str, Tensor]:
@@ -167,6 +168,18 @@ class Method(ABC):
     def compact(self) -> ResizeReport:
         """Physically remove the units that do not stay; tracked optimizers follow. See `npn.Plasticity.compact`."""
         return self.plastic.compact()
+
+    def remove_below(self, score: float) -> ResizeReport:
+        """Physically remove units of a low score even if the rule keeps them, as to meet a size; see `compact`.
+
+        Args:
+            score: units with less than this go, as the second result of `chosen` gives it; the best of a group stays.
+        """
+        self._least = score
+        try:
+            return self.compact()
+        finally:
+            self._least = -math.inf
 
     def export(self, of: nn.Module | None = None) -> nn.Module:
         """Make a plain copy of the model in which the evaluation mask is part of the weights.

@@ -24,6 +24,7 @@ class Arm:
         settings: further settings of its runs.
         like: arm whose runs, of the same seed and budget, are `like` which these are trained.
         teacher: arm whose runs, of the same seed, teach these.
+        start: arm whose runs, of the same seed, these continue.
         macs_of: arm; these runs are those of `base`, but as long as the training costs as many multiply-adds as the
             runs of that arm, of the same seed and budget.
         base: arm with the same settings and another number of epochs; see `macs_of`.
@@ -34,6 +35,7 @@ class Arm:
     settings: Mapping[str, Any] = field(default_factory=dict)
     like: str | None = None
     teacher: str | None = None
+    start: str | None = None
     macs_of: str | None = None
     base: str | None = None
 
@@ -103,7 +105,7 @@ class Campaign:
         epochs = self._whole if len(self.stages[arm.mode]) == 1 else self.options.epochs
         depending = {
             key: str(self.run(other, seed, budget).path)
-            for key, other in (("like", arm.like), ("teacher", arm.teacher))
+            for key, other in (("like", arm.like), ("teacher", arm.teacher), ("start", arm.start))
             if other
         }
         if arm.macs_of and arm.base:

@@ -14,6 +14,7 @@ import npn
 from npn.experiments.data.splits import Data
 from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import Options
+from npn.experiments.engine.procedure import Procedure
 from npn.experiments.engine.teaching import untaught
 
 Row = dict[str, Any]
@@ -50,6 +51,8 @@ class Recipe:
         choosing: training examples whose loss chooses among new units, where growth has init="select".
         start_from: criterion of `npn.importance` that the gates start from, see `Options`.
         about: further entries of the result.
+        procedure: makes the gradients and decides what leaves the network when; by default the gates do.
+        epochs_before: epochs of the training that this one continues; the order of the batches goes on after them.
     """
 
     plastic: npn.Plasticity
@@ -75,6 +78,20 @@ class Recipe:
     choosing: int = 1000
     start_from: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
+    procedure: Procedure = field(default_factory=Procedure)
+    epochs_before: int = 0
+
+    def begin(self, stage: npn.Stage) -> None:
+        """Prepare for a stage, see `Procedure.begin`.
+
+        Args:
+            stage: that begins.
+        """
+        gates = self.procedure.begin(self.plastic, stage)
+        if gates is not None:
+            self.plastic.untrack(self.gates)
+            self.plastic.track(gates)
+            self.gates = gates
 
     def grows(self, stage: npn.Stage, position: int) -> bool:
         """Return whether the network may grow after an epoch.

@@ -164,7 +164,8 @@ def _conclude(
 def _stateful(recipe: Recipe) -> dict[str, Any]:
     """Objects whose state a checkpoint keeps, besides model, gates, tracked optimizers and random states."""
     optional = {"growth": recipe.growth, "scaler": recipe.scaler}
-    return {"schedule": recipe.schedule, **{name: value for name, value in optional.items() if value is not None}}
+    own = {name: value for name, value in optional.items() if value is not None}
+    return {"schedule": recipe.schedule, **own, **recipe.procedure.state()}
 
 
 def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> None:
@@ -174,5 +175,8 @@ def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> 
 def _resume(recipe: Recipe, directory: RunDirectory) -> Progress:
     progress = Progress(**npn.read_extra(directory.checkpoint_file))
     processes.from_first(lambda: directory.truncate(progress.rows))
+    ended = sum(entry["epochs"] for entry in progress.stages)
+    for stage in recipe.schedule.stages[: len(progress.stages) + (progress.rows > ended)]:
+        recipe.begin(stage)
     npn.load(directory.checkpoint_file, recipe.plastic, **_stateful(recipe))
     return progress

@@ -35,7 +35,7 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         first layer reads, then the units of every other layer but the last; `layers`: open weights of each layer.
     """
     with torch.no_grad():
-        mask = present_mask(plastic).cpu().double()
+        mask = (present_mask(plastic) != 0).cpu().double()  # that of a method has other values than 0 and 1
         cost = {kind: round(float(cost_function(plastic, kind)(mask))) for kind in ("weights", "params", "macs")}
     open_weights = {name: gate.present for name, gate in plastic.unstructured.items()}
     first = next(iter(open_weights.values()), None)

@@ -44,6 +44,19 @@ class Deadline:
         """
         self._epochs = [*self._epochs[-2:], seconds]
 
+    def left(self) -> float | None:
+        """Return the minutes that are left, for several runs under one limit; None for no limit.
+
+        Raises:
+            OutOfTime: none are left.
+        """
+        if self._end is None:
+            return None
+        minutes = (self._end - time.monotonic()) / 60
+        if minutes <= 0:
+            raise OutOfTime
+        return minutes
+
     @property
     def near(self) -> bool:
         """Whether another epoch would end after the limit, judged by the last three."""

@@ -39,12 +39,14 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
     effort = TrainingMacs(recipe)
     for epoch in recipe.schedule:
         stage = recipe.schedule.enter(epoch, recipe.plastic)
+        position = epoch - span(recipe.schedule, stage)[0]
+        if position == 0:
+            recipe.begin(stage)
         macs = effort.epoch(stage)
-        begins = epoch == span(recipe.schedule, stage)[0] and 0.0 < stage.k < math.inf
-        if begins and recipe.start_from is not None:
+        if position == 0 and 0.0 < stage.k < math.inf and recipe.start_from is not None:
             inform(recipe, recipe.start_from, seed, epoch)
-        row = _epoch(recipe, call, epoch, stage, epoch - span(recipe.schedule, stage)[0], seed)
-        yield stage, {**row, "training_macs": macs}
+        row = _epoch(recipe, call, epoch, stage, position, seed)
+        yield stage, {**row, "training_macs": macs + row["training_macs"]}
 
 
 def inform(recipe: Recipe, criterion: str, seed: int, epoch: int, batches: int = 20) -> None:
@@ -128,8 +130,8 @@ def _epoch(
 ) -> Row:
     """Train for one epoch, remove the units that have closed, measure, and grow."""
     plastic = recipe.plastic
-    loss = _train(recipe, call, epoch, stage, position, seed)
-    plastic.compact(below=recipe.compact_below)
+    loss, macs = _train(recipe, call, recipe.epochs_before + epoch, stage, position, seed)
+    macs += recipe.procedure.after_epoch(plastic, stage, position, recipe.compact_below)
     distributed.broadcast(plastic.model.buffers())  # BatchNorm's statistics: those of the first process's part
     row = processes.from_first(lambda: _measured(recipe, epoch, stage, loss))
     recipe.schedule.observe(row["validation_loss"])
@@ -139,17 +141,18 @@ def _epoch(
             row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
         )
     distributed.check(plastic)
-    return row
+    return {**row, "training_macs": macs}
 
 
 def _train(
     recipe: Recipe, call: Callable[[Tensor], Tensor], epoch: int, stage: npn.Stage, position: int, seed: int
-) -> float:
-    """Update the model on every batch of an epoch; return the mean loss."""
+) -> tuple[float, int]:
+    """Update the model on every batch of an epoch; return the mean loss, and what the procedure's own passes cost."""
     plastic, device = recipe.plastic, recipe.data.train.x.device
     generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
     total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
     growing = recipe.grows(stage, position)
+    macs, before = 0, position * math.ceil(len(recipe.data.train) / recipe.batch_size)
     processes.reseed(seed, epoch)
     plastic.model.train()
     for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
@@ -159,20 +162,23 @@ def _train(
         size = len(y)
         # every process augments the whole batch: so the draws do not depend on the number of processes
         x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
-        loss = _backward(recipe, partial(_loss, recipe, call, weight), recipe.prepare(x), y)
+        loss = _backward(recipe, stage, partial(_loss, recipe, call, weight), recipe.prepare(x), y)
         if recipe.grow_first and (growing or plastic.gates.grace_left):
             plastic.penalty.reset()
         _update(recipe)
+        macs += recipe.procedure.after_step(plastic, stage, before + batch + 1)
         total += loss.double() * size
         examples += size
-    return float(distributed.mean(total)) / examples
+    return float(distributed.mean(total)) / examples, macs
 
 
-def _backward(recipe: Recipe, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> Tensor:
+def _backward(
+    recipe: Recipe, stage: npn.Stage, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Tensor:
     scale = 1.0 if recipe.scaler is None else recipe.scaler
     if recipe.graphs is not None:
         return recipe.graphs.backward(loss, x, y, scale)
-    return recipe.plastic.backward(partial(loss, x, y), scale=scale)
+    return recipe.procedure.backward(recipe.plastic, stage, partial(loss, x, y), scale)
 
 
 def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], weight: float, x: Tensor, y: Tensor) -> Tensor:

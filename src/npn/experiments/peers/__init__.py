@@ -1,0 +1,1 @@
+"""NPN and neighbouring methods on the same networks, on equal terms."""
