@@ -119,6 +119,7 @@ def resnet56(
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
     graphs: given.Graphs = None,
+    antithetic_eval: given.AntitheticEval = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
@@ -144,6 +145,7 @@ def resnet56(
         channels_last=channels_last,
         compile=compile,
         graphs=graphs,
+        antithetic_eval=antithetic_eval,
     )
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), train_or_resume))
 

@@ -70,6 +70,10 @@ Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed).
 ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")]
 Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; compiles again after each resize.")]
 
+AntitheticEval = Annotated[
+    bool | None,
+    typer.Option("--antithetic-eval", help="arm, disarm, rloo: the second pass in eval mode, as in the paper's code."),
+]
 Graphs = Annotated[
     bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
 ]

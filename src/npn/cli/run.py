@@ -144,6 +144,7 @@ def resnet56_cifar10(
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
     graphs: given.Graphs = None,
+    antithetic_eval: given.AntitheticEval = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -156,7 +157,9 @@ def resnet56_cifar10(
     from npn.experiments.resnet.recipe import EXPERIMENT
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
-    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs)
+    options = ResNetOptions(
+        *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval
+    )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 

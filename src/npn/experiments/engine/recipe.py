@@ -47,6 +47,7 @@ class Recipe:
         forward: calls the model, or a plain copy of it, on prepared inputs.
         scaler: of the loss, if the precision needs one.
         graphs: replays training steps, if they run as CUDA graphs.
+        antithetic_eval: a pass for its loss alone runs in eval mode, as in the paper's code.
         choosing: training examples whose loss chooses among new units, where growth has init="select".
         start_from: criterion of `npn.importance` that the gates start from, see `Options`.
         about: further entries of the result.
@@ -73,6 +74,7 @@ class Recipe:
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
     scaler: torch.amp.GradScaler | None = None
     graphs: Graphs | None = None
+    antithetic_eval: bool = False
     choosing: int = 1000
     start_from: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """Trains a recipe epoch by epoch: batches, one epoch, measurements."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -181,7 +182,9 @@ def _backward(
 
 
 def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], weight: float, x: Tensor, y: Tensor) -> Tensor:
-    loss = recipe.loss(call(x), x, y)
+    lone = recipe.antithetic_eval and not torch.is_grad_enabled()
+    with evaluating(recipe.plastic.model) if lone else contextlib.nullcontext():
+        loss = recipe.loss(call(x), x, y)
     return loss if weight == 1.0 else loss * weight
 
 

@@ -19,6 +19,7 @@ class ResNetOptions(Options):
         channels_last: memory layout of images and kernels.
         compile: call the model through `torch.compile`.
         graphs: replay training steps as CUDA graphs between two resizes.
+        antithetic_eval: the second pass of an estimator of two losses in eval mode, as in the paper's code.
     """
 
     depth: int | None = None
@@ -30,3 +31,4 @@ class ResNetOptions(Options):
     channels_last: bool | None = None
     compile: bool | None = None
     graphs: bool | None = None
+    antithetic_eval: bool | None = None

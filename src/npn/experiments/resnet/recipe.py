@@ -20,6 +20,7 @@ from npn.experiments.resnet.figures import by_section, table
 from npn.experiments.resnet.model import WIDTHS, ResNet, scaled
 from npn.experiments.resnet.options import ResNetOptions
 from npn.experiments.resnet.sizes import LAST, base, measure, plain_width
+from npn.functional.table import ESTIMATORS
 
 STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs
@@ -62,6 +63,7 @@ def defaults(options: Options) -> ResNetOptions:
         channels_last=False,
         compile=False,
         graphs=False,
+        antithetic_eval=False,
     )
 
 
@@ -75,6 +77,12 @@ def build(options: Options) -> Recipe:
     assert isinstance(options, ResNetOptions) and options.depth and options.dataset and options.precision
     if options.decay not in DECAYS:
         raise ConfigurationError(f"decay must be one of {', '.join(map(repr, DECAYS))}, got {options.decay!r}")
+    if options.antithetic_eval and all(each.weights for each in ESTIMATORS[options.estimator or "reinmax"].passes):
+        two = ", ".join(name for name, each in ESTIMATORS.items() if not all(part.weights for part in each.passes))
+        raise ConfigurationError(
+            f"antithetic_eval is about a pass for its loss alone, which the estimators {two} have, got "
+            f"{options.estimator!r}"
+        )
     device = torch.device(options.device or "cpu")
     execution.check_graphs(options.graphs, options.compile, device)
     context = execution.autocast(options.precision, device)
@@ -137,6 +145,7 @@ def build(options: Options) -> Recipe:
         forward=execution.forward(model, context, compiled=bool(options.compile)),
         scaler=execution.grad_scaler(options.precision, device),
         graphs=Graphs(plastic) if options.graphs else None,
+        antithetic_eval=bool(options.antithetic_eval),
         about={"base": sizes, "dataset": options.dataset, "depth": options.depth},
     )
 
