@@ -71,7 +71,7 @@ class Cell:
 def bench(out: Path, runs: Path, options: PeerOptions, wanted: Wanted, train: Train) -> tuple[list[Path], bool]:
     """Run what is missing until it is complete or the time is over, and write `out` with .json, .md and .png.
 
-    Each network and budget in turn: the trials of every method, then every method with a seed before the next seed.
+    Each network and budget in turn: every method with a seed, before the first one its trials; then the next seed.
 
     Args:
         out: path without ending.
@@ -92,8 +92,6 @@ def bench(out: Path, runs: Path, options: PeerOptions, wanted: Wanted, train: Tr
     try:
         for cells in _parts(runs, options, wanted):
             comparison = Comparison(runs, cells[0].network, options, wanted.trials, train)
-            for cell in cells:
-                comparison.tried(cell.arm, cell.budget)
             for seed in wanted.seeds:
                 for cell in cells:
                     comparison.final(cell.arm, seed, cell.budget)

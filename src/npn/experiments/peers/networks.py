@@ -14,9 +14,10 @@ from npn.experiments.data.mnist import mnist
 from npn.experiments.data.splits import Data
 from npn.experiments.lenet5.model import LeNet5
 from npn.experiments.lenet5.recipe import PLAIN
-from npn.experiments.lenet300.model import WIDTHS, LeNet300
+from npn.experiments.lenet300.model import LeNet300
 from npn.experiments.resnet.model import ResNet
 
+EQUAL = (100, 100)  # widths of LeNet-300-100's plain nets: 300 to 100 would leave 5 units in the second layer
 MOST = 4.0  # widest plain net, in units of the hand-picked proportions
 
 
@@ -103,7 +104,7 @@ NETWORKS = {
     "lenet300": Network(
         title="LeNet-300-100 on MNIST",
         full=LeNet300,
-        plain=lambda scale: LeNet300(*_widths(WIDTHS, scale)),
+        plain=lambda scale: LeNet300(*_widths(EQUAL, scale)),
         data=_mnist,
         prepare=_unchanged,
         shape=(1, 28, 28),
