@@ -5,12 +5,13 @@ OUT    ?= runs/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: demo test lint format lock clean help
+.PHONY: demo test docs lint format lock clean help
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    train one network that shrinks and one that grows, and draw both (under 2 minutes)"
 	@echo "make test    ruff, mypy, the layers of imports and the tests"
+	@echo "make docs    build the documentation site in site/"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make lock    resolve every dependency afresh into requirements.lock"
 	@echo "make clean   remove .venv and the caches"
@@ -29,6 +30,10 @@ test: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-cache
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadscope
+
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html; $(BIN)/mkdocs serve shows the same with a search box."
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
@@ -54,4 +59,4 @@ lock:
 	@sh tools/lock.sh
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -113,3 +113,25 @@ def test_below_zero_probability_nothing_is_removed():
             plastic.logits()[0][:3] = -100.0
         assert not plastic.compact(below=0.0) and plastic.groups[0].size == 6
     assert plastic.compact(below=1e-9) and plastic.groups[0].size == 3
+
+
+def test_the_mode_of_the_antithetic_pass_matters_with_batch_statistics_only(common):
+    """Without BatchNorm both modes are the same to the last bit; the network is as it was afterwards."""
+    import antithetic
+
+    x, y = torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), torch.arange(32) % 2
+    for normalised in (False, True):
+        torch.manual_seed(0)
+        middle = nn.BatchNorm1d(6) if normalised else nn.Identity()
+        model = nn.Sequential(nn.Linear(4, 6), middle, nn.ReLU(), nn.Linear(6, 2))
+        plastic = npn.attach(model, x, estimator="arm")
+        plastic.k = 1.0
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+
+        def loss(model=model):
+            return nn.functional.cross_entropy(model(x), y)
+
+        train, evaluated = (antithetic.differences(plastic, loss, mode, draws=5) for mode in (False, True))
+        assert len(set(train)) > 1 and (train == evaluated) == (not normalised)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert train == antithetic.differences(plastic, loss, False, draws=5)

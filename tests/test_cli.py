@@ -181,8 +181,8 @@ def test_inputs_by_position_by_name_and_in_a_dict(models, model, inputs):
         (["my_models:missing", "--input", "1"], "cannot find 'my_models:missing'"),
         (
             ["bad_models:net", "--input", "1"],
-            "importing bad_models failed at bad_models.py:1: ZeroDivisionError: integer division or modulo by zero; "
-            "import it in Python first",
+            "error: importing bad_models failed at bad_models.py:1: ZeroDivisionError: integer division or modulo by "
+            'zero; see it alone with python -c "import bad_models"',
         ),
         (["nowhere:net", "--input", "1"], "cannot find 'nowhere:net': No module named 'nowhere'"),
         (["my_models:number", "--input", "1"], "my_models:number is a int, expected a torch.nn.Module"),
@@ -197,8 +197,8 @@ def test_inputs_by_position_by_name_and_in_a_dict(models, model, inputs):
         ),
         (
             ["my_models:broken", "--input", "1,3"],
-            "my_models:broken failed at my_models.py:11: ValueError: there is no file of weights; call it in Python "
-            "first",
+            "error: my_models:broken failed at my_models.py:11: ValueError: there is no file of weights; see it alone "
+            'with python -c "import my_models; my_models.broken()"',
         ),
         (
             ["my_models:net", "--input", "1,1,8,8"],

@@ -70,7 +70,7 @@ def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:
         (["--criterion", "taylor"], "criterion 'taylor' needs data: give batches="),
         (["--batches", "my_nets:number"], "my_nets:number is a int, expected a pair (batches, loss)"),
         (["--batches", "my_nets:none"], "cannot find 'my_nets:none'"),
-        (["--format", "pickle"], "format must be one of 'onnx', 'pt2', 'safetensors', got 'pickle'"),
+        (["--format", "pickle"], "format must be one of 'onnx', 'pt2', 'safetensors', 'bitmap', 'csr', got 'pickle'"),
         (["--skip", "zz"], "pattern 'zz' matches no group; the model has: 0, 2"),
         (["--target", "0.001"], "target=0.001 asks for 2 MACs"),
     ],

@@ -18,9 +18,12 @@ from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.estimators import bench as estimators
 from npn.experiments.estimators.bench import ESTIMATORS, Settings
+from npn.experiments.growing import bench as growing
 from npn.experiments.lenet5 import bench as frontier
 from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.moons import recipe as moons
+from npn.experiments.moons.options import MoonsOptions
 from npn.experiments.peers import bench as peers
 from npn.experiments.peers.options import PeerOptions
 from npn.experiments.resnet import bench as resnet_bench
@@ -146,17 +149,19 @@ def ran(monkeypatch):
 
 
 SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function": "hard_sigmoid", "penalty": 1e-6}
-SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda"}
+SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair", "start_from": "fisher"}
 OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
-OWN |= {"channels_last": True, "compile": True}
+OWN |= {"channels_last": True, "compile": True, "graphs": True, "antithetic_eval": True}
+LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
+LENET |= {"preset": "paper"}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}
 
 
 @pytest.mark.parametrize(
     ("name", "experiment", "expected"),
     [
-        ("moons", moons.EXPERIMENT, Options(**SETTINGS)),
-        ("lenet5-mnist", lenet5.EXPERIMENT, Options(**SETTINGS, data="d")),
+        ("moons", moons.EXPERIMENT, MoonsOptions(**SETTINGS, preset="paper")),
+        ("lenet5-mnist", lenet5.EXPERIMENT, LeNetOptions(**SETTINGS, data="d", **LENET)),
         ("resnet56-cifar10", resnet56.EXPERIMENT, ResNetOptions(**SETTINGS, data="d", **OWN)),
     ],
 )
@@ -171,39 +176,17 @@ def test_every_option_gets_to_the_run(ran, name, experiment, expected):
     assert ran == [(experiment, expected, Launch(**HOW))]
 
 
-# -- the paper's epochs
-
-
-@pytest.mark.parametrize("mode", [None, "sparsify", "expand"])
-def test_the_papers_preset_sets_the_epochs(ran, mode):
-    chosen = [] if mode is None else ["--mode", mode]
-    assert call("run", "lenet5-mnist", "--preset", "paper", *chosen) == (0, "")
-    assert ran == [(lenet5.EXPERIMENT, Options(mode=mode, epochs="100,250,150"), Launch())]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--preset", "short"], "preset must be \"paper\", got 'short'"),
-        (["--preset", "paper", "--epochs", "3"], "give --preset or --epochs, not both"),
-        *(
-            (
-                ["--preset", "paper", "--mode", mode],
-                "--preset paper is for the modes sparsify and expand, which have its three stages, got "
-                f"{mode!r}; give --epochs instead",
-            )
-            for mode in ("dense", "scratch")
-        ),
-    ],
-)
-def test_presets_that_cannot_be(ran, given, message):
-    assert call("run", "lenet5-mnist", *given) == (1, f"error: {message}\n")
-    assert ran == []
+@pytest.mark.parametrize("name", ["moons", "lenet5-mnist"])
+def test_a_preset_that_cannot_be_is_refused_in_one_line(tmp_path, name):
+    message = "the preset 'paper' is for the modes sparsify and expand, got 'dense'; leave it out"
+    arguments = ("--preset", "paper", "--mode", "dense", "--out", tmp_path / "run")
+    assert call("run", name, *arguments) == (1, f"error: {message}\n")
+    assert not (tmp_path / "run").exists()
 
 
 # -- benches
 
-BENCHES = {"lenet5": frontier, "resnet56": resnet_bench, "estimators": estimators}
+BENCHES = {"lenet5": frontier, "resnet56": resnet_bench, "growth": growing, "estimators": estimators}
 
 
 @pytest.fixture
@@ -225,6 +208,7 @@ def benched(tmp_path, monkeypatch):
 SHARED = ["--device", "cpu", "--data", "d", "--seeds", "0-1,4", "--out", "o", "--runs", "r"]
 GIVEN = {"device": "cpu", "data": "d"}
 PLACES = (Path("o"), Path("r"))
+DEFAULT_MODES = ["sparsify", "expand", "scratch", "found", "scratch-macs", "scratch-macs-grown", "dense"]
 
 
 @pytest.mark.parametrize(
@@ -233,9 +217,9 @@ PLACES = (Path("o"), Path("r"))
         (
             "lenet5",
             ["--modes", "sparsify, expand", "--budgets", "1600, 0.5", "--k", "5", "--epochs", "1,2,3"],
-            (Options(**GIVEN, k=5.0, epochs="1,2,3"), [0, 1, 4], ["sparsify", "expand"], [1600.0, 0.5]),
+            (LeNetOptions(**GIVEN, k=5.0, epochs="1,2,3"), [0, 1, 4], ["sparsify", "expand"], [1600.0, 0.5]),
         ),
-        ("lenet5", [], (Options(**GIVEN), [0, 1, 4], ["sparsify", "expand", "scratch", "dense"], None)),
+        ("lenet5", [], (LeNetOptions(**GIVEN), [0, 1, 4], DEFAULT_MODES, None)),
         (
             "resnet56",
             ["--modes", "dense , scratch", "--budgets", "0.5, 0.25", "--depth", "20", "--stream"],
@@ -248,6 +232,11 @@ PLACES = (Path("o"), Path("r"))
         ),
         # its epochs are an option of its own, with a default
         ("estimators", ["--k", "5"], (Options(**GIVEN, k=5.0, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
+        (
+            "growth",
+            ["lenet5-mnist", "--inits", "zero, pair", "--epochs", "1,2,1"],
+            ("lenet5-mnist", Options(**GIVEN, epochs="1,2,1"), [0, 1, 4], ["zero", "pair"]),
+        ),
         ("estimators", [], (Options(**GIVEN, epochs="3,10,5"), [0, 1, 4], ESTIMATORS, Settings())),
     ],
 )

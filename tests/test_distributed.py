@@ -179,6 +179,26 @@ def test_three_resizes_leave_the_same_on_all(half):
     assert first[0] == [(12, 8), (9, 8), (11, 9), (11, 7)] and not first[2]
 
 
+def started(init):
+    plastic, weights, gates = build()
+    model = distributed.wrap(plastic)
+    torch.manual_seed(distributed.rank())  # candidates, fan-outs and measurements would differ
+    loss = lambda: F.cross_entropy(model(mine()[0]), mine()[1])  # noqa: E731
+    for _ in range(2):
+        step(plastic, model, weights, gates)
+    report = plastic.grow({"0": 2, "2": 2}, grace=4, warmup=3, init=init, loss=loss if init == "select" else None)
+    for _ in range(3):
+        step(plastic, model, weights, gates)
+        distributed.check(plastic)
+    return report.added, digest(plastic)
+
+
+@pytest.mark.parametrize("init", ["pair", "split", "select"])
+def test_new_units_start_the_same_on_all(init):
+    first, other = together(2, started, init)
+    assert first == other and first[0] == {"0": (12, 13), "2": (8, 9)}
+
+
 def curve(plain, plastic_steps):
     """Losses of so many steps at k = inf and then at k = 7, the loss of the net that is left, and its units."""
     plastic, weights, gates = build(penalty=npn.Penalty(weight=4e-4))

@@ -48,13 +48,14 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
 
 
 def check_format(format: str) -> None:
-    """Raise unless `write_model` knows the format.
+    """Raise unless `write_model` knows the format and what it needs is installed.
 
     Raises:
-        ConfigurationError: naming those that it knows.
+        ConfigurationError: naming the formats that it knows, or what to install.
     """
     if format not in FORMATS:
         raise ConfigurationError(f"format must be one of {', '.join(map(repr, FORMATS))}, got {format!r}")
+    _need(*_NEEDS.get(format, ()))
 
 
 def exported(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
@@ -77,7 +78,6 @@ def exported(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProg
 
 
 def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    _need("onnx", "onnxscript")
     args, kwargs = split_inputs(example_inputs)
     program = torch.onnx.export(
         exported(model, example_inputs), args, kwargs=kwargs or None, dynamo=True, verbose=False
@@ -91,14 +91,12 @@ def _pt2(model: nn.Module, example_inputs: Any, path: Path) -> None:
 
 
 def _safetensors(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    _need("safetensors")
     from safetensors.torch import save_model
 
     save_model(model, str(path))
 
 
 def _bitmap(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    _need("safetensors")
     from safetensors.torch import save_file
 
     tensors, shapes = dict[str, Tensor](), dict[str, list[int]]()
@@ -148,9 +146,12 @@ def _need(*modules: str) -> None:
     """Raise if a module is not installed."""
     missing = [name for name in modules if find_spec(name) is None]
     if missing:
-        raise ConfigurationError(f"{', '.join(missing)} is not installed; pip install 'npn[onnx]'")
+        install = "safetensors" if missing == ["safetensors"] else "'npn[onnx]'"
+        are = "is" if len(missing) == 1 else "are"
+        raise ConfigurationError(f"{' and '.join(missing)} {are} not installed; pip install {install}")
 
 
+_NEEDS = {"onnx": ("onnx", "onnxscript"), "safetensors": ("safetensors",), "bitmap": ("safetensors",)}
 _WRITERS: dict[str, Callable[[nn.Module, Any, Path], None]] = {
     "onnx": _onnx,
     "pt2": _pt2,

@@ -14,7 +14,7 @@ from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import attached_parts
 from npn.structure import NEW, Structure
-from npn.surgery import Plan, apply_plan, check_shapes
+from npn.surgery import Finish, Plan, apply_plan, check_shapes
 from npn.tracing.capture import model_tensors
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -58,17 +58,20 @@ class FollowingCopy(MaskedCall):
         mask = self.gates.deterministic_mask()
         return None if mask is None else mask.to(self.weights.device)
 
-    def resize(self, plan: Plan, optimizers: Sequence[Optimizer]) -> None:
+    def resize(self, plan: Plan, optimizers: Sequence[Optimizer], finish: Finish | None = None) -> None:
         """Resize the copy by the model's plan: kept entries keep their values, new ones are those of the model.
 
         Args:
             plan: which the model has followed already.
             optimizers: whose state follows, if they hold parameters of the copy.
+            finish: changes the values afterwards, in place.
         """
         copied = self.model
         with preserved_rng(devices_of(copied)):
             apply_plan(copied, plan, optimizers)
-        take_new_entries(copied, self.original.model, plan)
+            take_new_entries(copied, self.original.model, plan)
+            if finish is not None:
+                finish({name: tensor.data for name, tensor in model_tensors(copied).items()})
         self.weights.restructure(copied, plan.after)
 
     def renew(self) -> None:
@@ -136,15 +139,17 @@ def copies_among(followers: Mapping[int, Follower], structure: Structure | None 
     return copies
 
 
-def resize(copies: Sequence[FollowingCopy], plan: Plan, optimizers: Sequence[Optimizer]) -> None:
+def resize(
+    copies: Sequence[FollowingCopy], plan: Plan, optimizers: Sequence[Optimizer], finish: Finish | None = None
+) -> None:
     """Resize copies by the model's plan.
 
     Args:
         copies: of the model.
-        plan, optimizers: see `FollowingCopy.resize`.
+        plan, optimizers, finish: see `FollowingCopy.resize`.
     """
     for copied in copies:
-        copied.resize(plan, optimizers)
+        copied.resize(plan, optimizers, finish)
 
 
 def renew(followers: Mapping[int, Follower]) -> None:

@@ -1,7 +1,7 @@
 """Algorithm 1 of the paper: a layer whose units are all open gets another unit while the network improves."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar, final
 
@@ -10,7 +10,9 @@ from torch import Tensor
 
 from npn._utils.patterns import match_patterns
 from npn._utils.validation import whole_number
+from npn.candidates import check_start
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
+from npn.surgery import checked_init
 
 Report = TypeVar("Report", covariant=True)
 
@@ -42,7 +44,9 @@ class Growable(Protocol[Report]):
     @property
     def groups(self) -> Sequence[_Group]: ...
     def weights(self) -> Any: ...
-    def grow(self, added: dict[str, int], /, *, grace: int) -> Report: ...
+    def grow(
+        self, added: dict[str, int], /, *, grace: int, init: str = "zero", warmup: int = 0, loss: Any = None
+    ) -> Report: ...
     def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
     def reconnect(self, share: int | float, /, *, grace: int) -> dict[str, int]: ...
 
@@ -115,11 +119,22 @@ class Growth:
     block its own group for ever either: after `revive` steps in a row with closed units, a group reopens those, the
     unit with the lowest keep probability first, before it gets new units. Growth ends for good
 
-    a. when the validation loss has not improved, and nothing has grown, for `patience` steps, or
-    b. when no group can get another unit: each is at its `limit` with every unit open, or the model has `max_params`.
+    a. when the validation loss has not improved, and nothing has grown, for `patience` steps;
+    b. when no group can get another unit: each is at its `limit` with every unit open, or the model has `max_params`;
+    c. after `until` calls of `step`.
 
     Units are added physically. A new or reopened unit is held open and unpenalised for `grace` training steps: no
-    weight reads it yet, so the penalty would close it before the data give it a gradient.
+    weight reads it yet, so the penalty would close it before the data give it a gradient. `init` says how it starts;
+    every way keeps the function (docs/growing.md has the mathematics):
+
+    - "zero": random fan-in, zero fan-out. At first only the fan-out gets a gradient.
+    - "pair": two units at a time with the same fan-in and opposite fan-outs, so that both ends get a gradient at once.
+      An odd last unit starts as in "zero": choose an even number of `units`; a fraction is rounded up to one.
+    - "split": a copy of the open unit with the largest fan-out, which the two share; both are held open.
+    - "select": as "zero", but the best of 16 times as many, chosen by the gradient of their fan-out on one batch, less
+      what existing units do already; `step` needs the batch's `loss`.
+
+    Units that come in sets, that have tied or normalised weights or a frozen fan-in start as in "zero" or "select".
 
     Args:
         units: units that a group gets at a time: an int, or a float fraction of its present size (at least 1 unit); or
@@ -137,10 +152,13 @@ class Growth:
         connections: closed single weights that each parameter of `unstructured` reopens at a growth, see
             `npn.Plasticity.reconnect`; no weight by default. With them, rule (b) is only about `max_params`.
 
+        init: how new units start; those of "pair" and "split" need a `grace` of at least 1.
+        warmup: optimizer steps, of which the t-th moves the weights of new units by t / `warmup` only; 0 for none.
+        until: calls of `step` after which growth ends, so that the last units have time to learn; `None` for no end.
+
     Attributes:
         history: the growths so far.
-        units, max_params, patience, min_delta, grace, revive, only, connections: the arguments, in normalised form.
-        limits: name pattern -> `limit`.
+        limits: name pattern -> `limit`; the other arguments are attributes of their own names.
 
     Raises:
         ConfigurationError: an argument is outside its range.
@@ -172,13 +190,17 @@ class Growth:
         revive: int | None = 10,
         only: str | Sequence[str] = "*",
         connections: int | float = 0,
+        init: str = "zero",
+        warmup: int = 0,
+        until: int | None = None,
     ) -> None:
         pace = dict(units) if isinstance(units, Mapping) else {"*": units}
         for each in pace.values():
             if isinstance(each, bool) or not (0.0 < each < math.inf and (each >= 1 or isinstance(each, float))):
                 raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {each!r}")
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
-        for name, value in (("max_params", max_params), ("revive", revive), *(("limit", v) for v in limits.values())):
+        optional = [("max_params", max_params), ("revive", revive), ("until", until)]
+        for name, value in (*optional, *(("limit", v) for v in limits.values())):
             if value is not None:
                 whole_number(name, value, 1)
         whole_number("patience", patience, 1, "validations")
@@ -186,9 +208,15 @@ class Growth:
             raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
         whole_number("grace", grace, 0, "calls of backward")
         if isinstance(connections, bool) or not 0 <= connections < math.inf:
+            needed = "an int >= 0 or a float fraction of the open weights"
+            raise ConfigurationError(f"connections must be {needed}, got {connections!r}")
+        if init in ("pair", "split") and grace < 1:
             raise ConfigurationError(
-                f"connections must be an int >= 0 or a float fraction of the open weights, got {connections!r}"
+                f'init="{init}" needs a grace of at least 1, got {grace}: a mask could close one unit of a pair and '
+                "not the other, and the function would not be kept"
             )
+        self.init, self.warmup = checked_init(init), whole_number("warmup", warmup, 0, "optimizer steps")
+        self.until = math.inf if until is None else until
         self.units, self.limits, self.max_params, self.connections = pace, limits, max_params, connections
         self.patience, self.min_delta, self.grace = patience, min_delta, grace
         self.revive = math.inf if revive is None else revive
@@ -214,30 +242,34 @@ class Growth:
         """Whether growth has ended; `step` then does nothing."""
         return self._over
 
-    def step(self, validation_loss: float | Tensor, plastic: Growable[Report]) -> Report | None:
+    def step(
+        self, validation_loss: float | Tensor, plastic: Growable[Report], *, loss: Callable[[], Tensor] | None = None
+    ) -> Report | None:
         """Grow the groups that meet the conditions.
 
         Args:
             validation_loss: mean data loss, without the penalty, on a held-out part of the training set; never on test
                 data.
             plastic: the result of `npn.attach`.
+            loss: for init="select": calls the model on a batch of training data, some 1,000 examples, for its loss.
 
         Returns:
             The `ResizeReport` of the added units; `None` if none was added. Reopened units are listed in `history`.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ConfigurationError: a pattern of `only`, `units` or `limit` matches no group.
+            ConfigurationError: a pattern of `only`, `units` or `limit` matches no group, or init="select" lacks a loss.
             ResizeError: the model cannot grow. After each of these errors nothing has changed.
         """
         if self._over:
             return None
-        loss = float(validation_loss)
-        if not math.isfinite(loss):
+        value = float(validation_loss)
+        if not math.isfinite(value):
             raise NonFiniteLossError(
-                f"growth needs a finite validation loss, got {loss} at step {self._steps + 1}; nothing was grown. "
+                f"growth needs a finite validation loss, got {value} at step {self._steps + 1}; nothing was grown. "
                 "Look at the training loss: a lower learning rate or gradient clipping may help"
             )
+        start = self._start(loss)
         groups = self._groups(plastic)
         names = _names(plastic)
         limits = match_patterns(self.limits, names, "limit") if self.limits else {}
@@ -245,10 +277,10 @@ class Growth:
         closed = {group.name: len(closed_units(group)) for group in groups}
         waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
 
-        stale = 0 if loss < self._best - self.min_delta else self._stale + 1
+        stale = 0 if value < self._best - self.min_delta else self._stale + 1
         exhausted = stale >= self.patience or self._is_full(plastic, limits)
         plan: dict[str, tuple[int, int]] = {}
-        improved = not exhausted and loss < self._loss_at_last_growth - self.min_delta
+        improved = not exhausted and value < self._loss_at_last_growth - self.min_delta
         if improved:
             for group in groups:
                 reopened_units, new = units_to_open(
@@ -259,13 +291,15 @@ class Growth:
                     limit=_limit(group, limits),
                     revive=self.revive,
                 )
+                if self.init == "pair" and isinstance(paces[group.name], float) and new % 2:
+                    new += int(group.size + new < _limit(group, limits))
                 multiple = getattr(group, "multiple", 1)
                 plan[group.name] = reopened_units, -(-new // multiple) * multiple
         added = {name: new for name, (_, new) in plan.items() if new}
         reopened = {name: old for name, (old, _) in plan.items() if old}
 
         # Only this call can fail, and then it changes nothing; so it comes before every other change.
-        report = plastic.grow(added, grace=self.grace) if added else None
+        report = plastic.grow(added, grace=self.grace, **start) if added else None
         for group in plastic.groups:
             if group.name in reopened:  # looked up again, because growing may have moved the units
                 units = closed_units(group)[: reopened[group.name]]
@@ -276,12 +310,12 @@ class Growth:
         self._steps += 1
         self._stale = stale
         if stale == 0:
-            self._best = loss
+            self._best = value
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
         if added or reopened or connected:
-            self._loss_at_last_growth, self._stale = loss, 0
-            self.history.append(GrowthEvent(self._steps, loss, added, reopened, connected))
-        self._over = exhausted or self._is_full(plastic, limits)
+            self._loss_at_last_growth, self._stale = value, 0
+            self.history.append(GrowthEvent(self._steps, value, added, reopened, connected))
+        self._over = exhausted or self._steps >= self.until or self._is_full(plastic, limits)
         return report
 
     def state_dict(self) -> dict[str, Any]:
@@ -313,6 +347,12 @@ class Growth:
         self._best, self._loss_at_last_growth = float(state["best"]), float(state["bar"])
         self._waited, self._over = dict(state["waited"]), bool(state["over"])
         self.history = history
+
+    def _start(self, loss: Callable[[], Tensor] | None) -> dict[str, Any]:
+        """Further arguments of `grow`, as far as they are not its defaults."""
+        check_start(self.grace, self.init, self.warmup, loss)
+        given = {"init": self.init, "warmup": self.warmup, "loss": loss if self.init == "select" else None}
+        return {name: value for name, value in given.items() if value not in ("zero", 0, None)}
 
     def _groups(self, plastic: Growable[Any]) -> list[_Group]:
         """The groups that may grow."""

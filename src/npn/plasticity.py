@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import connections, following, resizing, surgery
+from npn import candidates, connections, following, resizing, surgery
 from npn import optimizers as checks
 from npn._utils.collectives import broadcast
 from npn._utils.copies import deep_copy
@@ -27,6 +27,9 @@ from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
+from npn.warmup import Warmup
+
+Loss = Callable[[], Tensor]
 
 
 class Plasticity:
@@ -81,6 +84,7 @@ class Plasticity:
         self.pricing = Pricing(model, structure, self.gates)
         self._params_at_attach, self._dtype_at_attach = count_params(model), model_dtype(model)
         self._call = MaskedCall(self.gates, self.masked_weights)
+        self._warmup = Warmup(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
         checks.watch(self.gates)
@@ -141,10 +145,7 @@ class Plasticity:
         return self.gates.group(name)
 
     def sizes(self) -> dict[str, int]:
-        """Number of units of each group that take part: open in the deterministic mask, or held open.
-
-        A column counts if its unit takes part too; a group whose units all lie inside closed branches has size 0.
-        """
+        """Units of each group that take part: open, or held open; columns with their unit, none in closed branches."""
         return open_sizes(self.structure, self.gates.closed())
 
     def weights(self) -> list[nn.Parameter]:
@@ -199,12 +200,14 @@ class Plasticity:
             OptimizerError: a parameter is in two, gates decay, or no resize can move an optimizer's state.
         """
         self.optimizers = checks.tracked(self.optimizers, optimizers, self.model, self.gates)
+        self._warmup.watch(self.optimizers)
 
     def untrack(self, *optimizers: Optimizer) -> None:
         """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
         self.optimizers = checks.forgotten(self.optimizers, optimizers)
+        self._warmup.watch(self.optimizers)
 
-    def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
+    def backward(self, closure: Loss, *, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of E_z[loss] + penalty, for weights and gates.
 
         The closure is called once or twice, depending on the estimator, under masks drawn from the gates. Gradients are
@@ -229,15 +232,7 @@ class Plasticity:
         return self._step().backward(closure, scale)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
-        """`backward` with a forward and backward pass that a training framework runs.
-
-        Args:
-            evaluate: see `npn.step.Step.step_with`.
-            scale: factor on loss and penalty.
-
-        Returns:
-            The detached loss, (), without scale and penalty.
-        """
+        """`backward` with a forward and backward pass that a training framework runs; see `npn.step.Step.step_with`."""
         return self._step().step_with(evaluate, scale)
 
     def _step(self) -> Step:
@@ -282,40 +277,45 @@ class Plasticity:
         report = self._resize(resizing.compaction(self._call, self.structure, below, self._inputs()))
         return replace(report, weights=resizing.remove_weights(self.gates, self.masked_weights, below, self.optimizers))
 
-    def grow(self, more: Mapping[str, int], *, grace: int = 0) -> ResizeReport:
-        """Add units, with fan-in initialised rows and zero fan-out, so that the function is unchanged.
+    def grow(
+        self, more: Mapping[str, int], *, grace: int = 0, init: str = "zero", warmup: int = 0, loss: Loss | None = None
+    ) -> ResizeReport:
+        """Add units so that the function is unchanged.
 
         Args:
             more: group name -> units to add; of a group whose units come in sets, rounded up to whole sets.
             grace: calls of `backward` for which the new units are held open, unpenalised.
+            init, warmup: see `npn.Growth`. At a finite k, "pair" and "split" need a grace period: their function is
+                kept only while both units of a pair are open.
+            loss: for init="select", as for `backward`: the loss of a batch, of 1,000 examples or so.
 
         Raises:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
-        whole_number("grace", grace, 0, "calls of backward")
-        report = self._resize(resizing.growth(self._call, self.structure, more, self._inputs()), grace)
-        self.gates.hold_open(report.added, grace)
+        times = candidates.check_start(grace, init, warmup, loss)
+        plan = resizing.growth(self._call, self.structure, more, self._inputs(), times)
+        start = resizing.start(self._call, plan, init)
+        report = self._resize(plan, grace, start)
+        if loss is not None and times > 1 and report:
+            report = candidates.keep_best(report, self.masked_weights, loss, self._remove)
+        self.gates.hold_open(report.added, grace, warmup)
+        self.gates.hold_open(start.held, grace)
         return report
 
+    def _remove(self, units: Mapping[str, Sequence[int]]) -> ResizeReport:
+        return self._resize(resizing.removal(self.model, self.structure, units, self.masked_weights, self._inputs()))
+
     def reconnect(self, share: int | float, *, grace: int = 0) -> dict[str, int]:
-        """Open the closed single weights that the last `backward` asks for most; see `npn.connections.reconnect`.
-
-        Args:
-            share: weights to open in each parameter: a number, or a float fraction of its open ones (at least 1).
-            grace: calls of `backward` for which they are held open, unpenalised.
-
-        Returns:
-            Name of the parameter -> number of weights opened.
-        """
+        """Open the closed single weights that the last `backward` asks for most; see `npn.connections.reconnect`."""
         return connections.reconnect(self.gates, self.masked_weights, self.optimizers, share, grace)
 
-    def _resize(self, plan: surgery.Plan, grace: int = 0) -> ResizeReport:
+    def _resize(self, plan: surgery.Plan, grace: int = 0, start: surgery.Start = surgery.ZERO) -> ResizeReport:
         """Carry out a plan on the model and the copies that follow it, and tell everything that knows the structure."""
         copies = following.copies_among(self.followers, self.structure)
-        report = resizing.resize(self._call, plan, self.optimizers, grace)
+        report = resizing.resize(self._call, plan, self.optimizers, grace, start.model)
         if report:
             broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
-            following.resize(copies, plan, self.optimizers)
+            following.resize(copies, plan, self.optimizers, start.copies)
             self.restructure(plan.after)
         return report
 
@@ -371,6 +371,7 @@ class Plasticity:
         model = self.model
         following.stop(self.followers)
         self.masked_weights.remove()
+        self._warmup.watch(())
         self._call.unregister(model)
         materialize_selects(model)
         return model
@@ -380,21 +381,20 @@ class Plasticity:
         return self.gates.state_dict() | {"penalty": self.penalty.state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved; the groups must have the same names and sizes.
-
-        Args:
-            state_dict: the result of `state_dict`.
-
-        Raises:
-            ConfigurationError: the groups differ; nothing was loaded.
-        """
+        """Restore what `state_dict` saved; other groups raise `ConfigurationError`, and nothing is loaded."""
         self.gates.check_state_dict(state_dict, also=("penalty",))
         self.penalty.load_state_dict(state_dict["penalty"])
         self.gates.load_state_dict(state_dict)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
         """Copy the handle with its own model; optimizers and followers stay with the original."""
-        fresh: dict[str, Any] = {"optimizers": [], "followers": weakref.WeakValueDictionary(), "pricing": None}
+        fresh: dict[str, Any] = {
+            "optimizers": [],
+            "followers": weakref.WeakValueDictionary(),
+            "pricing": None,
+            "_warmup": None,
+        }
         new = deep_copy(self, memo, fresh)
+        new._warmup = Warmup(new.gates, new.masked_weights)
         new.pricing = self.pricing.copied(new._model, new.gates)
         return new

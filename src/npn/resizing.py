@@ -21,8 +21,9 @@ from npn.masking.calls import detached_leftovers
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
 from npn.structure import NEW, Structure, with_dead_units
-from npn.surgery import Plan, ResizeReport
+from npn.surgery import Finish, Plan, ResizeReport
 from npn.tracing import grown, shrunk
+from npn.tracing.capture import model_tensors
 
 
 def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[str, list[int]]:
@@ -147,7 +148,9 @@ def removal(
     return surgery.plan_removal(structure, removed, retraced)
 
 
-def growth(call: MaskedCall, structure: Structure, more: Mapping[str, int], example_inputs: Any) -> Plan:
+def growth(
+    call: MaskedCall, structure: Structure, more: Mapping[str, int], example_inputs: Any, times: int = 1
+) -> Plan:
     """Plan to add units; a re-trace says where.
 
     Args:
@@ -155,6 +158,7 @@ def growth(call: MaskedCall, structure: Structure, more: Mapping[str, int], exam
         structure: of the model.
         more: group name -> number of units, rounded up to whole sets.
         example_inputs: for the re-trace.
+        times: factor of the number of units, for groups whose units do not come in sets.
 
     Raises:
         ResizeError: see `npn.tracing.grown`.
@@ -164,6 +168,7 @@ def growth(call: MaskedCall, structure: Structure, more: Mapping[str, int], exam
     call.recover()
     wanted, model = units_to_add(call.gates, more), call.weights.model
     assert_same("what grow adds", wanted)
+    wanted = {name: n * (times if call.gates.group(name).multiple == 1 else 1) for name, n in wanted.items()}
     if not wanted:
         return surgery.plan_removal(structure, {})
     with call.weights.step(), full_length(model):
@@ -171,7 +176,21 @@ def growth(call: MaskedCall, structure: Structure, more: Mapping[str, int], exam
     return surgery.plan_growth(structure, larger)
 
 
-def resize(call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace: int = 0) -> ResizeReport:
+def start(call: MaskedCall, plan: Plan, init: str) -> surgery.Start:
+    """How the new units of a plan start; see `npn.surgery.start`.
+
+    Args:
+        call: the hooks of the attached model, which know gates and weights.
+        plan: of the growth.
+        init: name of the initialisation.
+    """
+    open_units = torch.cat([group.gate.mask for group in call.gates.groups if group.grows])
+    return surgery.start(init, model_tensors(call.weights.model), plan, open_units)
+
+
+def resize(
+    call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace: int = 0, finish: Finish | None = None
+) -> ResizeReport:
     """Carry out a plan on the model, its gates' tensors and the tracked optimizers.
 
     Args:
@@ -179,6 +198,7 @@ def resize(call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace:
         plan: of the resize.
         optimizers: whose state follows.
         grace: calls of `backward` for which the gates of single weights of new units are held open.
+        finish: see `npn.surgery.apply_plan`.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
@@ -194,7 +214,7 @@ def resize(call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace:
     names = checks.parameter_names(model, gates)
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
-    surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras())
+    surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), finish)
     _warn_of_frozen(model, plan)
     return surgery.report(plan, before, count_params(model))
 

@@ -21,8 +21,8 @@ def test_the_size_that_was_asked_for(tmp_path: Path, budget: float, target: floa
     result, plastic = outcome.result, outcome.rows[20:420]
     assert result["params_total"] == pytest.approx(target, rel=0.05)
     assert plastic[0]["bound"] > 7500 and outcome.rows[19]["bound"] is None
-    assert plastic[160]["bound"] == pytest.approx((plastic[0]["bound"] * target) ** 0.5, rel=0.02)  # half of the path
-    assert all(row["bound"] == int(target) for row in plastic[320:])
+    assert plastic[180]["bound"] == pytest.approx((plastic[0]["bound"] * target) ** 0.5, rel=0.02)  # half of the path
+    assert all(row["bound"] == int(target) for row in plastic[360:])
     assert all(row["cost"] == pytest.approx(row["bound"], rel=0.06) for row in plastic[60:])
     assert min(row["validation_accuracy"] for row in plastic) >= outcome.rows[19]["validation_accuracy"] - 0.02
     assert result["accuracy"] > 0.95

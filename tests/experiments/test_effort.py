@@ -12,10 +12,13 @@ from npn.errors import ConfigurationError
 from npn.experiments.engine import runner
 from npn.experiments.engine.building import redrawn
 from npn.experiments.engine.effort import passes
+from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.teaching import distillation, taught, untaught
+from npn.experiments.engine.training import epochs
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.options import LeNetOptions
+from npn.experiments.moons import recipe as moons
 
 from .conftest import Recorder, squares
 
@@ -100,3 +103,23 @@ def test_the_teacher_does_not_learn():
     first.backward()
     assert float(loss(logits, x, torch.zeros(6, dtype=torch.long))) == float(first), "in eval mode"
     assert all(parameter.grad is None for parameter in teacher.parameters()) and logits.grad is not None
+
+
+def test_gates_start_from_scores_when_the_plastic_stage_begins(tmp_path):
+    options = Options(mode="sparsify", seed=0, epochs="1,1,1", penalty=0.0, start_from="magnitude")
+    recipe = moons.build(options.over(moons.defaults(options)))
+    recipe.gates.param_groups[0]["lr"] = 0.0
+    stages = epochs(recipe, 0)
+    next(stages)
+    hidden = recipe.plastic.groups[-1]
+    assert hidden.gate.logits.unique().numel() == 1, "all alike before"
+    scores = npn.importance(recipe.plastic, "magnitude")[hidden.name]
+    next(stages)
+    kept = hidden.gate.keep_probability()
+    assert torch.equal(kept.argsort(), scores.argsort()) and float(kept.mean()) == pytest.approx(0.95, abs=1e-3)
+
+
+def test_a_start_that_there_is_not():
+    expected = r"^start_from must be one of 'magnitude', 'taylor', 'fisher', 'bn_scale', 'random', got 'size'$"
+    with pytest.raises(ConfigurationError, match=expected):
+        moons.build(Options(start_from="size").over(moons.defaults(Options())))

@@ -49,7 +49,7 @@ def test_no_silently_wrong_answer(name: str) -> None:
     plastic, x = attached(name)
     first = copy.deepcopy(plastic)
     check_shrink(first, x)
-    check_grow(first, x)
+    check_grow(first, x, init="split")
     second = copy.deepcopy(plastic)
     second.model.double()
     check_training(second, as_double(x), functools.partial(torch.optim.Adam, lr=1e-2))

@@ -39,7 +39,7 @@ def test_masked_is_compact_is_exported_and_growth_is_silent(name: str) -> None:
     plastic, inputs = attached(name)
     plastic = copy.deepcopy(plastic)
     check_shrink(plastic, inputs)
-    check_grow(plastic, inputs)
+    check_grow(plastic, inputs, init="split")
     check_shrink(plastic, inputs, alive=False)
 
 

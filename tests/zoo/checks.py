@@ -81,13 +81,13 @@ def check_shrink(plastic: npn.Plasticity, inputs: Any, tolerance: float = 1e-5, 
     assert_close(masked, call(model, inputs), tolerance, "compacted")
 
 
-def check_grow(plastic: npn.Plasticity, inputs: Any, tolerance: float = 1e-5) -> None:
-    """Add units everywhere: the function is as before."""
+def check_grow(plastic: npn.Plasticity, inputs: Any, tolerance: float = 1e-5, init: str = "pair") -> None:
+    """Add units everywhere: the function is as before. Of a single unit and of a third one the fan-out is zero."""
     model = plastic.model.eval()
     before = call(model, inputs)
     sizes = {g.name: g.size for g in plastic.groups}
     more = {g.name: 1 + i % 3 for i, g in enumerate(plastic.groups)}
-    plastic.grow(more)
+    plastic.grow(more, init=init)
     whole = {g.name: -(-more[g.name] // g.multiple) * g.multiple for g in plastic.groups}
     assert {g.name: g.size for g in plastic.groups} == {n: s + whole[n] for n, s in sizes.items()}
     assert_close(before, call(model, inputs), tolerance, "grown")

@@ -209,11 +209,10 @@ MISC = {
     "parametrised": Entry(
         Parametrised,
         randn(4, 4),
-        {"a.parametrizations.weight": 8, "d": 5},
+        {"a.parametrizations.weight": 8, "b.parametrizations.weight": 6, "d": 5},
         {
-            "b.parametrizations.weight.original1[0]": "linalg_vector_norm mixes every unit of the axis",
             "e.weight[0]": "it is the model's output",
-            "c.parametrizations.weight.original[0]": "combined with a value of fixed size",
+            "c.parametrizations.weight.original[0]": "6 channels into one unit, which has to stay: linalg_vector_norm",
             "a.parametrizations.weight.original1[1]": "it reads an input of fixed size",
         },
     ),

@@ -1,12 +1,14 @@
 """Match names against shell-style patterns: `*`, `?`, `[...]`."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
 from npn.errors import ConfigurationError
 
 Value = TypeVar("Value")
+MOST = 10  # names that a message lists
 
 
 def as_patterns(given: str | Iterable[str] | None) -> list[str] | None:
@@ -51,7 +53,27 @@ def require_matches(patterns: Iterable[str], names: Sequence[str]) -> None:
     """
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in names):
-            raise ConfigurationError(f"pattern {pattern!r} matches no group; the model has: {', '.join(names)}")
+            raise ConfigurationError(f"pattern {pattern!r} matches no group; {nearest(pattern, names)}")
+
+
+def nearest(pattern: str, names: Collection[str]) -> str:
+    """Say which names there are; of many, those that are most like a pattern.
+
+    Args:
+        pattern: that matches none of them.
+        names: of the groups.
+
+    Example:
+        >>> nearest("sten", ["stem", "head"])
+        'the model has: stem, head'
+        >>> nearest("block.7.fc", [f"blocks.{i}.fc" for i in range(12)])
+        'the nearest of its 12 are: blocks.7.fc, blocks.9.fc, blocks.8.fc'
+    """
+    if len(names) <= MOST:
+        return f"the model has: {', '.join(names)}"
+    lower = {name.lower(): name for name in names}
+    near = get_close_matches(pattern.lower(), lower, n=3, cutoff=0.0)
+    return f"the nearest of its {len(names)} are: {', '.join(lower[name] for name in near)}"
 
 
 def match_patterns(values: Mapping[str, Value], names: Collection[str], option: str) -> dict[str, Value]:
@@ -75,7 +97,6 @@ def match_patterns(values: Mapping[str, Value], names: Collection[str], option: 
     hits = {name: [pattern for pattern in values if matches(name, [pattern])] for name in names}
     idle = sorted(set(values).difference(*hits.values()))
     if idle:
-        raise ConfigurationError(
-            f"{option}: {', '.join(map(repr, idle))} matches no unit group; there are {list(names)}"
-        )
+        there = f"there are {list(names)}" if len(names) <= MOST else nearest(idle[0], names)
+        raise ConfigurationError(f"{option}: {', '.join(map(repr, idle))} matches no unit group; {there}")
     return {name: values[patterns[0]] for name, patterns in hits.items() if patterns}

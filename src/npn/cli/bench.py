@@ -40,6 +40,8 @@ def moons(
     budget: given.Budget = None,
     epochs: given.Epochs = None,
     device: given.Device = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-4",
     out: given.Results = Path("results/moons"),
     runs: Annotated[Path, typer.Option(help="Folder of the single runs.")] = Path("runs/bench-moons"),
@@ -48,7 +50,7 @@ def moons(
     from npn.experiments.moons.bench import bench
 
     options = Options(
-        k=k, estimator=estimator, function=function, penalty=penalty, budget=budget, epochs=epochs, device=device
+        None, None, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from
     )
     show(bench(out, runs, options, parse_seeds(seeds), train_again))
 
@@ -61,6 +63,8 @@ def lenet5(
     epochs: given.Epochs = None,
     device: given.Device = None,
     data: given.Data = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Ways to train, of the names in npn.experiments.lenet5.arms.")
@@ -72,7 +76,9 @@ def lenet5(
     """LeNet-5 over budgets and seeds: parameters against error, beside published results."""
     from npn.experiments.lenet5.bench import bench
 
-    options = LeNetOptions(k=k, estimator=estimator, function=function, epochs=epochs, device=device, data=data)
+    options = LeNetOptions(
+        None, None, k, estimator, function, None, None, epochs, device, data, growth_init, start_from
+    )
     wanted = sizes(budgets) if budgets else None
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), wanted, train_or_resume))
 
@@ -112,6 +118,10 @@ def resnet56(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    graphs: given.Graphs = None,
+    antithetic_eval: given.AntitheticEval = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
         str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")
@@ -123,7 +133,7 @@ def resnet56(
     """ResNets on CIFAR over modes and seeds: accuracy against MACs, shrunk and grown beside plain nets."""
     from npn.experiments.resnet.bench import bench
 
-    common = Options(k=k, estimator=estimator, function=function, epochs=epochs, device=device, data=data)
+    common = Options(None, None, k, estimator, function, None, None, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(
         **common.as_dict(),
         depth=depth,
@@ -134,8 +144,32 @@ def resnet56(
         precision=precision,
         channels_last=channels_last,
         compile=compile,
+        graphs=graphs,
+        antithetic_eval=antithetic_eval,
     )
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), train_or_resume))
+
+
+@app.command("growth")
+def growth(
+    experiment: Annotated[str, typer.Argument(help="moons, lenet5-mnist or resnet56-cifar10.")] = "moons",
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    seeds: given.Seeds = "0-4",
+    inits: Annotated[
+        str, typer.Option(help="How new units start; the others are compared to the first.")
+    ] = "zero,pair,select,split",
+    out: Annotated[Path | None, typer.Option(help="Results go to OUT.json, OUT.md and OUT.png.")] = None,
+    runs: given.RunsFolder = Path("runs/bench-growth"),
+) -> None:
+    """Mode expand with each start of new units, paired by seed: accuracy, size and training cost."""
+    from npn.experiments.growing.bench import bench
+
+    options = Options(budget=budget, epochs=epochs, device=device, data=data)
+    out = out or Path(f"results/growth-{experiment}")
+    show(bench(out, runs, experiment, options, parse_seeds(seeds), listed(inits), train_or_resume))
 
 
 @app.command("estimators")

@@ -22,8 +22,8 @@ class FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except PlasticityError as error:
-            rank = processes.rank()
-            typer.secho(f"error in process {rank}: {error}" if rank else f"error: {error}", err=True, fg="red")
+            rank, text = processes.rank(), " ".join(str(error).split())
+            typer.secho(f"error in process {rank}: {text}" if rank else f"error: {text}", err=True, fg="red")
             raise typer.Exit(1) from None
 
 

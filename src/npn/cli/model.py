@@ -1,14 +1,9 @@
 """`npn inspect` and `npn export`: the parts of a model that can be resized, and files of a trained one."""
 
-import contextlib
-import importlib
 import json
-import os
-import sys
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -18,10 +13,10 @@ from torch import nn
 import npn
 from npn import inspection
 from npn.cli.inputs import HELP, check_call, make_inputs
-from npn.errors import ConfigurationError
-from npn.export import check_format, write_model
+from npn.cli.options import writable
+from npn.cli.user_code import make_model, written
+from npn.export import check_format
 from npn.sparse import to_csr
-from npn.tracing.capture import raising_line
 
 SUFFIXES = {"bitmap": "bitmap.safetensors", "csr": "csr.pt"}
 
@@ -47,74 +42,6 @@ def inspect(
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         show(Console(), factory, found)
-
-
-def make_model(factory: str) -> nn.Module:
-    """Make the model that a command line names.
-
-    Args:
-        factory: `package.module:name` of a module, or of a function that makes one.
-
-    Raises:
-        ConfigurationError: `name` cannot be found, is neither, needs arguments or fails.
-    """
-    made = imported(factory)
-    if not isinstance(made, nn.Module) and callable(made):
-        made = _called(made, factory)
-    if not isinstance(made, nn.Module):
-        raise ConfigurationError(f"{factory} is a {type(made).__name__}, expected a torch.nn.Module")
-    return made
-
-
-def _called(function: Any, factory: str) -> Any:
-    """What a function without arguments returns."""
-    needed = []
-    with contextlib.suppress(TypeError, ValueError):  # some builtins have no signature
-        parameters = signature(function).parameters.values()
-        needed = [
-            p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        ]
-    if needed:
-        last, given = factory.rpartition(":")[2], ", ".join(f"{name}=..." for name in needed)
-        raise ConfigurationError(
-            f"{factory} needs arguments: {', '.join(needed)}; name a function that needs none, for example "
-            f"`def net(): return {last}({given})` in a file of your own"
-        )
-    try:
-        return function()
-    except Exception as error:
-        raise ConfigurationError(
-            f"{factory} failed at {raising_line(error)}: {type(error).__name__}: {error}; call it in Python first"
-        ) from error
-
-
-def imported(factory: str) -> Any:
-    """Import the object that a command line names.
-
-    Args:
-        factory: `package.module:name`; modules are found from the working directory, too.
-
-    Raises:
-        ConfigurationError: `name` cannot be found.
-    """
-    module_name, _, attribute = factory.partition(":")
-    if not module_name or not attribute:
-        raise ConfigurationError(f"expected MODULE:FACTORY, for example my_package.models:resnet20, got {factory!r}")
-    sys.path.insert(0, os.getcwd())
-    try:
-        made: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            made = getattr(made, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigurationError(f"cannot find {factory!r}: {error}; it is looked up from {os.getcwd()}") from error
-    except Exception as error:
-        raise ConfigurationError(
-            f"importing {module_name} failed at {raising_line(error)}: {type(error).__name__}: {error}; import it in "
-            "Python first"
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    return made
 
 
 def show(console: Console, title: str, found: inspection.Inspection) -> None:
@@ -174,12 +101,11 @@ def export(
     """Write the compact model of a finished run in a format that other programs read."""
     from npn.experiments.registry import finished_model  # brings matplotlib, which takes a second to import
 
-    model, example = finished_model(run)
     check_format(format)
-    path = out or run / f"model.{SUFFIXES.get(format, format)}"
+    model, example = finished_model(run)
+    path = writable(out or run / f"model.{SUFFIXES.get(format, format)}")
     if format == "csr":
         model, times = to_csr(model, example, batch)
-        path.parent.mkdir(parents=True, exist_ok=True)
         npn.save(path, model)
         for layer in times:
             form = "sparse" if layer.chosen else "dense"
@@ -190,5 +116,5 @@ def export(
         left = sum(type(module) is nn.Linear for module in model.modules()) - len(times)
         typer.echo(f"linear layers left dense, because under half of their weights are zero: {left}")
     else:
-        path = write_model(model, example, path, format)
+        written(model, example, path, format)
     typer.echo(f"{path} ({path.stat().st_size:,} bytes)")

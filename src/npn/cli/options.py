@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from npn.errors import ConfigurationError
+from npn.experiments.engine.rundir import make_folder
 
 Mode = Annotated[
     str | None,
@@ -34,6 +35,9 @@ Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... (default: cpu)")]
 Data = Annotated[str | None, typer.Option(help="Folder of the data set's files. (default: $NPN_DATA, else downloaded)")]
 
+GrowthInit = Annotated[
+    str | None, typer.Option(help="How new units start in mode expand: zero, pair, select or split. (default: zero)")
+]
 LearningRate = Annotated[float | None, typer.Option(min=1e-9, help="Highest learning rate of the weights.")]
 WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay. (default: falls with the budget)")]
 Augment = Annotated[bool | None, typer.Option("--augment", help="Shift, turn and scale the training images.")]
@@ -42,6 +46,13 @@ Teacher = Annotated[
 ]
 Like = Annotated[
     str | None, typer.Option(metavar="RUN", help="scratch: a net of the widths that this finished run has found.")
+]
+
+Preset = Annotated[str | None, typer.Option(help='"paper" for its own recipe: ARM, fixed prices, its epochs.')]
+
+StartFrom = Annotated[
+    str | None,
+    typer.Option(help="Gates start from magnitude, taylor, fisher, bn_scale or random scores. (default: all alike)"),
 ]
 
 Depth = Annotated[int | None, typer.Option(help="Layers, 6n + 2: 20, 32, 56, 110. (default: 56)")]
@@ -58,6 +69,14 @@ Blocks = Annotated[
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed). (default: fp32)")]
 ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")]
 Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; compiles again after each resize.")]
+
+AntitheticEval = Annotated[
+    bool | None,
+    typer.Option("--antithetic-eval", help="arm, disarm, rloo: the second pass in eval mode, as in the paper's code."),
+]
+Graphs = Annotated[
+    bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
+]
 
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it was stopped.")]
@@ -125,3 +144,18 @@ def sizes(budgets: str) -> list[float]:
             f'budgets must be numbers above 0, separated by commas, as "0.5,0.25", got {budgets!r}'
         )
     return found
+
+
+def writable(path: Path) -> Path:
+    """Return the path of a file to write, whose folder is there after the call.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        ConfigurationError: it is a folder, or its folder cannot be made or written to.
+    """
+    if path.is_dir():
+        raise ConfigurationError(f"{path} is a folder; --out takes the path of a file, such as {path / 'model.pt2'}")
+    make_folder(path.parent)
+    return path

@@ -12,10 +12,11 @@ from torch import nn
 
 from npn._prune import closed_to_target
 from npn.cli.inputs import HELP, check_call, make_inputs
-from npn.cli.model import imported, make_model
+from npn.cli.options import writable
+from npn.cli.user_code import called, imported, make_model, one_line, written
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
-from npn.export import check_format, write_model
+from npn.export import check_format
 from npn.gates.costing import CostModel
 from npn.plasticity import Plasticity
 
@@ -50,16 +51,18 @@ def prune(
 ) -> None:
     """Remove the least important units of a trained model, without training, and write the small model."""
     check_format(format)
+    path = writable(out or Path(f"pruned.{format}"))
     data, loss = (None, None) if batches is None else make_batches(batches)
     example, model = make_inputs(input), make_model(factory)
     check_call(model, example, input)
-    plastic = closed_to_target(
-        model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
-        only=only, skip=skip,
-    )  # fmt: skip
+    with one_line(batches or factory, "call loss(model, batch) in Python with one batch first", named=False):
+        plastic = closed_to_target(
+            model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
+            only=only, skip=skip,
+        )  # fmt: skip
     small = plastic.export()
     show(Console(), factory, plastic, small, example)
-    path = write_model(small, example, out or Path(f"pruned.{format}"), format)
+    written(small, example, path, format)
     typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
 
 
@@ -70,11 +73,11 @@ def make_batches(factory: str) -> tuple[Any, Any]:
         factory: `package.module:name` of a pair, or of a function that makes one.
 
     Raises:
-        ConfigurationError: `name` cannot be found, or is neither.
+        ConfigurationError: `name` cannot be found, is neither, needs arguments or fails.
     """
     made = imported(factory)
     if callable(made):
-        made = made()
+        made = called(made, factory)
     if not isinstance(made, tuple) or len(made) != 2:
         raise ConfigurationError(
             f"{factory} is a {type(made).__name__}, expected a pair (batches, loss) with loss(model, batch) -> scalar"

@@ -18,6 +18,7 @@ from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted, OutOfTime
 from npn.experiments.lenet5.options import LeNetOptions
+from npn.experiments.moons.options import MoonsOptions
 from npn.experiments.report.board import Board
 from npn.experiments.report.console import ProgressDisplay
 from npn.experiments.resnet.options import ResNetOptions
@@ -39,16 +40,20 @@ def moons(
     budget: given.Budget = None,
     epochs: given.Epochs = None,
     device: given.Device = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    preset: given.Preset = None,
 ) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
     from npn.experiments.moons.recipe import EXPERIMENT
 
-    options = Options(mode, seed, k, estimator, function, penalty, budget, epochs, device)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
+    options = MoonsOptions(*common, preset)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -70,29 +75,20 @@ def lenet5_mnist(
     teacher: given.Teacher = None,
     like: given.Like = None,
     weights: Annotated[bool | None, typer.Option("--weights", help="Gates on single weights, not on units.")] = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
-    preset: Annotated[str | None, typer.Option(help='"paper" for its 100, 250 and 150 epochs.')] = None,
+    preset: given.Preset = None,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
-    from npn.experiments.lenet5.recipe import EXPERIMENT, PAPER_STAGES, STAGES
+    from npn.experiments.lenet5.recipe import EXPERIMENT
 
-    if preset not in (None, "paper"):
-        raise ConfigurationError(f'preset must be "paper", got {preset!r}')
-    if preset and epochs:
-        raise ConfigurationError("give --preset or --epochs, not both")
-    if preset and len(STAGES.get(mode or "", PAPER_STAGES)) != len(PAPER_STAGES):
-        raise ConfigurationError(
-            f"--preset paper is for the modes sparsify and expand, which have its three stages, got {mode!r}; "
-            "give --epochs instead"
-        )
-    if preset:
-        epochs = ",".join(map(str, PAPER_STAGES))
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
-    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
+    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
@@ -122,7 +118,7 @@ def lenet300_mnist(
     from npn.experiments.lenet300.options import LeNet300Options
     from npn.experiments.lenet300.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, None, None)
     options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
@@ -147,6 +143,10 @@ def resnet56_cifar10(
     precision: given.Precision = None,
     channels_last: given.ChannelsLast = None,
     compile: given.Compile = None,
+    graphs: given.Graphs = None,
+    antithetic_eval: given.AntitheticEval = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
     out: given.RunFolder = None,
     resume: given.Resume = False,
     overwrite: given.Overwrite = False,
@@ -156,8 +156,10 @@ def resnet56_cifar10(
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
     from npn.experiments.resnet.recipe import EXPERIMENT
 
-    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data)
-    options = ResNetOptions(*common, depth, dataset, decay, stream, blocks, precision, channels_last, compile)
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
+    options = ResNetOptions(
+        *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval
+    )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 

@@ -30,12 +30,17 @@ def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
         The model in eval mode and an example batch for it, on the CPU.
 
     Raises:
-        CheckpointError: there is no finished run at `path`.
+        CheckpointError: there is no finished run of a known experiment at `path`.
     """
     directory = RunDirectory(path)
     if not directory.finished:
         raise CheckpointError(f"there is no finished run in {path}: expected its result.json and model.pt")
-    experiment = EXPERIMENTS[directory.result()["experiment"]]
+    name = directory.result().get("experiment")
+    if name not in EXPERIMENTS:
+        raise CheckpointError(
+            f"expected a run of one of {', '.join(EXPERIMENTS)} in {path}, found one of {name}; name another folder"
+        )
+    experiment = EXPERIMENTS[name]
     options = directory.options(experiment.options)
     model, example = experiment.sample(options.over(experiment.defaults(options)))
     return npn.load(directory.model_file, model).eval(), example

@@ -48,17 +48,24 @@ class Gate:
         logits: phi, parameter (size,).
         grace: int64 (size,), training steps at a finite k for which a new unit is still held open and not penalised.
         shut: bool (size,), whether the unit was closed by hand and has not reopened since.
+        warming: int64 (size,), optimizer steps for which the unit's weights still move by a share of each step; empty
+            for single weights.
+        warmup: int64 (size,), how many such steps there are in all; 0 for none.
         sharpness: the argument.
 
     References:
         Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
     """
 
+    _names: tuple[str, ...] = ("logits", "grace", "shut", "warming", "warmup")
+
     def __init__(self, size: int | Sequence[int], sharpness: Sharpness, device: torch.device | None = None) -> None:
         shape = (size,) if isinstance(size, int) else tuple(size)
         self.logits = nn.Parameter(torch.full(shape, sharpness.logit(OPEN), device=device))
         self.grace = torch.zeros(shape, dtype=torch.long, device=device)
         self.shut = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.warming = torch.zeros(shape if isinstance(size, int) else 0, dtype=torch.long, device=device)
+        self.warmup = torch.zeros_like(self.warming)
         self.sharpness = sharpness
 
     def keep_probability(self) -> Tensor:
@@ -137,7 +144,8 @@ class Gate:
             device: the device.
         """
         self.logits.data = self.logits.data.to(device)
-        self.grace, self.shut = self.grace.to(device), self.shut.to(device)
+        for name in self._names[1:]:
+            setattr(self, name, getattr(self, name).to(device))
 
     def clear_reopened(self) -> None:
         """Clear the manual-close flag of units that have reopened."""
@@ -146,7 +154,7 @@ class Gate:
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """All tensors with one entry per unit, the logits first."""
-        return (self.logits, self.grace, self.shut)
+        return tuple(getattr(self, name) for name in self._names)
 
     def gone(self, below: float) -> Tensor:
         """Find the units to remove: closed ones with a keep probability below `below` or closed by hand; none in grace.
@@ -162,15 +170,14 @@ class Gate:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all tensors, by name."""
-        names = ("logits", "grace", "shut")
-        return {name: tensor.detach().clone() for name, tensor in zip(names, self.tensors, strict=True)}
+        return {name: tensor.detach().clone() for name, tensor in zip(self._names, self.tensors, strict=True)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Copy the values of tensors of the same size.
 
         Args:
-            state: the result of `state_dict`.
+            state: the result of `state_dict`; an older one knows no warm-up.
         """
         with torch.no_grad():
-            for name in self.state_dict():
-                getattr(self, name).copy_(state[name])
+            for name, tensor in zip(self._names, self.tensors, strict=True):
+                tensor.copy_(state[name]) if name in state or not name.startswith("warm") else tensor.zero_()

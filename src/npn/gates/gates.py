@@ -17,6 +17,7 @@ from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.decision import Decision, check_undecided
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
+from npn.gates.saved import check_state
 from npn.gates.single import WeightGates
 from npn.structure import Branches, Columns, Group, Structure
 from npn.surgery import Extra, forget_momentum
@@ -39,6 +40,7 @@ class Gates:
         grace_left: calls of `age` until no unit is held open.
         decision: what decides which units stay; None: the logits do.
         carried: further tensors that are resized along.
+        warming_left: calls of `warm` until every unit learns in full.
     """
 
     def __init__(self, structure: Structure, function: GateFunction, device: torch.device) -> None:
@@ -48,7 +50,7 @@ class Gates:
         self.weights = [WeightGates(name, shapes[name], self.sharpness, device) for name in structure.unstructured]
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
-        self.grace_left = 0
+        self.grace_left = self.warming_left = 0
         self.decision: Decision | None = None
         self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
@@ -210,6 +212,19 @@ class Gates:
             for gate in self.each:
                 gate.grace.sub_(1).clamp_(min=0)
 
+    def warm(self) -> None:
+        """Count one optimizer step of every warm-up."""
+        if self.warming_left > 0:
+            self.warming_left -= 1
+            for group in self.groups:
+                group.gate.warming.sub_(1).clamp_(min=0)
+
+    def shares(self) -> Tensor:
+        """t / n for units in the t-th of n steps of their warm-up, 1 for all others, (units,)."""
+        left = torch.cat([group.gate.warming for group in self.groups])
+        steps = torch.cat([group.gate.warmup for group in self.groups])
+        return 1 - left / steps.clamp(min=1)
+
     # -- changes
 
     def to(self, device: torch.device) -> None:
@@ -287,16 +302,21 @@ class Gates:
             found += [Extra(t, gate.name, value, True) for t, value in zip(gate.tensors, new, strict=True)]
         return found
 
-    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int) -> None:
-        """Hold new units open and unpenalised for a while.
+    def hold_open(self, units: Mapping[str, Sequence[int]], grace: int, warmup: int = 0) -> None:
+        """Hold new units open and unpenalised for a while, and let their weights learn slowly at first.
 
         Args:
             units: group name -> numbers of the units.
             grace: calls of `age`.
+            warmup: calls of `warm`.
         """
         for name, numbers in units.items():
-            self.group(name).gate.grace[list(numbers)] = grace
-        self.grace_left = max(self.grace_left, grace) if units else self.grace_left
+            gate = self.group(name).gate
+            gate.grace[list(numbers)] = grace
+            if warmup:
+                gate.warming[list(numbers)] = gate.warmup[list(numbers)] = warmup
+        if units:
+            self.grace_left, self.warming_left = max(self.grace_left, grace), max(self.warming_left, warmup)
 
     def restructure(self, structure: Structure) -> None:
         """Adopt the structure of the resized model; the gates' tensors have been resized already.
@@ -335,27 +355,7 @@ class Gates:
         Raises:
             ConfigurationError: the state is incomplete or belongs to other gates.
         """
-        missing = sorted((self.state_dict().keys() | set(also)) - set(state))
-        if missing:
-            raise ConfigurationError(
-                f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"
-            )
-        sizes = {group.name: group.size for group in self.groups}
-        theirs = {name: len(gate["logits"]) for name, gate in state["gates"].items()}
-        if sizes != theirs:
-            raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")
-        shapes = {gate.name: tuple(gate.logits.shape) for gate in self.weights}
-        found = {name: tuple(gate["logits"].shape) for name, gate in state.get("weights", {}).items()}
-        if shapes != found:
-            raise ConfigurationError(
-                f"expected single-weight gates of {shapes}, got {found}; attach with the same unstructured=, and use "
-                "npn.load, which resizes the model"
-            )
-        if state["function"] != function_name(self.function):
-            raise ConfigurationError(
-                f"the gates were saved with function={state['function']}, these have {function_name(self.function)}; "
-                "attach with the same"
-            )
+        check_state(self.state_dict(), state, also)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` saved.
@@ -374,6 +374,7 @@ class Gates:
         for gate in self.weights:
             gate.load_state_dict(state["weights"][gate.name])
         self.grace_left = max(int(gate.grace.max()) for gate in self.each)
+        self.warming_left = max((int(group.gate.warming.max()) for group in self.groups), default=0)
         self._load_generator(state["generator"].cpu())
         self._key = None
 

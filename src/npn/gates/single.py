@@ -28,6 +28,8 @@ class WeightGates(Gate):
             probability is 0 and its logit does not move, until it is opened again.
     """
 
+    _names = ("logits", "grace", "shut", "removed")
+
     def __init__(
         self, name: str, shape: Sequence[int], sharpness: Sharpness, device: torch.device | None = None
     ) -> None:
@@ -71,20 +73,6 @@ class WeightGates(Gate):
         """
         super().set(index, probability, grace)
         self.removed.view(-1)[index] &= probability < 0.5
-
-    def to(self, device: torch.device) -> None:
-        """Move all tensors to a device.
-
-        Args:
-            device: the device.
-        """
-        super().to(device)
-        self.removed = self.removed.to(device)
-
-    @property
-    def tensors(self) -> tuple[Tensor, ...]:
-        """All tensors in the shape of the weights, the logits first."""
-        return (self.logits, self.grace, self.shut, self.removed)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies of all tensors, by name: flags as bits, and grace periods only of the weights that have one."""

@@ -72,6 +72,11 @@ class Session:
                 f"monitor={self.monitor!r} looks like a test metric; growth and stopping are steered by validation "
                 'data, such as monitor="val_loss"'
             )
+        if self.growth is not None and self.growth.init == "select":
+            raise ConfigurationError(
+                'growth with init="select" needs the loss of a batch, which a Trainer does not hand over; choose '
+                '"pair", "split" or "zero", or grow in a loop of your own'
+            )
 
     @property
     def plastic(self) -> Plasticity:

@@ -19,12 +19,15 @@ class Slot:
         axis: the axis.
         index: int64 (units, entries per unit), positions along the axis.
         reads: whether the tensor reads the units (a closed gate zeroes these entries).
+        plain: whether reading is all that is done with these entries; not if the weight also makes the units or is
+            combined with them, or if a norm or another function that is not linear is taken of it.
     """
 
     tensor: str
     axis: int
     index: Tensor
     reads: bool
+    plain: bool = True
 
     @property
     def key(self) -> tuple[str, int]:

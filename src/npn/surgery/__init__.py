@@ -3,19 +3,27 @@
 from npn.surgery.apply import Extra, apply_plan
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_data
+from npn.surgery.initial import INITS, ZERO, Finish, Start, checked_init, fan_out, start
 from npn.surgery.optimizer import forget_momentum, unmovable
 from npn.surgery.plan import Plan, plan_growth, plan_removal
-from npn.surgery.report import ResizeReport, report
+from npn.surgery.report import ResizeReport, combined, report
 from npn.surgery.verify import check_shapes
 
 __all__ = [
+    "INITS",
+    "ZERO",
     "Edit",
     "Extra",
+    "Finish",
     "Plan",
     "ResizeReport",
+    "Start",
     "apply_plan",
     "carry_out",
     "check_shapes",
+    "checked_init",
+    "combined",
+    "fan_out",
     "forget_edits",
     "forget_momentum",
     "plan_growth",
@@ -26,5 +34,6 @@ __all__ = [
     "select_columns",
     "set_attribute",
     "set_data",
+    "start",
     "unmovable",
 ]

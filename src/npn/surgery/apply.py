@@ -12,6 +12,7 @@ from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_gradient, set_item
 from npn.surgery.fill import initial_entries
+from npn.surgery.initial import Finish
 from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
 from npn.surgery.verify import check_shapes
@@ -37,7 +38,11 @@ class Extra:
 
 
 def apply_plan(
-    model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer] = (), extras: Sequence[Extra] = ()
+    model: nn.Module,
+    plan: Plan,
+    optimizers: Sequence[Optimizer] = (),
+    extras: Sequence[Extra] = (),
+    finish: Finish | None = None,
 ) -> None:
     """Resize a model, its optimizers' state and further tensors in place.
 
@@ -48,12 +53,13 @@ def apply_plan(
         plan: the resize.
         optimizers: optimizers whose state follows.
         extras: tensors outside the model that follow.
+        finish: changes the new values of the model's tensors, before they are put in place.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
     """
     with torch.no_grad(), torch.inference_mode(False):
-        edits = _edits(model, plan, optimizers) + _extra_edits(plan, optimizers, extras)
+        edits = _edits(model, plan, optimizers, finish) + _extra_edits(plan, optimizers, extras)
         edits += removal_edits(model, removed_paths(plan.before, plan.after), optimizers)
         changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
         deltas: dict[tuple[nn.Module, str], int] = {}
@@ -67,15 +73,19 @@ def apply_plan(
         pass
 
 
-def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer]) -> list[Edit]:
+def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], finish: Finish | None) -> list[Edit]:
     """Edits of the model's tensors, their gradients and their optimizer state."""
     tensors = model_tensors(model)
     edits: list[Edit] = []
+    values = {
+        name: resized(model, name, tensors[name].data, sources, plan.zeroed.get(name, {}))
+        for name, sources in plan.sources.items()
+    }
+    if finish is not None:
+        finish(values)
     for name, sources in plan.sources.items():
-        tensor = tensors[name]
-        value = resized(model, name, tensor.data, sources, plan.zeroed.get(name, {}))
-        edits.append(replace_data(tensor, value))
-        edits += _state_edits(tensor, sources, optimizers, name)
+        edits.append(replace_data(tensors[name], values[name]))
+        edits += _state_edits(tensors[name], sources, optimizers, name)
     return edits
 
 

@@ -49,3 +49,21 @@ def report(plan: Plan, before: int, after: int) -> ResizeReport:
         added |= {name: tuple(new)} if new else {}
     changes = {name: (sizes[name], len(source)) for name, source in plan.units.items()}
     return ResizeReport(changes, (before, after), removed, added)
+
+
+def combined(first: ResizeReport, second: ResizeReport) -> ResizeReport:
+    """Report units that were added, of which some were removed again, as one resize.
+
+    Args:
+        first: of the growth.
+        second: of the removal of some of its units.
+
+    Returns:
+        The report of both.
+    """
+    changes, added = {}, {}
+    for name, (before, after) in first.changes.items():
+        gone = second.removed.get(name, ())
+        changes[name] = before, after - len(gone)
+        added[name] = tuple(unit - sum(g < unit for g in gone) for unit in first.added[name] if unit not in set(gone))
+    return ResizeReport(changes, (first.params[0], (second or first).params[1]), {}, added)

@@ -149,10 +149,17 @@ def _lengths(node: Node, env: Mapping[Node, Any]) -> list[str]:
     value, tensor = env[node], node.meta.get("val")
     if not isinstance(value, Value) or value.neutral or not isinstance(tensor, Tensor) or not node.users:
         return []
-    if not tensor.numel():  # it has no units
+    source = env[node.args[0]] if node.args and isinstance(node.args[0], Node) else None
+    padding = isinstance(source, Value) and bool(source.parts) and not value.parts and _moves(node)
+    if padding or not tensor.numel():  # it has no units, so that all its sizes look fixed
         return []
     axes = [a for a in range(len(value.shape)) if value.fixed(a) and not uniform(value, node, a)]
     return ["sizes " + "x".join(f"{a}:{value.shape[a]}" for a in axes)] if axes else []
+
+
+def _moves(node: Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.name.split("::")[1] in MOVEMENT
 
 
 def _digest(const: Tensor) -> str:

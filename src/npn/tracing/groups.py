@@ -49,7 +49,10 @@ def group_units(
             frozen.append(_frozen(keys, useless, starts, where))
         elif len(rest):
             rank[rest] = np.arange(len(rest))
-            placed = tuple(Slot(*slots[i], _positions(rank[members[i]]), slots[i] in ledger.reads) for i in where)
+            placed = tuple(
+                Slot(*key, _positions(rank[members[i]]), key in ledger.reads, key not in ledger.produces | ledger.bent)
+                for i, key in zip(where, keys, strict=True)
+            )
             rank[rest] = -1
             multiple = int(np.lcm.reduce(multiples[rest]))
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
 from npn.tracing.places import moved_alike, restrided
-from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
+from npn.tracing.values import BENDING, OPAQUE, Value, bend, contract, merge, reduce, restrict
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,7 @@ Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
 # zero in, zero out: a weight made by these is masked by masking its parameters
-ZERO_PRESERVING = frozenset((
-    "mul", "neg", "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc",
-    "floor", "ceil", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy",
-))  # fmt: skip
+ZERO_PRESERVING = BENDING | {"mul", "neg", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy"}
 _IN_ORDER = frozenset((  # elements stay in the order that they have in memory
     "view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "unsqueeze", "squeeze", "expand",
 ))  # fmt: skip
@@ -83,6 +80,7 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def pointwise(call: Call) -> Any:
     """Elementwise op: unite what meets. In a quotient only the numerator may be a masked weight."""
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
+    bend(call.ledger, call.name, values)
     zero = "any" if call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
         zero = "any"

@@ -184,6 +184,31 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
     return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral)
 
 
+BENDING = frozenset((  # elementwise and not linear, but zero at zero
+    "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc", "floor", "ceil",
+))  # fmt: skip
+
+
+def bend(ledger: Ledger, name: str, values: Sequence[Value]) -> None:
+    """Record weights in which an elementwise op is not linear, and weights that it combines with data.
+
+    Of a product of weights, those that are in both factors count.
+
+    Args:
+        ledger: records them.
+        name: of the op.
+        values: its operands.
+    """
+    slots = [set[tuple[str, int]]() for _ in values]
+    for value, own in zip(values, slots, strict=True):
+        for part in value.parts if value.weight else ():
+            ledger.mark(part.labels, own)
+    if name in BENDING or any(value.parts and not value.weight for value in values):
+        ledger.bent.update(*slots)
+    elif name == "mul" and len(slots) == 2:
+        ledger.bent.update(slots[0] & slots[1])
+
+
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
     """Freeze units that are added to zero padding, since the amount of padding is a number in the code."""
     for labels in unmet(squeeze_constant(a), squeeze_constant(b)):

@@ -11,9 +11,7 @@ from npn.experiments.engine.options import Options, stage_lengths
 from npn.penalty import CostKind
 
 
-def attach(
-    model: nn.Module, example: Tensor, options: Options, penalty: npn.Penalty | npn.Budget, **more: Any
-) -> npn.Plasticity:
+def attach(model: nn.Module, example: Tensor, options: Options, penalty: npn.CostTerm, **more: Any) -> npn.Plasticity:
     """Call `npn.attach` with the estimator and the gate function of a run.
 
     Args:

@@ -67,6 +67,42 @@ def forward(
     return logits
 
 
+def check_graphs(graphs: bool | None, compiled: bool | None, device: torch.device) -> None:
+    """Refuse CUDA graphs where there are none.
+
+    Args:
+        graphs: whether they are wanted.
+        compiled: whether `torch.compile` is wanted.
+        device: of the model.
+
+    Raises:
+        ConfigurationError: the device is no GPU of CUDA, or both are wanted.
+    """
+    if graphs and device.type != "cuda":
+        raise ConfigurationError(f"graphs are those of CUDA: expected the device cuda, got {str(device)!r}")
+    if graphs and compiled:
+        raise ConfigurationError("give graphs or compile, not both: a compiled model would be recorded anew each time")
+
+
+@contextlib.contextmanager
+def stream(device: str | None) -> Iterator[None]:
+    """Work on a CUDA stream of one's own, since graphs cannot be recorded on the default one; without GPU do nothing.
+
+    Args:
+        device: of the model.
+    """
+    if torch.device(device or "cpu").type != "cuda":
+        yield
+        return
+    mine = torch.cuda.Stream(torch.device(device or "cuda"))
+    mine.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(mine):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(mine)
+
+
 @contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Set the number of torch's threads, and reset it afterwards.

@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from npn._importance import CRITERIA
 from npn.errors import ConfigurationError
 
 # settings that every experiment has by default
@@ -27,6 +28,9 @@ class Options:
         epochs: epochs in all, divided among the stages as by default, or one number per stage: "20,180,20".
         device: "cpu", "cuda", "cuda:1", ...
         data: folder of the data set, for experiments that read one from disk.
+        start_from: criterion of `npn.importance` that the gates start from when the plastic stage begins; None starts
+            them all alike.
+        growth_init: how new units start in mode "expand", see `npn.Growth`; None is "zero".
     """
 
     mode: str | None = None
@@ -39,6 +43,8 @@ class Options:
     epochs: str | None = None
     device: str | None = None
     data: str | None = None
+    growth_init: str | None = None
+    start_from: str | None = None
 
     def over(self, defaults: "Options") -> "Options":
         """Fill the settings that these leave open.
@@ -78,7 +84,7 @@ class Options:
 
         Raises:
             ConfigurationError: the mode is not one of them, penalty or budget is not a finite number, both are given,
-                or a penalty is given where nothing pays it.
+                or a penalty is given where nothing pays it, or a start of new units where none are added.
         """
         if self.mode is None or self.mode not in modes:
             raise ConfigurationError(f"mode must be one of {', '.join(map(repr, modes))}, got {self.mode!r}")
@@ -89,6 +95,12 @@ class Options:
             raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
         if self.mode == "scratch" and self.penalty is not None:
             raise ConfigurationError("scratch trains a plain net of the budget's size: give a budget, not a penalty")
+        if self.start_from is not None and self.start_from not in CRITERIA:
+            raise ConfigurationError(
+                f"start_from must be one of {', '.join(map(repr, CRITERIA))}, got {self.start_from!r}"
+            )
+        if self.growth_init is not None and self.mode != "expand":
+            raise ConfigurationError(f"growth_init is for the mode 'expand', which adds units, got mode {self.mode!r}")
         return self.mode
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 import npn
 from npn.experiments.data.splits import Data
+from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.engine.teaching import untaught
@@ -45,6 +46,10 @@ class Recipe:
         prepare: converts stored inputs to the inputs of the model.
         forward: calls the model, or a plain copy of it, on prepared inputs.
         scaler: of the loss, if the precision needs one.
+        graphs: replays training steps, if they run as CUDA graphs.
+        antithetic_eval: a pass for its loss alone runs in eval mode, as in the paper's code.
+        choosing: training examples whose loss chooses among new units, where growth has init="select".
+        start_from: criterion of `npn.importance` that the gates start from, see `Options`.
         about: further entries of the result.
         procedure: makes the gradients and decides what leaves the network when; by default the gates do.
         epochs_before: epochs of the training that this one continues; the order of the batches goes on after them.
@@ -68,6 +73,10 @@ class Recipe:
     prepare: Callable[[Tensor], Tensor] = lambda x: x
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
     scaler: torch.amp.GradScaler | None = None
+    graphs: Graphs | None = None
+    antithetic_eval: bool = False
+    choosing: int = 1000
+    start_from: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     procedure: Procedure = field(default_factory=Procedure)
     epochs_before: int = 0

@@ -47,9 +47,13 @@ class RunDirectory:
             options: complete settings of the run.
 
         Raises:
-            ConfigurationError: the folder cannot be made or written to.
+            ConfigurationError: the folder cannot be made or written to, or holds files that no run has written.
         """
         make_folder(self.path)
+        there = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
+        if there and not self.options_file.exists():
+            some = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+            raise ConfigurationError(f"{self.path} holds what is no run of npn ({some}); --out takes another folder")
         left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md")
         for file in (*left, *self.path.glob("*.png"), *self.path.glob("model.*")):
             if file.is_file():
@@ -113,8 +117,17 @@ class RunDirectory:
         self.checkpoint_file.unlink(missing_ok=True)
 
     def result(self) -> dict[str, Any]:
-        """Read the result of a finished run."""
-        result: dict[str, Any] = json.loads(self.result_file.read_text())
+        """Read the result of a finished run.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            result: dict[str, Any] = json.loads(self.result_file.read_text())
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"expected the result of a run in {self.result_file}, but: {error}; --overwrite starts the run anew"
+            ) from error
         return result
 
 

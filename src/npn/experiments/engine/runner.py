@@ -11,7 +11,7 @@ from torch import Tensor
 import npn
 from npn import distributed
 from npn.experiments.engine import processes
-from npn.experiments.engine.execution import threads
+from npn.experiments.engine.execution import stream, threads
 from npn.experiments.engine.observers import Observer, Observers
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe, Row
@@ -74,7 +74,7 @@ def run(
     saved = directory.options(experiment.options) if resume else None
     options = options.over(experiment.defaults(options)) if saved is None else options.resumed(saved)
     processes.check_device(options.device)
-    with processes.group(), threads(experiment.threads):
+    with processes.group(), threads(experiment.threads), stream(options.device):
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
         if resume:

@@ -1,5 +1,7 @@
 """Trains a recipe epoch by epoch: batches, one epoch, measurements."""
 
+import contextlib
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,8 +43,30 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
         if position == 0:
             recipe.begin(stage)
         macs = effort.epoch(stage)
+        if position == 0 and 0.0 < stage.k < math.inf and recipe.start_from is not None:
+            inform(recipe, recipe.start_from, seed, epoch)
         row = _epoch(recipe, call, epoch, stage, position, seed)
         yield stage, {**row, "training_macs": macs + row["training_macs"]}
+
+
+def inform(recipe: Recipe, criterion: str, seed: int, epoch: int, batches: int = 20) -> None:
+    """Let the gates start from the importance of their units on some batches of training data, at the same mean.
+
+    Args:
+        recipe: to train.
+        criterion: of `npn.importance`.
+        seed: of the run.
+        epoch: the batches are the first of this epoch.
+        batches: number of batches.
+    """
+    plastic = recipe.plastic
+
+    def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return F.cross_entropy(recipe.logits(model, batch[0]), batch[1])
+
+    chosen = list(itertools.islice(shuffled(recipe.data, recipe.batch_size, seed, epoch), batches))
+    with evaluating(plastic.model):
+        npn.start_from(plastic, npn.importance(plastic, criterion, chosen, loss))
 
 
 def span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[int, int]:
@@ -112,7 +136,10 @@ def _epoch(
     row = processes.from_first(lambda: _measured(recipe, epoch, stage, loss))
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
-        recipe.growth.step(row["validation_loss"], plastic)
+        x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
+        recipe.growth.step(
+            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+        )
     distributed.check(plastic)
     return {**row, "training_macs": macs}
 
@@ -135,12 +162,7 @@ def _train(
         size = len(y)
         # every process augments the whole batch: so the draws do not depend on the number of processes
         x, y, weight = processes.shard(x if recipe.augment is None else recipe.augment(x, generator), y)
-        loss = recipe.procedure.backward(
-            plastic,
-            stage,
-            partial(_loss, recipe, call, recipe.prepare(x), y, weight),
-            1.0 if recipe.scaler is None else recipe.scaler,
-        )
+        loss = _backward(recipe, stage, partial(_loss, recipe, call, weight), recipe.prepare(x), y)
         if recipe.grow_first and (growing or plastic.gates.grace_left):
             plastic.penalty.reset()
         _update(recipe)
@@ -150,8 +172,19 @@ def _train(
     return float(distributed.mean(total)) / examples, macs
 
 
-def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], x: Tensor, y: Tensor, weight: float) -> Tensor:
-    loss = recipe.loss(call(x), x, y)
+def _backward(
+    recipe: Recipe, stage: npn.Stage, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor
+) -> Tensor:
+    scale = 1.0 if recipe.scaler is None else recipe.scaler
+    if recipe.graphs is not None:
+        return recipe.graphs.backward(loss, x, y, scale)
+    return recipe.procedure.backward(recipe.plastic, stage, partial(loss, x, y), scale)
+
+
+def _loss(recipe: Recipe, call: Callable[[Tensor], Tensor], weight: float, x: Tensor, y: Tensor) -> Tensor:
+    lone = recipe.antithetic_eval and not torch.is_grad_enabled()
+    with evaluating(recipe.plastic.model) if lone else contextlib.nullcontext():
+        loss = recipe.loss(call(x), x, y)
     return loss if weight == 1.0 else loss * weight
 
 

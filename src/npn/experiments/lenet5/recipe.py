@@ -11,7 +11,7 @@ import npn
 from npn.errors import ConfigurationError
 from npn.experiments.data.augment import shift_turn_scale
 from npn.experiments.data.mnist import mnist
-from npn.experiments.engine import single_weights
+from npn.experiments.engine import paper, single_weights
 from npn.experiments.engine.building import (
     attach,
     cost_term,
@@ -36,7 +36,6 @@ FULL_WEIGHTS = count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
 SMALL = (3, 3, 3)  # widths that expand starts with
 PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scratch for comparison
 STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
-PAPER_STAGES = (100, 250, 150)
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
 SINGLE_WEIGHTS = 1500.0  # the budget where single weights have gates
 BATCH_SIZE = 64
@@ -58,6 +57,9 @@ def defaults(options: Options) -> LeNetOptions:
         options: settings of the user.
     """
     mode = options.mode or "sparsify"
+    if paper.checked(options, getattr(options, "preset", None)):
+        own = paper.standard(options)
+        return LeNetOptions(**own, learning_rate=paper.LEARNING_RATE, weight_decay=0.0, augment=False, weights=False)
     single = isinstance(options, LeNetOptions) and options.weights
     standard = SINGLE_WEIGHTS if single and mode == "sparsify" else BUDGET.get(mode)
     budget = standard if options.penalty is None else None
@@ -86,8 +88,13 @@ def build(options: Options) -> Recipe:
     if options.weights and mode not in ("sparsify", "dense"):
         raise ConfigurationError(f"single weights are for the modes 'sparsify' and 'dense', got {mode!r}")
     device = torch.device(options.device or "cpu")
-    budget = in_full(options.budget, FULL_WEIGHTS)
     data = mnist(options.data).to(device)
+    if paper.checked(options, options.preset):
+        start = LeNet5(*(SMALL if mode == "expand" else FULL)).to(device)
+        start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
+        theirs = as_in_the_paper(len(data.train))
+        return paper.recipe(theirs, start, data, options, measure, _snapshot, rate=options.learning_rate, columns="fc1")
+    budget = in_full(options.budget, FULL_WEIGHTS)
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
     model = _like(options.like) if options.like else LeNet5(*widths)
     model.to(device)
@@ -125,15 +132,41 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=single_weights.measure if options.weights else measure,
-        growth=_growth(batches, budget) if mode == "expand" else None,
+        growth=_growth(batches, budget, options) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if steps else 0,
         compact_below=COMPACT_BELOW,
+        start_from=options.start_from,
         step=step,
-        snapshot=lambda model: {"filters": first_filters(model)},
+        snapshot=_snapshot,
         augment=shift_turn_scale if options.augment else None,
         loss=taught(_trained(options.teacher).to(device)) if options.teacher else untaught,
     )
+
+
+def as_in_the_paper(examples: int) -> paper.Paper:
+    """Return the paper's stages and prices.
+
+    The prices of the layers, (10, 0.5, 0.1, 10) / N, are per weight. A unit pays for the weights of its own in the full
+    network, as the authors' code counts them: a channel for its kernel, an input or a hidden unit of a linear layer for
+    the weights that read it.
+
+    Args:
+        examples: N, training images.
+    """
+    first, second, hidden = FULL
+    weights = {"conv1": 25, "conv2": 25 * first, "fc1.columns": hidden, "fc1": 10}
+    prices = {"conv1": 10.0, "conv2": 0.5, "fc1.columns": 0.1, "fc1": 10.0}
+    return paper.Paper(
+        stages=dict.fromkeys(paper.SHARPNESS, (100, 250, 150)),
+        prices={name: prices[name] * count / examples for name, count in weights.items()},
+        limit={"conv1": first, "conv2": second, "fc1": hidden},
+        milestone=1 / 3,
+    )
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {"filters": first_filters(model)}
 
 
 def _trained(run: str) -> nn.Module:
@@ -146,8 +179,9 @@ def _like(run: str) -> nn.Module:
     return redrawn(_trained(run))
 
 
-def _growth(batches: int, budget: float | None) -> npn.Growth:
+def _growth(batches: int, budget: float | None, options: Options) -> npn.Growth:
     return npn.Growth(
+        init=options.growth_init or "zero",
         units=GROWTH,
         max_params=int(OVERSHOOT * budget) if budget else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},

@@ -36,7 +36,8 @@ def bench(out: Path, runs: Path, options: Options, seeds: Sequence[int], train: 
     outcomes: dict[str, list[Outcome]] = {mode: [] for mode in STAGES}
     for mode, made in outcomes.items():
         for seed in seeds:
-            chosen = replace(options, mode=mode, seed=seed)
+            init = options.growth_init if mode == "expand" else None
+            chosen = replace(options, mode=mode, seed=seed, growth_init=init)
             made.append(train(EXPERIMENT, chosen, runs / f"{mode}-{seed}", False))
     return write(out, outcomes)
 

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 import npn
 from npn.experiments.data.moons import moons
+from npn.experiments.engine import paper
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.moons.figures import boundaries, confidence
 from npn.experiments.moons.model import FULL, MoonsNet, sizes
+from npn.experiments.moons.options import MoonsOptions
 from npn.experiments.report import figures
 
 SMALL = (3, 3)  # features and hidden units that expand starts with
@@ -28,15 +30,24 @@ LEARNING_RATE = 5e-3
 GATE_LEARNING_RATE = 1e-2
 GATE_BETAS = (0.9, 0.99)
 COMPACT_BELOW = 1e-2
+# as in the authors' code: (0.35, 14) / 8160 for each weight that reads a feature, 80 of them, or a hidden unit, 2
+PAPER = paper.Paper(
+    stages={"sparsify": (500, 500, 1000), "expand": (100, 900, 1000)},
+    prices={"projection*": 0.35 * FULL[1] / 8160, "hidden*": 14.0 * 2 / 8160},
+    limit={"projection*": FULL[0], "hidden*": FULL[1]},
+    milestone=0.0,
+)
 
 
-def defaults(options: Options) -> Options:
+def defaults(options: Options) -> MoonsOptions:
     """Return the settings of the committed results.
 
     Args:
         options: settings of the user.
     """
-    return Options(**STANDARD, mode="sparsify", budget=BUDGET if options.penalty is None else None)
+    if paper.checked(options, getattr(options, "preset", None)):
+        return MoonsOptions(**paper.standard(options))
+    return MoonsOptions(**STANDARD, mode="sparsify", budget=BUDGET if options.penalty is None else None)
 
 
 def build(options: Options) -> Recipe:
@@ -46,10 +57,14 @@ def build(options: Options) -> Recipe:
         options: complete settings.
     """
     mode = options.checked_mode(STAGES)
-    assert options.seed is not None  # the defaults are filled in
+    assert isinstance(options, MoonsOptions) and options.seed is not None  # the defaults are filled in
     device = torch.device(options.device or "cpu")
     data = moons(options.seed).to(device)
     model = MoonsNet(*(SMALL if mode == "expand" else FULL)).to(device)
+    if paper.checked(options, options.preset):
+        return paper.recipe(
+            PAPER, model, data, options, measure, lambda model: {"confidence": confidence(model, device)}
+        )
     budget = in_full(options.budget, sizes(*FULL)["params_total"])
     stages = schedule(options, STAGES[mode])
     steps = path_steps(stages, PATH[mode], math.ceil(len(data.train) / BATCH_SIZE))
@@ -72,18 +87,20 @@ def build(options: Options) -> Recipe:
         data=data,
         batch_size=BATCH_SIZE,
         measure=measure,
-        growth=_growth(budget) if mode == "expand" else None,
+        growth=_growth(budget, options) if mode == "expand" else None,
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs),
         compact_below=COMPACT_BELOW,
+        start_from=options.start_from,
         step=step,
         snapshot=lambda model: {"confidence": confidence(model, device)},
     )
 
 
-def _growth(budget: float | None) -> npn.Growth:
+def _growth(budget: float | None, options: Options) -> npn.Growth:
     """Ten units at a time: one or two more hardly change the validation loss of a net of three."""
     return npn.Growth(
+        init=options.growth_init or "zero",
         units=10,
         patience=200,
         grace=100,
@@ -129,4 +146,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     figures.gate_functions(path / "gates.png")
 
 
-EXPERIMENT = Experiment("moons", defaults, build, draw, sample, checkpoint_every=20, threads=1)
+EXPERIMENT = Experiment("moons", defaults, build, draw, sample, checkpoint_every=20, threads=1, options=MoonsOptions)

@@ -5,8 +5,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 Result = Mapping[str, Any]
 
 
@@ -41,6 +39,8 @@ def paired(differences: Sequence[float]) -> dict[str, Any]:
     """
     count, half = len(differences), None
     if count > 1:
+        from scipy import stats  # only reports need it, not training
+
         half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
     return {"pairs": count, "mean": statistics.fmean(differences), "half_width": half}
 

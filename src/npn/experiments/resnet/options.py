@@ -18,6 +18,8 @@ class ResNetOptions(Options):
         precision: "fp32", "bf16" or "fp16".
         channels_last: memory layout of images and kernels.
         compile: call the model through `torch.compile`.
+        graphs: replay training steps as CUDA graphs between two resizes.
+        antithetic_eval: the second pass of an estimator of two losses in eval mode, as in the paper's code.
     """
 
     depth: int | None = None
@@ -28,3 +30,5 @@ class ResNetOptions(Options):
     precision: str | None = None
     channels_last: bool | None = None
     compile: bool | None = None
+    graphs: bool | None = None
+    antithetic_eval: bool | None = None

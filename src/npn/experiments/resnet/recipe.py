@@ -13,13 +13,14 @@ from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.engine import execution
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
-from npn.experiments.report import figures
 from npn.experiments.resnet.figures import by_section, table
 from npn.experiments.resnet.model import WIDTHS, ResNet, scaled
 from npn.experiments.resnet.options import ResNetOptions
 from npn.experiments.resnet.sizes import LAST, base, measure, plain_width
+from npn.functional.table import ESTIMATORS
 
 STAGES = {"sparsify": (20, 180, 20), "expand": (20, 180, 20), "dense": (220,), "scratch": (220,)}
 BUDGET = 0.5  # of the base network's MACs
@@ -61,6 +62,8 @@ def defaults(options: Options) -> ResNetOptions:
         precision="fp32",
         channels_last=False,
         compile=False,
+        graphs=False,
+        antithetic_eval=False,
     )
 
 
@@ -74,7 +77,14 @@ def build(options: Options) -> Recipe:
     assert isinstance(options, ResNetOptions) and options.depth and options.dataset and options.precision
     if options.decay not in DECAYS:
         raise ConfigurationError(f"decay must be one of {', '.join(map(repr, DECAYS))}, got {options.decay!r}")
+    if options.antithetic_eval and all(each.weights for each in ESTIMATORS[options.estimator or "reinmax"].passes):
+        two = ", ".join(name for name, each in ESTIMATORS.items() if not all(part.weights for part in each.passes))
+        raise ConfigurationError(
+            f"antithetic_eval is about a pass for its loss alone, which the estimators {two} have, got "
+            f"{options.estimator!r}"
+        )
     device = torch.device(options.device or "cpu")
+    execution.check_graphs(options.graphs, options.compile, device)
     context = execution.autocast(options.precision, device)
     layout = _layout(options)
     data = cifar(options.dataset, options.data).to(device)
@@ -128,11 +138,14 @@ def build(options: Options) -> Recipe:
         grow_first=True,
         settle=round(SETTLE * stages.stages[1].epochs) if gated else 0,
         compact_below=COMPACT_BELOW,
+        start_from=options.start_from,
         step=step,
         augment=crop_and_flip,
         prepare=prepare,
         forward=execution.forward(model, context, compiled=bool(options.compile)),
         scaler=execution.grad_scaler(options.precision, device),
+        graphs=Graphs(plastic) if options.graphs else None,
+        antithetic_eval=bool(options.antithetic_eval),
         about={"base": sizes, "dataset": options.dataset, "depth": options.depth},
     )
 
@@ -177,7 +190,13 @@ def _growth(
         if group.grows:
             section = int(group.name.split(".")[1]) // per if group.name.startswith("blocks.") else 0
             limit[group.name] = max(group.size, scaled(WIDTHS[section], width))
-    return npn.Growth(units=min(FASTEST, hurry * GROWTH), limit=limit, grace=batches // 4, patience=10)
+    return npn.Growth(
+        units=min(FASTEST, hurry * GROWTH),
+        limit=limit,
+        grace=batches // 4,
+        patience=10,
+        init=options.growth_init or "zero",
+    )
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
@@ -198,6 +217,8 @@ def draw(path: Path, outcome: Outcome) -> None:
         path: folder of the run.
         outcome: of the run.
     """
+    from npn.experiments.report import figures  # matplotlib, which training does not need
+
     result = outcome.result
     title = f"ResNet-{result['depth']} on {result['dataset']}, {result['mode']}, seed {result['seed']}"
     rows = [{**row, "keep": by_section(row["keep"], (result["depth"] - 2) // 6)} for row in outcome.rows]

@@ -1,0 +1,160 @@
+"""All that waits for a GPU, within some minutes: checks, times of steps, and ResNet-56 on CIFAR leg by leg.
+
+Each part is a process of its own with a limit of time, so that one that fails or hangs does not take the others along.
+
+Run: benchmarks/gpu.sh 8 --data FOLDER
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from common import environment
+from npn.experiments.engine.rundir import write_json
+from npn.experiments.report.provenance import made_by
+from npn.experiments.report.tables import markdown_table
+
+PARTS = ("checks", "steps", "train")
+SHARE = {"checks": 0.2, "steps": 0.3}  # of the time; training has what is left
+END = 10.0  # seconds kept for the last words of a part, and for the page
+LEGS = "dense,scratch,sparsify,expand"
+
+
+def parsed() -> argparse.Namespace:
+    """Parse the command line."""
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--minutes", type=float, default=8.0, help="for everything together")
+    made.add_argument("--parts", default=",".join(PARTS), help="of checks, steps, train")
+    made.add_argument("--device", default="cuda")
+    made.add_argument("--out", type=Path, default=Path("runs/gpu"), help="results, and the runs' folders in OUT/runs")
+    made.add_argument("--from", type=Path, dest="earlier", help="the --out of an earlier call, whose runs go on")
+    made.add_argument("--data", help="folder of the CIFAR files [default: $NPN_DATA]")
+    made.add_argument("--leg", default=LEGS, help="legs to train, in this order; one after the other")
+    made.add_argument("--epochs", type=int, default=220, help="of every leg")
+    made.add_argument("--depth", type=int, default=56)
+    made.add_argument("--dataset", default="cifar10")
+    made.add_argument("--decay", default="steps", help="steps (the paper's) or cosine")
+    made.add_argument("--precision", default="bf16")
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--budget", type=float, default=0.5, help="of the MACs")
+    made.add_argument("--rounds", type=int, default=15, help="of each time")
+    made.add_argument("--part", help=argparse.SUPPRESS)  # set for the process of one part
+    made.add_argument("--until", type=float, help=argparse.SUPPRESS)  # by the monotonic clock, the same everywhere
+    return made.parse_args()
+
+
+def plan(options: argparse.Namespace, parts: Sequence[str]) -> dict[str, float]:
+    """Divide the time: part -> seconds at most. Times that a part leaves over go to the next ones.
+
+    Args:
+        options: of the command line.
+        parts: to run.
+    """
+    seconds = 60 * options.minutes - END
+    shares = {part: SHARE[part] * seconds for part in parts if part in SHARE}
+    if "train" in parts:
+        shares["train"] = seconds - sum(shares.values())
+    elif shares:
+        total = sum(shares.values())
+        shares = {part: seconds * share / total for part, share in shares.items()}
+    return shares
+
+
+def run_part(part: str, seconds: float) -> str:
+    """Run one part in a process; return how it ended.
+
+    Args:
+        part: its name.
+        seconds: after these it should end by itself, and is made to a little later.
+    """
+    until = time.monotonic() + seconds
+    process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--part", part, "--until", str(until)])
+    for late, stop in ((seconds, process.terminate), (END / 2, process.kill)):
+        try:
+            code = process.wait(late)
+            return "ended" if code == 0 else f"exit status {code}"
+        except subprocess.TimeoutExpired:
+            stop()
+    process.wait()
+    return f"killed after {seconds + END / 2:.0f} seconds"
+
+
+def page(results: Mapping[str, Any], ends: Mapping[str, str], about: Mapping[str, Any]) -> str:
+    """Write the Markdown page of all parts.
+
+    Args:
+        results: part -> content of its file.
+        ends: part -> how it ended.
+        about: command, versions and machine.
+    """
+    lines = ["# On a GPU", "", *(f"- {part}: {end}" for part, end in ends.items()), ""]
+    checks = results.get("checks", {}).get("checks", {})
+    if checks:
+        rows = [(name, found["result"], f"{found['seconds']:.1f}", found["reason"]) for name, found in checks.items()]
+        lines += ["## Checks", "", markdown_table(("check", "result", "seconds", "reason"), rows), ""]
+    steps = results.get("steps", {}).get("steps", {})
+    if steps:
+        rows = [
+            (*name.split("; "), f"{row['median']:.2f}" if row.get("median") else "-",
+             f"{row['quartile_low']:.2f}-{row['quartile_high']:.2f}" if row.get("median") else "-",
+             f"{1e3 * row['seconds']:.3f}" if row.get("seconds") else "-", row.get("operators", "-"), row["reason"])
+            for name, row in steps.items()
+        ]  # fmt: skip
+        header = ("network", "way", "step", "ratio", "quartiles", "ms", "operators", "reason")
+        lines += ["## Steps", "", "Ratio: over the plain step of the same network in the same way.", ""]
+        lines += [markdown_table(header, rows), ""]
+    legs = results.get("train", {}).get("legs", {})
+    if legs:
+        keys = ("epochs", "of", "state", "accuracy", "validation_accuracy", "macs", "params", "seconds_per_epoch")
+        rows = [(name, *(leg.get(key, "-") for key in keys), leg["reason"]) for name, leg in legs.items()]
+        header = ("leg", "epochs", "of", "state", "test", "validation", "MACs", "weights", "s per epoch", "reason")
+        lines += ["## ResNet on CIFAR", "", markdown_table(header, rows), ""]
+    gpu = about["machine"].get("gpu", "none")
+    return "\n".join([*lines, f"GPU: {gpu}. {made_by(about)}", ""])
+
+
+def main() -> None:
+    """Print the plan, run the parts, write the page."""
+    options, began = parsed(), time.monotonic()
+    if options.part:
+        import gpu_checks
+        import gpu_steps
+        import gpu_train
+
+        run = {"checks": gpu_checks.main, "steps": gpu_steps.main, "train": gpu_train.main}[options.part]
+        run(options, options.until)
+        return
+    parts = [part for part in PARTS if part in options.parts.split(",")]
+    seconds = plan(options, parts)
+    options.out.mkdir(parents=True, exist_ok=True)
+    for part in PARTS:
+        (options.out / f"{part}.json").unlink(missing_ok=True)  # an earlier call's
+    if options.earlier and (options.earlier / "runs").is_dir() and options.earlier.resolve() != options.out.resolve():
+        shutil.copytree(options.earlier / "runs", options.out / "runs", dirs_exist_ok=True)
+    print(f"plan: {options.minutes:g} minutes on {options.device}, results in {options.out}")
+    for part, share in seconds.items():
+        print(f"  {part}: at most {share:.0f} seconds", f"({options.leg}; {options.epochs} epochs)" * (part == "train"))
+    ends = {}
+    for part in parts:
+        left = 60 * options.minutes - END - (time.monotonic() - began)
+        mine = left if part == parts[-1] else min(left, seconds[part])
+        ends[part] = run_part(part, mine) if mine > 0 else "no time left"
+        print(f"{part}: {ends[part]}", flush=True)
+    files = {part: options.out / f"{part}.json" for part in parts}
+    results = {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
+    about = environment("cpu")
+    about["machine"] = next((found["machine"] for found in results.values()), about["machine"])
+    write_json(options.out / "gpu.json", {**about, "ends": ends, **results})
+    text = page(results, ends, about)
+    (options.out / "gpu.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

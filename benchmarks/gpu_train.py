@@ -1,0 +1,166 @@
+"""ResNet on CIFAR, leg by leg within the time that there is; a leg that is not finished goes on in a later call."""
+
+import argparse
+import json
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from npn.experiments.engine import runner
+from npn.experiments.engine.recipe import Outcome, Row
+from npn.experiments.engine.rundir import RunDirectory, write_json
+from npn.experiments.engine.stopping import Interrupted
+from npn.experiments.report.provenance import machine
+from npn.experiments.resnet import recipe as resnet
+from npn.experiments.resnet.figures import table
+from npn.experiments.resnet.options import ResNetOptions
+
+LEAST = 20.0  # seconds: with less, no leg is begun
+GRAPHS = "CUDA graphs: the same training as without, through a path and a resize"
+
+
+class Printer:
+    """An observer that prints a line per epoch."""
+
+    def __init__(self, leg: str) -> None:
+        self.leg, self.began = leg, time.monotonic()
+
+    def epoch(self, row: Row, epochs: int) -> None:
+        """Print an epoch.
+
+        Args:
+            row: its measurements.
+            epochs: of the run.
+        """
+        seconds, self.began = time.monotonic() - self.began, time.monotonic()
+        print(
+            f"  {self.leg} {row['epoch'] + 1}/{epochs} {row['stage']}: loss {row['loss']:.3f}, validation "
+            f"{row['validation_accuracy']:.2%}, {row['macs'] / 1e6:.1f} M MACs, {seconds:.2f} s",
+            flush=True,
+        )
+
+    def stage(self, entry: Row) -> None:
+        """Do nothing.
+
+        Args:
+            entry: summary of a stage.
+        """
+
+
+def settings(options: argparse.Namespace, leg: str, graphs: bool) -> ResNetOptions:
+    """Make the settings of a leg.
+
+    Args:
+        options: of the command line.
+        leg: mode.
+        graphs: whether to use CUDA graphs.
+    """
+    return ResNetOptions(
+        mode=leg,
+        seed=options.seed,
+        budget=None if leg == "dense" else options.budget,
+        epochs=str(options.epochs),
+        device=options.device,
+        data=options.data,
+        depth=options.depth,
+        dataset=options.dataset,
+        decay=options.decay,
+        precision=options.precision,
+        channels_last=True,
+        graphs=graphs,
+    )
+
+
+def folder(options: argparse.Namespace, leg: str) -> Path:
+    """Return the folder of a leg's run, named as `npn bench resnet56` looks for it.
+
+    Args:
+        options: of the command line.
+        leg: mode.
+    """
+    budget = [] if leg == "dense" else [f"{options.budget:g}"]
+    name = f"{options.dataset}-{options.depth}-{options.epochs}-{options.decay}"
+    return Path(options.out / "runs" / name / "-".join([leg, *budget, str(options.seed)]))
+
+
+def draw(path: Path, outcome: Outcome) -> None:
+    """Write the table alone: pictures need matplotlib.
+
+    Args:
+        path: folder of the run.
+        outcome: of the run.
+    """
+    table(path / "table.md", outcome.result)
+
+
+def state(directory: RunDirectory, epochs: int) -> dict[str, Any]:
+    """Summarise a run.
+
+    Args:
+        directory: of the run.
+        epochs: that it takes.
+    """
+    rows = directory.metrics() if directory.metrics_file.exists() else []
+    found: dict[str, Any] = {"epochs": len(rows), "of": epochs, "state": "finished" if directory.finished else "open"}
+    if rows:
+        for key in ("accuracy", "validation_accuracy"):
+            found[key] = f"{rows[-1][key]:.2%}"
+        found |= {"macs": f"{rows[-1]['macs']:,}", "params": f"{rows[-1]['params']:,}"}
+    return found
+
+
+def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
+    """Train the legs in turn until the time is over, and write train.json after each.
+
+    Args:
+        options: of the command line.
+        end: time by the monotonic clock.
+
+    Returns:
+        Leg -> its state.
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+    experiment = replace(resnet.EXPERIMENT, draw=draw, checkpoint_every=10)
+    used = machine(options.device)
+    graphs = torch.device(options.device).type == "cuda" and not _graphs_failed(options.out / "checks.json")
+    found: dict[str, Any] = {}
+    for leg in options.leg.split(","):
+        directory, reason, began = RunDirectory(folder(options, leg)), "", time.monotonic()
+        before = len(directory.metrics()) if directory.metrics_file.exists() else 0
+        left = end - began
+        try:
+            if leg not in resnet.STAGES:
+                reason = f"expected one of {', '.join(resnet.STAGES)}"
+            elif not directory.finished and left < LEAST:
+                reason = "no time left"
+            elif not directory.finished:
+                resume = directory.unfinished
+                chosen = settings(options, leg, graphs)
+                if resume:  # it began with graphs or without; both lead to the same numbers
+                    chosen = replace(chosen, graphs=None)
+                runner.run(experiment, chosen, directory, Printer(leg), resume=resume, stop_after=left / 60)
+        except Interrupted:
+            reason = "stopped in time; --from goes on with it"
+        except Exception as error:
+            text = " ".join(str(error).split())[:300].replace("|", "/")
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            reason = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
+        found[leg] = {**state(directory, options.epochs), "reason": reason}
+        done = found[leg]["epochs"] - before
+        if done > 0:
+            found[leg]["seconds_per_epoch"] = round((time.monotonic() - began) / done, 3)
+        print(f"  {leg}: {found[leg]}", flush=True)
+        write_json(options.out / "train.json", {"machine": used, "graphs": graphs, "legs": found})
+    return found
+
+
+def _graphs_failed(checks: Path) -> bool:
+    """Whether an earlier part of this call has found that graphs do not train alike."""
+    if not checks.exists():
+        return False
+    result: str = json.loads(checks.read_text())["checks"].get(GRAPHS, {}).get("result", "skip")
+    return result == "FAIL"

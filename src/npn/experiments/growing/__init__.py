@@ -1,0 +1,1 @@
+"""Ways in which new units can start, compared."""
