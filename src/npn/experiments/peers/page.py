@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 from matplotlib.axes import Axes
 
 from npn.experiments.engine.bench import difference_lines
@@ -123,6 +124,9 @@ def draw(path: Path, summary: Mapping[str, Any]) -> Path:
                 axis.set(xticks=[], yticks=[])
             elif max(drawn) > 2 * min(drawn):
                 axis.set_xscale("log")
+                axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
+                axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
             title = f"{entry['title']}: {'single weights' if row else 'units'}"
             axis.set(title=title, xlabel=label, ylabel="test error in %")
         if found:
@@ -142,6 +146,6 @@ def _line(axis: Axes, points: Sequence[Mapping[str, Any]], key: str, unit: float
         marker=MARKERS[number % len(MARKERS)],
         ms=7 if own else 4.5,
         lw=2.0 if own else 1.0,
-        ls="--" if plain else "-",
+        ls="" if key != "params" else "--" if plain else "-",  # budgets in a row, by size only
         capsize=2,
     )
