@@ -66,7 +66,7 @@ def same_result(one: RunDirectory, two: RunDirectory) -> None:
 def test_an_interrupted_run_ends_the_same(finished: Finished, tmp_path: Path, epochs: set[int]) -> None:
     whole = finished[1]
     directory, observer = RunDirectory(tmp_path), Disturbed(epochs, interrupt)
-    options, experiment = whole.options(), moons.EXPERIMENT if len(epochs) > 1 else UNDRAWN
+    options, experiment = whole.options(moons.EXPERIMENT.options), moons.EXPERIMENT if len(epochs) > 1 else UNDRAWN
     for turn in range(len(epochs)):
         with pytest.raises(Interrupted):
             runner.run(experiment, options, directory, observer, resume=turn > 0)
@@ -87,7 +87,7 @@ def test_a_crashed_run_ends_the_same(
     experiment = replace(UNDRAWN, checkpoint_every=4)
     for turn in range(len(epochs)):
         with pytest.raises(Crash):
-            runner.run(experiment, whole.options(), directory, observer, resume=turn > 0)
+            runner.run(experiment, whole.options(moons.EXPERIMENT.options), directory, observer, resume=turn > 0)
         observer.when = observer.when - {observer.epochs[-1]}
     runner.run(experiment, Options(), directory, observer, resume=True)
     same_result(whole, directory)
@@ -96,7 +96,12 @@ def test_a_crashed_run_ends_the_same(
 def test_signals_are_the_users_again_after_a_run(finished: Finished, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted):
-        runner.run(moons.EXPERIMENT, finished[1].options(), RunDirectory(tmp_path), Disturbed({0}, interrupt))
+        runner.run(
+            moons.EXPERIMENT,
+            finished[1].options(moons.EXPERIMENT.options),
+            RunDirectory(tmp_path),
+            Disturbed({0}, interrupt),
+        )
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -106,7 +111,12 @@ def test_a_second_interrupt_stops_at_once(finished: Finished, tmp_path: Path) ->
         interrupt()
 
     with pytest.raises(KeyboardInterrupt):
-        runner.run(moons.EXPERIMENT, finished[1].options(), RunDirectory(tmp_path), Disturbed({0}, twice))
+        runner.run(
+            moons.EXPERIMENT,
+            finished[1].options(moons.EXPERIMENT.options),
+            RunDirectory(tmp_path),
+            Disturbed({0}, twice),
+        )
 
 
 def test_resuming_refuses_other_settings_and_missing_files(finished: Finished, tmp_path: Path) -> None:
@@ -114,7 +124,9 @@ def test_resuming_refuses_other_settings_and_missing_files(finished: Finished, t
     with pytest.raises(CheckpointError, match="without --resume"):
         runner.run(moons.EXPERIMENT, Options(), directory, Recorder(), resume=True)
     with pytest.raises(Interrupted):
-        runner.run(moons.EXPERIMENT, finished[1].options(), directory, Disturbed({2}, interrupt))
+        runner.run(
+            moons.EXPERIMENT, finished[1].options(moons.EXPERIMENT.options), directory, Disturbed({2}, interrupt)
+        )
     metrics = directory.metrics_file.read_bytes()
     with pytest.raises(ConfigurationError, match="seed=1"):
         runner.run(moons.EXPERIMENT, Options(seed=2), directory, Recorder(), resume=True)
@@ -159,7 +171,9 @@ def test_a_run_gives_the_threads_back(finished: Finished, tmp_path: Path) -> Non
     try:
         with pytest.raises(Interrupted):
             observer = Disturbed({0}, lambda: (seen.append(torch.get_num_threads()), interrupt())[1])
-            runner.run(moons.EXPERIMENT, finished[1].options(), RunDirectory(tmp_path), observer)
+            runner.run(
+                moons.EXPERIMENT, finished[1].options(moons.EXPERIMENT.options), RunDirectory(tmp_path), observer
+            )
         assert seen == [1]
         assert torch.get_num_threads() == 2
     finally:
