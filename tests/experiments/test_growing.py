@@ -12,8 +12,9 @@ from npn.experiments.engine import runner
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
-from npn.experiments.growing.bench import bench, paired
+from npn.experiments.growing.bench import bench
 from npn.experiments.moons import recipe as moons
+from npn.experiments.report.tables import paired
 
 from .conftest import Recorder
 
@@ -74,7 +75,7 @@ def test_the_bench_pairs_by_seed(tmp_path: Path) -> None:
 
 
 def test_pairs_have_an_error_of_their_own() -> None:
-    found = paired([0.9, 0.8, 0.7], [0.5, 0.7, 0.8])
+    found = paired([a - b for a, b in zip([0.9, 0.8, 0.7], [0.5, 0.7, 0.8], strict=True)])
     assert found["mean"] == pytest.approx(0.4 / 3)
     assert found["error"] == pytest.approx(0.25166 / 3**0.5, rel=1e-4)
     assert (found["above"], found["below"]) == (2, 1)

@@ -42,9 +42,9 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
         position = epoch - span(recipe.schedule, stage)[0]
         if position == 0:
             recipe.begin(stage)
+            if recipe.start_from is not None and 0.0 < stage.k < math.inf:
+                inform(recipe, recipe.start_from, seed, epoch)
         macs = effort.epoch(stage)
-        if position == 0 and 0.0 < stage.k < math.inf and recipe.start_from is not None:
-            inform(recipe, recipe.start_from, seed, epoch)
         row = _epoch(recipe, call, epoch, stage, position, seed)
         yield stage, {**row, "training_macs": macs + row["training_macs"]}
 

@@ -1,7 +1,5 @@
 """Mode expand with each start of new units, paired by seed, as files of `results/`."""
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -18,7 +16,7 @@ from npn.experiments.engine.rundir import write_json
 from npn.experiments.registry import EXPERIMENTS
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, percent_spread, spread
+from npn.experiments.report.tables import markdown_table, paired, percent_spread, spread
 from npn.surgery import INITS
 
 Rows = list[dict[str, Any]]
@@ -70,43 +68,17 @@ def bench(
     return files
 
 
-def paired(values: Sequence[float], base: Sequence[float]) -> dict[str, float]:
-    """Compare two settings seed by seed.
-
-    Args:
-        values: one number per seed.
-        base: numbers of the same seeds, in the same order.
-
-    Returns:
-        Mean of the differences, its standard error (NaN for one seed), and the numbers of seeds above and below.
-
-    Example:
-        >>> paired([3.0, 5.0, 4.0], [2.0, 2.0, 4.0])["mean"]
-        1.3333333333333333
-    """
-    differences = [a - b for a, b in zip(values, base, strict=True)]
-    count = len(differences)
-    error = statistics.stdev(differences) / math.sqrt(count) if count > 1 else math.nan
-    above, below = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
-    return {"mean": statistics.fmean(differences), "error": error, "above": above, "below": below}
-
-
 def _entry(results: Sequence[Mapping[str, Any]], base: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    values = {key: [result[key] for result in results] for key in COMPARED}
-    differences = {
-        key: paired(values[key], [result[key] for result in base]) for key in ("validation_accuracy", "accuracy")
-    }
+    difference = {}
+    for key in ("validation_accuracy", "accuracy"):
+        found = paired([result[key] - other[key] for result, other in zip(results, base, strict=True)])
+        difference[key] = {part: found[part] for part in ("mean", "error", "above", "below")}
     return {
         "runs": len(results),
-        **{key: spread(each) for key, each in values.items()},
-        "difference": {key: _finite(each) for key, each in differences.items()},
+        **{key: spread([result[key] for result in results]) for key in COMPARED},
+        "difference": difference,
         "seeds": [{key: result[key] for key in ("seed", *COMPARED, "architecture")} for result in results],
     }
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {key: None if math.isnan(value) else value for key, value in values.items()}
 
 
 @figures.styled

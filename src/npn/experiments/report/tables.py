@@ -23,26 +23,36 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def paired(differences: Sequence[float]) -> dict[str, Any]:
-    """Return the mean of paired differences, and half the width of its 95% interval by Student's t.
+    """Return the mean of paired differences, its standard error, and half the width of its 95% interval by Student's t.
 
-        t(0.975, n - 1) s / sqrt(n)
+        error = s / sqrt(n),    half_width = t(0.975, n - 1) error
 
     Args:
         differences: n of them, at least one.
 
     Returns:
-        `pairs`, n; `mean`; `half_width`, None for a single pair.
+        `pairs`, n; `mean`; `error` and `half_width`, None for a single pair; `above` and `below`, the numbers of
+        differences above and below 0.
 
     Example:
-        >>> paired([1.0, 2.0, 3.0])["mean"], round(paired([1.0, 2.0, 3.0])["half_width"], 3)
-        (2.0, 2.484)
+        >>> found = paired([1.0, 2.0, 3.0])
+        >>> found["mean"], round(found["error"], 3), round(found["half_width"], 3), found["above"]
+        (2.0, 0.577, 2.484, 3)
     """
-    count, half = len(differences), None
+    count, error, half = len(differences), None, None
     if count > 1:
         from scipy import stats  # only reports need it, not training
 
-        half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(differences) / math.sqrt(count)
-    return {"pairs": count, "mean": statistics.fmean(differences), "half_width": half}
+        error = statistics.stdev(differences) / math.sqrt(count)
+        half = float(stats.t.ppf(0.975, count - 1)) * error
+    return {
+        "pairs": count,
+        "mean": statistics.fmean(differences),
+        "error": error,
+        "half_width": half,
+        "above": sum(each > 0 for each in differences),
+        "below": sum(each < 0 for each in differences),
+    }
 
 
 def summarise(results: Sequence[Result]) -> dict[str, Any]:
