@@ -40,7 +40,8 @@ def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Cost, bound: f
     mask = refill(everything, close_down_to(everything, stays, scores, cost, bound), scores, cost, bound)
     if bool(mask.all()) or value_and_slope(cost, mask)[0] >= (1 - COARSE) * bound:
         return mask
-    return max([mask, *_alternatives(mask, stays, scores, sizes, cost, bound)], key=_fit(scores, cost, bound))
+    tried = [mask, *_exchanges(mask, stays, scores, sizes, cost, bound)]
+    return max([*tried, *(_one_more(each, scores, cost, bound) for each in tried)], key=_fit(scores, cost, bound))
 
 
 def close_down_to(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound: float) -> Tensor:
@@ -86,18 +87,24 @@ def refill(may_open: Tensor, mask: Tensor, scores: Tensor, cost: Cost, bound: fl
         mask[order[: max(1, many)]] = True
 
 
-def _alternatives(
+def _exchanges(
     mask: Tensor, stays: Tensor, scores: Tensor, sizes: Sequence[int], cost: Cost, bound: float
 ) -> Iterator[Tensor]:
-    """Masks near one that leaves much room: one unit more, or up to `SWAPPED` fewer of a group and others refilled."""
+    """Masks near one that leaves much room: up to `SWAPPED` units of a group less, and others refilled."""
     for group in torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).eq(torch.arange(len(sizes))[:, None]):
-        closed, candidates = group & ~mask, (group & mask & ~stays).nonzero().reshape(-1)
-        if bool(closed.any()):
-            yield mask.index_fill(0, torch.where(closed, scores, -torch.inf).argmax(), True)
+        candidates = (group & mask & ~stays).nonzero().reshape(-1)
         order = candidates[scores[candidates].argsort(stable=True)]
         for count in range(1, min(SWAPPED, len(order)) + 1):
             others = refill(~group, mask.index_fill(0, order[:count], False), scores, cost, bound)
             yield refill(torch.ones_like(mask), others, scores, cost, bound)
+
+
+def _one_more(mask: Tensor, scores: Tensor, cost: Cost, bound: float) -> Tensor:
+    """The mask with one unit more, of the highest score per marginal cost, if one fits within 2% above the bound."""
+    total, added = value_and_slope(cost, mask)
+    fits = ~mask & (total + added <= (1 + COARSE) * bound)
+    best = torch.where(fits, scores / added, -torch.inf).argmax()
+    return mask.index_fill(0, best, True) if bool(fits.any()) else mask
 
 
 def _fit(scores: Tensor, cost: Cost, bound: float) -> Callable[[Tensor], tuple[int, float]]:
