@@ -140,3 +140,60 @@ def test_units_in_grace_cost_the_same_whatever_their_gate(tiny):
     plastic.expected_cost("params").backward()
     grad = plastic.groups[0].gate.logits.grad
     assert grad[2] == 0 and bool((grad[[0, 1, 3]] > 0).all())
+
+
+class CrossCovariance(torch.nn.Module):
+    """Features of one projection against those of another: both are resized, each on its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(6, 5), torch.nn.Linear(6, 4)
+        self.rows, self.columns = torch.nn.Linear(5, 2), torch.nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        met = self.left(x).transpose(1, 2) @ self.right(x)
+        return self.rows(self.columns(met).transpose(1, 2))
+
+
+def test_a_product_of_two_groups_costs_what_both_leave() -> None:
+    model, x = CrossCovariance(), torch.randn(2, 7, 6)
+    plastic = npn.attach(model, x)
+    assert {group.name: group.size for group in plastic.groups} == {"left": 5, "right": 4}
+    assert plastic.full_cost("macs") == npn.count_macs(model, x)
+    plastic.close("left", [0, 3])
+    plastic.close("right", [1])
+    cost = float(plastic.expected_cost("macs"))
+    plastic.compact()
+    assert cost == npn.count_macs(model, x) == 2 * (7 * (6 * 3 + 6 * 3 + 3 * 3) + 3 * 3 * 3 + 3 * 3 * 2)
+
+
+@pytest.mark.parametrize("heads", [2, -1], ids=["frozen heads", "heads with gates"])
+def test_attention_in_a_branch_costs_nothing_once_the_branch_is_closed(heads: int) -> None:
+    class Attention(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.out = torch.nn.Linear(8, 24), torch.nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            q, k, v = self.qkv(x).unflatten(-1, (3, heads, 4)).permute(2, 0, 3, 1, 4)
+            met = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+            return self.out(met.transpose(1, 2).flatten(2))
+
+    class Two(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Attention(), Attention()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.first(x)
+            return x + self.second(x)
+
+    model, x = Two(), torch.randn(1, 5, 8)
+    plastic = npn.attach(model, x, branches=["first", "second"])
+    full = plastic.full_cost("macs")
+    assert full == npn.count_macs(model, x)
+    name = next(group.name for group in plastic.groups if group.size == 2 and "." not in group.name)
+    plastic.close(name, [0])
+    cost = float(plastic.expected_cost("macs"))
+    plastic.compact()
+    assert cost == full / 2 == npn.count_macs(model, x)

@@ -128,33 +128,24 @@ def closed_to_target(
 def _price(plastic: Plasticity, cost: str) -> tuple[Cost, Callable[[Sequence[int]], float]]:
     """Two costs: one of a mask, differentiable, and the exact one after each group changed by so many units.
 
-    Multiply-adds between activations, as in attention, belong to no weight: what one unit of each group adds to them is
-    counted once, at the present sizes.
+    They differ where multiply-adds do not follow the labels of units: in ops that only a run of the model counts.
     """
-    of_weights = cost_function(plastic, cost)
-    everything = torch.ones(len(plastic.gates), dtype=torch.bool)
-    priced = value_and_slope(of_weights, everything)[0]
-    sizes = [group.size for group in plastic.groups]
-
-    def by_weights(change: Sequence[int]) -> float:
-        kept = [torch.arange(size) < size + more for size, more in zip(sizes, change, strict=True)]
-        return value_and_slope(of_weights, torch.cat(kept))[0]
+    priced = cost_function(plastic, cost)
 
     def by_running(change: Sequence[int]) -> float:
         named = {group.name: more for group, more in zip(plastic.groups, change, strict=True)}
         return macs_at(plastic.model, plastic.example_inputs, plastic.structure, named)
 
-    counted = by_weights if cost == "params" else by_running
-    full = counted([0] * len(sizes))
-    if full == priced:
-        return of_weights, counted
-    each = []
-    for number, size in enumerate(sizes):
-        one_less = [-int(i == number and size > 1) for i in range(len(sizes))]
-        each.append(max(0.0, (full - counted(one_less)) - (priced - by_weights(one_less))))
-    per_gate = torch.cat([torch.full((size,), more).double() for size, more in zip(sizes, each, strict=True)])
-    rest = full - priced - float(per_gate.sum())
-    return lambda mask: of_weights(mask) + (per_gate * mask).sum() + rest, counted
+    def by_price(change: Sequence[int]) -> float:
+        sizes = [group.size for group in plastic.groups]
+        kept = [torch.arange(size) < size + more for size, more in zip(sizes, change, strict=True)]
+        return value_and_slope(priced, torch.cat(kept))[0]
+
+    if cost == "params":
+        return priced, by_price
+    nothing = [0] * len(plastic.groups)
+    rest = by_running(nothing) - by_price(nothing)
+    return lambda mask: priced(mask) + rest, by_running
 
 
 def _nearest(

@@ -80,7 +80,8 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
     args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten._trilinear: _trilinear})
+    more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
+    counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist
             stack.enter_context(call.weights.step())
@@ -89,6 +90,11 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
         average_at_once(model)
         torch.func.functional_call(model, state, args, kwargs)
     return counter.get_total_flops() // 2
+
+
+def _matrix_vector(matrix: Any, vector: Any, **others: Any) -> int:
+    """FLOPs of a matrix times a vector, which PyTorch's counter leaves out; the arguments are shapes."""
+    return int(2 * math.prod(matrix))
 
 
 def _trilinear(first: Any, weight: Any, *rest: Any, out_shape: Any = None, **others: Any) -> int:

@@ -203,7 +203,7 @@ def test_the_price_counts_each_row_at_the_experts_that_it_is_sent_to(name: str) 
     model = KINDS[name]().eval()
     with torch.no_grad():
         x = torch.randn(6, 5).to(model.up.dtype)
-        positions = walk(capture(model, x), dict(model.named_parameters())).positions
+        positions = walk(capture(model, x), dict(model.named_parameters())).effort.positions
     applied = 6 if name in ("everywhere", "each") else 6 * CHOSEN / EXPERTS
     assert positions["up"] == positions["down"] == applied
 

@@ -9,7 +9,7 @@ import torch
 
 import npn
 
-from .checks import as_double, check_grow, check_shrink, check_training, warm_up
+from .checks import as_double, check_grow, check_shrink, check_training, close_half, warm_up
 from .entry import Entry
 from .models_attention import ATTENTION
 from .models_conv import CONV
@@ -73,6 +73,20 @@ def test_masked_is_compact_is_exported_and_growth_is_silent(name: str) -> None:
     check_shrink(plastic, inputs)
     check_grow(plastic, inputs)
     check_shrink(plastic, inputs, alive=False)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_cost_is_what_a_run_counts(name: str) -> None:
+    """Products of two values, as in attention, included: in full, with half of the units closed, and without them."""
+    plastic, inputs = attached(name)
+    plastic = copy.deepcopy(plastic)
+    assert plastic.full_cost("macs") == npn.count_macs(plastic.model, inputs)
+    close_half(plastic)
+    masked = float(plastic.expected_cost("macs"))
+    plastic.compact()
+    compact = float(plastic.expected_cost("macs"))
+    assert compact == npn.count_macs(plastic.model, inputs)
+    assert masked == compact or any(group.multiple > 1 for group in plastic.groups)  # of an incomplete set all stay
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])

@@ -18,7 +18,8 @@ class CostModel:
 
     A weight costs `(sum of its rows' pi) (sum of its columns' pi) kernel`; a unit on both axes is counted once. A
     weight inside a branch costs this times the branch's pi: gates are independent, `E[z_b z_u] = pi_b pi_u`. Weights
-    with their own gates are left to `single`.
+    with their own gates are left to `single`. A product of two values, as in attention, is one more tensor, whose
+    axes are the groups that lie in its factors; it costs multiply-adds only.
 
     Args:
         model: the model, for its parameters' names.
@@ -47,10 +48,11 @@ class CostModel:
         position = {name: i for i, name in enumerate(self.gated)}
         names = [name for name, _ in model.named_parameters()]
         row = {name: i for i, name in enumerate(names)}
-        axes = max((len(structure.shapes[name]) for name in names), default=1) or 1
-        self.constant = torch.ones(len(names), axes, dtype=torch.float64)
-        self.counts = torch.zeros(len(names), axes, len(self.gated), dtype=torch.float64)
-        self.fan_out = torch.zeros(len(names), len(self.gated), dtype=torch.float64)  # weights that read a unit
+        products, total = structure.products, len(names) + len(structure.products)
+        axes = max([1, *(len(structure.shapes[name]) for name in names), *(len(each.units) for each in products)])
+        self.constant = torch.ones(total, axes, dtype=torch.float64)
+        self.counts = torch.zeros(total, axes, len(self.gated), dtype=torch.float64)
+        self.fan_out = torch.zeros(total, len(self.gated), dtype=torch.float64)  # weights that read a unit
         self.sizes = torch.zeros(len(self.gated), dtype=torch.float64)
         for name in names:
             for axis, size in enumerate(structure.shapes[name]):
@@ -76,16 +78,20 @@ class CostModel:
                     if slot.reads:
                         shape = structure.shapes[slot.tensor]
                         self.fan_out[row[slot.tensor], g] += each * torch.Size(shape).numel() / shape[slot.axis]
+        for number, product in enumerate(products, start=len(names)):
+            for axis, (name, (rest, amount)) in enumerate(product.units.items()):
+                if name in position:  # the others are as they were traced
+                    self.constant[number, axis], self.counts[number, axis, position[name]] = rest, amount
         self._least = {group.name: float(group.multiple) for group in structure.groups}
         self.branches = structure.branches if structure.branches and structure.branches.name in position else None
         self.home, self.scaled, self.owner = self._branches(structure, names)
-        macs = torch.tensor([structure.positions.get(name, 0.0) for name in names], dtype=torch.float64)
-        ranks = torch.tensor([len(structure.shapes[name]) for name in names])
-        matrices = (ranks > 1).double()
-        self.weight = {"params": torch.ones(len(names), dtype=torch.float64), "weights": matrices, "macs": macs}
+        used = [*(structure.positions.get(name, 0.0) for name in names), *(product.macs for product in products)]
+        ranks = torch.tensor([*(len(structure.shapes[name]) for name in names), *(-1 for _ in products)])
+        params, matrices = (ranks >= 0).double(), (ranks > 1).double()
+        self.weight = {"params": params, "weights": matrices, "macs": torch.tensor(used, dtype=torch.float64)}
         feeding = unit_of_column(structure)
         self._feeding = None if feeding is None else feeding.to(device)
-        self._has_own = torch.zeros(len(names), dtype=torch.bool)
+        self._has_own = torch.zeros(total, dtype=torch.bool)
         self.single: WeightCost | None = None
         if structure.unstructured:
             rows = [row[name] for name in structure.unstructured]
@@ -110,12 +116,13 @@ class CostModel:
         """Compute `home`, `scaled` and `owner`."""
         branches = self.branches
         if branches is None:
-            return torch.zeros(len(names), dtype=torch.long), torch.zeros(0), torch.zeros(len(self.gated))
+            return torch.zeros(len(self.constant), dtype=torch.long), torch.zeros(0), torch.zeros(len(self.gated))
         self.sizes[self.gated.index(branches.name)] = branches.size
         home = [branches.home(name) for name in names]
         scaled = [float(sum(torch.Size(structure.shapes[n]).numel() for n in names)) for names in branches.scales]
         homes = {part.name: {branches.home(slot.tensor) for slot in part.slots} for part in structure.parts}
         owner = [homes[name].pop() if len(homes[name]) == 1 else branches.size for name in self.gated]
+        home += [branches.home(product.tensor or "") for product in structure.products]
         return torch.tensor(home), torch.tensor(scaled, dtype=torch.float64), torch.tensor(owner)
 
     def _shared(self, weight: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from npn.structure.units import (
     Columns,
     Frozen,
     Group,
+    Product,
     Slot,
     Structure,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "Columns",
     "Frozen",
     "Group",
+    "Product",
     "Slot",
     "Structure",
     "check_numbers",

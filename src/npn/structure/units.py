@@ -130,6 +130,23 @@ class Branches:
 
 
 @dataclass(frozen=True)
+class Product:
+    """A product of two values, as queries and keys in attention, or of another kind that no single weight accounts for.
+
+    It takes `macs` multiply-adds, times `rest + each * open units` for every group of units that lie in its factors.
+
+    Attributes:
+        macs: multiply-adds when it was traced.
+        units: group name -> (rest, each); their factor is 1 at the traced size.
+        tensor: name of the weight that has last been used for one of the factors: the product is where that weight is.
+    """
+
+    macs: float
+    units: Mapping[str, tuple[float, float]]
+    tensor: str | None = None
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A dimension that keeps its size, with the reason.
 
@@ -163,6 +180,7 @@ class Structure:
         numbers: integers above 1 in the shapes that the code asks for.
         training: mode in which the model was traced; None for the mode in which it was given.
         unstructured: names of the parameters with one gate per weight.
+        products: products that no single weight accounts for; they cost multiply-adds, too.
     """
 
     groups: tuple[Group, ...]
@@ -177,6 +195,7 @@ class Structure:
     numbers: frozenset[int] = field(default=frozenset(), repr=False)
     training: bool | None = None
     unstructured: tuple[str, ...] = ()
+    products: tuple[Product, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:

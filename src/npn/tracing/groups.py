@@ -1,12 +1,14 @@
 """Turn resolved labels into groups: units that occupy the same (tensor, axis) slots in the same way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Slot, Structure
+from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Product, Slot, Structure
+from npn.tracing.effort import Met
 from npn.tracing.labels import KERNEL
 from npn.tracing.walk import Walked
 
@@ -36,6 +38,7 @@ def group_units(
     frozen: list[Frozen] = []
     taken: dict[str, int] = {}
     rank = np.full(starts[-1], -1, dtype=np.int64)
+    group_of = np.full(starts[-1], -1, dtype=np.int64)
     for units, where in kinds:
         keys = tuple(slots[i] for i in where)
         blocked = np.isin(units, frozen_units)
@@ -55,9 +58,45 @@ def group_units(
             )
             rank[rest] = -1
             multiple = int(np.lcm.reduce(multiples[rest]))
+            group_of[rest] = len(groups)
             groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
-    known = dict(shapes), walked.positions, walked.fingerprint, outputs
-    return Structure(tuple(groups), tuple(frozen), *known, unreached=walked.unreached, numbers=walked.numbers)
+    known = dict(shapes), walked.effort.positions, walked.fingerprint, outputs
+    return Structure(
+        tuple(groups),
+        tuple(frozen),
+        *known,
+        unreached=walked.unreached,
+        numbers=walked.numbers,
+        products=_products(walked.effort.products, group_of[unit], groups),
+    )
+
+
+def _products(found: Sequence[Met], group_of: np.ndarray, groups: Sequence[Group]) -> tuple[Product, ...]:
+    """Products after the same weight, whose factors have units of the same groups, become one."""
+    macs: dict[tuple[Any, ...], float] = {}
+    for met in found:
+        key = (met.tensor, *sorted(_sharing(met.labels, group_of, groups).items()))
+        macs[key] = macs.get(key, 0.0) + met.macs
+    return tuple(Product(count, dict(units), tensor) for (tensor, *units), count in macs.items())
+
+
+def _sharing(labels: Sequence[Tensor], group_of: np.ndarray, groups: Sequence[Group]) -> dict[str, tuple[float, float]]:
+    """Which part of a product each group's units take up: `Product.units`.
+
+    Args:
+        labels: of its factors.
+        group_of: int64 (labels,), number of the group of every label, -1 for none.
+        groups: all groups.
+    """
+    shares: dict[str, tuple[float, float]] = {}
+    for part in labels:
+        found = group_of[part.numpy().reshape(-1)]
+        for number, count in zip(*np.unique(found[found >= 0], return_counts=True), strict=True):
+            share, group = float(count) / len(found), groups[number]
+            before = shares.get(group.name, (0.0, 0.0))[1]
+            each = max(share / group.size, before)  # both factors may have the same units
+            shares[group.name] = (1.0 - each * group.size, each)
+    return shares
 
 
 def _kinds(

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture, source_line
+from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
 from npn.tracing.labels import Ledger, Part
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
@@ -29,7 +30,7 @@ class Walked:
 
     Attributes:
         ledger: labels and how they join.
-        positions: how often each weight is applied, by name (MACs per element of the weight).
+        effort: multiply-adds.
         fingerprint: the ops in order with their float arguments; equal for the same computation at other widths.
         unreached: parameters that took no part.
         numbers: integers above 1 in the shapes that the code asks for.
@@ -37,7 +38,7 @@ class Walked:
     """
 
     ledger: Ledger
-    positions: dict[str, float]
+    effort: Effort
     fingerprint: tuple[str, ...]
     unreached: tuple[str, ...] = ()
     numbers: frozenset[int] = frozenset()
@@ -48,8 +49,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     """Propagate labels through the graph; `tensors` are the model's own, for integer buffers and constants."""
     ledger = Ledger()
     env: dict[Node, Any] = {}
-    origin: dict[Node, tuple[str, Node]] = {}  # the tensor that a weight is made of
-    positions: dict[str, float] = {}
+    effort = Effort()
     fingerprint: list[str] = []
     unreached: list[str] = []
     numbers: set[int] = set()
@@ -60,7 +60,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             name = next(names, None)
             env[node] = _leaf(ledger, node, name, tensors)
             if name is not None:
-                origin[node] = (name, node)
+                effort.origin[node] = (name, node)
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
@@ -76,10 +76,10 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
         else:
             env[node] = _call(ledger, node, env)
             fingerprint.append(printed(node, env, _name(node)))
-            _trace_origin(node, origin, positions)
+            effort.see(node, _name(node), env)
             if _name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
-    return Walked(ledger, positions, tuple(fingerprint), tuple(unreached), frozenset(numbers), env)
+    return Walked(ledger, effort, tuple(fingerprint), tuple(unreached), frozenset(numbers), env)
 
 
 def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor]) -> Any:
@@ -176,43 +176,3 @@ _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "nati
 def _name(node: Node) -> str:
     schema = getattr(node.target, "_schema", None)
     return schema.name.split("::")[1] if schema is not None else getattr(node.target, "__name__", str(node.target))
-
-
-_PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
-         "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias", "index", "index_select",
-         "select", "slice")  # fmt: skip
-_CONTRACTIONS = {"mm": (1, 0), "bmm": (1, 0), "mv": (0, 1), "addmm": (2, 1), "baddbmm": (2, 1), "convolution": (1, 0),
-                 "_grouped_mm": (1, 0), "grouped_mm_fallback": (1, 0), "_trilinear": (1, 0)}  # fmt: skip
-
-
-def _trace_origin(node: Node, origin: dict[Node, tuple[str, Node]], positions: dict[str, float]) -> None:
-    """Follow weights to the products that use them, and count how often each element is used."""
-    name = _name(node)
-    inputs = [a for a in node.args if isinstance(a, Node)]
-    if name in _PASS and inputs and inputs[0] in origin:
-        origin[node] = origin[inputs[0]]
-        return
-    if name in _CONTRACTIONS:
-        for position in _CONTRACTIONS[name]:
-            weight = node.args[position]
-            if isinstance(weight, Node) and weight in origin:
-                val = node.meta["val"]
-                out = val[0] if isinstance(val, (tuple, list)) else val
-                source, whole = origin[weight]
-                used = _macs(name, node, out) / max(whole.meta["val"].numel(), 1)
-                positions[source] = positions.get(source, 0.0) + used
-                return
-
-
-def _macs(name: str, node: Node, out: Tensor) -> float:
-    """Multiply-adds of one product."""
-    if name == "_trilinear":
-        return float(out.numel() * node.args[1].meta["val"][0].numel())  # type: ignore[union-attr]
-    if name == "convolution":
-        x, weight = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
-        transposed = bool(node.args[6])
-        return float((x if transposed else out).numel() * weight[0].numel())
-    a = node.args[_CONTRACTIONS[name][1]].meta["val"]  # type: ignore[union-attr]
-    b = node.args[_CONTRACTIONS[name][0]].meta["val"]  # type: ignore[union-attr]
-    contracted = (b if name == "mv" else a).shape[-1]
-    return float(out.numel() * contracted)
