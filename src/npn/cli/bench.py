@@ -91,15 +91,20 @@ def lenet5_settings(
     seeds: given.Seeds = "100-101",
     modes: Annotated[str, typer.Option(help="sparsify, expand, scratch.")] = "sparsify,scratch",
     budget: given.Budget = 5320.0,
+    trials: Annotated[
+        str | None,
+        typer.Option(metavar="RATE:DECAY,...", help="Learning rates and weight decays. (default: those of the page)"),
+    ] = None,
     out: given.Results = Path("results/lenet5-settings"),
     runs: given.RunsFolder = Path("runs/bench-lenet5-settings"),
 ) -> None:
     """Learning rates and weight decays of LeNet-5 by validation accuracy, on seeds that no other bench uses."""
-    from npn.experiments.lenet5.settings import bench
+    from npn.experiments.lenet5.settings import TRIALS, bench, parse_trials
 
     assert budget is not None
+    tried = parse_trials(trials) if trials else TRIALS
     options = LeNetOptions(device=device, data=data, epochs=epochs)
-    show(bench(out, runs, options, parse_seeds(seeds), listed(modes), budget, train_or_resume))
+    show(bench(out, runs, options, parse_seeds(seeds), listed(modes), tried, budget, train_or_resume))
 
 
 @app.command("resnet56")
