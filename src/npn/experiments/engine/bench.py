@@ -71,25 +71,29 @@ def made_with(results: Sequence[Result], different: Collection[str]) -> dict[str
 
 
 def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Compare the test accuracy of modes, paired by seed, at each budget that both have.
+    """Compare the accuracy of modes on test and validation images, paired by seed, at each budget that both have.
 
     Args:
         results: contents of `result.json` of finished runs; `mode` may be the name of an arm.
         compared: pairs of modes.
 
     Returns:
-        Entries with `first`, `second`, `budget`, and `accuracy`: the first's less the second's, see `paired`.
+        Entries with `first`, `second`, `budget`, and `accuracy` and `validation_accuracy`: the first's less the
+        second's, see `paired`.
     """
-    accuracy: dict[tuple[str, float | None], dict[int, float]] = {}
+    runs: dict[tuple[str, float | None], dict[int, Result]] = {}
     for run in results:
-        accuracy.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run["accuracy"]
+        runs.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run
     found = []
     for first, second in compared:
-        for mode, budget in sorted((kind for kind in accuracy if kind[0] == first), key=lambda kind: kind[1] or 0.0):
-            ours, others = accuracy[mode, budget], accuracy.get((second, budget), {})
+        for mode, budget in sorted((kind for kind in runs if kind[0] == first), key=lambda kind: kind[1] or 0.0):
+            ours, others = runs[mode, budget], runs.get((second, budget), {})
             if seeds := sorted(set(ours) & set(others)):
-                compared_runs = paired([ours[seed] - others[seed] for seed in seeds])
-                found.append({"first": first, "second": second, "budget": budget, "accuracy": compared_runs})
+                pairs = {
+                    key: paired([ours[seed][key] - others[seed][key] for seed in seeds])
+                    for key in ("accuracy", "validation_accuracy")
+                }
+                found.append({"first": first, "second": second, "budget": budget, **pairs})
     return found
 
 
@@ -101,24 +105,27 @@ def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     if not entries:
         return []
-    rows = []
-    for entry in entries:
-        accuracy = entry["accuracy"]
-        interval = "" if accuracy["half_width"] is None else f" ± {100 * accuracy['half_width']:.2f}"
-        budget = "" if entry["budget"] is None else f"{entry['budget']:,g}"
-        rows.append(
-            (
-                f"{entry['first']} - {entry['second']}",
-                budget,
-                accuracy["pairs"],
-                f"{100 * accuracy['mean']:+.2f}{interval}",
-            )
+    rows = [
+        (
+            f"{entry['first']} - {entry['second']}",
+            "" if entry["budget"] is None else f"{entry['budget']:,g}",
+            entry["accuracy"]["pairs"],
+            _points(entry["accuracy"]),
+            _points(entry["validation_accuracy"]),
         )
+        for entry in entries
+    ]
     return [
         "## Differences",
         "",
-        markdown_table(("test accuracy", "budget", "seeds", "percentage points"), rows),
+        markdown_table(("percentage points", "budget", "seeds", "test accuracy", "validation accuracy"), rows),
         "",
         "Paired by seed; the mean and its 95% interval by Student's t.",
         "",
     ]
+
+
+def _points(difference: Mapping[str, Any]) -> str:
+    """A result of `paired` in percentage points."""
+    interval = "" if difference["half_width"] is None else f" ± {100 * difference['half_width']:.2f}"
+    return f"{100 * difference['mean']:+.2f}{interval}"
