@@ -71,9 +71,8 @@ def read_run(path: Path) -> Run:
     directory = RunDirectory(path)
     if not directory.options_file.is_file():
         raise ConfigurationError(_no_run(path))
+    options, rows = _object(directory.options_file), _rows(directory.metrics_file)
     result = directory.result() if directory.finished else {}
-    rows = _rows(directory.metrics_file)
-    options = _object(directory.options_file)
     return Run(path, options, rows, result, result.get("experiment"), _tensors(directory.model_file))
 
 

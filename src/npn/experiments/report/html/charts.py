@@ -33,7 +33,7 @@ def curves(run: Run) -> list[Chart]:
             line(rows, "validation_accuracy", "validation", QUIET, factor=100),
         ]),
         chart("size", "Parameters", [line(rows, "params", "without biases", "--blue", step=True)], log=True),
-        chart("cost", "Expected cost and the budget's bound", [
+        chart("cost", "Expected cost" + " and the budget's bound" * any(series(rows, "bound")), [
             line(rows, "cost", "expected cost", "--blue"),
             line(rows, "bound", "bound of the budget", "--orange", dash=True),
         ], log=True),
@@ -148,7 +148,9 @@ def _sharpness(rows: Sequence[Row]) -> Chart:
     """k over epochs, with infinity above all others."""
     ks = [float(row.get("k", "inf")) for row in rows]
     finite = sorted({k for k in ks if math.isfinite(k)})
-    top = 1.3 * max([1.0, *finite])
+    if not finite:
+        return chart("k", "Sharpness k", [])
+    top = 1.3 * max(1.0, finite[-1])
     drawn = line([{**row, "k": min(k, top)} for row, k in zip(rows, ks, strict=True)], "k", "k", "--blue", step=True)
     if drawn:
         drawn["text"] = [f"{k:g}" if math.isfinite(k) else "∞" for k in ks]

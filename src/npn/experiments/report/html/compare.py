@@ -31,7 +31,8 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str | None]) -> str:
         HTML.
     """
     labels, kinds = _labels(runs), _kinds(runs)
-    charts = [_frontier(runs, labels, kinds), *_curves(runs, labels, kinds)]
+    shades, of = _colours(labels, kinds)
+    charts = [_frontier(runs, labels, kinds), *_curves(runs, labels, shades)]
     unfinished = sum(not run.finished for run in runs)
     experiments = sorted({str(run.experiment) for run in runs if run.experiment})
     lead = f"<p class=lead>{escape(', '.join(experiments))}</p>"
@@ -46,8 +47,8 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str | None]) -> str:
             "summary", "Accuracy against size", over + chart_boxes(charts[:1], wide=True),
             "Test accuracy. The dashed line joins the runs that no other run beats in both.",
         ),
-        section("runs", "Runs", _table(runs, labels, links)),
-        section("curves", "Curves", chart_boxes(charts[1:])),
+        section("runs", "Runs", _table(runs, labels, kinds, links)),
+        section("curves", "Curves", _key(of) + chart_boxes(charts[1:])),
         *_settings(runs, labels),
     ]  # fmt: skip
     return page(f"{len(runs)} runs compared", lead, sections, {"charts": charts})
@@ -83,17 +84,30 @@ def _labels(runs: Sequence[Run]) -> list[str]:
     return [str(path.relative_to(shared)) for path in paths]
 
 
-def _kinds(runs: Sequence[Run]) -> dict[str, str]:
-    """Colour of every kind of run."""
-    kinds = list(dict.fromkeys(map(_kind, runs)))
-    return dict(zip(kinds, colours(len(kinds)), strict=True))
+def _kinds(runs: Sequence[Run]) -> list[str]:
+    """Kind of each run: its mode, and its experiment where there are several."""
+    several = len({run.experiment for run in runs if run.experiment}) > 1
+    return [" ".join(part for part in (several and run.experiment, run.mode) if part) or "run" for run in runs]
 
 
-def _kind(run: Run) -> str:
-    return " ".join(part for part in (run.experiment, run.mode) if part) or "run"
+def _colours(labels: Sequence[str], kinds: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Colour of each run, and what the colours stand for: kinds, or single runs where all are of one kind."""
+    names = kinds if len(set(kinds)) > 1 else labels
+    of = dict(zip(dict.fromkeys(names), colours(len(set(names))), strict=True))
+    return [of[name] for name in names], of
 
 
-def _frontier(runs: Sequence[Run], labels: Sequence[str], kinds: Mapping[str, str]) -> Chart:
+def _key(of: Mapping[str, str]) -> str:
+    """Legend of colours."""
+    items = "".join(
+        f'<li><span class=swatch style="background:{f"var({colour})" if colour.startswith("--") else colour}"></span>'
+        f"{escape(name)}</li>"
+        for name, colour in of.items()
+    )
+    return f'<ul class=legend aria-label="Colours">{items}</ul>'
+
+
+def _frontier(runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str]) -> Chart:
     drawn = chart("frontier", "Test accuracy in %", [], hovermode="closest", showlegend=True)
     choices = {key: _over(runs, labels, kinds, title, size) for key, (title, size) in SIZES.items()}
     first = next(iter(choices.values()))
@@ -102,11 +116,11 @@ def _frontier(runs: Sequence[Run], labels: Sequence[str], kinds: Mapping[str, st
 
 
 def _over(
-    runs: Sequence[Run], labels: Sequence[str], kinds: Mapping[str, str], title: str, size: Callable[[Run], Any]
+    runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str], title: str, size: Callable[[Run], Any]
 ) -> Chart:
     points = [
-        (_kind(run), label, number(size(run)), number(run.last.get("accuracy")), run.last.get("architecture", ""))
-        for run, label in zip(runs, labels, strict=True)
+        (kind, label, number(size(run)), number(run.last.get("accuracy")), run.last.get("architecture", ""))
+        for run, label, kind in zip(runs, labels, kinds, strict=True)
     ]
     known = [(kind, label, x, y, made) for kind, label, x, y, made in points if x is not None and y is not None]
     best = frontier([(x, y) for _, _, x, y, _ in known])
@@ -117,7 +131,8 @@ def _over(
             "line": {"color": "--quiet", "width": 1.2, "dash": "dash"},
         }
     ]  # fmt: skip
-    for kind, colour in kinds.items():
+    names = list(dict.fromkeys(kinds))
+    for kind, colour in zip(names, colours(len(names)), strict=True):
         own = [point for point in known if point[0] == kind]
         data.append(
             {
@@ -130,15 +145,12 @@ def _over(
     return {"data": data, "xaxis": {"type": "log", "title": {"text": title}}}
 
 
-def _curves(runs: Sequence[Run], labels: Sequence[str], kinds: Mapping[str, str]) -> list[Chart]:
-    shade = dict(
-        zip(labels, colours(len(runs)) if len(kinds) == 1 else [kinds[_kind(run)] for run in runs], strict=True)
-    )
+def _curves(runs: Sequence[Run], labels: Sequence[str], shades: Sequence[str]) -> list[Chart]:
     charts = []
     for key, title, log, factor in (("accuracy", "Test accuracy in %", False, 100), ("params", "Parameters", True, 1)):
         lines = [
-            line(run.rows, key, label, shade[label], factor=factor, step=log)
-            for run, label in zip(runs, labels, strict=True)
+            line(run.rows, key, label, shade, factor=factor, step=log)
+            for run, label, shade in zip(runs, labels, shades, strict=True)
         ]
         for each in filter(None, lines):
             each["hovertemplate"] = "epoch %{x}: %{y:,.5~g}<extra>%{fullData.name}</extra>"
@@ -147,7 +159,7 @@ def _curves(runs: Sequence[Run], labels: Sequence[str], kinds: Mapping[str, str]
     return charts
 
 
-def _table(runs: Sequence[Run], labels: Sequence[str], links: Sequence[str | None]) -> str:
+def _table(runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str], links: Sequence[str | None]) -> str:
     def figures(run: Run) -> list[tuple[Any, str]]:
         last = run.last
         written: list[tuple[Any, Callable[[Any], str]]] = [
@@ -160,12 +172,12 @@ def _table(runs: Sequence[Run], labels: Sequence[str], links: Sequence[str | Non
     rows = [
         [
             (label, escape(label) if link is None else f'<a href="{escape(quote(link))}">{escape(label)}</a>'),
-            f"{_kind(run)}{'' if run.finished else ', not finished'}",
+            f"{kind}{'' if run.finished else ', not finished'}",
             str(run.last.get("architecture", MISSING)),
             setting(run.options.get("seed")),
             *figures(run),
         ]
-        for run, label, link in zip(runs, labels, links, strict=True)
+        for run, label, kind, link in zip(runs, labels, kinds, links, strict=True)
     ]
     header = ("run", "kind", "architecture", "seed", "test", "validation", "parameters", "MACs", "training MACs")
     return table("Runs", (*header, "time", "epochs"), rows, words=3, sortable=True)

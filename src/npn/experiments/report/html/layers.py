@@ -8,6 +8,8 @@ from typing import Any
 from npn.experiments.report.html.run import Run, names, number
 from npn.experiments.report.html.text import MISSING, quantity, section, share, table
 
+MANY = 12  # layers; so many share one picture of their gates
+
 
 def architecture(shown: Mapping[str, Any]) -> str:
     """Make the section with one bar per layer, and a slider over the epochs.
@@ -24,11 +26,13 @@ def architecture(shown: Mapping[str, Any]) -> str:
         "<span class=before></span><span class=now></span></span><span class=count></span></li>"
         for layer in shown["layers"]
     )
-    choice = (
-        "<fieldset class=choice><legend>Length of a bar</legend>"
-        "<label><input type=radio name=scale value=share checked> share of the layer's most</label>"
-        "<label><input type=radio name=scale value=count> number of units</label></fieldset>"
+    fixed = all(len({layer["start"], layer["most"], *layer["units"]}) == 1 for layer in shown["layers"])
+    scales = {"share": "share of the layer's most", "count": "number of units"}
+    radios = "".join(
+        f"<label><input type=radio name=scale value={value}{' checked' * ((value == 'count') == fixed)}> {text}</label>"
+        for value, text in scales.items()
     )
+    choice = f"<fieldset class=choice><legend>Length of a bar</legend>{radios}</fieldset>"
     content = (
         f"{_slider(shown, 'architecture-slider', 'Epoch that the architecture is shown at')}"
         f"<div class=bar><div class=jumps>{jumps}</div>{choice}</div>"
@@ -55,13 +59,19 @@ def gates(shown: Mapping[str, Any]) -> str:
     """
     if not shown["keep"]:
         return section("gates", "Gates", "<p>No gate has moved: every epoch so far was one of k = ∞.</p>")
+    slider = _slider(shown, "gates-slider", "Epoch that the gates are shown at")
+    if len(shown["keep"]) > MANY:
+        height = 22 * len(shown["keep"]) + 60
+        label = "Share of each layer's units by keep probability"
+        box = f'<div class=chart id=all-gates style="height:{height}px" role=img aria-label="{label}"></div>'
+        lead = "Units of each layer by keep probability; the darker, the more of them."
+        return section("gates", "Gates", f"{slider}<figure class=panel>{box}</figure>", lead)
     boxes = "".join(
         f"<figure class=panel><figcaption>{escape(name)}</figcaption>"
         f'<div class="chart histogram" id="gate-{index}" role=img aria-label="Gates of {escape(name)}"></div>'
         "</figure>"
         for index, name in enumerate(shown["keep"])
     )
-    slider = _slider(shown, "gates-slider", "Epoch that the gates are shown at")
     lead = "Units by keep probability; the grey bar counts those that are gone."
     return section("gates", "Gates", f'{slider}<div class="grid small">{boxes}</div>', lead)
 

@@ -1,6 +1,6 @@
 """The page of one run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -63,24 +63,20 @@ def _state(run: Run) -> str:
 
 def _cards(run: Run) -> list[str]:
     last, first, dense = run.last, run.first, run.dense.last if run.dense else {}
-    accuracy, params = number(last.get("accuracy")), number(last.get("params"))
-    start = number(first.get("params"))
-    macs, full = number(last.get("macs")), number(dense.get("macs")) or number(last.get("macs_at_start"))
+    accuracy, was = number(last.get("accuracy")), first.get("architecture")
+    macs, full = last.get("macs"), last.get("macs_at_start", first.get("macs"))
     beside = [] if accuracy is None or "accuracy" not in dense else [_points(accuracy - dense["accuracy"])]
-    whose = "the dense run" if dense.get("macs") else "the start"
-    grown = f"{quantity(start)} after the first epoch" if params and start and start < params else ""
-    was = first.get("architecture")
     trained, there = run.training_macs, run.dense.training_macs if run.dense else None
     return [
         card("Test accuracy", share(accuracy), [f"validation {share(last.get('validation_accuracy'))}", *beside]),
-        card("Parameters", quantity(params), [
-            grown or _of(params, start, "the start"), _of(params, dense.get("params"), "the dense run"),
+        card("Parameters", quantity(last.get("params")), [
+            _since(last.get("params"), first.get("params")), _against(last.get("params"), dense.get("params")),
             f"{quantity(last['params_with_biases'])} with biases" if "params_with_biases" in last else "",
         ]),
-        card("MACs per example", quantity(macs), [_of(macs, full, whose)]),
-        card("MACs of the training", quantity(trained), [_of(trained, there, "the dense run")]),
+        card("MACs per example", quantity(macs), [_since(macs, full), _against(macs, dense.get("macs"))]),
+        card("MACs of the training", quantity(trained), [_against(trained, there)]),
         card("Time", duration(last.get("seconds")), [
-            f"{len(run.rows):,} epochs", _of(last.get("seconds"), dense.get("seconds"), "the dense run"),
+            f"{len(run.rows):,} epochs", _against(last.get("seconds"), dense.get("seconds"), duration),
         ]),
         card("Architecture", str(last.get("architecture", MISSING)), [
             f"from {was}" if was and was != last.get("architecture") else "",
@@ -88,9 +84,18 @@ def _cards(run: Run) -> list[str]:
     ]  # fmt: skip
 
 
-def _of(value: Any, base: Any, whose: str) -> str:
-    value, base = number(value), number(base)
-    return f"{share(value / base)} of {quantity(base)}, {whose}" if value is not None and base else ""
+def _since(value: Any, start: Any) -> str:
+    """Compare with the start: a share after shrinking, the size there after growing, nothing if it is the same."""
+    value, start = number(value), number(start)
+    if value is None or not start or value == start:
+        return ""
+    return f"{share(value / start)} of {quantity(start)} at the start" if value < start else f"from {quantity(start)}"
+
+
+def _against(value: Any, dense: Any, write: Callable[[Any], str] = quantity) -> str:
+    """Compare with the dense run."""
+    value, dense = number(value), number(dense)
+    return f"{share(value / dense)} of {write(dense)} in the dense run" if value is not None and dense else ""
 
 
 def _points(difference: float) -> str:
@@ -113,8 +118,12 @@ def _stages(run: Run) -> str:
 
 def _curves(run: Run, charts: Sequence[Mapping[str, Any]]) -> str:
     keys = "".join(
-        f"<li class=stage{index % 3}>{escape(name)} <span>epochs {start}–{stop}, {escape(sharpness(k))}</span></li>"
+        f"<li class=stage{index % 3}>{escape(name)} <span>{_epochs(start, stop)}, {escape(sharpness(k))}</span></li>"
         for index, (name, start, stop, k) in enumerate(stages(run.rows))
     )
     content = f'<ul class=stages aria-label="Stages">{keys}</ul>{chart_boxes(charts)}'
     return section("curves", "Curves", content)
+
+
+def _epochs(start: int, stop: int) -> str:
+    return f"epoch {start}" if start == stop else f"epochs {start}–{stop}"
