@@ -72,6 +72,7 @@ def chart(key: str, title: str, data: Sequence[Chart | None], *, log: bool = Fal
             "yaxis": axis,
             "showlegend": 1 < len(drawn) <= len(SERIES),
             "hovermode": "x unified" if len(drawn) <= len(SERIES) else "closest",
+            "hoverdistance": -1 if len(drawn) <= len(SERIES) else 20,  # however few epochs there are
             **layout,
         },
     }

@@ -7,22 +7,22 @@ function drawCurves() {
     Plotly.react(box, coloured(spec.data), layout(spec.layout), CONFIG);
 }
 
-// Shows one epoch in all charts over epochs; in the others nothing.
+// Shows one epoch in all charts over epochs, or none for null. Plotly reports no hover that is made here.
 function point(x, from) {
   for (const { spec, box } of CURVES) {
-    if (box === from || spec.alone || box.dataset.quiet) continue;
-    box.dataset.quiet = "yes"; // a hover that is made here reports itself as well
+    if (box === from || spec.alone) continue;
     if (x === null) Plotly.Fx.unhover(box);
-    else Plotly.Fx.hover(box, nearest(spec, x), "xy");
-    delete box.dataset.quiet;
+    else Plotly.Fx.hover(box, spec.layout.hovermode === "closest" ? nearest(spec, x) : { xval: x }, "xy");
   }
 }
 
+// The first line that has a number there.
 function nearest(spec, x) {
-  return spec.data.flatMap((trace, curveNumber) => {
+  for (const [curveNumber, trace] of spec.data.entries()) {
     const pointNumber = trace.x.indexOf(x);
-    return pointNumber < 0 || trace.y[pointNumber] === null ? [] : [{ curveNumber, pointNumber }];
-  }).slice(0, spec.layout.hovermode === "closest" ? 1 : undefined);
+    if (pointNumber >= 0 && trace.y[pointNumber] !== null) return [{ curveNumber, pointNumber }];
+  }
+  return [];
 }
 
 function zoom(range, from) {
@@ -37,8 +37,8 @@ function zoom(range, from) {
 function listen({ spec, box }) {
   if (spec.alone) return;
   let position = -1;
-  box.on("plotly_hover", (event) => { if (!box.dataset.quiet) point(event.points[0].x, box); });
-  box.on("plotly_unhover", () => { if (!box.dataset.quiet) point(null, box); });
+  box.on("plotly_hover", (event) => point(event.points[0].x, box));
+  box.on("plotly_unhover", () => point(null, box));
   box.on("plotly_relayout", (change) => {
     if ("xaxis.range[0]" in change) zoom([change["xaxis.range[0]"], change["xaxis.range[1]"]], box);
     else if ("xaxis.range" in change) zoom(change["xaxis.range"], box);

@@ -30,7 +30,7 @@ function layout(own) {
     ...coloured(own),
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: "zoom",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--soft") },
-    margin: { l: 44, r: 8, t: 26, b: 36 },
+    margin: { l: 44, r: 18, t: 26, b: 36 },
     legend: { orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom", font: { size: 12 } },
     hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--rule"), font: { color: colour("--ink"), size: 12 } },
     xaxis: axis(own.xaxis),
