@@ -52,12 +52,9 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     write_page(folder / "run.html", runs[:1])
     write_page(folder / "all.html", runs)
     frames = ""
-    for name in ("run", "all"):
+    for name, width in SHOWN[request.param].items():
         watched(folder / f"{name}.html")
-        for width in WIDTHS:
-            frames += (
-                f'<iframe id="{name}-{width}" src="{name}.html" width="{width}" height="900" frameborder="0"></iframe>'
-            )
+        frames += f'<iframe id="{name}" src="{name}.html" width="{width}" height="900"></iframe>'
     (folder / "frames.html").write_text(FRAMES % frames)
     command = [
         str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
