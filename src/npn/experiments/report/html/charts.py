@@ -68,14 +68,17 @@ def chart(key: str, title: str, data: Sequence[Chart | None], *, log: bool = Fal
         "title": title,
         "data": drawn,
         "layout": {
-            "xaxis": {"title": {"text": "epoch"}},
+            "xaxis": {
+                "title": {"text": "epoch"}, "unifiedhovertitle": {"text": "epoch %{x}"},
+                "spikecolor": "--soft", "spikethickness": 1, "spikedash": "solid",
+            },
             "yaxis": axis,
             "showlegend": 1 < len(drawn) <= len(SERIES),
             "hovermode": "x unified" if len(drawn) <= len(SERIES) else "closest",
             "hoverdistance": -1 if len(drawn) <= len(SERIES) else 20,  # however few epochs there are
             **layout,
         },
-    }
+    }  # fmt: skip
 
 
 def line(
@@ -155,7 +158,7 @@ def _sharpness(rows: Sequence[Row]) -> Chart:
     drawn = line([{**row, "k": min(k, top)} for row, k in zip(rows, ks, strict=True)], "k", "k", "--blue", step=True)
     if drawn:
         drawn["text"] = [f"{k:g}" if math.isfinite(k) else "∞" for k in ks]
-        drawn["hovertemplate"] = "k = %{text}"
+        drawn["hovertemplate"] = "%{text}"
     marks = finite if len(finite) <= 2 else [finite[0], finite[-1]]
     ticks = {"tickvals": [*marks, top], "ticktext": [*(f"{k:g}" for k in marks), "∞"], "range": [0, 1.15 * top]}
     return chart("k", "Sharpness k", [drawn], yaxis=ticks)
