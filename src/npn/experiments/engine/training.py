@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -137,9 +138,11 @@ def _epoch(
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
         x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
-        recipe.growth.step(
-            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
-        )
+        with warnings.catch_warnings():  # what a recipe freezes, as the projection of the moons, it freezes on purpose
+            warnings.filterwarnings("ignore", message="new units have entries in frozen parameters")
+            recipe.growth.step(
+                row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+            )
     distributed.check(plastic)
     return {**row, "training_macs": macs}
 
