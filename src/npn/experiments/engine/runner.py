@@ -133,17 +133,17 @@ def _conclude(
 ) -> Outcome:
     """Export and measure the model, draw the figures, and write everything, the result last."""
     small = recipe.plastic.export()
-    _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
+    tested, score = evaluate(small, recipe.data.test, forward=recipe.logits), recipe.score
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
-    rows = directory.metrics()
+    rows, held_out = directory.metrics(), f"validation_{score.key}"
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
         "seed": options.seed,
         "processes": distributed.size(),
-        "accuracy": accuracy,
+        score.key: score.of(*tested),
         **last,
-        "validation_accuracy": rows[-1]["validation_accuracy"],
+        held_out: rows[-1][held_out],
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
         "training_macs": sum(row["training_macs"] for row in rows),
         **recipe.about,
