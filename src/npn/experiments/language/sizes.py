@@ -90,7 +90,7 @@ def macs(width: int, blocks: Sequence[tuple[int, int]], context: int) -> int:
 
 
 def plain(width: int, layers: int, context: int, most: float) -> tuple[int, int]:
-    """Find the sizes of a plain net: equal blocks, of the largest share of heads and of MLP units that fits.
+    """Find the sizes of a plain net: equal blocks, of about the same share of heads and of MLP units.
 
     Args:
         width: of the stream.
@@ -109,6 +109,6 @@ def plain(width: int, layers: int, context: int, most: float) -> tuple[int, int]
     full = width // HEAD
     whole = macs(width, [(full, 4 * width)] * layers, context)
     stream = macs(width, [], context)
-    heads = max(1, int(full * min(1.0, (most - stream) / (whole - stream)) + 1e-9))
+    heads = max(1, round(full * min(1.0, (most - stream) / (whole - stream))))
     left = most - macs(width, [(heads, 0)] * layers, context)
     return heads, max(1, min(4 * width, int(left / (2 * context * width * layers))))
