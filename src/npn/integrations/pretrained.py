@@ -11,9 +11,10 @@ from npn.errors import ConfigurationError
 from npn.masking.calls import attached_parts
 
 # fields of configs for the width of feed-forward layers and for heads; each stands for all layers
+HEADS = {"num_attention_heads", "num_key_value_heads"}
 FIELDS = (
     "intermediate_size", "n_inner", "ffn_dim", "encoder_ffn_dim", "decoder_ffn_dim", "d_ff", "hidden_dim",
-    "num_attention_heads", "num_key_value_heads", "n_head", "num_heads",
+    *sorted(HEADS),
 )  # fmt: skip
 PROBE = 16  # value of a field that is None
 
@@ -67,15 +68,25 @@ def update_config(model: nn.Module) -> Any:
             raise ConfigurationError(
                 f"the config of {name} has one {field} for all layers, but they have {listed} here; {way}"
             )
-        found |= {field: int(value) for value in values if value == int(value)}
+        for value in values:
+            if value == int(value):
+                found[field] = int(value)
     found = {field: value for field, value in found.items() if getattr(config, field, None) != value}
-    built = _built(model, config, found)
-    if built != shapes:
-        different = [key for key in shapes if built is None or built.get(key) != shapes[key]]
-        wanted = "cannot be built" if built is None else f"has {_of(built, different[0])}"
+    if not HEADS & found.keys():
+        found.pop("head_dim", None)
+    said = ", ".join(f"{field}={value}" for field, value in found.items()) or "its own values"
+    try:
+        built = _build(model, config, found)
+    except Exception as error:  # each config checks itself in its own way, some by classes of errors of their own
+        why = " ".join(str(error).split())
         raise ConfigurationError(
-            f"the config of {name} has no fields for the sizes of this model: {different[0]} has "
-            f"{_of(shapes, different[0])}, but with {found or 'its own values'} it {wanted}; {way}"
+            f"the config of {name} refuses the sizes of this model, {said}: {why}; {way}"
+        ) from error
+    if built != shapes:
+        first = next(key for key in shapes if built.get(key) != shapes[key])
+        raise ConfigurationError(
+            f"the config of {name} has no fields for the sizes of this model: {first} has {_of(shapes, first)}, but "
+            f"with {said} it has {_of(built, first)}; {way}"
         )
     for field, value in found.items():
         setattr(config, field, value)
@@ -86,21 +97,27 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _built(model: nn.Module, config: Any, changes: Mapping[str, int]) -> dict[str, torch.Size] | None:
-    """Shapes of the model that a config with some changes builds, as `from_pretrained` would; None if it refuses."""
+def _build(model: nn.Module, config: Any, changes: Mapping[str, int]) -> dict[str, torch.Size]:
+    """Shapes of the model that a config with some changes builds, as `from_pretrained` would."""
     values = copy.deepcopy(config.to_dict()) | changes
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # no memory, and no random numbers used up
+        return _shapes(type(model)(type(config).from_dict(values)))
+
+
+def _built(model: nn.Module, config: Any, changes: Mapping[str, int]) -> dict[str, torch.Size]:
+    """The same; nothing if the config refuses."""
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):  # no memory, and no random numbers used up
-            return _shapes(type(model)(type(config).from_dict(values)))
-    except Exception:  # each config checks itself in its own way, some by classes of errors of their own
-        return None
+        return _build(model, config, changes)
+    except Exception:
+        return {}
 
 
 def _width_of_heads(config: Any) -> dict[str, int]:
     """The width of a head as a field of its own, where the config derives it from the number of heads."""
     width, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
-    derived = getattr(config, "head_dim", None) is None and isinstance(width, int) and isinstance(heads, int)
-    return {"head_dim": width // heads} if derived else {}
+    if getattr(config, "head_dim", None) is None and isinstance(width, int) and isinstance(heads, int):
+        return {"head_dim": width // heads}
+    return {}
 
 
 def _values(model: nn.Module, config: Any, field: str, shapes: Shapes, base: Mapping[str, int]) -> set[float]:
@@ -109,7 +126,7 @@ def _values(model: nn.Module, config: Any, field: str, shapes: Shapes, base: Map
         return set()
     low = getattr(config, field) or PROBE
     one, two = (_built(model, config, {**base, field: value}) for value in (low, 2 * low))
-    if one is None or two is None or one.keys() != shapes.keys() or two.keys() != shapes.keys():
+    if not one.keys() == two.keys() == shapes.keys():
         return set()
     values = set()
     for name, shape in shapes.items():
