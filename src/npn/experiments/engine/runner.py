@@ -30,12 +30,14 @@ class Progress:
         seconds: that they took.
         stages: summaries of the stages that have ended.
         snapshots: stage -> tensors that were kept at its end.
+        ended: seconds from the start to the end of each epoch.
     """
 
     rows: int = 0
     seconds: float = 0.0
     stages: list[Row] = field(default_factory=list)
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    ended: list[float] = field(default_factory=list)
 
 
 def run(
@@ -103,6 +105,7 @@ def _train(
             processes.from_first(partial(directory.append, row))
             progress.rows += 1
             seconds, progress.seconds = progress.seconds, time.perf_counter() - began
+            progress.ended.append(round(progress.seconds, 3))
             deadline.epoch(progress.seconds - seconds)
             observer.epoch(row, schedule.epochs)
             start, end = span(schedule, stage)  # after the epoch: a plateau may have ended the stage
@@ -149,6 +152,7 @@ def _conclude(
         **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),
+        "epochs_ended": progress.ended,
         "command": command_line(),
         "options": options.as_dict(),
         "versions": versions(),
