@@ -90,18 +90,22 @@ class Step:
             closed = gates.deterministic_mask()
             with weights.step(), weights.unmasked() if closed is None else weights.applied(closed):
                 return evaluate(scale, True)
-        probability = gates.keep_probability()
+        with torch.enable_grad():
+            phi = gates.logits().detach().requires_grad_()
+            probability = gates.keep_probability(phi)
         with torch.no_grad():
             held = gates.held()
-            pi = probability if held is None else torch.where(held, torch.ones_like(probability), probability)
+            pi = probability.detach() if held is None else probability.masked_fill(held, 1)
             with weights.step():
                 loss, gradient = self._by_batch(evaluate, pi, scale) if estimate is None else estimate(pi)
             if gradient is not None:
-                factor = functional.chain_factor(gates.logits(), gates.k, gates.function)
-                gradient = gradient * factor
-                gates.add_gradient(gradient if held is None else gradient.masked_fill(held, 0))
+                gradient = gradient * functional.chain_factor(phi, gates.k, gates.function)
+                gradient = gradient if held is None else gradient.masked_fill(held, 0)
         if gates.k > 0:
             self._penalise(probability, scale)
+            found = [each for each in (gradient, phi.grad) if each is not None]
+            if found:
+                gates.add_gradient(sum(found[1:], start=found[0]))
             logits = [gate.logits.grad for gate in gates.each]
             average_([*(grad for grad in logits if grad is not None), *self.penalty.shared_tensors()])
         gates.age()
