@@ -129,10 +129,10 @@ class Step:
                 value = evaluate(factor, share > 0)
             if not plastic:
                 return value, None
-            losses.append(value * scale)
+            losses.append(_times(value, scale))
             mean = value if share == 1.0 else mean + share * value if share else mean
             if planned.gates:
-                gradients.append(self.weights.mask_gradient() / share)
+                gradients.append(_times(self.weights.mask_gradient(), 1 / share))
         assert isinstance(mean, Tensor)
         return mean, estimator.combine(pi, draw, losses, gradients)
 
@@ -140,8 +140,7 @@ class Step:
         """Add the gradient of the penalty, and update the penalty."""
         priced = self.pricing.at(probability)
         with torch.enable_grad():
-            cost = self.penalty.loss(priced)
-            cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
+            cost = _times(self.penalty.loss(priced), scale)
             if cost.requires_grad:
                 cost.backward()
         self.penalty.update(priced)
@@ -186,5 +185,10 @@ def evaluated(
         examples.check_finite(loss, last_checkpoint, first=gradient)
         if gradient:
             examples.check_differentiable(loss)
-            (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
+            _times(loss, factor).backward()
     return loss.detach()
+
+
+def _times(value: Tensor, factor: float | Tensor) -> Tensor:
+    """A product, without an operator where the factor is the number 1."""
+    return value if isinstance(factor, float) and factor == 1.0 else value * factor

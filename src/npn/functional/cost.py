@@ -51,7 +51,8 @@ def product_cost(group_sums: Tensor, weight: Tensor, constant: Tensor, counts: T
         )
     dtypes = {t.dtype for t in (group_sums, weight, constant, counts)}
     dtype = reduce(torch.promote_types, dtypes)
-    lengths = constant.to(dtype) + counts.to(dtype) @ group_sums.to(dtype)
+    flat = counts.to(dtype).flatten(0, 1)
+    lengths = torch.addmv(constant.to(dtype).flatten(), flat, group_sums.to(dtype)).view(constant.shape)
     # One multiplication per axis instead of `prod`, whose backward looks for zeros on the host.
     return reduce(torch.mul, lengths.unbind(-1), weight.to(dtype)).sum()
 

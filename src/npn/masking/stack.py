@@ -54,6 +54,43 @@ class Stack:
             found.append(single[self.single].view(1, *self.like.shape))
         return [factor.to(self.like.dtype) for factor in found]
 
+    def masked(self, out: Tensor, values: list[Tensor], factors: Sequence[Tensor]) -> None:
+        """Multiply weights by their factors.
+
+        Args:
+            out: the result of `empty`, to be overwritten.
+            values: the weights.
+            factors: see `factors`.
+        """
+        if self.count == 1:  # one pass over the memory, where copies take two
+            torch.mul(values[0].unsqueeze(0), factors[0], out=out)
+            factors = factors[1:]
+        else:
+            torch._foreach_copy_(out.unbind(), values)
+        for factor in factors:
+            out.mul_(factor)
+
+    def product(self, out: Tensor, values: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
+        """Multiply weights by the gradients with respect to their masked copies; 0 where there is none.
+
+        Args:
+            out: the result of `empty`, to be overwritten.
+            values: the weights.
+            gradients: of each of them.
+        """
+        found = [gradient for gradient in gradients if gradient is not None]
+        if len(found) < self.count:
+            out.zero_()
+        rows = [row for row, gradient in zip(out.unbind(), gradients, strict=True) if gradient is not None]
+        values = [value for value, gradient in zip(values, gradients, strict=True) if gradient is not None]
+        # the gradient of a complex weight w is conjugate: d loss / d factor is the real part of w conj(G)
+        found = [gradient.conj() if gradient.is_complex() else gradient for gradient in found]
+        if self.count == len(found) == 1:
+            torch.mul(values[0], found[0], out=rows[0])
+        elif found:
+            torch._foreach_copy_(rows, found)
+            torch._foreach_mul_(rows, values)
+
     def gradients(self, product: Tensor, factors: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
         """d loss / d gates of the entries of all axes, and of the single weights.
 

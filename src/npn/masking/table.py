@@ -1,7 +1,8 @@
 """The table from gates to the entries of the weights that they mask."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,8 @@ from npn.functional import effective_gates, effective_gates_gradient
 from npn.masking.stack import Stack
 from npn.structure import Structure, unit_of_column
 from npn.tracing.capture import model_tensors
+
+T = TypeVar("T")
 
 
 class MaskTable:
@@ -132,6 +135,15 @@ class MaskTable:
         """
         rows = ([factor.unbind() for factor in stacked] for stacked in factors)
         return [list(each) for row in rows for each in zip(*row, strict=True)]
+
+    def members(self, each: Sequence[T]) -> Iterator[tuple[Stack, list[T]]]:
+        """Each stack, with what belongs to its weights.
+
+        Args:
+            each: one entry for each weight.
+        """
+        left = iter(each)
+        return ((stack, list(islice(left, stack.count))) for stack in self.stacks)
 
     def gradient(self, products: Sequence[Tensor], factors: Sequence[Sequence[Tensor]], mask: Tensor) -> Tensor:
         """d loss / d mask.

@@ -157,13 +157,10 @@ class MaskedWeights:
         """
         assert self._arrived is not None and self._mask is not None
         table, arrived, self._arrived = self.table, self._arrived, None
-        copies = [copy for stack in self._stacks for copy in stack.unbind()]  # no longer read
         with torch.no_grad():
-            there = [i for i, gradient in enumerate(arrived) if gradient is not None]
-            torch._foreach_copy_([copies[i] for i in there], [_conjugate(g) for g in arrived if g is not None])
-            torch._foreach_mul_([copies[i] for i in there], [table.values[i] for i in there])
-            if len(there) < len(copies):
-                torch._foreach_zero_([copy for copy, gradient in zip(copies, arrived, strict=True) if gradient is None])
+            parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
+            for (stack, values), (_, gradients), out in parts:  # the masked copies are no longer read
+                stack.product(out, values, gradients)
             return table.gradient(self._stacks, self._factors, self._mask)
 
     def dense_gradients(self) -> dict[str, Tensor]:
@@ -265,11 +262,9 @@ class MaskedWeights:
         """Replace the weights' data by masked copies, which are written into `stacks`."""
         table = self.table
         with torch.inference_mode(False), torch.no_grad():
-            copies = [copy for stack in stacks for copy in stack.unbind()]
-            torch._foreach_copy_(copies, table.values)
-            for stack, each in zip(stacks, factors, strict=True):
-                for factor in each:
-                    stack.mul_(factor)
+            for (stack, values), out, each in zip(table.members(table.values), stacks, factors, strict=True):
+                stack.masked(out, values, each)
+        copies = (copy for stack in stacks for copy in stack.unbind())
         self._swapped = True
         for parameter, masked in zip(table.parameters, copies, strict=True):
             parameter.data = masked
@@ -308,8 +303,3 @@ class MaskedWeights:
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
         return new
-
-
-def _conjugate(gradient: Tensor) -> Tensor:
-    """Conjugate a complex gradient G: d loss / d factor of a complex weight w is the real part of w conj(G)."""
-    return gradient.conj() if gradient.is_complex() else gradient
