@@ -61,12 +61,17 @@ class RandomState:
         Args:
             model: module whose buffers are restored.
         """
-        buffers = [
-            (module._buffers, name, buffer, buffer.detach().clone())
+        places = [
+            (module._buffers, name, buffer)
             for module in model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}
+        for _, _, buffer in places:
+            alike.setdefault((buffer.shape, buffer.dtype, buffer.device), []).append(buffer)
+        with torch.no_grad():
+            saved = [(buffers, torch.stack(buffers).unbind()) for buffers in alike.values()]
         after = RandomState.now(torch.device("cuda", number) for number in self.cuda)
         self.restore()
         try:
@@ -74,20 +79,19 @@ class RandomState:
         finally:
             after.restore()
             with torch.no_grad():
-                for owner, name, buffer, value in buffers:
-                    owner[name] = buffer.copy_(value)
+                for buffers, values in saved:
+                    torch._foreach_copy_(buffers, values)
+            for owner, name, buffer in places:
+                owner[name] = buffer
 
 
-def devices_of(model: nn.Module) -> set[torch.device]:
-    """Find the devices of a model's parameters and buffers.
+def devices_of(model: nn.Module) -> Iterator[torch.device]:
+    """The device of each parameter and buffer of a model; looked up only when they are needed.
 
     Args:
         model: any module.
-
-    Returns:
-        The set of devices.
     """
-    return {tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
+    return (tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
 
 
 @contextlib.contextmanager
