@@ -84,13 +84,16 @@ def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) 
     runs: dict[tuple[str, float | None], dict[int, Result]] = {}
     for run in results:
         runs.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run
-    keys = [key := score_of(results[0]).key, f"validation_{key}"]
+    key = score_of(results[0]).key if results else ""
     found = []
     for first, second in compared:
         for mode, budget in sorted((kind for kind in runs if kind[0] == first), key=lambda kind: kind[1] or 0.0):
             ours, others = runs[mode, budget], runs.get((second, budget), {})
             if seeds := sorted(set(ours) & set(others)):
-                pairs = {key: paired([ours[seed][key] - others[seed][key] for seed in seeds]) for key in keys}
+                pairs = {
+                    name: paired([ours[seed][name] - others[seed][name] for seed in seeds])
+                    for name in (key, f"validation_{key}")
+                }
                 found.append({"first": first, "second": second, "budget": budget, **pairs})
     return found
 
