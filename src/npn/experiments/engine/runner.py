@@ -31,12 +31,14 @@ class Progress:
         seconds: that they took.
         stages: summaries of the stages that have ended.
         snapshots: stage -> tensors that were kept at its end.
+        ended: seconds from the start to the end of each epoch.
     """
 
     rows: int = 0
     seconds: float = 0.0
     stages: list[Row] = field(default_factory=list)
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    ended: list[float] = field(default_factory=list)
 
 
 def run(
@@ -111,6 +113,7 @@ def _train(
             processes.from_first(partial(directory.append, row))
             progress.rows += 1
             seconds, progress.seconds = progress.seconds, time.perf_counter() - began
+            progress.ended.append(round(progress.seconds, 3))
             deadline.epoch(progress.seconds - seconds)
             observer.epoch(row, schedule.epochs)
             start, end = span(schedule, stage)  # after the epoch: a plateau may have ended the stage
@@ -141,23 +144,24 @@ def _conclude(
 ) -> Outcome:
     """Export and measure the model, draw the figures, and write everything, the result last."""
     small = recipe.plastic.export()
-    _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
+    tested, score = evaluate(small, recipe.data.test, forward=recipe.logits), recipe.score
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
-    rows = directory.metrics()
+    rows, held_out = directory.metrics(), f"validation_{score.key}"
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
         "seed": options.seed,
         "processes": distributed.size(),
-        "accuracy": accuracy,
+        score.key: score.of(*tested),
         **last,
-        "validation_accuracy": rows[-1]["validation_accuracy"],
+        held_out: rows[-1][held_out],
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
         "macs_at_start": macs,
         "training_macs": sum(row["training_macs"] for row in rows),
         **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),
+        "epochs_ended": progress.ended,
         "command": command_line(),
         "options": options.as_dict(),
         "versions": versions(),

@@ -17,7 +17,7 @@ Chart = dict[str, Any]
 
 
 def curves(run: Run) -> list[Chart]:
-    """Return the charts of a run over its epochs: accuracy, loss, size, cost, units of each layer, k.
+    """Return the charts of a run over its epochs: score, loss, size, cost, units of each layer, k.
 
     Args:
         run: with at least one row.
@@ -25,12 +25,12 @@ def curves(run: Run) -> list[Chart]:
     Returns:
         For each chart `id`, `title`, `data` and `layout`.
     """
-    rows = run.rows
+    rows, score = run.rows, run.score
     shades = {"shapes": _shades(rows)}
     lines = [
-        chart("accuracy", "Accuracy in %", [
-            line(rows, "accuracy", "test", "--blue", factor=100),
-            line(rows, "validation_accuracy", "validation", QUIET, factor=100),
+        chart("score", sentence(score.label), [
+            line(rows, score.key, "test", "--blue", factor=score.factor),
+            line(rows, f"validation_{score.key}", "validation", QUIET, factor=score.factor),
         ]),
         chart("size", "Parameters", [line(rows, "params", "without biases", "--blue", step=True)], log=True),
         chart("cost", "Expected cost" + " and the budget's bound" * any(series(rows, "bound")), [
@@ -121,6 +121,15 @@ def line(
         "connectgaps": False,
         "hovertemplate": "%{y:,.5~g}",
     }
+
+
+def sentence(text: str) -> str:
+    """Begin with a capital.
+
+    Args:
+        text: to change.
+    """
+    return text[:1].upper() + text[1:]
 
 
 def colours(count: int) -> list[str]:
