@@ -47,7 +47,12 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Scheme of colours, what each frame has found, and what Chromium has logged."""
     folder: Path = tmp_path_factory.mktemp("pages")
     long = "a.layer.with.a.long.name.in.a.block.of.many"
-    paths = [write_run(folder / "one", layers={long: 16, "output": 8}, data="x" * 90), write_run(folder / "two", k=5.0)]
+    paths = [
+        write_run(
+            folder / "one", layers={long: 16, "output": 8}, data="</script><script>problems.push(1)</script>" + "x" * 90
+        ),
+        write_run(folder / "two", k=5.0),
+    ]
     runs = [read_run(path) for path in (*paths, write_run(folder / "three", mode="dense", layers={"hidden": 40}))]
     write_page(folder / "run.html", runs[:1])
     write_page(folder / "all.html", runs)

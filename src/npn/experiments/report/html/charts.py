@@ -62,7 +62,7 @@ def chart(key: str, title: str, data: Sequence[Chart | None], *, log: bool = Fal
         layout: further entries of plotly's layout.
     """
     drawn = [each for each in data if each]
-    axis: Chart = {"type": "log", "dtick": None} if log else {}
+    axis: Chart = {"type": "log", "exponentformat": "SI"} if log else {}
     return {
         "id": key,
         "title": title,

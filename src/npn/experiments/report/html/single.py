@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -55,7 +56,7 @@ def chart_boxes(charts: Sequence[Mapping[str, Any]], wide: bool = False) -> str:
 def _state(run: Run) -> str:
     if run.finished:
         return ""
-    again = f"npn run {run.experiment or 'EXPERIMENT'} --resume --out {run.path}"
+    again = f"npn run {run.experiment or 'EXPERIMENT'} --resume --out {shlex.quote(str(run.path))}"
     return (
         f"<p class=note><b>Not finished:</b> {len(run.rows)} epochs so far. "
         f"<code>{escape(again)}</code> goes on from the last checkpoint.</p>"
