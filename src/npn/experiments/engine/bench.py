@@ -6,7 +6,7 @@ from typing import Any
 
 from npn.experiments.engine.rundir import make_folder
 from npn.experiments.report.provenance import command_line, common
-from npn.experiments.report.scores import score_of
+from npn.experiments.report.scores import Score, score_of
 from npn.experiments.report.tables import Result, markdown_table, paired, spread
 
 MODES = ("sparsify", "expand", "scratch", "dense")  # in the order of the tables
@@ -44,14 +44,14 @@ def points(results: Sequence[Result], modes: Sequence[str] = MODES) -> list[dict
 
 
 def _point(mode: str, budget: float | None, runs: Sequence[Result]) -> dict[str, Any]:
-    key = score_of(runs[0]).key
+    score = score_of(runs[0])
     return {
         "mode": mode,
         "budget": budget,
         "runs": len(runs),
-        **{name: spread([run[name] for run in runs]) for name in (key, f"validation_{key}", *SPREAD)},
+        **{key: spread([run[key] for run in runs]) for key in (*score.keys, *SPREAD)},
         "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
-        "seeds": [{name: run[name] for name in ("seed", key, "params", "architecture")} for run in runs],
+        "seeds": [{key: run[key] for key in ("seed", score.key, "params", "architecture")} for run in runs],
     }
 
 
@@ -71,26 +71,29 @@ def made_with(results: Sequence[Result], different: Collection[str]) -> dict[str
 
 
 def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Compare the score of modes on the test data, paired by seed, at each budget that both have.
+    """Compare the score of modes on test and validation data, paired by seed, at each budget that both have.
 
     Args:
         results: contents of `result.json` of finished runs; `mode` may be the name of an arm.
         compared: pairs of modes.
 
     Returns:
-        Entries with `first`, `second`, `budget`, and the key of the score: the first's less the second's, see `paired`.
+        Entries with `first`, `second`, `budget`, and by the key of the score, such as `accuracy` and
+        `validation_accuracy`, the first's less the second's, see `paired`.
     """
-    scores: dict[tuple[str, float | None], dict[int, float]] = {}
-    key = score_of(results[0]).key
+    runs: dict[tuple[str, float | None], dict[int, Result]] = {}
     for run in results:
-        scores.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run[key]
+        runs.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run
     found = []
     for first, second in compared:
-        for mode, budget in sorted((kind for kind in scores if kind[0] == first), key=lambda kind: kind[1] or 0.0):
-            ours, others = scores[mode, budget], scores.get((second, budget), {})
+        for mode, budget in sorted((kind for kind in runs if kind[0] == first), key=lambda kind: kind[1] or 0.0):
+            ours, others = runs[mode, budget], runs.get((second, budget), {})
             if seeds := sorted(set(ours) & set(others)):
-                compared_runs = paired([ours[seed] - others[seed] for seed in seeds])
-                found.append({"first": first, "second": second, "budget": budget, key: compared_runs})
+                pairs = {
+                    key: paired([ours[seed][key] - others[seed][key] for seed in seeds])
+                    for key in score_of(ours[seeds[0]]).keys
+                }
+                found.append({"first": first, "second": second, "budget": budget, **pairs})
     return found
 
 
@@ -102,24 +105,28 @@ def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     if not entries:
         return []
-    rows, score = [], score_of(entries[0])
-    for entry in entries:
-        found = entry[score.key]
-        interval = "" if found["half_width"] is None else f" ± {score.factor * found['half_width']:.{score.digits}f}"
-        budget = "" if entry["budget"] is None else f"{entry['budget']:,g}"
-        rows.append(
-            (
-                f"{entry['first']} - {entry['second']}",
-                budget,
-                found["pairs"],
-                f"{score.factor * found['mean']:+.{score.digits}f}{interval}",
-            )
+    score = score_of(entries[0])
+    rows = [
+        (
+            f"{entry['first']} - {entry['second']}",
+            "" if entry["budget"] is None else f"{entry['budget']:,g}",
+            entry[score.key]["pairs"],
+            *(_difference(entry[key], score) for key in score.keys),
         )
+        for entry in entries
+    ]
     return [
         "## Differences",
         "",
-        markdown_table((f"test {score.name}", "budget", "seeds", score.unit), rows),
+        markdown_table((score.unit, "budget", "seeds", f"test {score.name}", f"validation {score.name}"), rows),
         "",
         "Paired by seed; the mean and its 95% interval by Student's t.",
         "",
     ]
+
+
+def _difference(found: Mapping[str, Any], score: Score) -> str:
+    """A result of `paired` in the unit of a score."""
+    half, digits = found["half_width"], score.digits
+    interval = "" if half is None else f" ± {score.factor * half:.{digits}f}"
+    return f"{score.factor * found['mean']:+.{digits}f}{interval}"

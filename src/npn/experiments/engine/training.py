@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -136,9 +137,11 @@ def _epoch(
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
         x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
-        recipe.growth.step(
-            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
-        )
+        with warnings.catch_warnings():  # what a recipe freezes, as the projection of the moons, it freezes on purpose
+            warnings.filterwarnings("ignore", message="new units have entries in frozen parameters")
+            recipe.growth.step(
+                row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+            )
     distributed.check(plastic)
     return {**row, "training_macs": macs}
 
@@ -200,16 +203,17 @@ def _update(recipe: Recipe) -> None:
 
 def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
     plastic, model = recipe.plastic, recipe.plastic.model
-    validation_loss, correct = evaluate(model, recipe.data.validation, forward=recipe.logits)
+    held_out = evaluate(model, recipe.data.validation, forward=recipe.logits)
     tested = evaluate(model, recipe.data.test, forward=recipe.logits)
     return {
         "epoch": epoch,
         "stage": stage.name,
         "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
         "loss": loss,
-        "validation_loss": validation_loss,
-        f"validation_{recipe.score.key}": recipe.score.of(validation_loss, correct),
-        recipe.score.key: recipe.score.of(*tested),
+        "validation_loss": held_out[0],
+        **{
+            key: recipe.score.of(*found) for key, found in zip(recipe.score.keys[::-1], (held_out, tested), strict=True)
+        },
         **recipe.measure(plastic),
         **_priced(plastic),
         "units": dict(plastic.sizes()),
