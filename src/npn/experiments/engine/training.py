@@ -203,6 +203,7 @@ def _update(recipe: Recipe) -> None:
 
 def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
     plastic, model = recipe.plastic, recipe.plastic.model
+    on_test, on_validation = recipe.score.keys
     held_out = evaluate(model, recipe.data.validation, forward=recipe.logits)
     tested = evaluate(model, recipe.data.test, forward=recipe.logits)
     return {
@@ -211,9 +212,8 @@ def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
         "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
         "loss": loss,
         "validation_loss": held_out[0],
-        **{
-            key: recipe.score.of(*found) for key, found in zip(recipe.score.keys[::-1], (held_out, tested), strict=True)
-        },
+        on_validation: recipe.score.of(*held_out),
+        on_test: recipe.score.of(*tested),
         **recipe.measure(plastic),
         **_priced(plastic),
         "units": dict(plastic.sizes()),
