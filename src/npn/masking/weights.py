@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates_gradient
+from npn.masking.norms import OpenNorms
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
@@ -67,6 +68,7 @@ class MaskedWeights:
             check_shapes(self.model, self.structure)
             with torch.inference_mode(False):  # training uses these tensors, even if inference creates them first
                 self._table = MaskTable(self.model, self.structure)
+                self._norms = OpenNorms(self.model, self.structure, self._table.device)
                 self._watch()
         return self._table
 
@@ -83,6 +85,7 @@ class MaskedWeights:
         self._table = None
         self._mask: Tensor | None = None
         self._masks: list[list[Tensor]] | None = None
+        self._leaf: Tensor | None = None
         self._values: list[Tensor] = []
         self._collected: list[list[Tensor] | None] | None = None
         self._outside: list[list[Tensor]] | None = None
@@ -136,8 +139,11 @@ class MaskedWeights:
             parameter.grad = None
         self._watch()
         versions = [parameter._version for parameter in self._parameters]
+        with torch.inference_mode(False):
+            self._leaf = mask.detach().clone().requires_grad_(collect)
         try:
-            yield
+            with self._norms.under(self._leaf):
+                yield
             self._check_untouched(versions)
         finally:
             self._masks = None
@@ -176,6 +182,9 @@ class MaskedWeights:
         total = torch.zeros(table.units + 1, device=table.device)
         if pieces:
             total.index_add_(0, table.index, torch.cat(pieces))
+        if self._leaf is not None and self._leaf.grad is not None:  # of the statistics of norms
+            total[:-1] += self._leaf.grad[: table.units]
+        self._leaf = None
         units = effective_gates_gradient(total[:-1], self._mask[: table.units], table.unit_of_column)
         return torch.cat([units, single]) if len(single) else units
 
@@ -214,18 +223,22 @@ class MaskedWeights:
             self._swap_in(masks)
         self._masks = masks
         self._watch()
+        norms = contextlib.ExitStack()
+        norms.enter_context(self._norms.under(mask, self.model))
         if not torch.is_grad_enabled():
-            return None
+            return norms, None
         saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
         saved.__enter__()
-        return saved
+        return norms, saved
 
     def unmask_call(self, saved: Any) -> None:
         """Undo `enter_outside`; gradients that arrive later are still masked.
 
         Args:
-            saved: the result of `enter_outside`.
+            saved: the result of `mask_call`.
         """
+        norms, saved = saved
+        norms.close()
         if saved is not None:
             saved.__exit__(None, None, None)
             self._outside = self._masks
