@@ -322,6 +322,23 @@ def test_masks_for_each_example_are_refused() -> None:
         npn.attach(GPT(), tokens(), streams=True, masks="example")
 
 
+def test_methods_are_refused() -> None:
+    plastic = attached("gpt")[2]
+    with pytest.raises(ConfigurationError, match=r"^HardConcrete may give units masks between 0 and 1, which norms"):
+        npn.methods.HardConcrete(plastic)
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")
+def test_a_compiled_model_runs_eagerly_while_masked() -> None:
+    model, x, plastic, stream = attached("gpt")
+    plastic.close(stream, [0, 3])
+    masked, compiled = model(x), torch.compile(model, backend="eager")
+    torch.testing.assert_close(compiled(x), masked)
+    torch.testing.assert_close(plastic.backward(lambda: target(compiled(x))), target(masked).detach())
+    plastic.compact()
+    torch.testing.assert_close(compiled(x), masked, rtol=1e-5, atol=1e-5)
+
+
 def test_without_the_option_nothing_changes() -> None:
     plastic = npn.attach(GPT(), tokens())
     assert plastic.structure.norms == () and not any(group.traced.normed for group in plastic.groups)

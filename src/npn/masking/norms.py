@@ -54,7 +54,8 @@ class OpenNorms:
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)  # torch's fused encoder layer has its norms inside
         try:
-            with NormCalls(self.paths, self._answer(mask), self._left) as calls:
+            eager = torch.compiler.set_stance("force_eager")  # compiled code would not ask which units are open
+            with eager, NormCalls(self.paths, self._answer(mask), self._left) as calls:
                 if inside is not None:
                     calls.begin(inside)
                 yield

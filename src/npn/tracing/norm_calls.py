@@ -71,6 +71,7 @@ class NormCalls(TorchFunctionMode):
             self._frames.clear()
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def begin(self, module: nn.Module, args: Any = None) -> None:
         """The forward pass of a module begins; a hook, to be called for one that has begun before the context.
 
@@ -80,6 +81,7 @@ class NormCalls(TorchFunctionMode):
             super().__enter__()  # type: ignore[no-untyped-call]
         self._frames.append((self.paths.get(module), [0]))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._frames:
             return
@@ -89,6 +91,7 @@ class NormCalls(TorchFunctionMode):
         if path is not None and self.left is not None and output is not None:
             self.left(path, frozenset(range(count[0])))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, (path, count) = getattr(func, "__name__", ""), (self._frames or [(None, [0])])[-1]
         if name not in NAMES or path is None:
