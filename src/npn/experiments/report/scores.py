@@ -11,8 +11,8 @@ class Score:
     """One kind of number.
 
     Attributes:
-        key: name in rows and results for the test data; that for the validation data begins with "validation_".
-        name: in the title of a column.
+        key: name in rows and results for the test data; see `keys`.
+        name: in the title of a column, after "test" or "validation".
         label: of an axis.
         factor: of the number on an axis, and of differences.
         unit: of differences.
@@ -34,6 +34,11 @@ class Score:
     phrase: Callable[[float], str]
     rises: bool
 
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Names in rows and results, for test and validation data."""
+        return self.key, f"validation_{self.key}"
+
 
 ACCURACY = Score(
     key="accuracy",
@@ -49,7 +54,7 @@ ACCURACY = Score(
 )
 BITS = Score(
     key="bits_per_byte",
-    name="bits per byte",
+    name="loss",
     label="bits per byte",
     factor=1.0,
     unit="bits per byte",
