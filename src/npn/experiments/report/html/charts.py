@@ -29,8 +29,8 @@ def curves(run: Run) -> list[Chart]:
     shades = {"shapes": _shades(rows)}
     lines = [
         chart("score", sentence(score.label), [
-            line(rows, score.key, "test", "--blue", factor=score.factor),
-            line(rows, f"validation_{score.key}", "validation", QUIET, factor=score.factor),
+            line(rows, score.keys[0], "test", "--blue", factor=score.factor),
+            line(rows, score.keys[1], "validation", QUIET, factor=score.factor),
         ]),
         chart("size", "Parameters", [line(rows, "params", "without biases", "--blue", step=True)], log=True),
         chart("cost", "Expected cost" + " and the budget's bound" * any(series(rows, "bound")), [

@@ -46,7 +46,7 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str | None]) -> str:
     sections = [
         section(
             "summary", f"{sentence(score.name)} against size", over + chart_boxes(charts[:1], wide=True),
-            f"Test {score.name}. The dashed line joins the runs that no other run beats in both.",
+            f"Test {score.label}. The dashed line joins the runs that no other run beats in both.",
         ),
         section("runs", "Runs", _table(runs, labels, kinds, links)),
         section("curves", "Curves", _key(of) + chart_boxes(charts[1:])),
@@ -171,7 +171,7 @@ def _table(runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str], lin
     def figures(run: Run) -> list[tuple[Any, str]]:
         last = run.last
         written: list[tuple[Any, Callable[[Any], str]]] = [
-            *((last.get(key), partial(rating, run.score)) for key in (run.score.key, f"validation_{run.score.key}")),
+            *((last.get(key), partial(rating, run.score)) for key in run.score.keys),
             (last.get("params"), quantity),
             (last.get("macs"), quantity), (run.training_macs, quantity), (last.get("seconds"), duration),
             (len(run.rows) or None, quantity),

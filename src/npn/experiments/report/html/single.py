@@ -70,8 +70,8 @@ def _cards(run: Run) -> list[str]:
     whole = (last.get("base") or {}).get("macs")  # where the result knows the full net, and the run began with less
     trained, there = run.training_macs, run.dense.training_macs if run.dense else None
     return [
-        card(f"Test {score.name}", rating(score, last.get(score.key)), [
-            f"validation {rating(score, last.get(f'validation_{score.key}'))}",
+        card(f"Test {score.label.removesuffix(' in %')}", rating(score, last.get(score.key)), [
+            f"validation {rating(score, last.get(score.keys[1]))}",
             _difference(score, last.get(score.key), dense.get(score.key)),
         ]),
         card("Parameters", quantity(last.get("params")), [
@@ -117,11 +117,10 @@ def _difference(score: Score, value: Any, dense: Any) -> str:
 
 def _stages(run: Run) -> str:
     ended, score = run.result.get("stages") or [], run.score
-    keys = (score.key, f"validation_{score.key}")
     rows = [
         (
             stage.get("stage", ""), stage.get("architecture", MISSING), stage.get("epochs", MISSING),
-            sharpness(stage.get("k", "inf")), *(rating(score, stage.get(key)) for key in keys),
+            sharpness(stage.get("k", "inf")), *(rating(score, stage.get(key)) for key in score.keys),
             quantity(stage.get("params")), duration(stage.get("seconds")),
         )
         for stage in ended

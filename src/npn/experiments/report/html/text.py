@@ -49,7 +49,7 @@ def share(value: Any) -> str:
 
 
 def rating(score: Score, value: Any) -> str:
-    """Write how good a network is; the name of the score stands elsewhere.
+    """Write how good a network is; the unit of a loss stands elsewhere.
 
     Args:
         score: kind of the number.
@@ -61,7 +61,7 @@ def rating(score: Score, value: Any) -> str:
         ('99.11%', '2.000', '–')
     """
     value = number(value)
-    return MISSING if value is None else score.text(value).removesuffix(f" {score.name}")
+    return MISSING if value is None else score.text(value).removesuffix(f" {score.unit}")
 
 
 def duration(seconds: Any) -> str:
