@@ -155,6 +155,7 @@ OWN |= {"channels_last": True, "compile": True, "graphs": True, "antithetic_eval
 LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
 LENET |= {"preset": "paper"}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}
+HOW |= {"json": True}
 
 
 @pytest.mark.parametrize(

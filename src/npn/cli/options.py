@@ -87,6 +87,7 @@ StopAfter = Annotated[
         metavar="MINUTES", help="Stop before an epoch that would end later than that; --resume continues the run."
     ),
 ]
+JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to the folder's tensorboard/ as well.")]
 
 Seeds = Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')]
@@ -104,6 +105,7 @@ class Launch:
         overwrite: delete the files of an earlier run.
         stop_after: limit in minutes.
         tensorboard: write curves for TensorBoard as well.
+        json: print the result as JSON on stdout, and everything else on stderr.
     """
 
     out: Path | None = None
@@ -111,6 +113,7 @@ class Launch:
     overwrite: bool = False
     stop_after: float | None = None
     tensorboard: bool = False
+    json: bool = False
 
 
 def listed(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """`npn run`: train one experiment."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -47,6 +48,7 @@ def moons(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
     preset: given.Preset = None,
 ) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
@@ -54,7 +56,7 @@ def moons(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
     options = MoonsOptions(*common, preset)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
 @app.command("lenet5-mnist")
@@ -82,6 +84,7 @@ def lenet5_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
     preset: given.Preset = None,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
@@ -89,7 +92,7 @@ def lenet5_mnist(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
 @app.command("lenet300-mnist")
@@ -113,6 +116,7 @@ def lenet300_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
 ) -> None:
     """LeNet-300-100 on MNIST, with a gate on every single weight; the modes are sparsify and dense."""
     from npn.experiments.lenet300.options import LeNet300Options
@@ -120,7 +124,7 @@ def lenet300_mnist(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, None, None)
     options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
 @app.command("resnet56-cifar10")
@@ -152,6 +156,7 @@ def resnet56_cifar10(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
 ) -> None:
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
     from npn.experiments.resnet.recipe import EXPERIMENT
@@ -160,12 +165,16 @@ def resnet56_cifar10(
     options = ResNetOptions(
         *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval
     )
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
-def terminal() -> Console:
-    """Make a console; of the processes of torchrun only the first one prints."""
-    return Console(quiet=processes.rank() > 0)
+def terminal(stderr: bool = False) -> Console:
+    """Make a console; of the processes of torchrun only the first one prints.
+
+    Args:
+        stderr: print there, and leave stdout for the result.
+    """
+    return Console(quiet=processes.rank() > 0, stderr=stderr)
 
 
 def start(experiment: Experiment, options: Options, launch: Launch) -> None:
@@ -176,7 +185,7 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
         options: settings of the user.
         launch: where and how to run.
     """
-    console = terminal()
+    console = terminal(launch.json)
     out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
     directory = RunDirectory(out)
     resume = _resumes(directory, launch, console)
@@ -186,6 +195,9 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
     if console.quiet:
         return
     result = directory.result()
+    if launch.json:
+        typer.echo(json.dumps({**result, "files": [str(file) for file in sorted(out.iterdir())]}, indent=2))
+        return
     console.print(
         f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
         f"({result['architecture']}; {result['params_with_biases']:,} with biases, {result['macs']:,} MACs)",
@@ -230,7 +242,7 @@ def train(experiment: Experiment, options: Options, directory: RunDirectory, lau
     except Interrupted as stopped:
         late = isinstance(stopped, OutOfTime)
         why = f"Stopped: another epoch would not fit into {launch.stop_after:g} minutes." if late else "Stopped."
-        terminal().print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
+        terminal(launch.json).print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -247,7 +259,7 @@ def shown(experiment: Experiment, options: Options, directory: RunDirectory, lau
         Interrupted: the run was stopped.
     """
     with ExitStack() as stack:
-        display = ProgressDisplay(terminal(), f"{experiment.name} {directory.path.name}")
+        display = ProgressDisplay(terminal(launch.json), f"{experiment.name} {directory.path.name}")
         observers: list[Observer] = [stack.enter_context(display)]
         if launch.tensorboard:
             observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
