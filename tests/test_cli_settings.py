@@ -177,6 +177,11 @@ def test_every_option_gets_to_the_run(ran, name, experiment, expected):
     assert ran == [(experiment, expected, Launch(**HOW))]
 
 
+def test_an_animation_is_asked_for(ran):
+    assert call("run", "moons", "--animate") == (0, "")
+    assert ran[0][2] == Launch(animate=True)
+
+
 @pytest.mark.parametrize("name", ["moons", "lenet5-mnist"])
 def test_a_preset_that_cannot_be_is_refused_in_one_line(tmp_path, name):
     message = "the preset 'paper' is for the modes sparsify and expand, got 'dense'; leave it out"

@@ -24,6 +24,7 @@ from npn.experiments.report.board import Board
 from npn.experiments.report.console import ProgressDisplay
 from npn.experiments.resnet.options import ResNetOptions
 
+FRAMES = 60  # of an animation
 INTERRUPTED = 130  # the exit status that shells expect after SIGINT
 
 app = typer.Typer(help="Train one experiment; pictures and results go to a folder.", no_args_is_help=True)
@@ -48,6 +49,7 @@ def moons(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    animate: given.Animate = False,
     as_json: given.JSON = False,
     preset: given.Preset = None,
 ) -> None:
@@ -56,7 +58,7 @@ def moons(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
     options = MoonsOptions(*common, preset)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 
 @app.command("lenet5-mnist")
@@ -264,7 +266,10 @@ def shown(experiment: Experiment, options: Options, directory: RunDirectory, lau
         if launch.tensorboard:
             observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
         minutes, resume = launch.stop_after, launch.resume
-        return runner.run(experiment, options, directory, Observers(observers), resume=resume, stop_after=minutes)
+        frames = FRAMES if launch.animate else 0
+        return runner.run(
+            experiment, options, directory, Observers(observers), resume=resume, stop_after=minutes, frames=frames
+        )
 
 
 def list_files(files: list[Path], console: Console) -> None:
