@@ -291,8 +291,8 @@ def page(found: dict[str, Any]) -> str:
         markdown_table(header, lines),
         f"Raw pitch accuracy (within 50 cents) on {settings['test']} held-out synthetic sounds of another seed, by "
         f"which nothing was chosen; seeds {', '.join(seeds)}{' (one seed: no spread)' * (len(seeds) == 1)}. Every "
-        f"trained network had {settings['steps']} steps of {settings['batch']} sounds. MB is the ONNX file, ms one "
-        "frame in onnxruntime, one thread, the median of 30 interleaved calls; sizes and times are those of the first seed.",
+        f"trained network had {settings['steps']} steps of {settings['batch']} sounds. MB is the ONNX file, ms "
+        "one frame in onnxruntime, one thread, median of 30 interleaved calls; sizes and times are of the first seed.",
         made_by(found),
     ]) + "\n"  # fmt: skip
 

@@ -1,15 +1,18 @@
 """Tables on a terminal and in a notebook: like layers share a line, text is escaped, sizes are those of the model."""
 
+import io
 import re
 from itertools import pairwise
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import npn
 from npn._utils.display import html_table, text_table
 from npn._utils.naming import joined
+from npn.experiments.report.console import ProgressDisplay, sparkline
 
 
 class Block(nn.Module):
@@ -96,3 +99,16 @@ def test_html_is_balanced():
     for tag in ("table", "caption", "thead", "tbody", "tr", "th", "td"):
         assert len(re.findall(f"<{tag}[ >]", text)) == text.count(f"</{tag}>") > 0
     assert all(a < b for a, b in pairwise(text.index(f">{i}<") for i in "1234"))
+
+
+def test_a_run_on_a_terminal_draws_size_and_accuracy():
+    row = {"stage": "plastic", "k": 7.0, "architecture": "5-4-2"}
+    shown = {}
+    for terminal in (True, False):
+        text = io.StringIO()
+        with ProgressDisplay(Console(file=text, force_terminal=terminal, width=160), "moons") as display:
+            for epoch, (params, accuracy) in enumerate([(90, 0.5), (50, 0.75), (10, 1.0)]):
+                display.epoch({**row, "epoch": epoch, "params": params, "accuracy": accuracy}, 3)
+        shown[terminal] = text.getvalue()
+    assert "size █▅▁  accuracy ▁▅█" in shown[True] and "▅" not in shown[False]
+    assert sparkline([]) == ""
