@@ -57,7 +57,9 @@ def same_result(one: RunDirectory, two: RunDirectory) -> None:
     assert one.metrics_file.read_bytes() == two.metrics_file.read_bytes()
     results = [directory.result() for directory in (one, two)]
     for result in results:
-        del result["seconds"], result["command"]
+        ended = result["epochs_ended"]
+        assert len(ended) == len(one.metrics()) and ended == sorted(ended) and ended[-1] == result["seconds"]
+        del result["seconds"], result["epochs_ended"], result["command"]
         for stage in result["stages"]:
             del stage["seconds"]
     assert results[0] == results[1]
@@ -75,8 +77,11 @@ def test_an_interrupted_run_ends_the_same(finished: Finished, tmp_path: Path, ep
         with pytest.raises(Interrupted):
             runner.run(experiment, options, directory, observer, resume=turn > 0)
         assert directory.unfinished
+        report = directory.report_file.read_text(encoding="utf-8")
+        assert f"npn run moons --resume --out {tmp_path}" in report
         torch.manual_seed(999)  # another process has another state
     runner.run(experiment, Options(), directory, observer, resume=True)
+    assert "--resume" not in directory.report_file.read_text(encoding="utf-8")
     assert observer.epochs == list(range(18))  # the epoch under way was finished: none is run twice
     assert observer.stages == ["pretrain", "plastic", "finetune"]
     same_result(whole, directory)

@@ -1,5 +1,6 @@
 """Rehearse resizes on fake tensors: first whether the code runs at all at other sizes, then a whole re-trace."""
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from npn.structure import Structure, difference, match_groups, moved, resized_sh
 from npn.tracing.capture import output_shapes, raising_line
 from npn.tracing.retrace import attributes_changed, retrace
 from npn.tracing.single import in_mode
+
+_UNFUSE = "; npn.unfuse(model) before attach frees its heads"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class Rehearsal:
         self.seconds = seconds
         self.repairs: set[frozenset[str]] = set()
         self._end = process_time() + seconds
-        self._cheap = self._run(structure, {}) is None  # else fake tensors do not reach through this model
+        self._present = structure
+
+    @functools.cached_property
+    def _cheap(self) -> bool:
+        """Whether the code runs at the present sizes; else fake tensors do not reach through this model."""
+        return self._run(self._present, {}) is None
 
     @property
     def expired(self) -> bool:
@@ -168,7 +176,9 @@ def _failure(error: Exception) -> Problem:
     cause = error.__cause__ if isinstance(error, TraceError) else error
     if cause is None:
         return Problem(f"the code fixes this size: {error}")
-    return Problem(f"the code fixes this size at {raising_line(cause)}: {str(cause).strip() or type(cause).__name__}")
+    line = raising_line(cause)
+    reason = f"the code fixes this size at {line}: {str(cause).strip() or type(cause).__name__}"
+    return Problem(reason + _UNFUSE if "multi_head_attention_forward" in line else reason)
 
 
 def _fewer(structure: Structure, names: Sequence[str]) -> dict[str, int]:

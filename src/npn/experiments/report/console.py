@@ -9,7 +9,7 @@ from typing import Any, Self, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from npn.experiments.report.tables import percent
+from npn.experiments.report.scores import score_of
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
@@ -26,7 +26,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
         self._sizes: list[float] = []
-        self._accuracies: list[float] = []
+        self._scores: list[float] = []
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -55,8 +55,9 @@ class ProgressDisplay:
             epochs: the most that the run can take.
         """
         self._sizes.append(row["params"])
-        self._accuracies.append(row["accuracy"])
-        curves = f"size {sparkline(self._sizes)}  accuracy {sparkline(self._accuracies)}"
+        score = score_of(row)
+        self._scores.append(row[score.key])
+        curves = f"size {sparkline(self._sizes)}  {score.name} {sparkline(self._scores)}"
         self._progress.update(
             self._task, total=epochs, completed=row["epoch"] + 1, status=f"{status(row)}\n[dim]{curves}[/dim]"
         )
@@ -67,9 +68,10 @@ class ProgressDisplay:
         Args:
             entry: summary of the stage.
         """
+        score = score_of(entry)
         self.console.print(
             f"[bold]{entry['stage']:<9}[/bold] {entry['epochs']:>4} epochs  {sharpness(entry['k']):<7} "
-            f"accuracy {percent(entry['accuracy'])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
+            f"{score.phrase(entry[score.key])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
             f"{entry['seconds']:.1f} s",
             highlight=False,
             soft_wrap=True,
@@ -114,4 +116,5 @@ def status(row: dict[str, Any]) -> str:
     Args:
         row: measurements of the epoch.
     """
-    return f"{row['stage']}  {sharpness(row['k'])}  accuracy {percent(row['accuracy'])}  {row['architecture']}"
+    score = score_of(row)
+    return f"{row['stage']}  {sharpness(row['k'])}  {score.phrase(row[score.key])}  {row['architecture']}"
