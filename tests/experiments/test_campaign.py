@@ -63,13 +63,15 @@ def test_every_arm_has_a_label_and_depends_on_arms_that_there_are():
 
 def test_differences_are_paired_by_seed():
     def result(mode, seed, accuracy, budget=2.0):
-        return {"mode": mode, "seed": seed, "accuracy": accuracy, "options": {"budget": budget}}
+        validation = {"validation_accuracy": accuracy**2}
+        return {"mode": mode, "seed": seed, "accuracy": accuracy, **validation, "options": {"budget": budget}}
 
     runs = [result("a", 0, 0.5), result("a", 1, 0.7), result("b", 1, 0.6), result("b", 0, 0.5), result("b", 9, 0.1)]
     (entry,) = differences([*runs, result("a", 0, 0.9, budget=3.0)], [("a", "b"), ("a", "c")])
     assert entry["accuracy"]["pairs"] == 2 and entry["accuracy"]["mean"] == pytest.approx(0.05)
     assert entry["accuracy"]["half_width"] == pytest.approx(12.706 * 0.05, rel=1e-3)  # t(0.975, 1) s / sqrt 2
-    assert "| a - b | 2 | 2 | +5.00 ± 63.53 |" in "\n".join(difference_lines([entry]))
+    assert entry["validation_accuracy"]["mean"] == pytest.approx((0.0 + 0.13) / 2)
+    assert "| a - b | 2 | 2 | +5.00 ± 63.53 | +6.50 ± 82.59 |" in "\n".join(difference_lines([entry]))
     assert difference_lines([]) == []
 
 

@@ -269,3 +269,29 @@ def test_gates_of_single_weights_learn_and_go(kind):
     assert method.compact().changes["0"] == (10, 8), "nothing reads them any more"
     torch.testing.assert_close(model(x), expected, atol=1e-6, rtol=1e-5)
     step(model, method, optimizer)
+
+
+def test_the_authors_code_drops_single_weights_inside_targeted_units():
+    _, plastic = attached()
+    method = methods.TargetedDropout(plastic, targeted={"*.weight": 0, "*": 0.5}, rate=0.3, paper_code=True)
+    units = len(plastic.gates) - 30 - 60 - 12
+    whole, inside = method.candidates()[:units].split([10, 6])
+    assert not method.candidates()[units:].any() and (int(whole.sum()), int(inside.sum())) == (5, 3)
+    masks = torch.stack([method.training_mask() for _ in range(4000)]).mean(0)
+    assert torch.equal(masks[:units], torch.ones(units)), "no unit is dropped as a whole"
+    first, second, last = masks[units:].split([30, 60, 12])
+    for mask, candidates in ((first.view(10, 3), whole), (second.view(6, 10), inside)):
+        assert torch.equal(mask[~candidates], torch.ones_like(mask[~candidates]))
+        assert (mask[candidates] - 0.7).abs().max() < 0.04  # 5 standard errors
+    assert torch.equal(last, torch.ones(12)), "the units of the output are never targeted"
+    kept = method.kept_gates()
+    assert torch.equal(kept[:units], ~torch.cat([whole, inside])), "evaluation drops whole units"
+
+
+def test_drawing_inside_units_needs_gates_on_all_their_weights():
+    with pytest.raises(ConfigurationError) as caught:
+        methods.TargetedDropout(attached(unstructured="2.weight")[1], paper_code=True)
+    assert str(caught.value) == (
+        "paper_code=True draws for each weight that produces a unit, but not all of these have gates of their own; "
+        'attach with unstructured="*"'
+    )

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,3 +151,16 @@ def _gpus(devices: Iterable[torch.device]) -> set[int]:
     current = torch.cuda.current_device()
     found = {current if device.index is None else device.index for device in devices if device.type == "cuda"}
     return found | {current}
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Restore a generator; on another kind of device, whose states differ, seed it with a hash of the state.
+
+    Args:
+        generator: to change.
+        state: of the generator that was saved, on the CPU.
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(zlib.crc32(state.numpy().tobytes()))

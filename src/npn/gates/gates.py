@@ -2,7 +2,6 @@
 
 import math
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
+from npn._utils.rng import restore_generator
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.decision import Decision, check_undecided
@@ -270,7 +270,8 @@ class Gates:
         except ConfigurationError as error:
             raise ConfigurationError(f"group {called!r}: {error}") from error
         gate.set(index, probability, grace)
-        forget_momentum(optimizers, gate.logits, _where(gate, index))
+        chosen = torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)
+        forget_momentum(optimizers, gate.logits, chosen)
         self.grace_left = max(self.grace_left, grace)
         if not bool((gate.logits > 0).any()):
             of_branches = isinstance(traced, Branches)
@@ -375,26 +376,10 @@ class Gates:
             gate.load_state_dict(state["weights"][gate.name])
         self.grace_left = max(int(gate.grace.max()) for gate in self.each)
         self.warming_left = max((int(group.gate.warming.max()) for group in self.groups), default=0)
-        self._load_generator(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"].cpu())
         self._key = None
 
-    def _load_generator(self, saved: Tensor) -> None:
-        """Restore the generator; on another kind of device, whose states differ, seed it with a hash of the state."""
-        if saved.shape == self.generator.get_state().shape:
-            self.generator.set_state(saved)
-        else:
-            self.generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
-
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gates":
-        new = deep_copy(
-            self,
-            memo,
-            {"_key": None, "_seen": None, "_mask": None, "generator": torch.Generator(self.generator.device)},
-        )
+        new = deep_copy(self, memo, {"_key": None, "_mask": None, "generator": torch.Generator(self.generator.device)})
         new.generator.set_state(self.generator.get_state())
         return new
-
-
-def _where(gate: Gate, index: Tensor) -> Tensor:
-    """Bool, in the shape of the logits: the positions in `index`."""
-    return torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)

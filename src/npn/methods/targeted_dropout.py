@@ -27,9 +27,10 @@ class TargetedDropout(Method):
     With ``ramp``, alpha rises linearly from 0 over that many steps, gamma from 0 to 0.95 of its value over the first
     half and to the full value over the second half.
 
-    Deviations from the authors' code: a dropped unit is dropped as a whole (the code draws for each weight inside a
-    targeted unit); ties at the threshold do not survive; the unit of largest norm always stays; a unit's norm counts
-    all layers that produce it. Biases and the units of the network's output are never targeted.
+    Deviations from the authors' code: a dropped unit is dropped as a whole, as in the paper's Eq. 1, where the code
+    draws for each weight inside a targeted unit (``paper_code=True`` does so); ties at the threshold do not survive;
+    the unit of largest norm always stays; a unit's norm counts all layers that produce it. Biases and the units of the
+    network's output are never targeted.
 
     Args:
         plastic: the handle of the model, at k = inf.
@@ -37,9 +38,12 @@ class TargetedDropout(Method):
             gates to number, in which the first match counts: ``{"fc*.weight": 0.9, "*": 0}`` targets weights only.
         rate: alpha, the probability with which a candidate is dropped, in [0, 1].
         ramp: calls of `after_step` until gamma and alpha reach their values; None for no ramp.
+        paper_code: in training drop each weight that produces a candidate unit with probability alpha, in place of the
+            unit, as the authors' code does; all these weights need gates of their own.
 
     Raises:
-        ConfigurationError: an argument is outside its range, or no weight produces the units of a group.
+        ConfigurationError: an argument is outside its range, no weight produces the units of a group, or `paper_code`
+            is given and a weight that produces units has no gate of its own.
 
     Example:
         >>> import npn
@@ -67,13 +71,14 @@ class TargetedDropout(Method):
         targeted: float | Mapping[str, float] = 0.5,
         rate: float = 0.5,
         ramp: int | None = None,
+        paper_code: bool = False,
     ) -> None:
         super().__init__(plastic)
         for value in targeted.values() if isinstance(targeted, Mapping) else [targeted]:
             share("targeted", value)
         self.rate = share("rate", rate)
         self.ramp = None if ramp is None else whole_number("ramp", ramp, 1, "steps (or None)")
-        self.steps = 0
+        self.paper_code, self.steps = paper_code, 0
         self._shares = self._per_group(targeted, "targeted")
         self._entries = self._find_entries()
         produced = zip(self.groups, self._entries.counts.split([group.size for group in self.groups]), strict=True)
@@ -82,6 +87,12 @@ class TargetedDropout(Method):
             raise ConfigurationError(
                 f"no weight produces the units of {', '.join(without)}, so they have no norm; leave them out with "
                 "skip= when attaching"
+            )
+        own = {id(weight) for weight in self.single_weights().values()}
+        if paper_code and not all(id(tensor) in own for tensor, *_ in self._entries.terms):
+            raise ConfigurationError(
+                "paper_code=True draws for each weight that produces a unit, but not all of these have gates of their "
+                'own; attach with unstructured="*"'
             )
         self._sizes = {name: values.shape[-1] for name, values in self.magnitudes().items()}
         self._begin()
@@ -114,7 +125,8 @@ class TargetedDropout(Method):
     def training_mask(self, batch: int | None = None) -> Tensor:
         """0 for candidates with probability alpha, else 1."""
         uniform = self.plastic.gates.draw(*([] if batch is None else [batch]))
-        return (~(self.candidates() & (uniform < self._ramped()[1]))).float()
+        candidates = self._weights_of(self.candidates()) if self.paper_code else self.candidates()
+        return (~(candidates & (uniform < self._ramped()[1]))).float()
 
     def chosen(self) -> tuple[Tensor, Tensor]:
         """What is no candidate; the score is the magnitude."""
@@ -134,6 +146,18 @@ class TargetedDropout(Method):
         """Restore the state that `state_dict` saved."""
         super().load_state_dict(state)
         self.steps, self._sizes = int(state["steps"]), dict(state["sizes"])
+
+    def _weights_of(self, candidates: Tensor) -> Tensor:
+        """The candidates, bool (gates,), with the weights that produce candidate units in place of these units."""
+        units, single = candidates.tensor_split([len(self._entries.counts)])
+        weights = self.single_weights().values()
+        pieces = zip(weights, single.split([weight.numel() for weight in weights]), strict=True)
+        found = {id(weight): piece.view_as(weight).clone() for weight, piece in pieces}
+        for tensor, axis, positions, of in self._entries.terms:
+            assert axis is not None
+            along = units.new_zeros(tensor.shape[axis]).index_copy(0, positions, units[of])
+            found[id(tensor)] |= along.view([-1 if a == axis else 1 for a in range(tensor.dim())])
+        return torch.cat([torch.zeros_like(units), *(each.reshape(-1) for each in found.values())])
 
     def _ramped(self) -> tuple[float, float]:
         """The present share of gamma, and the present alpha."""

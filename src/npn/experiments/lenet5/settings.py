@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from npn.errors import ConfigurationError
 from npn.experiments.engine.bench import made_with, result_files
 from npn.experiments.engine.campaign import Arm, Campaign, Train
 from npn.experiments.engine.rundir import write_json
 from npn.experiments.lenet5.options import LeNetOptions
-from npn.experiments.lenet5.recipe import EXPERIMENT, LEARNING_RATE, STAGES, WEIGHT_DECAY
+from npn.experiments.lenet5.recipe import DECAYED, EXPERIMENT, LEARNING_RATE, STAGES, WEIGHT_DECAY
 from npn.experiments.report.provenance import made_by
 from npn.experiments.report.tables import markdown_table, percent_spread, spread
 
@@ -32,10 +33,11 @@ def bench(
     options: LeNetOptions,
     seeds: Sequence[int],
     modes: Sequence[str],
+    trials: Sequence[tuple[float, float]],
     budget: float,
     train: Train,
 ) -> list[Path]:
-    """Train every mode with every setting of `TRIALS`, and write `out` with the endings .json and .md.
+    """Train every mode with every trial, and write `out` with the endings .json and .md.
 
     Args:
         out: path without ending.
@@ -43,6 +45,7 @@ def bench(
         options: settings of every run.
         seeds: to train with.
         modes: "sparsify", "expand" or "scratch".
+        trials: learning rate and weight decay of each.
         budget: weights to end with.
         train: trains one run.
 
@@ -55,9 +58,9 @@ def bench(
     arms = {
         _name(mode, rate, decay): Arm(mode, (budget,), {"learning_rate": rate, "weight_decay": decay})
         for mode in ("sparsify", "expand", "scratch")
-        for rate, decay in TRIALS
+        for rate, decay in trials
     }
-    names = [_name(mode, *trial) for mode in modes for trial in TRIALS]
+    names = [_name(mode, *trial) for mode in modes for trial in trials]
     made = Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, names)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, run in made:
@@ -78,6 +81,31 @@ def bench(
     write_json(files[0], summary)
     files[1].write_text(page(summary, seeds), encoding="utf-8")
     return files
+
+
+def parse_trials(text: str) -> tuple[tuple[float, float], ...]:
+    """Read trials as a user writes them.
+
+    Args:
+        text: a learning rate and a weight decay with a colon between them, and commas between trials.
+
+    Raises:
+        ConfigurationError: the text has another form, or a number is negative.
+
+    Example:
+        >>> parse_trials("0.007:0.1,0.0035:0.2")
+        ((0.007, 0.1), (0.0035, 0.2))
+    """
+    found = []
+    for trial in text.split(","):
+        rate, _, decay = trial.partition(":")
+        try:
+            found.append((float(rate), float(decay)))
+        except ValueError:
+            found.append((-1.0, -1.0))
+        if not (found[-1][0] > 0.0 and found[-1][1] >= 0.0):
+            raise ConfigurationError(f'trials must look like "0.007:0.1,0.0035:0.2" (rate:decay), got {trial!r}')
+    return tuple(found)
 
 
 def _name(mode: str, rate: float, decay: float) -> str:
@@ -108,7 +136,8 @@ def page(summary: dict[str, Any], seeds: Sequence[int]) -> str:
             "",
             f"Last epoch of shorter trainings to a budget of {summary['budget']:,.0f}, seeds "
             f"{', '.join(map(str, seeds))}, which no other bench uses; in use are a learning rate of {LEARNING_RATE:g} "
-            f"and a weight decay of {WEIGHT_DECAY:g}. Mean and standard deviation over the seeds; a share of 5,000 "
+            f"and a weight decay of {WEIGHT_DECAY:g}, less for budgets under {DECAYED:,.0f}, in proportion. Mean and "
+            "standard deviation over the seeds; a share of 5,000 "
             "images has itself a standard error of 0.14 points at 99%. Test images were not looked at.",
             "",
             made_by(summary, per=" a run"),
