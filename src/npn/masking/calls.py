@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
+from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
 from torch.utils._pytree import tree_leaves
 
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
 from npn.masking.weights import MaskedWeights
-
-_uncompiled = _disable_dynamo  # torch.compiler.disable, which would import the compiler now
 
 
 class MaskedCall:
@@ -110,7 +108,7 @@ class MaskedCall:
         self.gates.to(self.weights.device)
         return self.gates.deterministic_mask()
 
-    @_uncompiled
+    @not_compiled
     def recover(self) -> None:
         """Restore the weights after a call that was interrupted: torch runs forward hooks after an Exception only."""
         if self.entered and self._caller is not None:
@@ -119,7 +117,7 @@ class MaskedCall:
                 self._inner = 0
                 self._leave()
 
-    @_uncompiled
+    @not_compiled
     def _enter(self) -> None:
         """Mask the weights for a call."""
         self.weights.forget_call()
@@ -136,7 +134,7 @@ class MaskedCall:
         self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
         self.entered = True
 
-    @_uncompiled
+    @not_compiled
     def _leave(self) -> None:
         """Restore the weights after a call."""
         self.entered, self._caller = False, None

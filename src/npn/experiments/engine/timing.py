@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 Call = Callable[[], object]
+Clock = Callable[[], float]
 
 
 @dataclass
@@ -47,7 +48,14 @@ def quartiles(values: Sequence[float], digits: int = 3) -> dict[str, float]:
 
 
 def interleaved(
-    calls: Mapping[str, Call], baseline: str, rounds: int, *, repeats: int = 3, warmup: int = 3, device: str = "cpu"
+    calls: Mapping[str, Call],
+    baseline: str,
+    rounds: int,
+    *,
+    repeats: int = 3,
+    warmup: int = 3,
+    device: str = "cpu",
+    clock: Clock | None = None,
 ) -> dict[str, Timing]:
     """Time every call between two runs of the baseline, in turn, for some rounds.
 
@@ -61,6 +69,7 @@ def interleaved(
         repeats: calls per measurement.
         warmup: rounds before those that count.
         device: to wait for, if it is a GPU.
+        clock: see `seconds`.
 
     Returns:
         One `Timing` per name.
@@ -68,14 +77,18 @@ def interleaved(
     timings = {name: Timing() for name in calls}
     for round_ in range(-warmup, rounds):
         for name, call in calls.items():
-            before, between, after = (seconds(c, repeats, device) for c in (calls[baseline], call, calls[baseline]))
+            before, between, after = (
+                seconds(c, repeats, device, clock=clock) for c in (calls[baseline], call, calls[baseline])
+            )
             if round_ >= 0:
                 timings[name].seconds.append(between)
                 timings[name].ratios.append(between / ((before + after) / 2))
     return timings
 
 
-def seconds(call: Call, repeats: int = 1, device: str = "cpu", *, warm: bool = True) -> float:
+def seconds(
+    call: Call, repeats: int = 1, device: str = "cpu", *, warm: bool = True, clock: Clock | None = None
+) -> float:
     """Measure the mean seconds per call.
 
     Args:
@@ -83,15 +96,17 @@ def seconds(call: Call, repeats: int = 1, device: str = "cpu", *, warm: bool = T
         repeats: number of calls, at least 1.
         device: to wait for, if it is a GPU.
         warm: call once before, so that no call pays for the memory of the one before it.
+        clock: `time.process_time`, which does not run while other work has the processor; None: `time.perf_counter`.
     """
+    clock = time.perf_counter if clock is None else clock
     if warm:
         call()
     _wait(device)
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
     _wait(device)
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def _wait(device: str) -> None:
