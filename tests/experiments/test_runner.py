@@ -57,7 +57,9 @@ def same_result(one: RunDirectory, two: RunDirectory) -> None:
     assert one.metrics_file.read_bytes() == two.metrics_file.read_bytes()
     results = [directory.result() for directory in (one, two)]
     for result in results:
-        del result["seconds"], result["command"]
+        ended = result["epochs_ended"]
+        assert len(ended) == len(one.metrics()) and ended == sorted(ended) and ended[-1] == result["seconds"]
+        del result["seconds"], result["epochs_ended"], result["command"]
         for stage in result["stages"]:
             del stage["seconds"]
     assert results[0] == results[1]

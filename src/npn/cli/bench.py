@@ -1,7 +1,7 @@
 """`npn bench`: many runs of an experiment, and the table that they make."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,7 +14,8 @@ from npn.experiments.engine.campaign import Train
 from npn.experiments.engine.options import Options, parse_seeds
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
-from npn.experiments.engine.stopping import Deadline
+from npn.experiments.engine.stopping import Deadline, Interrupted
+from npn.experiments.language.options import LanguageOptions
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report.provenance import command_line
 from npn.experiments.resnet.options import ResNetOptions
@@ -155,6 +156,56 @@ def resnet56(
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), train_or_resume))
 
 
+@app.command("gpt-text")
+def gpt_text(
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    text: given.Text = None,
+    width: given.Width = None,
+    layers: given.Layers = None,
+    context: given.Context = None,
+    norm: given.Norm = None,
+    positions: given.Positions = None,
+    precision: given.Precision = None,
+    learning_rate: given.LearningRate = None,
+    start_from: given.StartFrom = None,
+    seeds: given.Seeds = "0-2",
+    modes: Annotated[
+        str, typer.Option(help="Ways to train, of the names in npn.experiments.language.arms.")
+    ] = "dense,expand,dense-macs,sparsify,scratch,scratch-macs",
+    budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
+    stop_after: Annotated[
+        float | None,
+        typer.Option(metavar="MINUTES", help="Stop before an epoch that would end later; the same command goes on."),
+    ] = None,
+    out: given.Results = Path("results/gpt-text"),
+    runs: given.RunsFolder = Path("runs/bench-gpt-text"),
+) -> None:
+    """A GPT on bytes of source code: loss against training MACs and time, grown and shrunk beside plain nets."""
+    from npn.experiments.language.bench import bench
+
+    common = Options(None, None, k, estimator, function, None, None, epochs, device, None, None, start_from)
+    options = LanguageOptions(
+        **common.as_dict(),
+        text=text,
+        width=width,
+        layers=layers,
+        context=context,
+        norm=norm,
+        positions=positions,
+        precision=precision,
+        learning_rate=learning_rate,
+    )
+    try:
+        files = bench(out, runs, options, parse_seeds(seeds), listed(modes), sizes(budgets), until(stop_after))
+    except Interrupted:
+        stopped()
+    show(files)
+
+
 @app.command("growth")
 def growth(
     experiment: Annotated[str, typer.Argument(help="moons, lenet5-mnist or resnet56-cifar10.")] = "moons",
@@ -239,11 +290,16 @@ def peers(
     options = PeerOptions(epochs=epochs, device=device, data=data)
     shares = tuple(sizes(budgets)) if budgets else ()
     wanted = Wanted(listed(networks), listed(arms) if arms else (), shares, parse_seeds(seeds), trials)
-    files, stopped = bench(out, runs, options, wanted, until(stop_after))
+    files, early = bench(out, runs, options, wanted, until(stop_after))
     show(files)
-    if stopped:
-        terminal().print(f"Stopped. Go on with: {command_line()}", highlight=False, markup=False, soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+    if early:
+        stopped()
+
+
+def stopped() -> NoReturn:
+    """Say how to go on with a bench that was stopped, and exit."""
+    terminal().print(f"Stopped. Go on with: {command_line()}", highlight=False, markup=False, soft_wrap=True)
+    raise typer.Exit(INTERRUPTED)
 
 
 def until(minutes: float | None) -> Train:

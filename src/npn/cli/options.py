@@ -13,7 +13,7 @@ from npn.experiments.engine.rundir import make_folder
 Mode = Annotated[
     str | None,
     typer.Option(
-        help="sparsify (start full, remove) or expand (start tiny, add); LeNet-5 and ResNets also dense (the full net) "
+        help="sparsify (start full, remove) or expand (start tiny, add); the larger nets also dense (the full net) "
         "and scratch (a plain net of the budget's size). (default: sparsify)"
     ),
 ]
@@ -23,12 +23,14 @@ Estimator = Annotated[
     str | None, typer.Option(help="arm, disarm, rloo, double_cv, straight_through or reinmax. (default: reinmax)")
 ]
 Function = Annotated[str | None, typer.Option(help="sigmoid, hard_sigmoid or shifted_sigmoid. (default: sigmoid)")]
-Penalty = Annotated[float | None, typer.Option(min=0.0, help="Price in loss units of a parameter (ResNets: of a MAC).")]
+Penalty = Annotated[
+    float | None, typer.Option(min=0.0, help="Price in loss units of a parameter (ResNets, GPT: of a MAC).")
+]
 Budget = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Parameters (ResNets: MACs) to end with, instead of a penalty; up to 1: a share of the full net.",
+        help="Parameters (ResNets, GPT: MACs) to end with, instead of a penalty; up to 1: a share of the full net.",
     ),
 ]
 Epochs = Annotated[str | None, typer.Option(help='Epochs in all, or per stage: "60,340,100".')]
@@ -77,6 +79,15 @@ AntitheticEval = Annotated[
 Graphs = Annotated[
     bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
 ]
+
+Text = Annotated[
+    str | None, typer.Option(metavar="FOLDER", help="Folder of text files. (default: the sources of Python's library)")
+]
+Width = Annotated[int | None, typer.Option(min=32, help="Width of the stream, a multiple of 32. (default: 160)")]
+Layers = Annotated[int | None, typer.Option(min=1, help="Number of blocks. (default: 6)")]
+Context = Annotated[int | None, typer.Option(min=2, help="Bytes of a window. (default: 256)")]
+Norm = Annotated[str | None, typer.Option(help="rms or layer. (default: rms)")]
+Positions = Annotated[str | None, typer.Option(help="rotary or learned. (default: rotary)")]
 
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it was stopped.")]

@@ -17,10 +17,12 @@ from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment, Outcome
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Interrupted, OutOfTime
+from npn.experiments.language.options import LanguageOptions
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.moons.options import MoonsOptions
 from npn.experiments.report.board import Board
 from npn.experiments.report.console import ProgressDisplay
+from npn.experiments.report.scores import score_of
 from npn.experiments.resnet.options import ResNetOptions
 
 INTERRUPTED = 130  # the exit status that shells expect after SIGINT
@@ -163,6 +165,42 @@ def resnet56_cifar10(
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
 
 
+@app.command("gpt-text")
+def gpt_text(
+    mode: given.Mode = None,
+    seed: given.Seed = None,
+    k: given.K = None,
+    estimator: given.Estimator = None,
+    function: given.Function = None,
+    penalty: given.Penalty = None,
+    budget: given.Budget = None,
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    text: given.Text = None,
+    width: given.Width = None,
+    layers: given.Layers = None,
+    context: given.Context = None,
+    norm: given.Norm = None,
+    positions: given.Positions = None,
+    precision: given.Precision = None,
+    learning_rate: given.LearningRate = None,
+    like: given.Like = None,
+    growth_init: given.GrowthInit = None,
+    start_from: given.StartFrom = None,
+    out: given.RunFolder = None,
+    resume: given.Resume = False,
+    overwrite: given.Overwrite = False,
+    stop_after: given.StopAfter = None,
+    tensorboard: given.TensorBoard = False,
+) -> None:
+    """A GPT on bytes of source code: heads, MLP units and branches go, or come."""
+    from npn.experiments.language.recipe import EXPERIMENT
+
+    common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
+    options = LanguageOptions(*common, text, width, layers, context, norm, positions, precision, learning_rate, like)
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+
+
 def terminal() -> Console:
     """Make a console; of the processes of torchrun only the first one prints."""
     return Console(quiet=processes.rank() > 0)
@@ -186,9 +224,10 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
     if console.quiet:
         return
     result = directory.result()
+    score = score_of(result)
     console.print(
-        f"[bold]{result['accuracy']:.2%}[/bold] on the test data with [bold]{result['params']:,}[/bold] parameters "
-        f"({result['architecture']}; {result['params_with_biases']:,} with biases, {result['macs']:,} MACs)",
+        f"[bold]{score.text(result[score.key])}[/bold] on the test data with [bold]{result['params']:,}[/bold] "
+        f"parameters ({result['architecture']}; {result['params_with_biases']:,} with biases, {result['macs']:,} MACs)",
         highlight=False,
     )
     list_files(sorted(out.iterdir()), console)

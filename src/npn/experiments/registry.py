@@ -8,6 +8,7 @@ import npn
 from npn.errors import CheckpointError
 from npn.experiments.engine.recipe import Experiment
 from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.language import recipe as language
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet300 import recipe as lenet300
 from npn.experiments.moons import recipe as moons
@@ -15,8 +16,7 @@ from npn.experiments.peers import recipe as peers
 from npn.experiments.resnet import recipe as resnet56
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment
-    for experiment in (moons.EXPERIMENT, lenet5.EXPERIMENT, lenet300.EXPERIMENT, resnet56.EXPERIMENT, peers.EXPERIMENT)
+    recipe.EXPERIMENT.name: recipe.EXPERIMENT for recipe in (moons, lenet5, lenet300, resnet56, language, peers)
 }
 
 

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from npn.checkpoint import load, save
 from npn.errors import CheckpointError, ConfigurationError
+from npn.integrations.pretrained import update_config as update_config
 from npn.integrations.session import Session, check_processes
 
 try:
@@ -48,7 +49,8 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     Units are removed at the end of each epoch, before the Trainer evaluates and saves; growth follows an evaluation.
     Training stops at the schedule's end at the latest. Each `checkpoint-N` folder contains a file `npn.pt` beside the
     Trainer's own files, from which `train(resume_from_checkpoint=...)` continues with a freshly built model. The
-    model's config keeps the sizes of the full model: save a small model with `npn.save`, not `save_pretrained`.
+    model's config keeps the sizes of the full model: `update_config(plasticity.export())` sets those of the small one
+    before `save_pretrained`, where a config can say them; else save it with `npn.save`.
 
     Under `torchrun` each process draws its own masks; the model is wrapped again after each resize.
 

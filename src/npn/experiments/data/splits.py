@@ -1,6 +1,6 @@
 """A data set's examples, split into training, validation and test data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,12 +41,32 @@ class Data:
         validation: held out of the training data; they steer growth, stopping and tuning.
         test: only reported; they steer nothing.
         classes: number of classes.
+        drawn: training examples of an epoch, drawn with replacement; None for all of them, once each.
     """
 
     train: Split
     validation: Split
     test: Split
     classes: int
+    drawn: int | None = None
+
+    @property
+    def epoch(self) -> int:
+        """Number of training examples in an epoch."""
+        return self.drawn or len(self.train)
+
+    def order(self, generator: torch.Generator) -> Tensor:
+        """Draw the training examples of an epoch, in random order.
+
+        Args:
+            generator: decides the draws.
+
+        Returns:
+            (n,) int64 numbers of the examples, on the CPU.
+        """
+        if self.drawn is None:
+            return torch.randperm(len(self.train), generator=generator)
+        return torch.randint(len(self.train), (self.drawn,), generator=generator)
 
     def to(self, device: torch.device) -> "Data":
         """Return the same data on another device.
@@ -54,7 +74,8 @@ class Data:
         Args:
             device: to copy to.
         """
-        return Data(self.train.to(device), self.validation.to(device), self.test.to(device), self.classes)
+        parts = {name: getattr(self, name).to(device) for name in ("train", "validation", "test")}
+        return replace(self, **parts)
 
 
 def split_off(split: Split, count: int, seed: int) -> tuple[Split, Split]:

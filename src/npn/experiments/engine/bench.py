@@ -6,12 +6,11 @@ from typing import Any
 
 from npn.experiments.engine.rundir import make_folder
 from npn.experiments.report.provenance import command_line, common
+from npn.experiments.report.scores import Score, score_of
 from npn.experiments.report.tables import Result, markdown_table, paired, spread
 
 MODES = ("sparsify", "expand", "scratch", "dense")  # in the order of the tables
-SPREAD = (
-    "accuracy", "validation_accuracy", "params", "params_with_biases", "macs", "training_macs", "seconds",
-)  # fmt: skip
+SPREAD = ("params", "params_with_biases", "macs", "training_macs", "seconds")
 
 
 def result_files(out: Path) -> list[Path]:
@@ -45,13 +44,14 @@ def points(results: Sequence[Result], modes: Sequence[str] = MODES) -> list[dict
 
 
 def _point(mode: str, budget: float | None, runs: Sequence[Result]) -> dict[str, Any]:
+    key = score_of(runs[0]).key
     return {
         "mode": mode,
         "budget": budget,
         "runs": len(runs),
-        **{key: spread([run[key] for run in runs]) for key in SPREAD},
+        **{name: spread([run[name] for run in runs]) for name in (key, f"validation_{key}", *SPREAD)},
         "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
-        "seeds": [{key: run[key] for key in ("seed", "accuracy", "params", "architecture")} for run in runs],
+        "seeds": [{name: run[name] for name in ("seed", key, "params", "architecture")} for run in runs],
     }
 
 
@@ -71,27 +71,28 @@ def made_with(results: Sequence[Result], different: Collection[str]) -> dict[str
 
 
 def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Compare the accuracy of modes on test and validation images, paired by seed, at each budget that both have.
+    """Compare the score of modes on test and validation data, paired by seed, at each budget that both have.
 
     Args:
         results: contents of `result.json` of finished runs; `mode` may be the name of an arm.
         compared: pairs of modes.
 
     Returns:
-        Entries with `first`, `second`, `budget`, and `accuracy` and `validation_accuracy`: the first's less the
-        second's, see `paired`.
+        Entries with `first`, `second`, `budget`, and the key of the score, alone and after "validation_": the first's
+        less the second's, see `paired`.
     """
     runs: dict[tuple[str, float | None], dict[int, Result]] = {}
     for run in results:
         runs.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run
+    key = score_of(results[0]).key if results else ""
     found = []
     for first, second in compared:
         for mode, budget in sorted((kind for kind in runs if kind[0] == first), key=lambda kind: kind[1] or 0.0):
             ours, others = runs[mode, budget], runs.get((second, budget), {})
             if seeds := sorted(set(ours) & set(others)):
                 pairs = {
-                    key: paired([ours[seed][key] - others[seed][key] for seed in seeds])
-                    for key in ("accuracy", "validation_accuracy")
+                    name: paired([ours[seed][name] - others[seed][name] for seed in seeds])
+                    for name in (key, f"validation_{key}")
                 }
                 found.append({"first": first, "second": second, "budget": budget, **pairs})
     return found
@@ -105,27 +106,29 @@ def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     if not entries:
         return []
+    score = score_of(entries[0])
     rows = [
         (
             f"{entry['first']} - {entry['second']}",
             "" if entry["budget"] is None else f"{entry['budget']:,g}",
-            entry["accuracy"]["pairs"],
-            _points(entry["accuracy"]),
-            _points(entry["validation_accuracy"]),
+            entry[score.key]["pairs"],
+            _shown(entry[score.key], score),
+            _shown(entry[f"validation_{score.key}"], score),
         )
         for entry in entries
     ]
     return [
         "## Differences",
         "",
-        markdown_table(("percentage points", "budget", "seeds", "test accuracy", "validation accuracy"), rows),
+        markdown_table((score.unit, "budget", "seeds", f"test {score.name}", f"validation {score.name}"), rows),
         "",
         "Paired by seed; the mean and its 95% interval by Student's t.",
         "",
     ]
 
 
-def _points(difference: Mapping[str, Any]) -> str:
-    """A result of `paired` in percentage points."""
-    interval = "" if difference["half_width"] is None else f" ± {100 * difference['half_width']:.2f}"
-    return f"{100 * difference['mean']:+.2f}{interval}"
+def _shown(difference: Mapping[str, Any], score: Score) -> str:
+    """A result of `paired` in the unit of the score."""
+    half = difference["half_width"]
+    interval = "" if half is None else f" ± {score.factor * half:.{score.digits}f}"
+    return f"{score.factor * difference['mean']:+.{score.digits}f}{interval}"

@@ -113,7 +113,8 @@ class Campaign:
             per_epoch = same["training_macs"] / sum(stage["epochs"] for stage in same["stages"])
             epochs = str(max(1, round(costly["training_macs"] / per_epoch)))
         settings = {"mode": arm.mode, "seed": seed, "budget": budget, "epochs": epochs, **arm.settings, **depending}
-        settings["growth_init"] = self.options.growth_init if arm.mode == "expand" else None
+        growth_init = arm.settings.get("growth_init", self.options.growth_init)
+        settings["growth_init"] = growth_init if arm.mode == "expand" else None
         options = replace(self.options, **settings)
         path = self.runs / "-".join([name, *([] if budget is None else [f"{budget:g}"]), str(seed)])
         return finished(path, self.experiment, options, self.train)

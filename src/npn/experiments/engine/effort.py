@@ -48,7 +48,7 @@ class TrainingMacs:
         self._macs = 0
 
     def epoch(self, stage: npn.Stage) -> int:
-        """Count those of an epoch of the network as it is, over all examples of the training data.
+        """Count those of an epoch of the network as it is, over all its examples.
 
         Args:
             stage: of the epoch.
@@ -57,4 +57,4 @@ class TrainingMacs:
         shapes = [parameter.shape for parameter in plastic.model.parameters()]
         if shapes != self._shapes:
             self._shapes, self._macs = shapes, npn.count_macs(plastic.model, self.recipe.prepare(train.x[:1]))
-        return passes(stage, plastic.estimator) * len(train) * self._macs
+        return passes(stage, plastic.estimator) * self.recipe.data.epoch * self._macs

@@ -16,6 +16,7 @@ from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.engine.teaching import untaught
+from npn.experiments.report.scores import ACCURACY, Score
 
 Row = dict[str, Any]
 
@@ -42,7 +43,7 @@ class Recipe:
         snapshot: called at the end of each stage; returns tensors to keep for the figures.
         augment: changes a batch of training inputs, as stored; only the generator, which follows from seed and epoch,
             decides its draws.
-        loss: of logits, prepared inputs and classes, a mean over the examples; cross-entropy by default.
+        loss: of logits, prepared inputs and classes, a mean over the predictions; cross-entropy by default.
         prepare: converts stored inputs to the inputs of the model.
         forward: calls the model, or a plain copy of it, on prepared inputs.
         scaler: of the loss, if the precision needs one.
@@ -52,6 +53,7 @@ class Recipe:
         start_from: criterion of `npn.importance` that the gates start from, see `Options`.
         about: further entries of the result.
         procedure: makes the gradients and decides what leaves the network when; by default the gates do.
+        score: how good the network is, in rows and results.
         epochs_before: epochs of the training that this one continues; the order of the batches goes on after them.
     """
 
@@ -79,6 +81,7 @@ class Recipe:
     start_from: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)
     procedure: Procedure = field(default_factory=Procedure)
+    score: Score = ACCURACY
     epochs_before: int = 0
 
     def begin(self, stage: npn.Stage) -> None:

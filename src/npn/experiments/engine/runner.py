@@ -14,6 +14,7 @@ from npn.experiments.engine import processes
 from npn.experiments.engine.execution import stream, threads
 from npn.experiments.engine.observers import Observer, Observers
 from npn.experiments.engine.options import Options
+from npn.experiments.engine.pages import write_report
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe, Row
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Deadline, Interrupted, OutOfTime, stop_signal
@@ -30,12 +31,14 @@ class Progress:
         seconds: that they took.
         stages: summaries of the stages that have ended.
         snapshots: stage -> tensors that were kept at its end.
+        ended: seconds from the start to the end of each epoch.
     """
 
     rows: int = 0
     seconds: float = 0.0
     stages: list[Row] = field(default_factory=list)
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    ended: list[float] = field(default_factory=list)
 
 
 def run(
@@ -47,7 +50,7 @@ def run(
     resume: bool = False,
     stop_after: float | None = None,
 ) -> Outcome:
-    """Train to the end, from the start or from a checkpoint; write result, model and figures.
+    """Train to the end, from the start or from a checkpoint; write result, model, figures and report.
 
     Under `torchrun` several processes train together: each takes its part of every batch and draws its own masks, and
     the first one evaluates and writes. Any number of processes can resume the run.
@@ -77,14 +80,21 @@ def run(
     with processes.group(), threads(experiment.threads), stream(options.device):
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
+        macs = npn.count_macs(recipe.plastic.model, recipe.prepare(recipe.data.test.x[:1]))
         if resume:
             progress = _resume(recipe, directory)
         else:
             processes.from_first(lambda: directory.start(options))
             progress = Progress()
         shown = observer if processes.rank() == 0 else Observers()
-        _train(recipe, options.seed or 0, directory, progress, shown, experiment.checkpoint_every, deadline)
-        return processes.from_first(lambda: _conclude(experiment, recipe, options, directory, progress))
+        try:
+            _train(recipe, options.seed or 0, directory, progress, shown, experiment.checkpoint_every, deadline)
+        except Interrupted:
+            processes.from_first(lambda: write_report(directory, experiment.name))
+            raise
+        outcome = processes.from_first(lambda: _conclude(experiment, recipe, options, directory, progress, macs))
+        processes.from_first(lambda: write_report(directory))
+        return outcome
 
 
 def _train(
@@ -103,6 +113,7 @@ def _train(
             processes.from_first(partial(directory.append, row))
             progress.rows += 1
             seconds, progress.seconds = progress.seconds, time.perf_counter() - began
+            progress.ended.append(round(progress.seconds, 3))
             deadline.epoch(progress.seconds - seconds)
             observer.epoch(row, schedule.epochs)
             start, end = span(schedule, stage)  # after the epoch: a plateau may have ended the stage
@@ -129,26 +140,28 @@ def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
 
 
 def _conclude(
-    experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress
+    experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress, macs: int
 ) -> Outcome:
     """Export and measure the model, draw the figures, and write everything, the result last."""
     small = recipe.plastic.export()
-    _, accuracy = evaluate(small, recipe.data.test, forward=recipe.logits)
+    tested, score = evaluate(small, recipe.data.test, forward=recipe.logits), recipe.score
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
-    rows = directory.metrics()
+    rows, held_out = directory.metrics(), f"validation_{score.key}"
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
         "seed": options.seed,
         "processes": distributed.size(),
-        "accuracy": accuracy,
+        score.key: score.of(*tested),
         **last,
-        "validation_accuracy": rows[-1]["validation_accuracy"],
+        held_out: rows[-1][held_out],
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
+        "macs_at_start": macs,
         "training_macs": sum(row["training_macs"] for row in rows),
         **recipe.about,
         "stages": progress.stages,
         "seconds": round(progress.seconds, 3),
+        "epochs_ended": progress.ended,
         "command": command_line(),
         "options": options.as_dict(),
         "versions": versions(),

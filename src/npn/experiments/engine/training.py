@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -80,7 +81,7 @@ def span(schedule: npn.Schedule, stage: npn.Stage) -> tuple[int, int]:
 
 
 def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Divide the training data into batches in random order.
+    """Divide the training examples of an epoch into batches in random order.
 
     The order follows from seed and epoch alone, so that it is the same in a resumed run.
 
@@ -94,8 +95,7 @@ def shuffled(data: Data, batch_size: int, seed: int, epoch: int) -> Iterator[tup
         Inputs and classes of each batch.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
-    order = torch.randperm(len(data.train), generator=generator).to(data.train.x.device)
-    for chosen in order.split(batch_size):
+    for chosen in data.order(generator).to(data.train.x.device).split(batch_size):
         yield data.train.x[chosen], data.train.y[chosen]
 
 
@@ -108,13 +108,13 @@ def evaluate(
     """Compute mean cross-entropy and accuracy in eval mode; afterwards every module has its own mode again.
 
     Args:
-        model: maps a batch of inputs to logits (B, classes).
+        model: maps a batch of inputs to logits (B, classes), or (B, classes, T) for T predictions of each example.
         split: examples.
         batch_size: examples per forward pass.
         forward: computes the logits, if calling the model does not.
 
     Returns:
-        Loss in nats per example, and the share of examples that are classified correctly.
+        Loss in nats per prediction, and the share of predictions that are correct.
     """
     loss, correct = 0.0, 0
     with evaluating(model), torch.no_grad():
@@ -122,7 +122,7 @@ def evaluate(
             logits = forward(model, x)
             loss += float(F.cross_entropy(logits, y, reduction="sum"))
             correct += int((logits.argmax(1) == y).sum())
-    return loss / len(split), correct / len(split)
+    return loss / split.y.numel(), correct / split.y.numel()
 
 
 def _epoch(
@@ -137,9 +137,11 @@ def _epoch(
     recipe.schedule.observe(row["validation_loss"])
     if recipe.growth is not None and recipe.grows(stage, position):
         x, y = next(shuffled(recipe.data, recipe.choosing, seed, epoch))
-        recipe.growth.step(
-            row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
-        )
+        with warnings.catch_warnings():  # what a recipe freezes, as the projection of the moons, it freezes on purpose
+            warnings.filterwarnings("ignore", message="new units have entries in frozen parameters")
+            recipe.growth.step(
+                row["validation_loss"], plastic, loss=lambda: F.cross_entropy(recipe.logits(plastic.model, x), y)
+            )
     distributed.check(plastic)
     return {**row, "training_macs": macs}
 
@@ -152,7 +154,7 @@ def _train(
     generator = torch.Generator(device).manual_seed(_epoch_seed(seed, epoch))
     total, examples = torch.zeros((), dtype=torch.float64, device=device), 0  # read once: no batch waits for the device
     growing = recipe.grows(stage, position)
-    macs, before = 0, position * math.ceil(len(recipe.data.train) / recipe.batch_size)
+    macs, before = 0, position * math.ceil(recipe.data.epoch / recipe.batch_size)
     processes.reseed(seed, epoch)
     plastic.model.train()
     for batch, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
@@ -201,16 +203,16 @@ def _update(recipe: Recipe) -> None:
 
 def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
     plastic, model = recipe.plastic, recipe.plastic.model
-    validation_loss, validation_accuracy = evaluate(model, recipe.data.validation, forward=recipe.logits)
-    _, accuracy = evaluate(model, recipe.data.test, forward=recipe.logits)
+    validation_loss, correct = evaluate(model, recipe.data.validation, forward=recipe.logits)
+    tested = evaluate(model, recipe.data.test, forward=recipe.logits)
     return {
         "epoch": epoch,
         "stage": stage.name,
         "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
         "loss": loss,
         "validation_loss": validation_loss,
-        "validation_accuracy": validation_accuracy,
-        "accuracy": accuracy,
+        f"validation_{recipe.score.key}": recipe.score.of(validation_loss, correct),
+        recipe.score.key: recipe.score.of(*tested),
         **recipe.measure(plastic),
         **_priced(plastic),
         "units": dict(plastic.sizes()),

@@ -7,7 +7,7 @@ from typing import Any, Self, final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from npn.experiments.report.tables import percent
+from npn.experiments.report.scores import score_of
 
 
 @final
@@ -56,9 +56,10 @@ class ProgressDisplay:
         Args:
             entry: summary of the stage.
         """
+        score = score_of(entry)
         self.console.print(
             f"[bold]{entry['stage']:<9}[/bold] {entry['epochs']:>4} epochs  {sharpness(entry['k']):<7} "
-            f"accuracy {percent(entry['accuracy'])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
+            f"{score.phrase(entry[score.key])}  {entry['params']:>6,} parameters  {entry['architecture']:<9} "
             f"{entry['seconds']:.1f} s",
             highlight=False,
             soft_wrap=True,
@@ -84,4 +85,5 @@ def status(row: dict[str, Any]) -> str:
     Args:
         row: measurements of the epoch.
     """
-    return f"{row['stage']}  {sharpness(row['k'])}  accuracy {percent(row['accuracy'])}  {row['architecture']}"
+    score = score_of(row)
+    return f"{row['stage']}  {sharpness(row['k'])}  {score.phrase(row[score.key])}  {row['architecture']}"

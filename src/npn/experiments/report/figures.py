@@ -11,6 +11,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from npn.experiments.report.scores import ACCURACY, score_of
 from npn.functional import keep_probability
 
 Rows = Sequence[Mapping[str, Any]]
@@ -92,7 +93,7 @@ def gate_functions(path: Path, ks: Sequence[float] = (0.0, 1.0, 2.0, 7.0, 20.0, 
 
 @styled
 def learning_curves(path: Path, rows: Rows, title: str) -> Path:
-    """Draw accuracy, open units per group, parameters and k over epochs, the stages shaded (the paper's Fig. 3).
+    """Draw the score, open units per group, parameters and k over epochs, the stages shaded (the paper's Fig. 3).
 
     With a budget, its bound is drawn beside the expected cost.
 
@@ -108,11 +109,14 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     heights = (3, 3, 3, 3, 1) if bounded else (3, 3, 3, 1)
     figure, axes = canvas(len(heights), 1, 8.0, 9.4 if bounded else 7.4, sharex=True, height_ratios=heights)
     epochs = [row["epoch"] + 1 for row in rows]
-    accuracy, units, params, *priced, sharpness = axes[:, 0]
-    for key, label, colour in (("accuracy", "test", COLOURS[0]), ("validation_accuracy", "validation", "0.6")):
-        accuracy.plot(epochs, [100 * row[key] for row in rows], label=label, color=colour, lw=1.2)
-    worst = min(row["accuracy"] for row in rows)
-    accuracy.set(ylabel="accuracy in %", ylim=(100 * max(0.0, worst - 0.02), 100.3))
+    quality, units, params, *priced, sharpness = axes[:, 0]
+    score = score_of(rows[0])
+    for key, label, colour in ((score.key, "test", COLOURS[0]), (f"validation_{score.key}", "validation", "0.6")):
+        quality.plot(epochs, [score.factor * row[key] for row in rows], label=label, color=colour, lw=1.2)
+    quality.set(ylabel=score.label)
+    if score is ACCURACY:
+        worst = min(row["accuracy"] for row in rows)
+        quality.set(ylim=(100 * max(0.0, worst - 0.02), 100.3))
     for name, colour in zip(rows[0]["units"], _colours(len(rows[0]["units"])), strict=True):
         left = [row["units"].get(name) or math.nan for row in rows]  # a group disappears with its branch
         units.step(epochs, left, where="mid", label=name, color=colour)
@@ -137,8 +141,8 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
         axis.yaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,.0f}"))
         axis.yaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     for axis in axes[:, 0]:
-        shade_stages(axis, rows, label=axis is accuracy)
-    accuracy.legend(loc="lower right", ncols=2)
+        shade_stages(axis, rows, label=axis is quality)
+    quality.legend(loc="lower right" if score is ACCURACY else "upper right", ncols=2)
     for cost in priced:
         cost.legend(loc="upper right")
     figure.suptitle(title, fontsize=10)

@@ -1,0 +1,1 @@
+"""A GPT on bytes of text: shrunk, or grown in width, heads and depth."""

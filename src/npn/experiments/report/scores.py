@@ -1,0 +1,71 @@
+"""How good a network is, as one number: by its kind in the measurements of a run."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Score:
+    """One kind of number.
+
+    Attributes:
+        key: name in rows and results for the test data; that for the validation data begins with "validation_".
+        name: in the title of a column.
+        label: of an axis.
+        factor: of the number on an axis, and of differences.
+        unit: of differences.
+        digits: of differences.
+        of: loss in nats per prediction, and share of correct predictions -> the number.
+        text: writes the number with its unit.
+        phrase: writes it in a line of other numbers.
+    """
+
+    key: str
+    name: str
+    label: str
+    factor: float
+    unit: str
+    digits: int
+    of: Callable[[float, float], float]
+    text: Callable[[float], str]
+    phrase: Callable[[float], str]
+
+
+ACCURACY = Score(
+    key="accuracy",
+    name="accuracy",
+    label="accuracy in %",
+    factor=100.0,
+    unit="percentage points",
+    digits=2,
+    of=lambda loss, correct: correct,
+    text=lambda value: f"{100 * value:.2f}%",
+    phrase=lambda value: f"accuracy {100 * value:.2f}%",
+)
+BITS = Score(
+    key="bits_per_byte",
+    name="bits per byte",
+    label="bits per byte",
+    factor=1.0,
+    unit="bits per byte",
+    digits=3,
+    of=lambda loss, correct: loss / math.log(2.0),
+    text=lambda value: f"{value:.3f} bits per byte",
+    phrase=lambda value: f"{value:.3f} bits per byte",
+)
+
+
+def score_of(row: Mapping[str, Any]) -> Score:
+    """Find the kind of score that measurements or a result have.
+
+    Args:
+        row: with the key of a score.
+
+    Example:
+        >>> score = score_of({"bits_per_byte": 2.0})
+        >>> score.text(score.of(math.log(4.0), 0.5))
+        '2.000 bits per byte'
+    """
+    return BITS if BITS.key in row else ACCURACY
