@@ -367,6 +367,17 @@ def test_a_channel_that_only_its_norm_reads_stays(options: dict[str, str]) -> No
     torch.testing.assert_close(model(x), masked, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+def test_a_stream_is_pruned_in_one_shot(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x = GPT(), tokens()
+    data = {"batches": [x], "loss": lambda m, b: F.cross_entropy(m(b).flatten(0, 1), b.flatten())}
+    options = data if criterion == "taylor" else {}
+    small = npn.prune(model, x, target=0.5, cost="params", criterion=criterion, streams=True, **options)
+    assert small.norm.normalized_shape[0] < 10 and npn.count_params(small) <= 0.5 * npn.count_params(model)
+    assert small(x).shape == model(x).shape
+
+
 def test_methods_are_refused() -> None:
     plastic = attached("gpt")[2]
     with pytest.raises(ConfigurationError, match=r"^HardConcrete may give units masks between 0 and 1, which norms"):
