@@ -46,13 +46,13 @@ def finished(tmp_path_factory):
 def test_version_and_help():
     assert call("--version").output == f"npn {npn.__version__}\n"
     text = call("--help").output
-    assert all(name in text for name in ("inspect", "export", "run", "bench"))
+    assert all(name in text for name in ("inspect", "export", "run", "bench", "report"))
 
 
 def test_a_run_leaves_its_result_its_model_and_its_pictures(finished):
     out, text = finished
     names = {file.name for file in out.iterdir()}
-    pictures = {"boundary.png", "curves.png", "gates.png"}
+    pictures = {"boundary.png", "curves.png", "gates.png", "report.html"}
     assert pictures | {"result.json", "metrics.jsonl", "model.pt", "options.json"} <= names
     assert "checkpoint.pt" not in names
     result = json.loads((out / "result.json").read_text())
@@ -296,7 +296,10 @@ def test_a_run_that_is_given_minutes_can_be_resumed(tmp_path, undrawn):
 def test_every_experiment_offers_its_settings_and_only_those():
     shared = {"--mode", "--seed", "--k", "--budget", "--epochs", "--device", "--out", "--resume", "--stop-after"}
     own = {"--depth", "--dataset", "--stream", "--blocks", "--precision", "--channels-last", "--compile"}
-    for name, offers in (("moons", set()), ("lenet5-mnist", {"--data", "--preset"}), ("resnet56-cifar10", own)):
+    gpt = {"--text", "--width", "--layers", "--context", "--norm", "--positions", "--precision", "--like"}
+    for name, offers in (
+        ("moons", set()), ("lenet5-mnist", {"--data", "--preset"}), ("resnet56-cifar10", own), ("gpt-text", gpt)
+    ):  # fmt: skip
         text = CliRunner().invoke(app, ["run", name, "--help"], env={"COLUMNS": "200"}).output
         found = set(text.replace("│", " ").split())
         assert shared | offers <= found and not (own - offers) & found

@@ -45,7 +45,7 @@ class OpenNorms:
         """Inside the context, the norms of the model are computed over the open units.
 
         Args:
-            mask: (units,), effective gates, of which a gradient may be taken.
+            mask: (gates,), of which a gradient may be taken.
             inside: module whose call is under way already.
         """
         if not self.norms:
@@ -71,7 +71,7 @@ class OpenNorms:
             index = self.index[norm.key]
             if call.name != norm.name or x.dim() < -norm.axis or x.shape[norm.axis] != len(index):
                 raise PlasticityError(_other(norm, f"{call.name} of shape {tuple(x.shape)}"))
-            padded = torch.cat([mask, mask.new_ones(1)])
+            padded = torch.cat([mask[: self.units], mask.new_ones(1)])
             z = padded[index].view(-1, *[1] * (-norm.axis - 1))
             return over_open(function, z, x, *rest, **named)
 

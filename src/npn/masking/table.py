@@ -111,8 +111,8 @@ class MaskTable:
         Returns:
             For each stack, see `Stack.factors`.
         """
-        single = mask[self.units :]
-        padded = nn.functional.pad(self.effective(mask), (0, 1), value=1.0)
+        units, single = (mask, mask[:0]) if len(mask) == self.units else (mask[: self.units], mask[self.units :])
+        padded = nn.functional.pad(effective_gates(units, self.unit_of_column), (0, 1), value=1.0)
         pieces = padded.index_select(0, self.index).split(self._lengths)
         return [stack.factors(piece, single) for stack, piece in zip(self.stacks, pieces, strict=True)]
 
@@ -145,29 +145,13 @@ class MaskTable:
         left = iter(each)
         return ((stack, list(islice(left, stack.count))) for stack in self.stacks)
 
-    def effective(self, mask: Tensor) -> Tensor:
-        """The gates of units, branches and columns, (units,): closed where none of the columns that read it is open.
-
-        Args:
-            mask: (gates,).
-        """
-        units = mask if len(mask) == self.units else mask[: self.units]
-        return effective_gates(units, self.unit_of_column)
-
-    def gradient(
-        self,
-        products: Sequence[Tensor],
-        factors: Sequence[Sequence[Tensor]],
-        mask: Tensor,
-        statistics: Tensor | None = None,
-    ) -> Tensor:
+    def gradient(self, products: Sequence[Tensor], factors: Sequence[Sequence[Tensor]], mask: Tensor) -> Tensor:
         """d loss / d mask.
 
         Args:
             products: for each stack, weight times gradient with respect to the masked weight.
             factors: the result of `factors`.
             mask: (gates,).
-            statistics: (units,), what the statistics of norms add to d loss / d `effective(mask)`; None for nothing.
 
         Returns:
             float32 (gates,).
@@ -182,8 +166,6 @@ class MaskTable:
                 single[stack.single] = own
         if pieces:
             total.index_add_(0, self.index, torch.cat(pieces))
-        if statistics is not None:
-            total[:-1] += statistics
         gates = effective_gates_gradient(total[:-1], mask[: self.units], self.unit_of_column)
         return torch.cat([gates, single]) if len(single) else gates
 

@@ -82,7 +82,7 @@ class MaskedWeights:
         self._swapped = False  # whether the parameters hold masked copies now
         self._masks: list[list[Tensor]] | None = None  # factors of each weight, while its gradients are masked
         self._outside: list[list[Tensor]] | None = None  # those of the last call outside a step
-        self._leaf: Tensor | None = None  # gates of the norms' statistics in the last step
+        self._leaf: Tensor | None = None  # the mask of a step whose gates move the statistics of norms
         self._unmasked = False
         self._mask: Tensor | None = None  # the mask of the last step,
         self._factors: list[list[Tensor]] = []  # its factors of each stack,
@@ -135,8 +135,8 @@ class MaskedWeights:
             self._watch()
             versions = [parameter._version for parameter in table.parameters]
             with torch.inference_mode(False):
-                self._leaf = table.effective(mask).detach().clone().requires_grad_(collect)
-            with self._norms.under(self._leaf):
+                self._leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
+            with self._norms.under(mask if self._leaf is None else self._leaf):
                 yield
             self._check_untouched(versions)
         finally:
@@ -167,8 +167,10 @@ class MaskedWeights:
             parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
             for (stack, values), (_, gradients), out in parts:  # the masked copies are no longer read
                 stack.product(out, values, gradients)
-            statistics = None if self._leaf is None else self._leaf.grad
-            return table.gradient(self._stacks, self._factors, self._mask, statistics)
+            gradient, leaf, self._leaf = table.gradient(self._stacks, self._factors, self._mask), self._leaf, None
+            if leaf is not None and leaf.grad is not None:
+                gradient[: table.units] += leaf.grad[: table.units]
+            return gradient
 
     def dense_gradients(self) -> dict[str, Tensor]:
         """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
@@ -207,7 +209,7 @@ class MaskedWeights:
             self._swap_in(factors, stacks)
         self._watch()
         norms = contextlib.ExitStack()
-        norms.enter_context(self._norms.under(table.effective(mask), self.model))
+        norms.enter_context(self._norms.under(mask, self.model))
         if not torch.is_grad_enabled():
             return norms, None
         saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)

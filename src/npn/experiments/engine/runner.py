@@ -146,7 +146,7 @@ def _conclude(
     small = recipe.plastic.export()
     tested, score = evaluate(small, recipe.data.test, forward=recipe.logits), recipe.score
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
-    rows, held_out = directory.metrics(), f"validation_{score.key}"
+    rows, held_out = directory.metrics(), score.keys[1]
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
