@@ -322,6 +322,62 @@ def test_masks_for_each_example_are_refused() -> None:
         npn.attach(GPT(), tokens(), streams=True, masks="example")
 
 
+class Branches(nn.Module):
+    """Blocks that are submodules with a norm inside, and a norm without parameters outside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 8)) for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(F.rms_norm(h, (h.shape[-1],)))
+
+
+def test_a_removed_branch_takes_its_norm_along() -> None:
+    torch.manual_seed(0)
+    model, x = Branches(), torch.randn(4, 3)
+    plastic = npn.attach(model, x, streams=True, branches="blocks.?")
+    plastic.close("branches", [0])
+    plastic.close("embed", [1, 6])
+    masked = model(x)
+    plastic.compact()
+    assert [norm.path for norm in plastic.structure.norms] == ["blocks.1.0", ""] and plastic.group("embed").size == 6
+    torch.testing.assert_close(model(x), masked, rtol=1e-5, atol=1e-5)
+    plastic.close("embed", [0])
+    masked = model(x)
+    torch.testing.assert_close(plastic.export()(x), masked, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"columns": "2"}, {"unstructured": "2.weight"}], ids=["columns", "weights"])
+def test_a_channel_that_only_its_norm_reads_stays(options: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)), torch.randn(4, 3)
+    plastic = npn.attach(model, x, streams=True, **options)
+    plastic.close(*(("2.columns", [4]) if "columns" in options else ("2.weight", [4, 10])))  # all that read channel 4
+    plastic.close("0", [1])
+    masked = model(x)
+    plastic.compact()
+    assert model[0].out_features == 5
+    torch.testing.assert_close(model(x), masked, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("criterion", ["magnitude", "taylor"])
+def test_a_stream_is_pruned_in_one_shot(criterion: str) -> None:
+    torch.manual_seed(0)
+    model, x = GPT(), tokens()
+    data = {"batches": [x], "loss": lambda m, b: F.cross_entropy(m(b).flatten(0, 1), b.flatten())}
+    options = data if criterion == "taylor" else {}
+    small = npn.prune(model, x, target=0.5, cost="params", criterion=criterion, streams=True, **options)
+    assert small.norm.normalized_shape[0] < 10 and npn.count_params(small) <= 0.5 * npn.count_params(model)
+    assert small(x).shape == model(x).shape
+
+
 def test_methods_are_refused() -> None:
     plastic = attached("gpt")[2]
     with pytest.raises(ConfigurationError, match=r"^HardConcrete may give units masks between 0 and 1, which norms"):
