@@ -64,15 +64,85 @@ def test_two_reading_axes_of_one_weight():
     assert names and bool((found != 0).all())
 
 
-def test_a_failing_swap_leaves_nothing_masked(tiny, tools):
+def test_a_weight_resized_by_hand_is_refused_before_any_is_masked(tiny, tools):
     model, plastic = tiny["mlp"].attach()
     state = tools.clone(model.state_dict())
     readers = plastic.masked_weights
     assert len(readers.table.parameters) == 2
-    model[4].weight.data = torch.zeros(2, 9)  # somebody resized it by hand
-    with pytest.raises(RuntimeError), readers.applied(torch.zeros(7)):
+    model[4].weight.data = torch.zeros(2, 9)
+    message = r"^4.weight has shape \(2, 9\) where \(2, 3\) was planned; was the model changed by hand"
+    with pytest.raises(npn.errors.ResizeError, match=message), readers.applied(torch.zeros(7)):
         pass
     assert torch.equal(model[2].weight, state["2.weight"])
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_interrupted_swap_leaves_nothing_masked(tiny, tools, monkeypatch, number):
+    """Ctrl-C after so many weights have been replaced."""
+    model, plastic = tiny["mlp"].attach()
+    state = tools.clone(model.state_dict())
+    readers, real = plastic.masked_weights, torch.Tensor.data
+    count = 0
+
+    def interrupted(self, value):
+        nonlocal count
+        count += 1
+        if count == number + 1:
+            raise KeyboardInterrupt
+        real.__set__(self, value)
+
+    readers.table  # noqa: B018 - made before
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Parameter, "data", property(real.__get__, interrupted), raising=False)
+        with pytest.raises(KeyboardInterrupt), readers.applied(torch.zeros(7)):
+            pass
+    assert count == 2 + number + 1, "all are restored"
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_mask_is_applied_to_data_that_have_been_replaced(tiny):
+    """An optimizer may set `parameter.data` anew: the masked copy is of the new values, and these come back."""
+    model, plastic = tiny["mlp"].attach()
+    readers = plastic.masked_weights
+    mask = torch.tensor([0.0, 1, 1, 1, 1, 1, 1])
+    with readers.applied(mask):
+        pass
+    table = readers.table
+    new = torch.full((3, 4), 2.0)
+    model[2].weight.data = new
+    with readers.applied(mask):
+        assert torch.equal(model[2].weight, new * mask[:4])
+    assert readers.table is table and model[2].weight.data_ptr() == new.data_ptr()
+
+
+def test_weights_of_one_shape_and_layout_share_a_stack(tiny):
+    """Whatever is stacked, dL/dz and the masked weights are those of each weight alone; strides stay."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 4, 3, padding=1)]
+    layers += [layer for _ in range(4) for layer in (nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1))]
+    model = nn.Sequential(*layers, nn.ReLU(), nn.Conv2d(4, 2, 1))
+    x = torch.randn(2, 3, 5, 5)
+    plastic = npn.attach(model, x)
+    model[4].to(memory_format=torch.channels_last)
+    readers = plastic.masked_weights
+    assert [stack.count for stack in readers.table.stacks] == [3, 1, 1]
+    z = (torch.rand(len(plastic.gates)) < 0.6).float()
+    strides = [p.stride() for p in model.parameters()]
+    with readers.applied(z, collect=True):
+        assert [p.stride() for p in model.parameters()] == strides
+        masked = {name: p.detach().clone() for name, p in model.named_parameters()}
+        model(x).square().sum().backward()
+    found, leaf = readers.mask_gradient(), z.clone().requires_grad_()
+    values, factors = dict(model.named_parameters()), leaf.split([g.size for g in plastic.groups])
+    for group, factor in zip(plastic.groups, factors, strict=True):
+        for slot in group.slots:
+            if slot.reads:
+                values[slot.tensor] = values[slot.tensor].detach() * factor[slot.index[:, 0].argsort()].view(
+                    1, -1, 1, 1
+                )
+    assert all(torch.equal(masked[name], value) for name, value in values.items())
+    torch.func.functional_call(model, values, (x,)).square().sum().backward()
+    torch.testing.assert_close(found, leaf.grad, rtol=1e-4, atol=1e-5)
 
 
 def test_gradients_inside_are_masked_and_outside_are_not(tiny):

@@ -11,6 +11,7 @@ from npn.errors import PlasticityError
 from npn.gates import UnitGroup
 from npn.growth import Growth
 from npn.inspection import inspect
+from npn.modules import fuse, unfuse
 from npn.penalty import CostTerm, Penalty
 from npn.plasticity import Plasticity
 from npn.schedule import Plateau, Schedule, Stage
@@ -37,6 +38,7 @@ __all__ = [
     "count_params",
     "distributed",
     "functional",
+    "fuse",
     "importance",
     "inspect",
     "load",
@@ -45,4 +47,5 @@ __all__ = [
     "read_extra",
     "save",
     "start_from",
+    "unfuse",
 ]

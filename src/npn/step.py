@@ -90,18 +90,22 @@ class Step:
             closed = gates.deterministic_mask()
             with weights.step(), weights.unmasked() if closed is None else weights.applied(closed):
                 return evaluate(scale, True)
-        probability = gates.keep_probability()
+        with torch.enable_grad():
+            phi = gates.logits().detach().requires_grad_()
+            probability = gates.keep_probability(phi)
         with torch.no_grad():
             held = gates.held()
-            pi = probability if held is None else torch.where(held, torch.ones_like(probability), probability)
+            pi = probability.detach() if held is None else probability.masked_fill(held, 1)
             with weights.step():
                 loss, gradient = self._by_batch(evaluate, pi, scale) if estimate is None else estimate(pi)
             if gradient is not None:
-                factor = functional.chain_factor(gates.logits(), gates.k, gates.function)
-                gradient = gradient * factor
-                gates.add_gradient(gradient if held is None else gradient.masked_fill(held, 0))
+                gradient = gradient * functional.chain_factor(phi, gates.k, gates.function)
+                gradient = gradient if held is None else gradient.masked_fill(held, 0)
         if gates.k > 0:
             self._penalise(probability, scale)
+            found = [each for each in (gradient, phi.grad) if each is not None]
+            if found:
+                gates.add_gradient(sum(found[1:], start=found[0]))
             logits = [gate.logits.grad for gate in gates.each]
             average_([*(grad for grad in logits if grad is not None), *self.penalty.shared_tensors()])
         gates.age()
@@ -125,10 +129,10 @@ class Step:
                 value = evaluate(factor, share > 0)
             if not plastic:
                 return value, None
-            losses.append(value * scale)
+            losses.append(_times(value, scale))
             mean = value if share == 1.0 else mean + share * value if share else mean
             if planned.gates:
-                gradients.append(self.weights.mask_gradient() / share)
+                gradients.append(_times(self.weights.mask_gradient(), 1 / share))
         assert isinstance(mean, Tensor)
         return mean, estimator.combine(pi, draw, losses, gradients)
 
@@ -136,8 +140,7 @@ class Step:
         """Add the gradient of the penalty, and update the penalty."""
         priced = self.pricing.at(probability)
         with torch.enable_grad():
-            cost = self.penalty.loss(priced)
-            cost = cost if isinstance(scale, float) and scale == 1.0 else cost * scale
+            cost = _times(self.penalty.loss(priced), scale)
             if cost.requires_grad:
                 cost.backward()
         self.penalty.update(priced)
@@ -182,5 +185,10 @@ def evaluated(
         examples.check_finite(loss, last_checkpoint, first=gradient)
         if gradient:
             examples.check_differentiable(loss)
-            (loss if isinstance(factor, float) and factor == 1.0 else loss * factor).backward()
+            _times(loss, factor).backward()
     return loss.detach()
+
+
+def _times(value: Tensor, factor: float | Tensor) -> Tensor:
+    """A product, without an operator where the factor is the number 1."""
+    return value if isinstance(factor, float) and factor == 1.0 else value * factor

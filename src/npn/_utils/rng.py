@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -61,12 +62,17 @@ class RandomState:
         Args:
             model: module whose buffers are restored.
         """
-        buffers = [
-            (module._buffers, name, buffer, buffer.detach().clone())
+        places = [
+            (module._buffers, name, buffer)
             for module in model.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
         ]
+        alike: dict[tuple[Any, ...], list[Tensor]] = {}
+        for _, _, buffer in places:
+            alike.setdefault((buffer.shape, buffer.dtype, buffer.device), []).append(buffer)
+        with torch.no_grad():
+            saved = [(buffers, torch.stack(buffers).unbind()) for buffers in alike.values()]
         after = RandomState.now(torch.device("cuda", number) for number in self.cuda)
         self.restore()
         try:
@@ -74,20 +80,19 @@ class RandomState:
         finally:
             after.restore()
             with torch.no_grad():
-                for owner, name, buffer, value in buffers:
-                    owner[name] = buffer.copy_(value)
+                for buffers, values in saved:
+                    torch._foreach_copy_(buffers, values)
+            for owner, name, buffer in places:
+                owner[name] = buffer
 
 
-def devices_of(model: nn.Module) -> set[torch.device]:
-    """Find the devices of a model's parameters and buffers.
+def devices_of(model: nn.Module) -> Iterator[torch.device]:
+    """The device of each parameter and buffer of a model; looked up only when they are needed.
 
     Args:
         model: any module.
-
-    Returns:
-        The set of devices.
     """
-    return {tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors}
+    return (tensor.device for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
 
 
 @contextlib.contextmanager
@@ -146,3 +151,16 @@ def _gpus(devices: Iterable[torch.device]) -> set[int]:
     current = torch.cuda.current_device()
     found = {current if device.index is None else device.index for device in devices if device.type == "cuda"}
     return found | {current}
+
+
+def restore_generator(generator: torch.Generator, state: Tensor) -> None:
+    """Restore a generator; on another kind of device, whose states differ, seed it with a hash of the state.
+
+    Args:
+        generator: to change.
+        state: of the generator that was saved, on the CPU.
+    """
+    if state.shape == generator.get_state().shape:
+        generator.set_state(state)
+    else:
+        generator.manual_seed(zlib.crc32(state.numpy().tobytes()))

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from npn._utils.files import write_atomically
 from npn.checkpoint.content import FORMAT, VERSION, Stateful, Target, pack, unpack
+from npn.checkpoint.matching import densified
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 
@@ -87,6 +88,22 @@ def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: the file is damaged or was not written by npn.
     """
     return dict(_read(path)["extra"])
+
+
+def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Read the parameters and buffers of the model in a file, without a model to load them into.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        name -> tensor, on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged or was not written by npn.
+    """
+    content, _ = densified(_read(path))
+    return {name: value for name, value in content["model"].items() if isinstance(value, Tensor)}
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
-MISSING = [name for name in ("typer", "rich", "matplotlib", "sklearn", "pooch") if find_spec(name) is None]
+MISSING = [name for name in ("typer", "rich", "matplotlib", "plotly", "sklearn", "pooch") if find_spec(name) is None]
 
 
 def refuse() -> None:

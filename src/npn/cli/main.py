@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
-from npn.cli import bench, model, prune, run
+from npn.cli import bench, model, prune, report, run
 from npn.errors import PlasticityError
 from npn.experiments.engine import processes
 
@@ -38,6 +38,7 @@ app = typer.Typer(
 app.command("inspect")(model.inspect)
 app.command("export")(model.export)
 app.command("prune")(prune.prune)
+app.command("report")(report.report)
 app.add_typer(run.app, name="run")
 app.add_typer(bench.app, name="bench")
 

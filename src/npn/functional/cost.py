@@ -49,8 +49,10 @@ def product_cost(group_sums: Tensor, weight: Tensor, constant: Tensor, counts: T
             f"{tuple(group_sums.shape)}, {tuple(weight.shape)}, {tuple(constant.shape)} and {tuple(counts.shape)}; "
             "give every term the same number of axes, with constant 1 and counts 0 where one has fewer"
         )
-    dtype = reduce(torch.promote_types, (t.dtype for t in (group_sums, weight, constant, counts)))
-    lengths = constant.to(dtype) + counts.to(dtype) @ group_sums.to(dtype)
+    dtypes = {t.dtype for t in (group_sums, weight, constant, counts)}
+    dtype = reduce(torch.promote_types, dtypes)
+    flat = counts.to(dtype).flatten(0, 1)
+    lengths = torch.addmv(constant.to(dtype).flatten(), flat, group_sums.to(dtype)).view(constant.shape)
     # One multiplication per axis instead of `prod`, whose backward looks for zeros on the host.
     return reduce(torch.mul, lengths.unbind(-1), weight.to(dtype)).sum()
 

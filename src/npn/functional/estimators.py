@@ -241,4 +241,4 @@ def reinmax(gradient: Tensor, mask: Tensor, probability: Tensor) -> Tensor:
         Liu, Dong, Liu, Yu and Gao, "Bridging Discrete and Backpropagation: Straight-Through and Beyond",
         NeurIPS 2023, Algorithm 2; for two classes 2 q (1 - q) - 1/2 pi (1 - pi) with q = (pi + z) / 2.
     """
-    return gradient.detach() * (0.5 * (mask * (1 - probability) + (1 - mask) * probability))
+    return gradient.detach() * ((mask - probability).abs() * 0.5)  # |z - pi|: 1 - pi where z = 1, pi where z = 0

@@ -156,6 +156,11 @@ class Gate:
         """All tensors with one entry per unit, the logits first."""
         return tuple(getattr(self, name) for name in self._names)
 
+    @property
+    def deciding(self) -> tuple[Tensor, ...]:
+        """The tensors that decide which units are `present`."""
+        return self.logits, self.grace
+
     def gone(self, below: float) -> Tensor:
         """Find the units to remove: closed ones with a keep probability below `below` or closed by hand; none in grace.
 

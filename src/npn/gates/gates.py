@@ -2,7 +2,6 @@
 
 import math
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
+from npn._utils.rng import restore_generator
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.decision import Decision, check_undecided
@@ -54,7 +54,8 @@ class Gates:
         self.decision: Decision | None = None
         self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
-        self._key: tuple[Any, ...] | None = None  # identifies the logits that the cached mask belongs to
+        self._key: tuple[Any, ...] | None = None  # identifies what the cached mask was computed from,
+        self._seen: Tensor | None = None  # and the logits' values
         self._mask: Tensor | None = None
 
     # -- sharpness
@@ -119,11 +120,15 @@ class Gates:
 
     def logits(self) -> Tensor:
         """All logits phi, (gates,), differentiable."""
-        return torch.cat([gate.logits.reshape(-1) for gate in self.each])
+        return torch.cat([_flat(gate.logits) for gate in self.each])
 
-    def keep_probability(self) -> Tensor:
-        """All keep probabilities pi = g(k phi), (gates,), differentiable; 0 for removed weights."""
-        pi = keep_probability(self.logits(), self.k, self.function)
+    def keep_probability(self, logits: Tensor | None = None) -> Tensor:
+        """All keep probabilities pi = g(k phi), (gates,), differentiable; 0 for removed weights.
+
+        Args:
+            logits: the result of `logits()`, if it is at hand.
+        """
+        pi = keep_probability(self.logits() if logits is None else logits, self.k, self.function)
         return pi if not self.weights else pi.masked_fill(self._removed(), 0)
 
     def _removed(self) -> Tensor:
@@ -132,14 +137,10 @@ class Gates:
         return torch.cat([*units, *(gate.removed.view(-1) for gate in self.weights)])
 
     def held(self) -> Tensor | None:
-        """Whether each gate is held open in a grace period, bool (gates,); None if single weights have gates, of which
-        there are many, and none is held.
-        """
-        if not self.weights:
-            return torch.cat([group.gate.grace for group in self.groups]) > 0
+        """Whether each gate is held open in a grace period, bool (gates,); None if none is."""
         if not self.grace_left:
             return None
-        return torch.cat([gate.grace.view(-1) > 0 for gate in self.each])
+        return torch.cat([_flat(gate.grace) for gate in self.each]) > 0
 
     def draw(self, *batch: int) -> Tensor:
         """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers.
@@ -159,18 +160,20 @@ class Gates:
 
         Where a method decides, this is its real-valued mask for evaluation.
 
-        The mask is computed at every call on the CPU and at finite k, because fused optimizers write to logits without
-        counting versions. On another device at k = inf, where logits do not move, it is computed only after changes.
+        It is computed anew only after changes. Fused optimizers write to logits without counting versions, so that the
+        values are compared on the CPU; elsewhere only k = inf is known to leave them unchanged.
         """
         if self.decision is not None:
             self.decide()
             return self.decision.evaluation_mask()
-        gates = self.each
-        key = (self.k, *(g.logits._version for g in gates), *(id(g.logits) for g in gates))
-        if key != self._key or self.k != math.inf or self.device.type == "cpu":
+        gates, on_cpu = self.each, self.device.type == "cpu"
+        key = (self.k, *((id(tensor), tensor._version) for gate in gates for tensor in gate.deciding))
+        logits = self.logits().detach() if on_cpu else None
+        same = self.k == math.inf if logits is None or self._seen is None else torch.equal(logits, self._seen)
+        if key != self._key or not same:
             mask = torch.cat([gate.present.view(-1) for gate in gates])
             self._mask = None if bool(mask.all()) else mask.to(gates[0].logits.dtype)
-            self._key = key
+            self._key, self._seen = key, logits
         return self._mask
 
     def closed(self) -> dict[str, list[int]]:
@@ -182,16 +185,24 @@ class Gates:
         """Add to the gradients of the logits; skip groups whose logits do not require grad.
 
         Args:
-            gradient: (gates,), gradient with respect to all logits; those of removed weights get none.
+            gradient: (gates,), gradient with respect to all logits; those of removed weights get none. Where there are
+                no gradients yet, they become views of it.
         """
-        gates = self.each
+        gates, present, more = self.each, list[Tensor](), list[Tensor]()
+        gradient = gradient.to(gates[0].logits.dtype)  # a float64 model gives a float64 gradient
         for gate, part in zip(gates, gradient.split([gate.logits.numel() for gate in gates]), strict=True):
             logits = gate.logits
-            if logits.requires_grad:
-                part = part.to(logits.dtype).view_as(logits)  # a float64 model gives a float64 gradient
-                if isinstance(gate, WeightGates):
-                    part = part.masked_fill(gate.removed, 0)
-                logits.grad = part.clone() if logits.grad is None else logits.grad.add_(part)
+            if not logits.requires_grad:
+                continue
+            if isinstance(gate, WeightGates):
+                part = part.view_as(logits).masked_fill(gate.removed, 0)
+            if logits.grad is None:
+                logits.grad = part
+            else:
+                present.append(logits.grad)
+                more.append(part)
+        if more:
+            torch._foreach_add_(present, more)
 
     @torch.no_grad()
     def decide(self) -> None:
@@ -270,7 +281,8 @@ class Gates:
         except ConfigurationError as error:
             raise ConfigurationError(f"group {called!r}: {error}") from error
         gate.set(index, probability, grace)
-        forget_momentum(optimizers, gate.logits, _where(gate, index))
+        chosen = torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)
+        forget_momentum(optimizers, gate.logits, chosen)
         self.grace_left = max(self.grace_left, grace)
         if not bool((gate.logits > 0).any()):
             of_branches = isinstance(traced, Branches)
@@ -375,15 +387,8 @@ class Gates:
             gate.load_state_dict(state["weights"][gate.name])
         self.grace_left = max(int(gate.grace.max()) for gate in self.each)
         self.warming_left = max((int(group.gate.warming.max()) for group in self.groups), default=0)
-        self._load_generator(state["generator"].cpu())
+        restore_generator(self.generator, state["generator"].cpu())
         self._key = None
-
-    def _load_generator(self, saved: Tensor) -> None:
-        """Restore the generator; on another kind of device, whose states differ, seed it with a hash of the state."""
-        if saved.shape == self.generator.get_state().shape:
-            self.generator.set_state(saved)
-        else:
-            self.generator.manual_seed(zlib.crc32(saved.numpy().tobytes()))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Gates":
         new = deep_copy(self, memo, {"_key": None, "_mask": None, "generator": torch.Generator(self.generator.device)})
@@ -391,6 +396,5 @@ class Gates:
         return new
 
 
-def _where(gate: Gate, index: Tensor) -> Tensor:
-    """Bool, in the shape of the logits: the positions in `index`."""
-    return torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dim() == 1 else tensor.reshape(-1)

@@ -61,7 +61,7 @@ class Pricing:
         Returns:
             Scalar, differentiable in `probability`.
         """
-        held = self.gates.held() if self.gates.grace_left else None
+        held = self.gates.held()
         if held is not None:
             probability = torch.where(held, torch.ones_like(probability), probability)
         return self.costs.under(kind, probability, weights)

@@ -52,6 +52,11 @@ class WeightGates(Gate):
             mask = logits > 0 if self.cut_at_zero else self.keep_probability() > 0.5
             return mask.view(-1).index_fill(0, logits.argmax(), True).view_as(mask)
 
+    @property
+    def deciding(self) -> tuple[Tensor, ...]:
+        """The tensors that decide which weights are `present`."""
+        return self.logits, self.grace, self.removed
+
     def gone(self, below: float) -> Tensor:
         """Find the weights to remove, see `Gate.gone`, and those that are removed already.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
 from torch.utils._pytree import tree_leaves
 
 from npn.errors import ConfigurationError, PlasticityError
@@ -107,7 +108,7 @@ class MaskedCall:
         self.gates.to(self.weights.device)
         return self.gates.deterministic_mask()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def recover(self) -> None:
         """Restore the weights after a call that was interrupted: torch runs forward hooks after an Exception only."""
         if self.entered and self._caller is not None:
@@ -116,7 +117,7 @@ class MaskedCall:
                 self._inner = 0
                 self._leave()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _enter(self) -> None:
         """Mask the weights for a call."""
         self.weights.forget_call()
@@ -133,7 +134,7 @@ class MaskedCall:
         self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
         self.entered = True
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _leave(self) -> None:
         """Restore the weights after a call."""
         self.entered, self._caller = False, None

@@ -226,7 +226,7 @@ def check_finite(loss: Tensor, last_checkpoint: str | None = None, first: bool =
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
     """
-    if loss.device.type == "cpu" and not math.isfinite(value := loss.detach().sum().item()):
+    if loss.device.type == "cpu" and not math.isfinite(value := (loss.sum() if loss.dim() else loss).item()):
         added = "no gradient of it was added" if first else "the gradients are those of the first of two passes alone"
         raise NonFiniteLossError(
             f"the loss is {value}; {added}. Lower the learning rate, check the data, or "

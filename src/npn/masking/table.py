@@ -1,13 +1,18 @@
 """The table from gates to the entries of the weights that they mask."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from npn.functional import effective_gates
+from npn.functional import effective_gates, effective_gates_gradient
+from npn.masking.stack import Stack
 from npn.structure import Structure, unit_of_column
 from npn.tracing.capture import model_tensors
+
+T = TypeVar("T")
 
 
 class MaskTable:
@@ -23,6 +28,8 @@ class MaskTable:
     Attributes:
         units: number of gates, without those of single weights.
         names, parameters: the masked weights.
+        values: their data at present, which share memory with the parameters.
+        stacks: the weights once more, those of one shape together, in the same order.
         axes: for each weight, the axes along which it is masked.
         sizes: lengths of these axes, in order of weights and axes.
         index: int64 (sum of sizes,), number of each entry's gate; `units` where there is none.
@@ -56,25 +63,58 @@ class MaskTable:
             columns.setdefault(name, {})
             places[name] = slice(start, start + tensors[name].numel())
             start = places[name].stop
-        self.single = [places.get(name) for name in columns]
-        self.names = list(columns)
-        self.parameters: list[Tensor] = [tensors[name] for name in columns]
-        self._homes = [_home(model, name) for name in columns]
-        self.axes = [list(axes) for axes in columns.values()]
+        alike: dict[tuple[Any, ...], list[str]] = {}
+        for name, axes in columns.items():
+            kind = _layout(tensors[name]), *axes, name if name in places else None
+            alike.setdefault(kind, []).append(name)
+        self.names = [name for names in alike.values() for name in names]
+        self.single = [places.get(name) for name in self.names]
+        self.parameters: list[Tensor] = [tensors[name] for name in self.names]
+        self.values = [parameter.data for parameter in self.parameters]
+        self._places = [value.data_ptr() for value in self.values]
+        self._layouts = [_layout(value) for value in self.values]
+        self._homes = [_home(model, name) for name in self.names]
+        self.axes = [list(columns[name]) for name in self.names]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
-        pieces = [owner for axes in columns.values() for owner in axes.values()]
+        pieces = [owner for name in self.names for owner in columns[name].values()]
         self.sizes = [len(piece) for piece in pieces]
         self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
+        self.stacks = list[Stack]()
+        for first, *more in alike.values():
+            like = torch.empty_like(tensors[first], device="meta")
+            sizes = [len(owner) for owner in columns[first].values()]
+            self.stacks.append(Stack(1 + len(more), like, list(columns[first]), sizes, places.get(first)))
+        self._lengths = [stack.count * sum(stack.sizes) for stack in self.stacks]
         feeding = unit_of_column(structure)
         self.unit_of_column = None if feeding is None else feeding.to(self.device)
 
-    @property
-    def stale(self) -> bool:
-        """Whether a parameter was replaced or moved to another device since this table was made."""
-        return any(
-            home.get(leaf) is not p or p.device != self.device
-            for (home, leaf), p in zip(self._homes, self.parameters, strict=True)
-        )
+    def follow(self) -> bool:
+        """Look up where the parameters' data lie at present.
+
+        Returns:
+            False if parameters were replaced, or moved to another layout, dtype or device: then this table is no longer
+            right.
+        """
+        for i, (parameter, (home, leaf)) in enumerate(zip(self.parameters, self._homes, strict=True)):
+            if home.get(leaf) is not parameter or _layout(parameter) != self._layouts[i]:
+                return False
+            if parameter.data_ptr() != self._places[i]:
+                self.values[i], self._places[i] = parameter.data, parameter.data_ptr()
+        return True
+
+    def factors(self, mask: Tensor) -> list[list[Tensor]]:
+        """Turn a mask over all gates into factors of the stacked weights.
+
+        Args:
+            mask: (gates,).
+
+        Returns:
+            For each stack, see `Stack.factors`.
+        """
+        units, single = (mask, mask[:0]) if len(mask) == self.units else (mask[: self.units], mask[self.units :])
+        padded = nn.functional.pad(effective_gates(units, self.unit_of_column), (0, 1), value=1.0)
+        pieces = padded.index_select(0, self.index).split(self._lengths)
+        return [stack.factors(piece, single) for stack, piece in zip(self.stacks, pieces, strict=True)]
 
     def expand(self, mask: Tensor) -> list[list[Tensor]]:
         """Turn a mask over all gates into factors that broadcast on the weights.
@@ -85,16 +125,53 @@ class MaskTable:
         Returns:
             For each weight, one factor per masked axis, then one in its own shape if its single weights have gates.
         """
-        units, single = mask[: self.units], mask[self.units :]
-        padded = torch.cat([effective_gates(units, self.unit_of_column), mask.new_ones(1)])
-        pieces = iter(padded[self.index].split(self.sizes))
-        factors = []
-        for parameter, axes, own in zip(self.parameters, self.axes, self.single, strict=True):
-            shapes = [[-1 if a == axis else 1 for a in range(parameter.dim())] for axis in axes]
-            factors.append([next(pieces).view(shape).to(parameter.dtype) for shape in shapes])
-            if own is not None:
-                factors[-1].append(single[own].view(parameter.shape).to(parameter.dtype))
-        return factors
+        return self.unstacked(self.factors(mask))
+
+    def unstacked(self, factors: list[list[Tensor]]) -> list[list[Tensor]]:
+        """Factors of each weight, from those of the stacks.
+
+        Args:
+            factors: the result of `factors`.
+        """
+        rows = ([factor.unbind() for factor in stacked] for stacked in factors)
+        return [list(each) for row in rows for each in zip(*row, strict=True)]
+
+    def members(self, each: Sequence[T]) -> Iterator[tuple[Stack, list[T]]]:
+        """Each stack, with what belongs to its weights.
+
+        Args:
+            each: one entry for each weight.
+        """
+        left = iter(each)
+        return ((stack, list(islice(left, stack.count))) for stack in self.stacks)
+
+    def gradient(self, products: Sequence[Tensor], factors: Sequence[Sequence[Tensor]], mask: Tensor) -> Tensor:
+        """d loss / d mask.
+
+        Args:
+            products: for each stack, weight times gradient with respect to the masked weight.
+            factors: the result of `factors`.
+            mask: (gates,).
+
+        Returns:
+            float32 (gates,).
+        """
+        total = torch.zeros(self.units + 1, device=self.device)
+        single = torch.zeros(len(mask) - self.units, device=self.device)
+        pieces = list[Tensor]()
+        for stack, product, each in zip(self.stacks, products, factors, strict=True):
+            units, own = stack.gradients(product, each)
+            pieces.append(units)
+            if own is not None and stack.single is not None:
+                single[stack.single] = own
+        if pieces:
+            total.index_add_(0, self.index, torch.cat(pieces))
+        gates = effective_gates_gradient(total[:-1], mask[: self.units], self.unit_of_column)
+        return torch.cat([gates, single]) if len(single) else gates
+
+
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
 
 
 def _home(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:

@@ -7,7 +7,6 @@ module, because fused kernels, tied weights and recurrent layers read the same p
 
 import contextlib
 import copy
-import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,12 +15,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from npn.errors import ConfigurationError
-from npn.functional import effective_gates_gradient
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
-
-SINGLE = -1  # stands for an axis where a factor has the shape of the weight
 
 CLOSURE = (
     "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns it: "
@@ -61,7 +57,7 @@ class MaskedWeights:
     @property
     def table(self) -> MaskTable:
         """The table of masked weights, rebuilt after parameters were replaced or moved to another device."""
-        if self._table is not None and self._table.stale:
+        if self._table is not None and not self._swapped and not self._table.follow():
             self.remove()
         if self._table is None:
             check_shapes(self.model, self.structure)
@@ -81,15 +77,14 @@ class MaskedWeights:
             handle.remove()
         self._handles.clear()
         self._table = None
-        self._mask: Tensor | None = None
-        self._masks: list[list[Tensor]] | None = None
-        self._values: list[Tensor] = []
-        self._collected: list[list[Tensor] | None] | None = None
-        self._outside: list[list[Tensor]] | None = None
+        self._swapped = False  # whether the parameters hold masked copies now
+        self._masks: list[list[Tensor]] | None = None  # factors of each weight, while its gradients are masked
+        self._outside: list[list[Tensor]] | None = None  # those of the last call outside a step
         self._unmasked = False
-        # masked copies are reused: allocating them costs more than the multiplication
-        self._copies: list[Tensor] = []
-        self._scratch: Tensor | None = None
+        self._mask: Tensor | None = None  # the mask of the last step,
+        self._factors: list[list[Tensor]] = []  # its factors of each stack,
+        self._arrived: list[Tensor | None] | None = None  # and the gradient of each masked weight, if they are wanted
+        self._stacks: list[Tensor] = []  # memory of the masked copies of steps: new memory costs more than multiplying
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -110,10 +105,6 @@ class MaskedWeights:
     def _parameters(self) -> list[Tensor]:
         return self._table.parameters if self._table is not None else []
 
-    @property
-    def _axes(self) -> list[list[int | None]]:
-        return self._table.axes if self._table is not None else []
-
     @contextlib.contextmanager
     def applied(self, mask: Tensor, collect: bool = False) -> Iterator[None]:
         """Replace the weights by masked copies inside the context, and mask their gradients as they arrive.
@@ -125,18 +116,21 @@ class MaskedWeights:
         Raises:
             ConfigurationError: a weight was changed in place inside the context, where the change is lost.
         """
+        table = self.table
         with torch.inference_mode(False), torch.no_grad():
-            masks = self.table.expand(mask)
-            self._swap_in(masks, reuse=True)
-        self._mask, self._masks = mask, masks
-        self._collected = [None] * len(self._parameters) if collect else None
-        lent = [(p, p.grad) for p in self._parameters if collect and not p.requires_grad]
-        for parameter, _ in lent:  # a frozen parameter needs a gradient here, from which dL/dz follows
-            parameter.requires_grad_(True)
-            parameter.grad = None
-        self._watch()
-        versions = [parameter._version for parameter in self._parameters]
+            self._mask, self._factors = mask, table.factors(mask)
+            self._stacks = self._stacks or [stack.empty(table.device) for stack in table.stacks]
+            masks = table.unstacked(self._factors)
+        self._arrived = [None] * len(table.parameters) if collect else None
+        lent = [(p, p.grad) for p in table.parameters if collect and not p.requires_grad]
         try:
+            self._swap_in(self._factors, self._stacks)
+            self._masks = masks
+            for parameter, _ in lent:  # a frozen parameter needs a gradient here, from which dL/dz follows
+                parameter.requires_grad_(True)
+                parameter.grad = None
+            self._watch()
+            versions = [parameter._version for parameter in table.parameters]
             yield
             self._check_untouched(versions)
         finally:
@@ -161,23 +155,13 @@ class MaskedWeights:
         Returns:
             float32 (gates,).
         """
-        assert self._collected is not None and self._mask is not None
-        table, pieces = self.table, list[Tensor]()
-        single = torch.zeros(len(self._mask) - table.units, device=table.device)
-        for i, sums in enumerate(self._collected):
-            start, axes, own = len(pieces), len(table.axes[i]), table.single[i]
-            if sums is None:
-                pieces += [torch.zeros(table.sizes[start + j], device=table.device) for j in range(axes)]
-            else:
-                pieces += sums[:axes]
-                if own is not None:
-                    single[own] = sums[axes]
-        self._collected = None
-        total = torch.zeros(table.units + 1, device=table.device)
-        if pieces:
-            total.index_add_(0, table.index, torch.cat(pieces))
-        units = effective_gates_gradient(total[:-1], self._mask[: table.units], table.unit_of_column)
-        return torch.cat([units, single]) if len(single) else units
+        assert self._arrived is not None and self._mask is not None
+        table, arrived, self._arrived = self.table, self._arrived, None
+        with torch.no_grad():
+            parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
+            for (stack, values), (_, gradients), out in parts:  # the masked copies are no longer read
+                stack.product(out, values, gradients)
+            return table.gradient(self._stacks, self._factors, self._mask)
 
     def dense_gradients(self) -> dict[str, Tensor]:
         """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
@@ -209,10 +193,11 @@ class MaskedWeights:
         Returns:
             The argument of `leave_outside`.
         """
+        table = self.table
         with torch.inference_mode(False), torch.no_grad():
-            masks = self.table.expand(mask)
-            self._swap_in(masks)
-        self._masks = masks
+            factors = table.factors(mask)
+            stacks, self._masks = [stack.empty(table.device) for stack in table.stacks], table.unstacked(factors)
+            self._swap_in(factors, stacks)
         self._watch()
         if not torch.is_grad_enabled():
             return None
@@ -248,11 +233,11 @@ class MaskedWeights:
     @contextlib.contextmanager
     def not_collecting(self) -> Iterator[None]:
         """Exclude gradients computed inside the context from dL/dz; they are still masked."""
-        collected, self._collected = self._collected, None
+        arrived, self._arrived = self._arrived, None
         try:
             yield
         finally:
-            self._collected = collected
+            self._arrived = arrived
 
     @contextlib.contextmanager
     def only_computing(self, last: bool = False) -> Iterator[None]:
@@ -273,58 +258,39 @@ class MaskedWeights:
             if (now is not None or last) and (now is not grad or (now is not None and now._version != version)):
                 raise ConfigurationError(CLOSURE)
 
-    def _swap_in(self, masks: list[list[Tensor]], reuse: bool = False) -> None:
-        """Replace the weights' data by masked copies."""
-        values = [parameter.data for parameter in self._parameters]
-        if reuse:
-            if not all(c.dtype == v.dtype for c, v in zip(self._copies, values, strict=False)) or not self._copies:
-                self._copies = [torch.empty_like(v) for v in values]
-            masked = [_masked_into(c, v, f) for c, v, f in zip(self._copies, values, masks, strict=True)]
-        else:
-            masked = [functools.reduce(torch.mul, factors, v) for v, factors in zip(values, masks, strict=True)]
-        self._values = values
-        for parameter, value in zip(self._parameters, masked, strict=True):
-            parameter.data = value
+    def _swap_in(self, factors: list[list[Tensor]], stacks: list[Tensor]) -> None:
+        """Replace the weights' data by masked copies, which are written into `stacks`."""
+        table = self.table
+        with torch.inference_mode(False), torch.no_grad():
+            for (stack, values), out, each in zip(table.members(table.values), stacks, factors, strict=True):
+                stack.masked(out, values, each)
+        copies = (copy for stack in stacks for copy in stack.unbind())
+        self._swapped = True
+        for parameter, masked in zip(table.parameters, copies, strict=True):
+            parameter.data = masked
         torch.clear_autocast_cache()  # the cache may hold casts of these weights under another mask
 
     def _swap_out(self) -> None:
         """Restore the weights' own data."""
-        for parameter, value in zip(self._parameters, self._values, strict=True):
-            parameter.data = value
-        self._values = []
+        if self._table is not None and self._swapped:
+            for parameter, value in zip(self._table.parameters, self._table.values, strict=True):
+                parameter.data = value
+        self._swapped = False
         torch.clear_autocast_cache()
 
-    def _scratch_like(self, like: Tensor) -> Tensor:
-        """Scratch memory for one product of weight and gradient."""
-        if self._scratch is None or self._scratch.dtype != like.dtype:
-            largest = max(parameter.numel() for parameter in self._parameters)
-            self._scratch = torch.empty(largest, dtype=like.dtype, device=like.device)
-        return self._scratch[: like.numel()].view(like.shape)
-
-    def _collect(self, i: int, gradient: Tensor, factors: list[Tensor], collected: list[list[Tensor] | None]) -> None:
-        """Add weight times gradient, summed per unit, to the sums of this weight."""
-        single = self._table is not None and self._table.single[i] is not None
-        scratch = None if single else self._scratch_like(gradient)  # sums of single weights are the product itself
-        product = torch.mul(self._values[i], _conjugate(gradient), out=scratch)
-        axes = self._axes[i]
-        before, sums = collected[i], _mask_sums(product, factors, [*axes, SINGLE] if single else axes)
-        # a reentrant checkpoint delivers the gradient of a weight in several parts
-        collected[i] = sums if before is None else [a + b for a, b in zip(before, sums, strict=True)]
-
     def _hook(self, i: int) -> Any:
-        """The gradient hook of one weight: collect dL/dz and mask the gradient."""
+        """The gradient hook of one weight: keep its gradient for dL/dz, and mask it."""
 
-        name, axes = self.table.names[i], len(self._axes[i])
+        name, axes = self.table.names[i], len(self.table.axes[i])
 
         def mask_gradient(gradient: Tensor) -> Tensor | None:
             masks = self._masks if self._masks is not None else self._outside
             if masks is None or self._unmasked:
                 return None
-            factors = masks[i]
-            if self._collected is not None:
-                with torch.no_grad():
-                    self._collect(i, gradient, factors, self._collected)
-            for number, factor in enumerate(factors):
+            if self._arrived is not None:
+                before = self._arrived[i]  # a reentrant checkpoint delivers the gradient of a weight in several parts
+                self._arrived[i] = gradient if before is None else before + gradient
+            for number, factor in enumerate(masks[i]):
                 if number == axes:  # the gates of single weights come last
                     self._dense[name] = gradient.detach()
                 gradient = gradient * factor
@@ -337,34 +303,3 @@ class MaskedWeights:
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
         return new
-
-
-def _masked_into(out: Tensor, value: Tensor, factors: list[Tensor]) -> Tensor:
-    """Multiply a weight by all its factors, into `out`."""
-    torch.mul(value, factors[0], out=out)
-    for factor in factors[1:]:
-        out.mul_(factor)
-    return out
-
-
-def _conjugate(gradient: Tensor) -> Tensor:
-    """Conjugate a complex gradient G: d loss / d factor of a complex weight w is the real part of w conj(G)."""
-    return gradient.conj() if gradient.is_complex() else gradient
-
-
-def _mask_sums(product: Tensor, factors: list[Tensor], axes: list[int | None]) -> list[Tensor]:
-    """d loss / d factor of `weight * prod(factors)`, from weight times gradient: float32 (size,) for each factor."""
-    sums = []
-    product = product.real if product.is_complex() else product
-    factors = [factor.real if factor.is_complex() else factor for factor in factors]
-    for j, axis in enumerate(axes):
-        term = product
-        for other, factor in enumerate(factors):
-            if other != j:
-                term = term * factor
-        if axis == SINGLE:
-            sums.append(term.float().reshape(-1))
-            continue
-        rest = [a for a in range(term.dim()) if a != axis]
-        sums.append(term.sum(rest, dtype=torch.float32).reshape(-1) if rest else term.float().reshape(-1))
-    return sums

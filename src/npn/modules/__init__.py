@@ -1,16 +1,20 @@
-"""What npn puts into a model: an input selection for narrowed layers, a zero for removed branches, gates of inputs."""
+"""What npn puts into a model: selections and gates of inputs, zeros for removed branches, attention in plain layers."""
 
 from npn.modules.absent import absent, absent_paths, is_absent
+from npn.modules.attention import UnfusedAttention
 from npn.modules.described import described_sizes
 from npn.modules.gated import InputGate, gateable, gated_layer
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
+from npn.modules.unfuse import fuse, unfuse
 
 __all__ = [
     "InputGate",
+    "UnfusedAttention",
     "absent",
     "absent_paths",
     "described_sizes",
     "full_length",
+    "fuse",
     "gateable",
     "gated_layer",
     "hook_of",
@@ -18,4 +22,5 @@ __all__ = [
     "is_absent",
     "materialize_selects",
     "set_select",
+    "unfuse",
 ]

@@ -15,6 +15,8 @@ from npn.tracing.capture import output_shapes, raising_line
 from npn.tracing.retrace import attributes_changed, retrace
 from npn.tracing.single import in_mode
 
+_UNFUSE = "; npn.unfuse(model) before attach frees its heads"
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -168,7 +170,9 @@ def _failure(error: Exception) -> Problem:
     cause = error.__cause__ if isinstance(error, TraceError) else error
     if cause is None:
         return Problem(f"the code fixes this size: {error}")
-    return Problem(f"the code fixes this size at {raising_line(cause)}: {str(cause).strip() or type(cause).__name__}")
+    line = raising_line(cause)
+    reason = f"the code fixes this size at {line}: {str(cause).strip() or type(cause).__name__}"
+    return Problem(reason + _UNFUSE if "multi_head_attention_forward" in line else reason)
 
 
 def _fewer(structure: Structure, names: Sequence[str]) -> dict[str, int]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
@@ -55,7 +55,10 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     numbers: set[int] = set()
     held: dict[Any, Value] = {}  # tensors of the code; ops in place write to a copy of them
     names = iter(captured.names)
+    idle = _idle(captured.module.graph)
     for node in captured.module.graph.nodes:
+        if node in idle:
+            continue
         if node.op == "placeholder":
             name = next(names, None)
             env[node] = _leaf(ledger, node, name, tensors)
@@ -80,6 +83,20 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
             if _name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
     return Walked(ledger, effort, tuple(fingerprint), tuple(unreached), frozenset(numbers), env)
+
+
+def _idle(graph: Graph) -> set[Node]:
+    """Nodes whose results nothing uses, where one value alone goes in: a mean over heads that is thrown away.
+
+    What several values go into is walked in any case: a layer without use has parameters that have to follow.
+    """
+    idle: set[Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        quiet = node.op == "call_function" and schema is not None and not schema.is_mutable
+        if quiet and len(node.all_input_nodes) == 1 and all(user in idle for user in node.users):
+            idle.add(node)
+    return idle
 
 
 def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor]) -> Any:

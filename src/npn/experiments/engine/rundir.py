@@ -16,7 +16,7 @@ class RunDirectory:
     """The files of a run.
 
     A run starts with `options.json`, adds a line to `metrics.jsonl` after each epoch, replaces `checkpoint.pt` now and
-    then, and ends with `model.pt` and `result.json`; then the checkpoint is deleted.
+    then, and ends with `model.pt` and `result.json`; then the checkpoint is deleted. `report.html` shows what is there.
 
     Args:
         path: the folder; made when first written to.
@@ -29,6 +29,7 @@ class RunDirectory:
         self.checkpoint_file = self.path / "checkpoint.pt"
         self.result_file = self.path / "result.json"
         self.model_file = self.path / "model.pt"
+        self.report_file = self.path / "report.html"
 
     @property
     def finished(self) -> bool:
@@ -54,7 +55,7 @@ class RunDirectory:
         if there and not self.options_file.exists():
             some = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
             raise ConfigurationError(f"{self.path} holds what is no run of npn ({some}); --out takes another folder")
-        left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md")
+        left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md", self.report_file)
         for file in (*left, *self.path.glob("*.png"), *self.path.glob("model.*")):
             if file.is_file():
                 file.unlink()

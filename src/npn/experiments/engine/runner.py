@@ -14,6 +14,7 @@ from npn.experiments.engine import processes
 from npn.experiments.engine.execution import stream, threads
 from npn.experiments.engine.observers import Observer, Observers
 from npn.experiments.engine.options import Options
+from npn.experiments.engine.pages import write_report
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe, Row
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.stopping import Deadline, Interrupted, OutOfTime, stop_signal
@@ -49,7 +50,7 @@ def run(
     resume: bool = False,
     stop_after: float | None = None,
 ) -> Outcome:
-    """Train to the end, from the start or from a checkpoint; write result, model and figures.
+    """Train to the end, from the start or from a checkpoint; write result, model, figures and report.
 
     Under `torchrun` several processes train together: each takes its part of every batch and draws its own masks, and
     the first one evaluates and writes. Any number of processes can resume the run.
@@ -79,14 +80,21 @@ def run(
     with processes.group(), threads(experiment.threads), stream(options.device):
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
+        macs = npn.count_macs(recipe.plastic.model, recipe.prepare(recipe.data.test.x[:1]))
         if resume:
             progress = _resume(recipe, directory)
         else:
             processes.from_first(lambda: directory.start(options))
             progress = Progress()
         shown = observer if processes.rank() == 0 else Observers()
-        _train(recipe, options.seed or 0, directory, progress, shown, experiment.checkpoint_every, deadline)
-        return processes.from_first(lambda: _conclude(experiment, recipe, options, directory, progress))
+        try:
+            _train(recipe, options.seed or 0, directory, progress, shown, experiment.checkpoint_every, deadline)
+        except Interrupted:
+            processes.from_first(lambda: write_report(directory, experiment.name))
+            raise
+        outcome = processes.from_first(lambda: _conclude(experiment, recipe, options, directory, progress, macs))
+        processes.from_first(lambda: write_report(directory))
+        return outcome
 
 
 def _train(
@@ -132,7 +140,7 @@ def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
 
 
 def _conclude(
-    experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress
+    experiment: Experiment, recipe: Recipe, options: Options, directory: RunDirectory, progress: Progress, macs: int
 ) -> Outcome:
     """Export and measure the model, draw the figures, and write everything, the result last."""
     small = recipe.plastic.export()
@@ -148,6 +156,7 @@ def _conclude(
         **last,
         held_out: rows[-1][held_out],
         "macs": npn.count_macs(small, recipe.prepare(recipe.data.test.x[:1])),
+        "macs_at_start": macs,
         "training_macs": sum(row["training_macs"] for row in rows),
         **recipe.about,
         "stages": progress.stages,
