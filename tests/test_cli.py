@@ -46,13 +46,13 @@ def finished(tmp_path_factory):
 def test_version_and_help():
     assert call("--version").output == f"npn {npn.__version__}\n"
     text = call("--help").output
-    assert all(name in text for name in ("inspect", "export", "run", "bench"))
+    assert all(name in text for name in ("inspect", "export", "run", "bench", "report"))
 
 
 def test_a_run_leaves_its_result_its_model_and_its_pictures(finished):
     out, text = finished
     names = {file.name for file in out.iterdir()}
-    pictures = {"boundary.png", "curves.png", "gates.png"}
+    pictures = {"boundary.png", "curves.png", "gates.png", "report.html"}
     assert pictures | {"result.json", "metrics.jsonl", "model.pt", "options.json"} <= names
     assert "checkpoint.pt" not in names
     result = json.loads((out / "result.json").read_text())

@@ -101,7 +101,7 @@ def test_the_slider_moves_architecture_and_gates(seen: tuple[str, dict[str, Any]
     assert each["sliderFocused"]
     assert (end["widths"], start["widths"]) == (["25%", "25%"], ["100%", "100%"])
     assert (end["counts"], start["counts"]) == (["4 of 16", "2 of 8"], ["16 of 16", "8 of 8"])
-    assert start["captions"] == 2 * ["epoch 1 of 4 · pretrain (k = ∞) · accuracy 81% · 240 parameters"]
+    assert start["captions"] == 2 * ["epoch 1 of 4 · pretrain (k = ∞) · accuracy 81.00% · 240 parameters"]
     assert (start["values"], end["values"], jumped["values"]) == (["0"] * 2, ["3"] * 2, ["2"] * 2)
     assert (start["gone"], end["gone"], jumped["gone"]) == (0, 12, 12)
     assert by_count["widths"] == ["25%", "12.5%"]

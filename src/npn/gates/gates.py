@@ -120,14 +120,10 @@ class Gates:
 
     def logits(self) -> Tensor:
         """All logits phi, (gates,), differentiable."""
-        return torch.cat([_flat(gate.logits) for gate in self.each])
+        return torch.cat([gate.logits.flatten() for gate in self.each])
 
     def keep_probability(self, logits: Tensor | None = None) -> Tensor:
-        """All keep probabilities pi = g(k phi), (gates,), differentiable; 0 for removed weights.
-
-        Args:
-            logits: the result of `logits()`, if it is at hand.
-        """
+        """All keep probabilities pi = g(k phi), (gates,), differentiable in `logits()`; 0 for removed weights."""
         pi = keep_probability(self.logits() if logits is None else logits, self.k, self.function)
         return pi if not self.weights else pi.masked_fill(self._removed(), 0)
 
@@ -138,9 +134,7 @@ class Gates:
 
     def held(self) -> Tensor | None:
         """Whether each gate is held open in a grace period, bool (gates,); None if none is."""
-        if not self.grace_left:
-            return None
-        return torch.cat([_flat(gate.grace) for gate in self.each]) > 0
+        return torch.cat([gate.grace.flatten() for gate in self.each]) > 0 if self.grace_left else None
 
     def draw(self, *batch: int) -> Tensor:
         """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers.
@@ -160,8 +154,8 @@ class Gates:
 
         Where a method decides, this is its real-valued mask for evaluation.
 
-        It is computed anew only after changes. Fused optimizers write to logits without counting versions, so that the
-        values are compared on the CPU; elsewhere only k = inf is known to leave them unchanged.
+        Computed anew after changes only. Since fused optimizers write to logits without counting versions, their values
+        are compared on the CPU; elsewhere only k = inf is known to leave them unchanged.
         """
         if self.decision is not None:
             self.decide()
@@ -185,24 +179,19 @@ class Gates:
         """Add to the gradients of the logits; skip groups whose logits do not require grad.
 
         Args:
-            gradient: (gates,), gradient with respect to all logits; those of removed weights get none. Where there are
-                no gradients yet, they become views of it.
+            gradient: (gates,), of all logits; those of removed weights get none. New gradients are views of it.
         """
-        gates, present, more = self.each, list[Tensor](), list[Tensor]()
+        gates, more = self.each, list[tuple[Tensor, Tensor]]()
         gradient = gradient.to(gates[0].logits.dtype)  # a float64 model gives a float64 gradient
         for gate, part in zip(gates, gradient.split([gate.logits.numel() for gate in gates]), strict=True):
-            logits = gate.logits
-            if not logits.requires_grad:
-                continue
             if isinstance(gate, WeightGates):
-                part = part.view_as(logits).masked_fill(gate.removed, 0)
-            if logits.grad is None:
-                logits.grad = part
-            else:
-                present.append(logits.grad)
-                more.append(part)
+                part = part.view_as(gate.logits).masked_fill(gate.removed, 0)
+            if gate.logits.grad is not None and gate.logits.requires_grad:
+                more.append((gate.logits.grad, part))
+            elif gate.logits.requires_grad:
+                gate.logits.grad = part
         if more:
-            torch._foreach_add_(present, more)
+            torch._foreach_add_(*map(list, zip(*more, strict=True)))
 
     @torch.no_grad()
     def decide(self) -> None:
@@ -394,7 +383,3 @@ class Gates:
         new = deep_copy(self, memo, {"_key": None, "_mask": None, "generator": torch.Generator(self.generator.device)})
         new.generator.set_state(self.generator.get_state())
         return new
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor if tensor.dim() == 1 else tensor.reshape(-1)

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
+from torch._compile import _disable_dynamo
 from torch.utils._pytree import tree_leaves
 
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
 from npn.masking.weights import MaskedWeights
+
+_uncompiled = _disable_dynamo  # torch.compiler.disable, which would import the compiler now
 
 
 class MaskedCall:
@@ -108,7 +110,7 @@ class MaskedCall:
         self.gates.to(self.weights.device)
         return self.gates.deterministic_mask()
 
-    @not_compiled
+    @_uncompiled
     def recover(self) -> None:
         """Restore the weights after a call that was interrupted: torch runs forward hooks after an Exception only."""
         if self.entered and self._caller is not None:
@@ -117,7 +119,7 @@ class MaskedCall:
                 self._inner = 0
                 self._leave()
 
-    @not_compiled
+    @_uncompiled
     def _enter(self) -> None:
         """Mask the weights for a call."""
         self.weights.forget_call()
@@ -134,7 +136,7 @@ class MaskedCall:
         self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
         self.entered = True
 
-    @not_compiled
+    @_uncompiled
     def _leave(self) -> None:
         """Restore the weights after a call."""
         self.entered, self._caller = False, None

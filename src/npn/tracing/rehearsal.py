@@ -1,5 +1,6 @@
 """Rehearse resizes on fake tensors: first whether the code runs at all at other sizes, then a whole re-trace."""
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,12 @@ class Rehearsal:
         self.seconds = seconds
         self.repairs: set[frozenset[str]] = set()
         self._end = process_time() + seconds
-        self._cheap = self._run(structure, {}) is None  # else fake tensors do not reach through this model
+        self._present = structure
+
+    @functools.cached_property
+    def _cheap(self) -> bool:
+        """Whether the code runs at the present sizes; else fake tensors do not reach through this model."""
+        return self._run(self._present, {}) is None
 
     @property
     def expired(self) -> bool:

@@ -20,6 +20,7 @@ class Score:
         of: loss in nats per prediction, and share of correct predictions -> the number.
         text: writes the number with its unit.
         phrase: writes it in a line of other numbers.
+        rises: a higher number is better.
     """
 
     key: str
@@ -31,6 +32,7 @@ class Score:
     of: Callable[[float, float], float]
     text: Callable[[float], str]
     phrase: Callable[[float], str]
+    rises: bool
 
     @property
     def keys(self) -> tuple[str, str]:
@@ -48,6 +50,7 @@ ACCURACY = Score(
     of=lambda loss, correct: correct,
     text=lambda value: f"{100 * value:.2f}%",
     phrase=lambda value: f"accuracy {100 * value:.2f}%",
+    rises=True,
 )
 BITS = Score(
     key="bits_per_byte",
@@ -59,6 +62,7 @@ BITS = Score(
     of=lambda loss, correct: loss / math.log(2.0),
     text=lambda value: f"{value:.3f} bits per byte",
     phrase=lambda value: f"{value:.3f} bits per byte",
+    rises=False,
 )
 
 
