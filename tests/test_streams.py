@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
-from npn.errors import ConfigurationError, PlasticityError
+from npn.errors import ConfigurationError, PlasticityError, TraceError
 from npn.functional.norms import over_open
 
 pytestmark = pytest.mark.usefixtures("traces_are_shared")
@@ -270,6 +270,50 @@ def test_activation_checkpoints_have_the_same_gradients() -> None:
         plastic.backward(lambda: target(model(x)))
         found.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
     torch.testing.assert_close(found[0], found[1])
+
+
+class Recomputed(nn.Module):
+    """A checkpoint of a function that normalises, which is computed again outside of any module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.checkpoint: bool | None = None
+
+    def block(self, h: Tensor) -> Tensor:
+        return h + self.inner(F.layer_norm(h, (h.shape[-1],))).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        if self.checkpoint is None:
+            h = self.block(h)
+        else:
+            h = torch.utils.checkpoint.checkpoint(self.block, h, use_reentrant=self.checkpoint)
+        return self.head(F.layer_norm(h, (h.shape[-1],)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_norm_that_a_checkpoint_computes_again_outside_of_a_module_is_an_error(reentrant: bool) -> None:
+    model, x = Recomputed(), torch.randn(4, 3)
+    plastic = npn.attach(model, x, streams=True)
+    plastic.close("embed", [0])
+    model.checkpoint = reentrant
+    with pytest.raises(
+        PlasticityError, match=r"^a checkpoint inside the forward pass of the model computes layer_norm"
+    ):
+        plastic.backward(lambda: model(x).square().mean())
+    model.checkpoint = None
+    plastic.backward(lambda: model(x).square().mean())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_such_a_stream_is_frozen_if_the_trace_sees_the_checkpoint(reentrant: bool) -> None:
+    model = Recomputed()
+    model.checkpoint = reentrant
+    with pytest.raises(
+        TraceError, match=r"^nothing in the model can be resized: embed.weight\[0\]: native_layer_norm mixes"
+    ):
+        npn.attach(model, torch.randn(4, 3), streams=True)
 
 
 class Choosing(nn.Module):

@@ -67,6 +67,11 @@ class OpenNorms:
             norm = self.norms.get((call.path, call.number))
             if norm is None:
                 return function(*args, **kwargs)
+            if call.again:
+                raise PlasticityError(
+                    f"a checkpoint inside the forward pass of {norm.path or 'the model'} computes {norm.name} again, "
+                    "where its channels cannot be told apart; checkpoint whole modules, or attach with streams=False"
+                )
             x, rest, named = _first(args, kwargs)
             index = self.index[norm.key]
             if call.name != norm.name or x.dim() < -norm.axis or x.shape[norm.axis] != len(index):

@@ -208,12 +208,11 @@ class MaskedWeights:
             stacks, self._masks = [stack.empty(table.device) for stack in table.stacks], table.unstacked(factors)
             self._swap_in(factors, stacks)
         self._watch()
-        norms = contextlib.ExitStack()
+        norms, saved = contextlib.ExitStack(), None
+        if torch.is_grad_enabled():
+            saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
+            saved.__enter__()  # before the norms, which notice what is entered later
         norms.enter_context(self._norms.under(mask, self.model))
-        if not torch.is_grad_enabled():
-            return norms, None
-        saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
-        saved.__enter__()
         return norms, saved
 
     def unmask_call(self, saved: Any) -> None:

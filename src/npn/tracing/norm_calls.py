@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,13 @@ class NormCall(NamedTuple):
         path: of the module in whose `forward` it is, not in that of a module inside.
         number: of calls of this kind before it in there.
         name: of the function.
+        again: whether a checkpoint that began in the same `forward` will compute it again, outside of any module.
     """
 
     path: str
     number: int
     name: str
+    again: bool = False
 
 
 Answer = Callable[[NormCall, Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]
@@ -50,11 +53,11 @@ class NormCalls(TorchFunctionMode):
         self._handles: list[Any] = []
 
     @property
-    def _frames(self) -> list[tuple[str | None, list[int]]]:
-        """Modules whose forward pass is under way in this thread, and how many calls they have made."""
+    def _frames(self) -> list["_Frame"]:
+        """Modules whose forward pass is under way in this thread."""
         if not hasattr(self._threads, "frames"):
             self._threads.frames = []
-        frames: list[tuple[str | None, list[int]]] = self._threads.frames
+        frames: list[_Frame] = self._threads.frames
         return frames
 
     def __enter__(self) -> "NormCalls":
@@ -79,25 +82,40 @@ class NormCalls(TorchFunctionMode):
         """
         if not self._frames:
             super().__enter__()  # type: ignore[no-untyped-call]
-        self._frames.append((self.paths.get(module), [0]))
+        self._frames.append(_Frame(self.paths.get(module), _saving()))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._frames:
             return
-        path, count = self._frames.pop()
+        frame = self._frames.pop()
         if not self._frames:
             super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
-        if path is not None and self.left is not None and output is not None:
-            self.left(path, frozenset(range(count[0])))
+        if frame.path is not None and self.left is not None and output is not None:
+            self.left(frame.path, frozenset(range(frame.calls)))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, (path, count) = getattr(func, "__name__", ""), (self._frames or [(None, [0])])[-1]
-        if name not in NAMES or path is None:
+        name, frame = getattr(func, "__name__", ""), self._frames[-1] if self._frames else None
+        if name not in NAMES or frame is None or frame.path is None:
             return func(*args, **(kwargs or {}))
-        count[0] += 1
-        return self.answer(NormCall(path, count[0] - 1, name), func, args, kwargs or {})
+        frame.calls += 1
+        call = NormCall(frame.path, frame.calls - 1, name, again=_saving() != frame.saving)
+        return self.answer(call, func, args, kwargs or {})
+
+
+@dataclass
+class _Frame:
+    """One module's forward pass: its path, how autograd saves tensors where it begins, and the calls so far."""
+
+    path: str | None
+    saving: tuple[Any, ...]
+    calls: int = 0
+
+
+def _saving() -> tuple[Any, ...]:
+    """How autograd saves tensors now: a checkpoint changes one of the two."""
+    return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
 def marking(model: nn.Module) -> NormCalls:
@@ -112,7 +130,7 @@ def marking(model: nn.Module) -> NormCalls:
         graph: Any = mode.tracer.graph if mode is not None else torch.fx.Graph()
         before = len(graph.nodes)
         result = function(*args, **kwargs)
-        for node in list(graph.nodes)[before:] if mode is not None else ():
+        for node in list(graph.nodes)[before:] if mode is not None and not call.again else ():
             node.meta[_MARK] = call
         return result
 
