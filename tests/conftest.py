@@ -130,10 +130,10 @@ def _kind(model: nn.Module, inputs: Any) -> object:
 def traced_once() -> Iterator[None]:
     """`attach` traces each kind of model for the first one alone."""
 
-    def cached(model: nn.Module, inputs: Any) -> Structure:
-        kind = _kind(model, inputs)
+    def cached(model: nn.Module, inputs: Any, streams: bool = False) -> Structure:
+        kind = (_kind(model, inputs), streams)
         if kind not in _TRACED:
-            _TRACED[kind] = trace_units(model, inputs)
+            _TRACED[kind] = trace_units(model, inputs, streams)
         return _TRACED[kind]
 
     with pytest.MonkeyPatch.context() as patch:

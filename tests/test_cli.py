@@ -46,13 +46,13 @@ def finished(tmp_path_factory):
 def test_version_and_help():
     assert call("--version").output == f"npn {npn.__version__}\n"
     text = call("--help").output
-    assert all(name in text for name in ("inspect", "export", "run", "bench"))
+    assert all(name in text for name in ("inspect", "export", "run", "bench", "report"))
 
 
 def test_a_run_leaves_its_result_its_model_and_its_pictures(finished):
     out, text = finished
     names = {file.name for file in out.iterdir()}
-    pictures = {"boundary.png", "curves.png", "gates.png"}
+    pictures = {"boundary.png", "curves.png", "gates.png", "report.html"}
     assert pictures | {"result.json", "metrics.jsonl", "model.pt", "options.json"} <= names
     assert "checkpoint.pt" not in names
     result = json.loads((out / "result.json").read_text())
@@ -63,6 +63,24 @@ def test_a_run_leaves_its_result_its_model_and_its_pictures(finished):
     assert len((out / "metrics.jsonl").read_text().splitlines()) == 7
     assert result["versions"]["torch"] == torch.__version__
     assert result["architecture"] in text
+
+
+def test_the_results_of_a_run_and_of_an_export_as_json(finished):
+    """Stdout is one JSON object; what a person reads is on stderr."""
+    out, _ = finished
+    run = call(*SHORT, "--out", out, "--resume", "--json")
+    found = json.loads(run.stdout)
+    assert {key: found[key] for key in ("seed", "mode", "stages")} == {
+        key: json.loads((out / "result.json").read_text())[key] for key in ("seed", "mode", "stages")
+    }
+    assert str(out / "model.pt") in found["files"] and "finished already" in run.stderr
+    exported = json.loads(call("export", out, "--format", "safetensors", "--json").stdout)
+    file = out / "model.safetensors"
+    assert exported == {"file": str(file), "format": "safetensors", "bytes": file.stat().st_size}
+    csr = call("export", out, "--format", "csr", "--out", out / "c.pt", "--json")
+    assert json.loads(csr.stdout)["layers"] == [] and "left dense" in csr.stderr
+    file.unlink()
+    (out / "c.pt").unlink()
 
 
 def test_a_finished_run_is_not_run_again(finished):
@@ -148,6 +166,7 @@ def test_inspect_as_table_and_as_json(models):
     table = call("inspect", "my_models:net", "--input", "1,3,8,8")
     assert table.exit_code == 0, table.output
     assert "3.weight[1]" in table.output and "it is the model's output" in table.output
+    assert call("inspect", "my_models:net", "--input", "1,3,8,8", "--all").output.count("weight[") >= 2
     found = json.loads(call("inspect", "my_models:net", "--input", "1,3,8,8", "--json").output)
     (row,) = found["groups"]
     assert (row["name"], row["units"], row["params"]) == ("0", 8, 8 * 27 + 8 + 4 * 8 * 36)
@@ -296,7 +315,10 @@ def test_a_run_that_is_given_minutes_can_be_resumed(tmp_path, undrawn):
 def test_every_experiment_offers_its_settings_and_only_those():
     shared = {"--mode", "--seed", "--k", "--budget", "--epochs", "--device", "--out", "--resume", "--stop-after"}
     own = {"--depth", "--dataset", "--stream", "--blocks", "--precision", "--channels-last", "--compile"}
-    for name, offers in (("moons", set()), ("lenet5-mnist", {"--data", "--preset"}), ("resnet56-cifar10", own)):
+    gpt = {"--text", "--width", "--layers", "--context", "--norm", "--positions", "--precision", "--like"}
+    for name, offers in (
+        ("moons", set()), ("lenet5-mnist", {"--data", "--preset"}), ("resnet56-cifar10", own), ("gpt-text", gpt)
+    ):  # fmt: skip
         text = CliRunner().invoke(app, ["run", name, "--help"], env={"COLUMNS": "200"}).output
         found = set(text.replace("│", " ").split())
         assert shared | offers <= found and not (own - offers) & found

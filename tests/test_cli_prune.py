@@ -1,5 +1,6 @@
 """`npn prune`: what it prints, what it writes, and what it says when something is wrong."""
 
+import json
 from typing import Any
 
 import pytest
@@ -61,6 +62,12 @@ def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:
     macs = f"{npn.count_macs(model, torch.zeros(2, 6)):,} -> {npn.count_macs(small, torch.zeros(2, 6)):,}"
     assert rows["whole model"] == ["", f"893 -> {npn.count_params(small)}", macs]
     assert f"small.pt2 ({(models / 'small.pt2').stat().st_size:,} bytes)" in text
+    code, text = call(*arguments, "--format", "safetensors", "--json")
+    found = json.loads(text)
+    assert code == 0 and found["file"] == "pruned.safetensors" and found["format"] == "safetensors"
+    assert found["bytes"] == (models / "pruned.safetensors").stat().st_size
+    assert found["groups"].keys() == {"0", "2"} and found["groups"]["0"][0] == 30
+    assert found["params"][0] == 893 and found["params"][1] <= 0.5 * 893 < 1000 < found["macs"][0]
     assert call(*arguments, "--format", "safetensors")[0] == 0 and (models / "pruned.safetensors").exists()
 
 

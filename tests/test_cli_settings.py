@@ -155,6 +155,7 @@ OWN |= {"channels_last": True, "compile": True, "graphs": True, "antithetic_eval
 LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
 LENET |= {"preset": "paper"}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}
+HOW |= {"json": True}
 
 
 @pytest.mark.parametrize(
@@ -174,6 +175,11 @@ def test_every_option_gets_to_the_run(ran, name, experiment, expected):
         arguments += [option] if value is True else [option, value]
     assert call("run", name, *arguments) == (0, "")
     assert ran == [(experiment, expected, Launch(**HOW))]
+
+
+def test_an_animation_is_asked_for(ran):
+    assert call("run", "moons", "--animate") == (0, "")
+    assert ran[0][2] == Launch(animate=True)
 
 
 @pytest.mark.parametrize("name", ["moons", "lenet5-mnist"])

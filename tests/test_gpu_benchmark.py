@@ -18,7 +18,7 @@ from npn.experiments.resnet import bench
 from npn.experiments.resnet import recipe as resnet
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-MISSING = ("matplotlib", "scipy", "sklearn", "pooch", "typer", "rich", "pytest", "hypothesis", "tensorboard")
+MISSING = ("matplotlib", "plotly", "scipy", "sklearn", "pooch", "typer", "rich", "pytest", "hypothesis", "tensorboard")
 
 
 @pytest.fixture(autouse=True)

@@ -28,6 +28,7 @@ def attach(
     columns: str | Iterable[str] | None = None,
     branches: str | Iterable[str] | None = None,
     unstructured: str | Iterable[str] | None = None,
+    streams: bool = False,
     masks: str = "batch",
 ) -> Plasticity:
     """Give a model gates on every unit that can be resized.
@@ -53,6 +54,9 @@ def attach(
             gate of its own, in `plastic.unstructured`. Only parameters with two or more axes have weights in this
             sense, so that "fc*" names `fc1.weight` and not `fc1.bias`. A weight costs nothing where the unit on its row
             or column is closed. `export` then has zeros at the closed weights.
+        streams: whether units under a norm get gates, such as the channels of the residual stream of a transformer.
+            Under a mask, LayerNorm, RMSNorm and means then take their statistics over the open units, as the network
+            without the closed ones does; such groups shrink and do not grow. docs/streams.md.
         masks: "batch" draws one mask per step, "example" one mask per example.
 
     Returns:
@@ -79,11 +83,13 @@ def attach(
         raise ConfigurationError('branches take part in masks="batch" only; leave out branches= or masks="example"')
     if masks == "example" and unstructured is not None:
         raise ConfigurationError('single weights have masks="batch" only; leave out unstructured= or masks="example"')
+    if masks == "example" and streams:
+        raise ConfigurationError('norms have masks="batch" only; leave out streams= or masks="example"')
     for name in attached_parts(model):
         who = f"its part {name!r} has" if name else "the model has"
         raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again")
     gate = gate_function(function)
-    structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches)
+    structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches, streams=streams)
     if unstructured is not None:
         structure = replace(structure, unstructured=named_weights(model, unstructured))
     if not structure.parts and not structure.unstructured:

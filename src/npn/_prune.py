@@ -33,6 +33,7 @@ def prune(
     loss: BatchLoss | None = None,
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
+    streams: bool = False,
 ) -> nn.Module:
     """Shrink a trained model to a size in one shot; neither gates nor weights are trained.
 
@@ -52,6 +53,7 @@ def prune(
         batches: for "taylor" and "fisher": an iterable of what `loss` takes.
         loss: for "taylor" and "fisher": (model, batch) -> scalar, called with the copy.
         only, skip: patterns of names of groups that may lose units, or may not.
+        streams: whether channels under a norm may go, see `npn.attach`.
 
     Returns:
         A plain module of the same class, in the same mode, with fewer units.
@@ -78,7 +80,7 @@ def prune(
     """
     return closed_to_target(
         model, example_inputs, target=target, cost=cost, criterion=criterion, batches=batches, loss=loss, only=only,
-        skip=skip,
+        skip=skip, streams=streams,
     ).export()  # fmt: skip
 
 
@@ -93,6 +95,7 @@ def closed_to_target(
     loss: BatchLoss | None,
     only: str | Iterable[str] | None,
     skip: str | Iterable[str] | None,
+    streams: bool = False,
 ) -> Plasticity:
     """Attach to a copy of the model and close units until its `export` meets the target; see `prune` for the arguments.
 
@@ -102,7 +105,7 @@ def closed_to_target(
     _check(target, cost)
     check_criterion(criterion, batches, loss)
     clone = copy.deepcopy(model, dict(detached_leftovers(model)))
-    plastic = attach(clone, example_inputs, only=only, skip=skip)
+    plastic = attach(clone, example_inputs, only=only, skip=skip, streams=streams)
     sizes = [group.size for group in plastic.groups]
     price, counted = _price(plastic, cost)
     full = counted([0] * len(sizes))

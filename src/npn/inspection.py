@@ -2,14 +2,18 @@
 
 import contextlib
 import re
+import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 import torch
 from torch import nn
 
+from npn._utils.display import Table, html_table, text_table
+from npn._utils.naming import joined, pattern
 from npn.counting import count_macs, count_params
 from npn.gates.costing import CostModel
 from npn.masking.calls import attached_parts
@@ -90,9 +94,108 @@ class Inspection:
         rest = f" and {len(places) - 1} more" if len(places) > 1 else ""
         return f"{op} at {places[0]}{rest} is over all channels of a stream, which keeps {total:,} of them"
 
+    def table(self, title: str = "", *, everything: bool = False, width: int | None = None) -> str:
+        """Write the groups, and the frozen dimensions with reasons, as text.
+
+        Args:
+            title: put before the size of the model.
+            everything: a line for each group; else, layers that differ in a number of their name alone share one.
+            width: of a line, in characters; None for that of the terminal.
+
+        Example:
+            >>> block = lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 4))
+            >>> found = inspect(nn.Sequential(block(), block(), block()), torch.zeros(1, 4), only="*.0")
+            >>> print("\\n".join(found.table(width=100).splitlines()[:4]))
+            228 parameters, 192 MACs
+            group  units  parameters    MACs  read by          follows
+            -----  -----  ----------  ------  ---------------  -------
+            0-2.0  3 x 8      3 x 72  3 x 64  0-2.2.weight[1]
+        """
+        return listing(self, title, everything, width or shutil.get_terminal_size().columns)
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def _repr_html_(self) -> str:
+        return "".join(html_table(table) for table in tables(self, "", False)) + f"<p>{escape(end(self))}</p>"
+
     def as_dict(self) -> dict[str, Any]:
         """Convert to plain values, for JSON."""
         return asdict(self)
+
+
+def listing(found: Inspection, title: str, everything: bool, width: int) -> str:
+    """Write a report as text, see `Inspection.table`."""
+    return "\n\n".join([*(text_table(table, width) for table in tables(found, title, everything)), end(found)])
+
+
+def end(found: Inspection) -> str:
+    """Write the lines below the tables."""
+    counts = f"{len(found.groups)} groups, {len(found.frozen)} frozen dimensions, traced in {found.seconds:.1f} s"
+    return counts if found.norm is None else f"{found.norm}\n{counts}"
+
+
+def tables(found: Inspection, title: str, everything: bool) -> tuple[Table, Table]:
+    """Make the cells of both tables: groups, frozen dimensions; see `Inspection.table`."""
+    alike: dict[Any, list[GroupRow]] = {}
+    for i, row in enumerate(found.groups):
+        names = tuple(map(pattern, (row.name, *row.read_by, *row.follows)))
+        key = i if everything else (names, len(row.read_by), row.units, row.params, row.macs)
+        alike.setdefault(key, []).append(row)
+    kept: dict[Any, list[FrozenRow]] = {}
+    for i, line in enumerate(found.frozen):
+        kept.setdefault(i if everything else (pattern(line.name), line.size, line.reason), []).append(line)
+    size = f"{found.params:,} parameters, {found.macs:,} MACs"
+    groups = [
+        [
+            joined([row.name for row in rows]),
+            *(times(len(rows), number) for number in (rows[0].units, rows[0].params, rows[0].macs)),
+            few([joined(names) for names in zip(*(row.read_by for row in rows), strict=True)]),
+            few([joined(names) for names in zip(*(row.follows for row in rows), strict=True)]),
+        ]
+        for rows in alike.values()
+    ]
+    frozen = [
+        [joined([line.name for line in lines]), times(len(lines), lines[0].size), lines[0].reason]
+        for lines in kept.values()
+    ]
+    return (
+        (
+            f"{title}: {size}" if title else size,
+            ["group", "units>", "parameters>", "MACs>", "read by", "follows"],
+            groups,
+        ),
+        ("keeps its size", ["dimension", "size>", "reason"], frozen),
+    )
+
+
+def times(count: int, number: int) -> str:
+    """Write a number that so many layers share.
+
+    Args:
+        count: of the layers.
+        number: of each of them.
+
+    Example:
+        >>> times(12, 3072), times(1, 3072)
+        ('12 x 3,072', '3,072')
+    """
+    return f"{count} x {number:,}" if count > 1 else f"{number:,}"
+
+
+def few(names: Sequence[str], most: int = 2) -> str:
+    """Join the first names, and add the number of the others; `as_dict` has them all.
+
+    Args:
+        names: to join.
+        most: number of names to join.
+
+    Example:
+        >>> few(["a", "b", "c", "d", "e"])
+        'a, b and 3 more'
+    """
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def inspect(

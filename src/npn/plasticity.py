@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import candidates, connections, following, resizing, surgery
+from npn import candidates, connections, description, following, resizing, surgery
 from npn import optimizers as checks
 from npn._utils.collectives import broadcast
 from npn._utils.copies import deep_copy
@@ -157,11 +157,10 @@ class Plasticity:
         return [gate.logits for gate in self.gates.each]
 
     def __repr__(self) -> str:
-        params = f"{count_params(self._model):,} of {self._params_at_attach:,} at attach"
-        params += f", unstructured={self.gates.weights}" if self.gates.weights else ""
-        groups = {name: size for name, size in list(self.sizes().items())[:8]}
-        more = f" and {len(self.groups) - len(groups)} more" if len(self.groups) > len(groups) else ""
-        return f"Plasticity(k={self.k:g}, params={params}, groups={groups}{more}, penalty={self.penalty!r})"
+        return description.line(self, count_params(self._model), self._params_at_attach)
+
+    def _repr_html_(self) -> str:
+        return description.html(self, self._params_at_attach)
 
     def close(self, group: str | UnitGroup, units: Sequence[int] | Tensor) -> None:
         """Close units: pi = 0.05 at finite k, absent at k = inf. `compact` removes them unless they reopen.

@@ -20,7 +20,7 @@ from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
-from npn.structure import NEW, Structure, with_dead_units
+from npn.structure import NEW, Group, Structure, with_dead_units
 from npn.surgery import Finish, Plan, ResizeReport
 from npn.tracing import grown, shrunk
 from npn.tracing.capture import model_tensors
@@ -184,7 +184,7 @@ def start(call: MaskedCall, plan: Plan, init: str) -> surgery.Start:
         plan: of the growth.
         init: name of the initialisation.
     """
-    open_units = torch.cat([group.gate.mask for group in call.gates.groups if group.grows])
+    open_units = torch.cat([group.gate.mask for group in call.gates.groups if isinstance(group.traced, Group)])
     return surgery.start(init, model_tensors(call.weights.model), plan, open_units)
 
 

@@ -85,6 +85,7 @@ def test_pairs_have_an_error_of_their_own() -> None:
     ("name", "inits", "message"),
     [
         ("mnist", ["zero"], "experiment must be one of 'moons', .*'resnet56-cifar10', .*got 'mnist'"),
+        ("gpt-text", ["zero"], "experiment must be one of 'moons', .*'resnet56-cifar10', got 'gpt-text'"),
         ("moons", ["zero", "best"], "inits must be among zero, pair, select, split, got 'best'"),
     ],
 )

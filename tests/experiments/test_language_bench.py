@@ -93,7 +93,8 @@ def test_what_the_files_say(written):
     page = files[1].read_text()
     assert "| full net | 6 | 2 | 0.000 M | 100.0% | 0.00 T | 100.0% | **2.005** ± 0.007 | **2.505** ± 0.007 |" in page
     assert "| grown by npn from a fifth | 2 of 2 | 0.42 ± 0.00 | 0.83 ± 0.00 |" in page
-    assert "| expand - dense |  | 2 | -0.100 ± 0.000 |" in page and "| test bits per byte | budget | seeds |" in page
+    assert "| expand - dense |  | 2 | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
+    assert "| bits per byte | budget | seeds | test loss | validation loss |" in page
     assert "3 files, split by file into 90, 5, 5 bytes for training, validation and testing, sha256 `ab`" in page
 
 

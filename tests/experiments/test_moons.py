@@ -78,9 +78,12 @@ def test_the_folder_holds_what_is_promised(finished: Finished) -> None:
     outcome, directory = finished
     files = {file.name for file in directory.path.iterdir()}
     pictures = {"boundary.png", "curves.png", "keep_probability.png", "gates.png"}
-    assert files == {"result.json", "metrics.jsonl", "options.json", "model.pt"} | pictures
+    assert files == {"result.json", "metrics.jsonl", "options.json", "model.pt", "report.html"} | pictures
     result = json.loads(directory.result_file.read_text())
     assert result == outcome.result
+    report = (directory.path / "report.html").read_text(encoding="utf-8")
+    assert 'id="curves"' in report and "Not finished" not in report
+    assert result["macs_at_start"] == (8360 if outcome.result["mode"] == "sparsify" else 21)  # 2 f + f h + 2 h
     expected = {"accuracy", "params", "macs", "architecture", "stages", "seconds", "command", "versions", "machine"}
     assert expected <= set(result)
     rows = directory.metrics()

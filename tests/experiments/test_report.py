@@ -91,12 +91,12 @@ def test_every_part_is_there(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "run"))
     sections = ["summary", "curves", "architecture", "gates", "layers", "settings", "environment", "command"]
     assert page.ids("section") == sections
-    assert [each["id"] for each in page.data["charts"]] == ["accuracy", "size", "cost", "units", "loss", "k"]
+    assert [each["id"] for each in page.data["charts"]] == ["score", "size", "cost", "units", "loss", "k"]
     for each in page.data["charts"]:
         assert page.having("div", id=f"chart-{each['id']}", tabindex="0")
     assert len(page.having("input", type="range")) == 2 and len(page.having("div", class_="chart histogram")) == 2
     shown = figures(page)
-    assert (shown["Test accuracy"], shown["Parameters"], shown["MACs per example"]) == ("87%", "60", "120")
+    assert (shown["Test accuracy"], shown["Parameters"], shown["MACs per example"]) == ("87.00%", "60", "120")
     assert (shown["MACs of the training"], shown["Time"], shown["Architecture"]) == ("480,000", "1 min 23 s", "4-2")
     assert "25% of 240 at the start" in page.texts and "from 16-8" in page.texts
     assert {"npn run moons --epochs 4", "a processor", "2.13.0", "budget"} <= set(page.texts)
@@ -164,7 +164,7 @@ def test_moments_hold_the_ends_of_stages_and_what_is_gone() -> None:
     layer = few["layers"][0]
     assert (layer["name"], layer["units"], layer["start"], layer["most"]) == ("hidden", [16, 8, 4, 4], 16, 16)
     assert few["keep"]["hidden"][1] == [0, 2, 0, 6] and few["absent"]["hidden"] == [0, 8, 12, 12]
-    assert few["captions"][1] == "epoch 2 of 4 · plastic (k = 7) · accuracy 83% · 80 parameters"
+    assert few["captions"][1] == "epoch 2 of 4 · plastic (k = 7) · accuracy 83.00% · 80 parameters"
     stages = (("pretrain", "inf"),) * 333 + (("plastic", 7.0),) * 667
     many = moments(rows({"hidden": 16}, stages))
     assert MOST <= len(many["epochs"]) <= MOST + 4 and {1, 333, 334, 1000} <= set(many["epochs"])
@@ -221,7 +221,10 @@ def test_the_dense_run_beside_it_is_found(tmp_path: Path) -> None:
     assert dense_run(read_run(dense)) is None
     page = page_of(run, dense=found)
     assert "18.75% of 320 in the dense run" in page.texts
-    assert "+0.00 points against the dense run" in page.texts and "100% of 1 min 23 s in the dense run" in page.texts
+    assert (
+        "+0.00 percentage points against the dense run" in page.texts
+        and "100% of 1 min 23 s in the dense run" in page.texts
+    )
 
 
 def test_a_dense_run_that_the_settings_name_comes_first(tmp_path: Path) -> None:
@@ -323,5 +326,22 @@ def test_experiments_that_differ_are_told_apart(tmp_path: Path) -> None:
     (paths[1] / "result.json").write_text(json.dumps({**result, "experiment": "lenet5-mnist"}))
     assert call(*paths, "--out", tmp_path / "p.html")[0] == 0
     page = Page((tmp_path / "p.html").read_text(encoding="utf-8"))
-    assert "These runs are of several experiments: their accuracies are of different data." in page.texts
+    assert "These runs are of several experiments: their scores are of different data." in page.texts
     assert {"moons sparsify", "lenet5-mnist sparsify"} <= set(page.texts)
+
+
+def test_a_score_may_be_better_where_it_is_lower(tmp_path: Path) -> None:
+    paths = [write_run(tmp_path / "a"), write_run(tmp_path / "b", layers={"hidden": 32})]
+    for path, last in zip(paths, (1.5, 1.25), strict=True):
+        for file in ("metrics.jsonl", "result.json"):
+            text = (path / file).read_text().replace("accuracy", "bits_per_byte").replace("0.87", str(last))
+            (path / file).write_text(text)
+    page = page_of(paths[0], dense=read_run(paths[1]))
+    assert {"Test bits per byte", "1.500", "+0.250 bits per byte against the dense run"} <= set(page.texts)
+    assert page.data["charts"][0]["title"] == "Bits per byte" and page.data["charts"][0]["data"][0]["y"][
+        -1
+    ] == pytest.approx(1.5)
+    assert page.data["moments"]["captions"][-1].endswith(" · 1.500 bits per byte · 60 parameters")
+    out = write_page(tmp_path / "both.html", [read_run(path) for path in paths])
+    line = Page(out.read_text(encoding="utf-8")).data["charts"][0]["data"][0]
+    assert line["x"] == [60, 80] and line["y"] == pytest.approx([1.5, 1.25])

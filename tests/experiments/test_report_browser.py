@@ -47,7 +47,12 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """Scheme of colours, what each frame has found, and what Chromium has logged."""
     folder: Path = tmp_path_factory.mktemp("pages")
     long = "a.layer.with.a.long.name.in.a.block.of.many"
-    paths = [write_run(folder / "one", layers={long: 16, "output": 8}, data="x" * 90), write_run(folder / "two", k=5.0)]
+    paths = [
+        write_run(
+            folder / "one", layers={long: 16, "output": 8}, data="</script><script>problems.push(1)</script>" + "x" * 90
+        ),
+        write_run(folder / "two", k=5.0),
+    ]
     runs = [read_run(path) for path in (*paths, write_run(folder / "three", mode="dense", layers={"hidden": 40}))]
     write_page(folder / "run.html", runs[:1])
     write_page(folder / "all.html", runs)
@@ -101,7 +106,7 @@ def test_the_slider_moves_architecture_and_gates(seen: tuple[str, dict[str, Any]
     assert each["sliderFocused"]
     assert (end["widths"], start["widths"]) == (["25%", "25%"], ["100%", "100%"])
     assert (end["counts"], start["counts"]) == (["4 of 16", "2 of 8"], ["16 of 16", "8 of 8"])
-    assert start["captions"] == 2 * ["epoch 1 of 4 · pretrain (k = ∞) · accuracy 81% · 240 parameters"]
+    assert start["captions"] == 2 * ["epoch 1 of 4 · pretrain (k = ∞) · accuracy 81.00% · 240 parameters"]
     assert (start["values"], end["values"], jumped["values"]) == (["0"] * 2, ["3"] * 2, ["2"] * 2)
     assert (start["gone"], end["gone"], jumped["gone"]) == (0, 12, 12)
     assert by_count["widths"] == ["25%", "12.5%"]

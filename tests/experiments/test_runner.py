@@ -77,8 +77,11 @@ def test_an_interrupted_run_ends_the_same(finished: Finished, tmp_path: Path, ep
         with pytest.raises(Interrupted):
             runner.run(experiment, options, directory, observer, resume=turn > 0)
         assert directory.unfinished
+        report = directory.report_file.read_text(encoding="utf-8")
+        assert f"npn run moons --resume --out {tmp_path}" in report
         torch.manual_seed(999)  # another process has another state
     runner.run(experiment, Options(), directory, observer, resume=True)
+    assert "--resume" not in directory.report_file.read_text(encoding="utf-8")
     assert observer.epochs == list(range(18))  # the epoch under way was finished: none is run twice
     assert observer.stages == ["pretrain", "plastic", "finetune"]
     same_result(whole, directory)

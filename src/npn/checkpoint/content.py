@@ -193,11 +193,15 @@ def _resize_edits(
     ]
     for path, values in attributes.items():
         module = model.get_submodule(path)
-        edits += [set_attribute(module, n, v) for n, v in values.items() if type(vars(module).get(n)) is int]
+        edits += [set_attribute(module, n, v) for n, v in values.items() if type(vars(module).get(n)) is type(v)]
     return edits
 
 
-def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
-    """Integer attributes of every module: out_features, groups, num_heads, ..."""
-    found = {path: {k: v for k, v in vars(m).items() if type(v) is int} for path, m in model.named_modules()}
+def _integers(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Integer attributes of every module: out_features, groups, num_heads, ..., and the `normalized_shape` of norms."""
+    shapes = ("normalized_shape",)
+    found = {
+        path: {k: v for k, v in vars(m).items() if type(v) is int or (k in shapes and type(v) is tuple)}
+        for path, m in model.named_modules()
+    }
     return {path: values for path, values in found.items() if values}

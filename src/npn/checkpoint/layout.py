@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from npn.errors import CheckpointError
 from npn.gates.single import packed, unpacked
 from npn.plasticity import Plasticity
-from npn.structure import LEFT_OUT
+from npn.structure import LEFT_OUT, Group
 from npn.tracing.capture import model_tensors
 
 
@@ -46,7 +46,7 @@ def pack_groups(plastic: Plasticity) -> list[dict[str, Any]]:
             "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
         }
         for group in plastic.groups
-        if group.grows
+        if isinstance(group.traced, Group)
     ]
 
 

@@ -98,6 +98,10 @@ StopAfter = Annotated[
         metavar="MINUTES", help="Stop before an epoch that would end later than that; --resume continues the run."
     ),
 ]
+Animate = Annotated[
+    bool, typer.Option("--animate", help="Write animation.gif as well, and animation.mp4 where ffmpeg is.")
+]
+JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to the folder's tensorboard/ as well.")]
 
 Seeds = Annotated[str, typer.Option(help='Seeds, as "0-4" or "0,3,7".')]
@@ -115,6 +119,8 @@ class Launch:
         overwrite: delete the files of an earlier run.
         stop_after: limit in minutes.
         tensorboard: write curves for TensorBoard as well.
+        animate: write an animation as well.
+        json: print the result as JSON on stdout, and everything else on stderr.
     """
 
     out: Path | None = None
@@ -122,6 +128,8 @@ class Launch:
     overwrite: bool = False
     stop_after: float | None = None
     tensorboard: bool = False
+    json: bool = False
+    animate: bool = False
 
 
 def listed(text: str) -> list[str]:

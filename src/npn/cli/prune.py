@@ -1,5 +1,6 @@
 """`npn prune`: shrink a trained model to a size in one shot, and write the small model."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +13,7 @@ from torch import nn
 
 from npn._prune import closed_to_target
 from npn.cli.inputs import HELP, check_call, make_inputs
-from npn.cli.options import writable
+from npn.cli.options import JSON, writable
 from npn.cli.user_code import called, imported, make_model, one_line, written
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
@@ -48,6 +49,7 @@ def prune(
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave as they are.")] = None,
     format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
     out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
+    as_json: JSON = False,
 ) -> None:
     """Remove the least important units of a trained model, without training, and write the small model."""
     check_format(format)
@@ -61,9 +63,34 @@ def prune(
             only=only, skip=skip,
         )  # fmt: skip
     small = plastic.export()
-    show(Console(), factory, plastic, small, example)
+    if not as_json:
+        show(Console(), factory, plastic, small, example)
     written(small, example, path, format)
-    typer.echo(f"{path} ({path.stat().st_size:,} bytes)")
+    size = path.stat().st_size
+    if as_json:
+        result = {"file": str(path), "format": format, "bytes": size, **changes(plastic, small, example)}
+        typer.echo(json.dumps(result, indent=2))
+    else:
+        typer.echo(f"{path} ({size:,} bytes)")
+
+
+def changes(plastic: Plasticity, small: nn.Module, example: Any) -> dict[str, Any]:
+    """Collect sizes before and after.
+
+    Args:
+        plastic: the model before, with closed units.
+        small: the model after.
+        example: example inputs; MACs count their batch.
+
+    Returns:
+        `params`, `macs` and, by name of the group, `groups`: pairs of numbers.
+    """
+    left = plastic.sizes()
+    return {
+        "params": [count_params(plastic.model), count_params(small)],
+        "macs": [count_macs(plastic.model, example), count_macs(small, example)],
+        "groups": {group.name: [group.size, left[group.name]] for group in plastic.groups},
+    }
 
 
 def make_batches(factory: str) -> tuple[Any, Any]:

@@ -1,5 +1,6 @@
 """`npn run`: train one experiment."""
 
+import json
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +26,7 @@ from npn.experiments.report.console import ProgressDisplay
 from npn.experiments.report.scores import score_of
 from npn.experiments.resnet.options import ResNetOptions
 
+FRAMES = 60  # of an animation
 INTERRUPTED = 130  # the exit status that shells expect after SIGINT
 
 app = typer.Typer(help="Train one experiment; pictures and results go to a folder.", no_args_is_help=True)
@@ -49,6 +51,8 @@ def moons(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    animate: given.Animate = False,
+    as_json: given.JSON = False,
     preset: given.Preset = None,
 ) -> None:
     """Two moons, the paper's VI-A: 100 features and 80 hidden units shrink, or 3 and 3 grow."""
@@ -56,7 +60,7 @@ def moons(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
     options = MoonsOptions(*common, preset)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 
 @app.command("lenet5-mnist")
@@ -84,6 +88,7 @@ def lenet5_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
     preset: given.Preset = None,
 ) -> None:
     """LeNet-5 on MNIST, the paper's VI-B: 20-50-500 shrinks, or 3-3-3 grows."""
@@ -91,7 +96,7 @@ def lenet5_mnist(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
 @app.command("lenet300-mnist")
@@ -115,6 +120,7 @@ def lenet300_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
 ) -> None:
     """LeNet-300-100 on MNIST, with a gate on every single weight; the modes are sparsify and dense."""
     from npn.experiments.lenet300.options import LeNet300Options
@@ -122,7 +128,7 @@ def lenet300_mnist(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, None, None)
     options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
 @app.command("resnet56-cifar10")
@@ -154,6 +160,7 @@ def resnet56_cifar10(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
 ) -> None:
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
     from npn.experiments.resnet.recipe import EXPERIMENT
@@ -162,7 +169,7 @@ def resnet56_cifar10(
     options = ResNetOptions(
         *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval
     )
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
 @app.command("gpt-text")
@@ -192,18 +199,23 @@ def gpt_text(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    as_json: given.JSON = False,
 ) -> None:
     """A GPT on bytes of source code: heads, MLP units and branches go, or come."""
     from npn.experiments.language.recipe import EXPERIMENT
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
     options = LanguageOptions(*common, text, width, layers, context, norm, positions, precision, learning_rate, like)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
 
 
-def terminal() -> Console:
-    """Make a console; of the processes of torchrun only the first one prints."""
-    return Console(quiet=processes.rank() > 0)
+def terminal(stderr: bool = False) -> Console:
+    """Make a console; of the processes of torchrun only the first one prints.
+
+    Args:
+        stderr: print there, and leave stdout for the result.
+    """
+    return Console(quiet=processes.rank() > 0, stderr=stderr)
 
 
 def start(experiment: Experiment, options: Options, launch: Launch) -> None:
@@ -214,7 +226,7 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
         options: settings of the user.
         launch: where and how to run.
     """
-    console = terminal()
+    console = terminal(launch.json)
     out = launch.out or Path("runs") / f"{experiment.name}-{options.mode or 'sparsify'}-{options.seed or 0}"
     directory = RunDirectory(out)
     resume = _resumes(directory, launch, console)
@@ -224,6 +236,9 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
     if console.quiet:
         return
     result = directory.result()
+    if launch.json:
+        typer.echo(json.dumps({**result, "files": [str(file) for file in sorted(out.iterdir())]}, indent=2))
+        return
     score = score_of(result)
     console.print(
         f"[bold]{score.text(result[score.key])}[/bold] on the test data with [bold]{result['params']:,}[/bold] "
@@ -269,7 +284,7 @@ def train(experiment: Experiment, options: Options, directory: RunDirectory, lau
     except Interrupted as stopped:
         late = isinstance(stopped, OutOfTime)
         why = f"Stopped: another epoch would not fit into {launch.stop_after:g} minutes." if late else "Stopped."
-        terminal().print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
+        terminal(launch.json).print(f"{why} {hint}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -286,12 +301,15 @@ def shown(experiment: Experiment, options: Options, directory: RunDirectory, lau
         Interrupted: the run was stopped.
     """
     with ExitStack() as stack:
-        display = ProgressDisplay(terminal(), f"{experiment.name} {directory.path.name}")
+        display = ProgressDisplay(terminal(launch.json), f"{experiment.name} {directory.path.name}")
         observers: list[Observer] = [stack.enter_context(display)]
         if launch.tensorboard:
             observers.append(stack.enter_context(Board(directory.path / "tensorboard")))
         minutes, resume = launch.stop_after, launch.resume
-        return runner.run(experiment, options, directory, Observers(observers), resume=resume, stop_after=minutes)
+        frames = FRAMES if launch.animate else 0
+        return runner.run(
+            experiment, options, directory, Observers(observers), resume=resume, stop_after=minutes, frames=frames
+        )
 
 
 def list_files(files: list[Path], console: Console) -> None:

@@ -24,12 +24,17 @@ class UnitGroup:
 
     @property
     def grows(self) -> bool:
-        """Whether units can be added: columns are added with the units that feed them, and branches are never added."""
-        return isinstance(self.traced, Group)
+        """Whether units can be added: columns are added with the units that feed them, and branches are never added.
+
+        A new unit under a norm would change the statistics of all others.
+        """
+        return isinstance(self.traced, Group) and not self.traced.normed
 
     @property
     def fixed(self) -> str:
-        """Why units cannot be added to columns or branches, for error messages."""
+        """Why units cannot be added to columns, branches or streams, for error messages."""
+        if isinstance(self.traced, Group):
+            return "lies under a norm, whose result a new unit would change for all others; start wider, or grow others"
         if isinstance(self.traced, Branches):
             return "are whole branches, which go but do not come back; attach a model that has more of them"
         return "are input columns, which come with their units: grow those instead"

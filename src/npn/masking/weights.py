@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from npn.errors import ConfigurationError
+from npn.masking.norms import OpenNorms
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
@@ -63,6 +64,7 @@ class MaskedWeights:
             check_shapes(self.model, self.structure)
             with torch.inference_mode(False):  # training uses these tensors, even if inference creates them first
                 self._table = MaskTable(self.model, self.structure)
+                self._norms = OpenNorms(self.model, self.structure, self._table.device)
                 self._watch()
         return self._table
 
@@ -80,6 +82,7 @@ class MaskedWeights:
         self._swapped = False  # whether the parameters hold masked copies now
         self._masks: list[list[Tensor]] | None = None  # factors of each weight, while its gradients are masked
         self._outside: list[list[Tensor]] | None = None  # those of the last call outside a step
+        self._leaf: Tensor | None = None  # the mask of a step whose gates move the statistics of norms
         self._unmasked = False
         self._mask: Tensor | None = None  # the mask of the last step,
         self._factors: list[list[Tensor]] = []  # its factors of each stack,
@@ -131,7 +134,10 @@ class MaskedWeights:
                 parameter.grad = None
             self._watch()
             versions = [parameter._version for parameter in table.parameters]
-            yield
+            with torch.inference_mode(False):
+                self._leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
+            with self._norms.under(mask if self._leaf is None else self._leaf):
+                yield
             self._check_untouched(versions)
         finally:
             self._masks = None
@@ -161,7 +167,10 @@ class MaskedWeights:
             parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
             for (stack, values), (_, gradients), out in parts:  # the masked copies are no longer read
                 stack.product(out, values, gradients)
-            return table.gradient(self._stacks, self._factors, self._mask)
+            gradient, leaf, self._leaf = table.gradient(self._stacks, self._factors, self._mask), self._leaf, None
+            if leaf is not None and leaf.grad is not None:
+                gradient[: table.units] += leaf.grad[: table.units]
+            return gradient
 
     def dense_gradients(self) -> dict[str, Tensor]:
         """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
@@ -199,18 +208,22 @@ class MaskedWeights:
             stacks, self._masks = [stack.empty(table.device) for stack in table.stacks], table.unstacked(factors)
             self._swap_in(factors, stacks)
         self._watch()
+        norms = contextlib.ExitStack()
+        norms.enter_context(self._norms.under(mask, self.model))
         if not torch.is_grad_enabled():
-            return None
+            return norms, None
         saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
         saved.__enter__()
-        return saved
+        return norms, saved
 
     def unmask_call(self, saved: Any) -> None:
         """Undo `enter_outside`; gradients that arrive later are still masked.
 
         Args:
-            saved: the result of `enter_outside`.
+            saved: the result of `mask_call`.
         """
+        norms, saved = saved
+        norms.close()
         if saved is not None:
             saved.__exit__(None, None, None)
             self._outside = self._masks

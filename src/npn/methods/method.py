@@ -34,8 +34,8 @@ class Method(ABC):
         whole_units: whether the method decides about whole units only, not about single weights.
 
     Raises:
-        ConfigurationError: k is finite, another method decides already, or single weights have gates that the method
-            does not know.
+        ConfigurationError: k is finite, another method decides already, single weights have gates that the method does
+            not know, or units under norms have gates.
     """
 
     whole_units = False
@@ -52,6 +52,10 @@ class Method(ABC):
             raise ConfigurationError(
                 f"{name} decides about whole units, but single weights of {plastic.gates.weights[0].name} have gates; "
                 "attach without unstructured="
+            )
+        if plastic.structure.streams:
+            raise ConfigurationError(
+                f"{name} may give units masks between 0 and 1, which norms cannot follow; attach with streams=False"
             )
         self.plastic = plastic
         self._tensors: dict[str, dict[str, Tensor]] = {}

@@ -2,7 +2,7 @@
 
 from npn.modules.absent import absent, absent_paths, is_absent
 from npn.modules.attention import UnfusedAttention
-from npn.modules.described import described_sizes
+from npn.modules.described import described_sizes, increased
 from npn.modules.gated import InputGate, gateable, gated_layer
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
 from npn.modules.unfuse import fuse, unfuse
@@ -18,6 +18,7 @@ __all__ = [
     "gateable",
     "gated_layer",
     "hook_of",
+    "increased",
     "input_dim",
     "is_absent",
     "materialize_selects",

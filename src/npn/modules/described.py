@@ -1,6 +1,7 @@
 """Integers with which torch's layers describe their parameters, and which follow a resize: `out_features`, ..."""
 
 from collections.abc import Mapping, Set
+from typing import Any
 
 from torch import nn
 
@@ -12,6 +13,8 @@ _DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
     (nn.modules.batchnorm._NormBase, {("weight", 0): "num_features", ("running_mean", 0): "num_features"}),
     (nn.GroupNorm, {("weight", 0): "num_channels"}),
     (nn.Embedding, {("weight", 1): "embedding_dim"}),
+    (nn.LayerNorm, {("weight", 0): "normalized_shape"}),
+    (nn.RMSNorm, {("weight", 0): "normalized_shape"}),
     (nn.PReLU, {("weight", 0): "num_parameters"}),
 )
 
@@ -38,7 +41,7 @@ def described_sizes(
         module = model.get_submodule(path)
         table = next((t for kind, t in _DESCRIBED if isinstance(module, kind)), {})
         attribute = table.get((leaf, axis))
-        if attribute is None or (path, attribute) in apart:
+        if attribute is None or (path, attribute) in apart or not _counts(getattr(module, attribute)):
             continue
         convolution = isinstance(module, nn.modules.conv._ConvNd)
         per_group = getattr(module, "groups", 1) if convolution and axis == 1 else 1
@@ -46,3 +49,17 @@ def described_sizes(
         if convolution and (path, "groups") in apart and attribute == "out_channels":
             found[path, "in_channels"] = (module, "in_channels", delta)  # depthwise: both follow
     return list(found.values())
+
+
+def increased(value: Any, delta: int) -> Any:
+    """A size with a number added: an integer, or a tuple of one, as `normalized_shape` is.
+
+    Args:
+        value: the size.
+        delta: what is added.
+    """
+    return (value[0] + delta,) if isinstance(value, tuple) else value + delta
+
+
+def _counts(value: Any) -> bool:
+    return not isinstance(value, tuple) or len(value) == 1

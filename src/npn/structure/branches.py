@@ -56,6 +56,7 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
         products=tuple(each for each in structure.products if each.tensor is None or not inside(each.tensor, paths)),
         shapes={name: shape for name, shape in structure.shapes.items() if not inside(name, paths)},
         positions={name: count for name, count in structure.positions.items() if not inside(name, paths)},
+        norms=tuple(norm for norm in structure.norms if not inside(norm.path, paths)),
         columns=tuple(columns for columns in structure.columns if not inside(columns.tensor, paths)),
         unstructured=tuple(name for name in structure.unstructured if not inside(name, paths)),
         branches=replace(

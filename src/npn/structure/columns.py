@@ -34,8 +34,8 @@ def with_unread_units(structure: Structure, removed: Mapping[str, Sequence[int]]
     by_key = {columns.key: columns for columns in structure.columns}
     for group in structure.groups if by_key else ():
         readers = [slot for slot in group.slots if slot.reads]
-        if not all(slot.key in by_key for slot in readers):
-            continue
+        if group.normed or not all(slot.key in by_key for slot in readers):
+            continue  # a norm reads all of its units
         read = torch.zeros(group.size, dtype=torch.bool)
         for slot in readers:
             read |= remaining_positions(by_key[slot.key], structure, removed)[slot.index].any(1)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from npn.structure.units import Structure
+from npn.structure.units import Group, Structure
 
 
 def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Tensor]:
@@ -75,7 +75,7 @@ def with_dead_units(
                     for gates in along[slot.key]:
                         hit = some & (gates >= start) & (gates < start + part.size)
                         read[gates[hit]] = True
-            if part is structure.branches:
+            if part is structure.branches or (isinstance(part, Group) and part.normed):  # a norm reads all of its units
                 read[start : start + part.size] = True
             start += part.size
         more, start = False, 0

@@ -45,6 +45,7 @@ class Group:
         slots: every (tensor, axis) on which the units lie, producers first.
         attributes: (module path, attribute, amount per unit) of integer attributes that follow the size.
         multiple: units come and go in sets of so many, and a re-trace says where the others are then.
+        normed: whether a norm computes its statistics over the units.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Group:
     slots: tuple[Slot, ...]
     attributes: tuple[tuple[str, str, int], ...] = ()
     multiple: int = 1
+    normed: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,31 @@ class Product:
 
 
 @dataclass(frozen=True)
+class Norm:
+    """A call of a norm, or of another reduction, that computes its statistics over the open units.
+
+    Attributes:
+        path: of the module in whose `forward` it is.
+        number: of calls of this kind before it in there.
+        name: of the function.
+        axis: of the function's argument along which the units lie, counted from the last one: -1, -2, ...
+        tensor, along: a tensor and its axis along which the units lie in the same order.
+    """
+
+    path: str
+    number: int
+    name: str
+    axis: int
+    tensor: str
+    along: int
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """The tensor and its axis."""
+        return (self.tensor, self.along)
+
+
+@dataclass(frozen=True)
 class Frozen:
     """A dimension that keeps its size, with the reason.
 
@@ -181,6 +208,8 @@ class Structure:
         training: mode in which the model was traced; None for the mode in which it was given.
         unstructured: names of the parameters with one gate per weight.
         products: products that no single weight accounts for; they cost multiply-adds, too.
+        norms: calls that compute statistics over units.
+        streams: whether the model was traced so that such units can be resized.
     """
 
     groups: tuple[Group, ...]
@@ -196,6 +225,8 @@ class Structure:
     training: bool | None = None
     unstructured: tuple[str, ...] = ()
     products: tuple[Product, ...] = field(default=(), repr=False, compare=False)
+    norms: tuple[Norm, ...] = field(default=(), repr=False)
+    streams: bool = False
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn.modules import described_sizes
+from npn.modules import described_sizes, increased
 from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_gradient, set_item
@@ -65,7 +65,9 @@ def apply_plan(
         deltas: dict[tuple[nn.Module, str], int] = {}
         for module, name, delta in changed + _described(model, plan):
             deltas[module, name] = deltas.get((module, name), 0) + delta
-        edits += [set_attribute(module, name, getattr(module, name) + d) for (module, name), d in deltas.items()]
+        edits += [
+            set_attribute(module, name, increased(getattr(module, name), d)) for (module, name), d in deltas.items()
+        ]
         selected = selected_columns(plan.after)
         edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
     carry_out(edits, lambda: check_shapes(model, plan.after))

@@ -112,7 +112,7 @@ def set_item(state: dict[str, Any], key: str, value: Any) -> Edit:
     return edit
 
 
-def set_attribute(module: nn.Module, name: str, value: int) -> Edit:
+def set_attribute(module: nn.Module, name: str, value: Any) -> Edit:
     """Edit: replace an integer attribute of a module.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from npn._utils.display import html_table
 from npn.surgery.plan import Plan
 
 
@@ -26,6 +27,16 @@ class ResizeReport:
 
     def __bool__(self) -> bool:
         return bool(self.changes or self.weights)
+
+    def _repr_html_(self) -> str:
+        before, after = self.params
+        rows = [
+            [name, f"{old:,}", f"{new:,}", f"{len(self.removed.get(name, ())):,}", f"{len(self.added.get(name, ())):,}"]
+            for name, (old, new) in self.changes.items()
+        ]
+        rows += [[name, "", "", f"{count:,} single weights", ""] for name, count in self.weights.items()]
+        title = f"ResizeReport: {before:,} -> {after:,} parameters" if self else "ResizeReport: nothing changed"
+        return html_table((title, ["group", "before>", "after>", "removed>", "added>"], rows))
 
 
 def report(plan: Plan, before: int, after: int) -> ResizeReport:

@@ -49,6 +49,11 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
             )
             if each:
                 found.setdefault((path, name), (path, name, each))
+        for norm in structure.norms if group.normed else ():  # one that has no weight to say its size
+            module = model.get_submodule(norm.path)
+            bare = isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and "weight" not in dict(module.named_parameters())
+            if bare and norm.key == slot.key:
+                found[norm.path, "normalized_shape"] = (norm.path, "normalized_shape", slot.index.shape[1])
     return tuple(found.values())
 
 

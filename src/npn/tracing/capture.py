@@ -22,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
+from npn.tracing.norm_calls import marking
 
 TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
@@ -64,13 +65,19 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Capture:
+def capture(
+    model: nn.Module,
+    example_inputs: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    streams: bool = False,
+) -> Capture:
     """Trace one forward pass with `make_fx` over `functional_call`, on fake tensors.
 
     Args:
         model: any module; its mode, attributes, buffers and the RNG are as before afterwards.
         example_inputs: what `forward` takes, see `split_inputs`.
         shapes: other shapes for some parameters or buffers, by name (nothing is allocated).
+        streams: whether nodes learn which call of a norm they belong to, see `norm_calls`.
 
     Raises:
         TraceError: the forward pass depends on values, which a traced graph cannot follow.
@@ -82,7 +89,8 @@ def capture(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[in
 
     def call(values: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
         state = dict(zip(names, values, strict=True))
-        result = output_tensors(torch.func.functional_call(model, state, args, kwargs))
+        with marking(model) if streams else contextlib.nullcontext():
+            result = output_tensors(torch.func.functional_call(model, state, args, kwargs))
         outputs[:] = [tuple(t.shape) for t in result]
         return result
 

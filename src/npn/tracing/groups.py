@@ -10,6 +10,7 @@ from torch import Tensor
 from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Product, Slot, Structure
 from npn.tracing.effort import Met
 from npn.tracing.labels import KERNEL
+from npn.tracing.norms import place, settle
 from npn.tracing.walk import Walked
 
 
@@ -27,10 +28,12 @@ def group_units(
         The structure.
     """
     ledger = walked.ledger
-    unit, reasons = ledger.resolve()
+    unit, reasons = settle(ledger)
     slots, starts = ledger.slots, ledger.starts
     order = sorted(range(len(slots)), key=lambda i: (slots[i] not in ledger.produces, slots[i] in ledger.reads, i))
     members = {i: unit[starts[i] : starts[i + 1]] for i in order}
+    norms = place(ledger, unit, reasons, [members[i] for i in range(len(slots))])
+    normed = {norm.key for norm in norms}
     kinds = _kinds(members, order, ledger.treatment(unit))
     multiples = ledger.multiples(unit)
     frozen_units = np.array(sorted(reasons), dtype=np.int64)
@@ -59,7 +62,8 @@ def group_units(
             rank[rest] = -1
             multiple = int(np.lcm.reduce(multiples[rest]))
             group_of[rest] = len(groups)
-            groups.append(Group(_unique(_module(keys[0][0]), taken), len(rest), placed, multiple=multiple))
+            name, over = _unique(_module(keys[0][0]), taken), bool(normed & set(keys))
+            groups.append(Group(name, len(rest), placed, multiple=multiple, normed=over))
     known = dict(shapes), walked.effort.positions, walked.fingerprint, outputs
     return Structure(
         tuple(groups),
@@ -67,6 +71,7 @@ def group_units(
         *known,
         unreached=walked.unreached,
         numbers=walked.numbers,
+        norms=norms,
         products=_products(walked.effort.products, group_of[unit], groups),
     )
 

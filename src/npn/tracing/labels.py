@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from npn.tracing.joining import Served, decide, distinct, edge
+from npn.tracing.norm_calls import NormCall
 
 KERNEL = "the window of a kernel"  # reason of dimensions that are frozen but not listed
 
@@ -36,6 +37,28 @@ class Part:
     def axes(self) -> frozenset[int]:
         """Axes along which the labels vary."""
         return varying(self.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Normed:
+    """Units over which a norm, or another reduction, computes its statistics.
+
+    Attributes:
+        labels: of what is reduced, in canonical form.
+        axes: that are reduced.
+        call: where.
+        reason: of units that are frozen because the norm cannot be followed.
+    """
+
+    labels: Tensor
+    axes: tuple[int, ...]
+    call: NormCall
+    reason: str
+
+    @property
+    def axis(self) -> int:
+        """The first reduced axis along which the units vary."""
+        return min(varying(self.labels) & set(self.axes))
 
 
 def varying(labels: Tensor) -> frozenset[int]:
@@ -109,6 +132,7 @@ class Ledger:
         reads: slots of weights that read units.
         produces: slots of weights that produce units.
         bent: slots of weights of which a function is taken that is not linear, or that are data, too.
+        normed: units over which norms compute their statistics, to be followed.
     """
 
     slots: list[tuple[str, int]] = field(default_factory=list)
@@ -116,6 +140,7 @@ class Ledger:
     reads: set[tuple[str, int]] = field(default_factory=set)
     produces: set[tuple[str, int]] = field(default_factory=set)
     bent: set[tuple[str, int]] = field(default_factory=set)
+    normed: list[Normed] = field(default_factory=list)
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _causes: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)
@@ -160,6 +185,10 @@ class Ledger:
         self._edges.append((a.reshape(-1), b.reshape(-1)))
         if cause:
             self._causes.append((*self._edges[-1], cause))
+
+    def join(self, a: Tensor, b: Tensor) -> None:
+        """Record that labels at the same place of two flat tensors are one unit."""
+        self._edges.append((a, b))
 
     def coupling(self, unit: np.ndarray, one: int) -> str | None:
         """What first couples entries of one axis into a unit: op and source line, if one op does.

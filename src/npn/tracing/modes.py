@@ -29,12 +29,12 @@ def changed_by_itself(model: nn.Module, example_inputs: Any) -> dict[bool, list[
     return found
 
 
-def trace_unchanged(model: nn.Module, example_inputs: Any) -> tuple[Structure, dict[str, str]]:
+def trace_unchanged(model: nn.Module, example_inputs: Any, streams: bool = False) -> tuple[Structure, dict[str, str]]:
     """Trace a model, before the dry run, in a mode in which it changes no parameter by itself, if there is one.
 
     Args:
         model: any module; traced in the mode it is in, if it can be.
-        example_inputs: see `npn.tracing.trace`.
+        example_inputs, streams: see `npn.tracing.trace`.
 
     Returns:
         The structure; and the name of each parameter that the model changes by itself -> the reason why it keeps its
@@ -51,10 +51,10 @@ def trace_unchanged(model: nn.Module, example_inputs: Any) -> tuple[Structure, d
     present, other = changed
     if changed[present] and not changed[other]:
         with in_mode(model, other):
-            structure = trace_modes(model, example_inputs)
+            structure = trace_modes(model, example_inputs, streams)
         return replace(structure, training=other if structure.training is None else structure.training), reasons
     try:
-        return trace_modes(model, example_inputs), reasons
+        return trace_modes(model, example_inputs, streams), reasons
     except TraceError as error:
         if not changed[present]:
             raise
@@ -64,7 +64,7 @@ def trace_unchanged(model: nn.Module, example_inputs: Any) -> tuple[Structure, d
         ) from error
 
 
-def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
+def trace_modes(model: nn.Module, example_inputs: Any, streams: bool = False) -> Structure:
     """Trace a model, before the dry run, in the mode in which more of its parameters take part.
 
     The other mode is traced only if some parameters take no part in the present one, such as a head used in training
@@ -72,7 +72,7 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
 
     Args:
         model: any module; traced in the mode it is in.
-        example_inputs: see `npn.tracing.trace`.
+        example_inputs, streams: see `npn.tracing.trace`.
 
     Returns:
         The structure.
@@ -80,7 +80,7 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
     Raises:
         TraceError: tracing cannot follow the forward pass, or each mode uses parameters that the other does not.
     """
-    present = single_trace(model, example_inputs)
+    present = single_trace(model, example_inputs, streams=streams)
     if not present.unreached:
         return present
     mode = model.training if present.training is None else present.training
@@ -88,7 +88,7 @@ def trace_modes(model: nn.Module, example_inputs: Any) -> Structure:
     if mode == model.training:  # otherwise the trace in train mode has failed already
         with in_mode(model, not mode):
             try:
-                found = single_trace(model, example_inputs)
+                found = single_trace(model, example_inputs, streams=streams)
                 other = found if found.training is None else None
             except TraceError:
                 pass

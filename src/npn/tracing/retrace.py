@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import nn
 
 from npn.errors import ResizeError, TraceError
-from npn.modules import described_sizes
+from npn.modules import described_sizes, increased
 from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.single import in_mode, single_trace
 
@@ -36,7 +36,7 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
     edits += described_sizes(model, lengths, follow)
     before = [(module, name, getattr(module, name)) for module, name, _ in edits]
     for module, name, delta in edits:
-        object.__setattr__(module, name, getattr(module, name) + delta)
+        object.__setattr__(module, name, increased(getattr(module, name), delta))
     try:
         yield
     finally:
@@ -60,7 +60,7 @@ def retrace(model: nn.Module, example_inputs: object, structure: Structure, chan
         TraceError: tracing cannot follow the forward pass at these sizes.
     """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
-        found = single_trace(model, example_inputs, resized_shapes(structure, change))
+        found = single_trace(model, example_inputs, resized_shapes(structure, change), structure.streams)
     return replace(found, training=structure.training)
 
 

@@ -1,12 +1,14 @@
 """Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, gathering."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from npn.tracing.labels import Part, canonical
+from npn.tracing.labels import Normed, Part, canonical
+from npn.tracing.norm_calls import call_of
 from npn.tracing.rules import LINEAR_REDUCTIONS, Call, movement, rule, unknown
 from npn.tracing.values import Value, merge, reduce, restrict
 
@@ -28,9 +30,39 @@ def reduction(call: Call) -> Any:
     shape = call.shapes[0]
     keepdim = len(shape) == rank and rank > 0
     order = call.arg(1, "ord", 2) if call.name in ("linalg_vector_norm", "norm") else 2
-    linear = call.name in LINEAR_REDUCTIONS and not (isinstance(order, (int, float)) and order < 0)  # a minimum
+    least = isinstance(order, (int, float)) and order < 0  # a minimum
+    linear = call.name in LINEAR_REDUCTIONS and not least
+    if call.name in _FOLLOWED and not least:
+        left = [followed(call, part, axes) for part in value.parts]
+        value = replace(value, parts=tuple(part for part in left if part is not None))
     out = reduce(call.ledger, value, axes, keepdim, call.mixes, linear)
     return out if len(call.shapes) == 1 else [out] * len(call.shapes)
+
+
+_FOLLOWED = ("sum", "mean", "var", "std", "linalg_vector_norm")
+
+
+def followed(call: Call, part: Part, axes: Sequence[int]) -> Part | None:
+    """Let the units along reduced axes come and go where the call can be computed over the open ones.
+
+    Args:
+        call: of the reduction.
+        part: what is reduced.
+        axes: the reduced axes.
+
+    Returns:
+        The part without its units along these axes, None if nothing is left; the part itself if it is not followed.
+    """
+    where, gone = call_of(call.node), part.axes & set(axes)
+    if where is None or part.weight or not gone:
+        return part
+    call.ledger.normed.append(Normed(part.labels, tuple(axes), where, call.mixes))
+    if part.axes <= gone:
+        return None
+    labels = part.labels
+    for axis in gone:
+        labels = labels.narrow(axis, 0, 1)
+    return replace(part, labels=labels.expand(part.labels.shape))
 
 
 @rule(
@@ -101,10 +133,17 @@ def layer_norm(call: Call) -> Any:
     x, normalized = call.args[0], call.args[1]
     rank = len(x.shape)
     axes = list(range(rank - len(normalized), rank))
-    x = replace(x, parts=tuple(restrict(call.ledger, part, axes, call.mixes) for part in x.parts))
+    parts = list[Part]()
+    rest = list[Part]()
+    for each in x.parts:
+        left = followed(call, each, axes)
+        alone = left is each  # not followed
+        parts.append(restrict(call.ledger, each, axes, call.mixes) if alone else each)
+        rest += parts[-1:] if alone else [] if left is None else [left]
     own = [v for v in call.args[2:4] if isinstance(v, Value)]
-    out = merge(call.ledger, [x, *own], x.shape, call.where)
-    return out if len(call.shapes) == 1 else [out, *(_statistics(x, s) for s in call.shapes[1:])]
+    out = merge(call.ledger, [replace(x, parts=tuple(parts)), *own], x.shape, call.where)
+    rest_of = replace(x, parts=tuple(rest))
+    return out if len(call.shapes) == 1 else [out, *(_statistics(rest_of, s) for s in call.shapes[1:])]
 
 
 def _statistics(x: Value, shape: tuple[int, ...]) -> Value:

@@ -19,7 +19,10 @@ from npn.tracing.walk import walk
 
 
 def single_trace(
-    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None = None
+    model: nn.Module,
+    example_inputs: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    streams: bool = False,
 ) -> Structure:
     """Trace a model once, before the dry run.
 
@@ -27,6 +30,7 @@ def single_trace(
         model: any module; unchanged afterwards.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
         shapes: tensor name -> shape, for tensors to be traced at other shapes.
+        streams: whether norms are followed, so that the units that they normalise over come and go.
 
     Returns:
         The structure.
@@ -36,13 +40,13 @@ def single_trace(
     """
     _check_devices(model, example_inputs)
     try:
-        return _attempt(model, example_inputs, shapes)
+        return _attempt(model, example_inputs, shapes, streams)
     except TraceError:
         raise
     except Exception as error:
         if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
             with contextlib.suppress(Exception), evaluating(model):
-                return replace(_attempt(model, example_inputs, shapes), training=False)
+                return replace(_attempt(model, example_inputs, shapes, streams), training=False)
         raise TraceError(explain(error)) from error
 
 
@@ -58,13 +62,15 @@ def _check_devices(model: nn.Module, example_inputs: Any) -> None:
         )
 
 
-def _attempt(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None) -> Structure:
+def _attempt(
+    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None, streams: bool
+) -> Structure:
     """Capture, walk and group in the present mode."""
     with _without_collections(), torch.no_grad():
-        captured = capture(model, example_inputs, shapes)
+        captured = capture(model, example_inputs, shapes, streams)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
-        return group_units(walk(captured, tensors), sizes, captured.outputs)
+        return replace(group_units(walk(captured, tensors), sizes, captured.outputs), streams=streams)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ def trace(
     skip: Patterns = None,
     columns: Patterns = None,
     branches: Patterns = None,
+    streams: bool = False,
 ) -> Structure:
     """Find the units of a model that can be resized, and the branches and input columns that can have gates.
 
@@ -37,6 +38,7 @@ def trace(
         only, skip: patterns of the names of groups to keep, or to leave out.
         columns: patterns of the names of layers whose single input columns get gates.
         branches: patterns of the names of submodules that get one gate each.
+        streams: whether units that a norm normalises over can be resized.
 
     Returns:
         The structure.
@@ -47,7 +49,7 @@ def trace(
         ConfigurationError: a pattern matches nothing.
     """
     check_model(model)
-    structure = trace_units(model, example_inputs)
+    structure = trace_units(model, example_inputs, streams)
     structure = select_groups(structure, only, skip)
     structure = with_branches(model, example_inputs, structure, as_patterns(branches) or ())
     if structure.branches is not None:
@@ -56,17 +58,17 @@ def trace(
     return with_columns(model, example_inputs, structure, as_patterns(columns) or ())
 
 
-def trace_units(model: nn.Module, example_inputs: Any) -> Structure:
+def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) -> Structure:
     """Find the groups of units and the frozen dimensions of a model, and rehearse the resize of each group.
 
     Args:
         model: any module.
-        example_inputs: see `trace`.
+        example_inputs, streams: see `trace`.
 
     Returns:
         The structure, without branches and columns.
     """
-    structure, changed = trace_unchanged(model, example_inputs)
+    structure, changed = trace_unchanged(model, example_inputs, streams)
     for name, reason in changed.items():
         groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
         structure = freeze(structure, groups, reason)

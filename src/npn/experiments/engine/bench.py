@@ -44,14 +44,14 @@ def points(results: Sequence[Result], modes: Sequence[str] = MODES) -> list[dict
 
 
 def _point(mode: str, budget: float | None, runs: Sequence[Result]) -> dict[str, Any]:
-    key = score_of(runs[0]).key
+    score = score_of(runs[0])
     return {
         "mode": mode,
         "budget": budget,
         "runs": len(runs),
-        **{name: spread([run[name] for run in runs]) for name in (key, f"validation_{key}", *SPREAD)},
+        **{key: spread([run[key] for run in runs]) for key in (*score.keys, *SPREAD)},
         "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
-        "seeds": [{name: run[name] for name in ("seed", key, "params", "architecture")} for run in runs],
+        "seeds": [{key: run[key] for key in ("seed", score.key, "params", "architecture")} for run in runs],
     }
 
 
@@ -78,21 +78,20 @@ def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) 
         compared: pairs of modes.
 
     Returns:
-        Entries with `first`, `second`, `budget`, and the key of the score, alone and after "validation_": the first's
-        less the second's, see `paired`.
+        Entries with `first`, `second`, `budget`, and by the key of the score, such as `accuracy` and
+        `validation_accuracy`, the first's less the second's, see `paired`.
     """
     runs: dict[tuple[str, float | None], dict[int, Result]] = {}
     for run in results:
         runs.setdefault((run["mode"], run["options"]["budget"]), {})[run["seed"]] = run
-    key = score_of(results[0]).key if results else ""
     found = []
     for first, second in compared:
         for mode, budget in sorted((kind for kind in runs if kind[0] == first), key=lambda kind: kind[1] or 0.0):
             ours, others = runs[mode, budget], runs.get((second, budget), {})
             if seeds := sorted(set(ours) & set(others)):
                 pairs = {
-                    name: paired([ours[seed][name] - others[seed][name] for seed in seeds])
-                    for name in (key, f"validation_{key}")
+                    key: paired([ours[seed][key] - others[seed][key] for seed in seeds])
+                    for key in score_of(ours[seeds[0]]).keys
                 }
                 found.append({"first": first, "second": second, "budget": budget, **pairs})
     return found
@@ -112,8 +111,7 @@ def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
             f"{entry['first']} - {entry['second']}",
             "" if entry["budget"] is None else f"{entry['budget']:,g}",
             entry[score.key]["pairs"],
-            _shown(entry[score.key], score),
-            _shown(entry[f"validation_{score.key}"], score),
+            *(_difference(entry[key], score) for key in score.keys),
         )
         for entry in entries
     ]
@@ -127,8 +125,8 @@ def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _shown(difference: Mapping[str, Any], score: Score) -> str:
-    """A result of `paired` in the unit of the score."""
-    half = difference["half_width"]
-    interval = "" if half is None else f" ± {score.factor * half:.{score.digits}f}"
-    return f"{score.factor * difference['mean']:+.{score.digits}f}{interval}"
+def _difference(found: Mapping[str, Any], score: Score) -> str:
+    """A result of `paired` in the unit of a score."""
+    half, digits = found["half_width"], score.digits
+    interval = "" if half is None else f" ± {score.factor * half:.{digits}f}"
+    return f"{score.factor * found['mean']:+.{digits}f}{interval}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -110,7 +111,8 @@ def _no_run(path: Path) -> str:
         return f"expected the folder of a run, but there is no folder {path}; npn run makes one"
     runs = sorted(file.parent.name for file in path.glob("*/options.json"))
     if runs:
-        return f"{path} is no run, but holds {len(runs)}, such as {path / runs[0]}; to compare all: npn report {path}/*"
+        every = f"{shlex.quote(str(path))}/*"
+        return f"{path} is no run, but holds {len(runs)}, such as {path / runs[0]}; to compare all: npn report {every}"
     return f"expected the folder of a run, but {path} holds no options.json; npn run makes one"
 
 

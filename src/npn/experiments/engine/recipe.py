@@ -40,7 +40,8 @@ class Recipe:
             the budget begins after that.
         step: called before each training step with the stage, the position of the epoch in it and the position of the
             batch in the epoch; sets learning rates.
-        snapshot: called at the end of each stage; returns tensors to keep for the figures.
+        snapshot: called at the end of each stage, and for each frame of an animation; returns tensors to keep for the
+            figures.
         augment: changes a batch of training inputs, as stored; only the generator, which follows from seed and epoch,
             decides its draws.
         loss: of logits, prepared inputs and classes, a mean over the predictions; cross-entropy by default.
@@ -134,6 +135,7 @@ class Experiment:
         checkpoint_every: epochs between checkpoints.
         threads: number of torch's threads; None for torch's own choice. A second one does not speed up small networks.
         options: class of the settings.
+        animate: writes moving pictures into the folder of the run from the frames of its outcome; None if it has none.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Experiment:
     checkpoint_every: int = 1
     threads: int | None = None
     options: type[Options] = Options
+    animate: Callable[[Path, "Outcome"], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,10 @@ class Outcome:
         result: content of `result.json`.
         rows: measurements, one row per epoch.
         snapshots: stage -> tensors that were kept at its end.
+        frames: of an animation: `epoch`, keep probabilities as `keep/GROUP`, and the tensors of `Recipe.snapshot`.
     """
 
     result: Row
     rows: list[Row]
     snapshots: dict[str, dict[str, Tensor]]
+    frames: list[dict[str, Tensor]] = field(default_factory=list)

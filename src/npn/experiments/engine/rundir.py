@@ -56,7 +56,11 @@ class RunDirectory:
             some = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
             raise ConfigurationError(f"{self.path} holds what is no run of npn ({some}); --out takes another folder")
         left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md", self.report_file)
-        for file in (*left, *self.path.glob("*.png"), *self.path.glob("model.*")):
+        for file in (
+            *left,
+            *(file for kind in ("png", "gif", "mp4") for file in self.path.glob(f"*.{kind}")),
+            *self.path.glob("model.*"),
+        ):
             if file.is_file():
                 file.unlink()
         write_json(self.options_file, options.as_dict())

@@ -31,6 +31,7 @@ class Progress:
         seconds: that they took.
         stages: summaries of the stages that have ended.
         snapshots: stage -> tensors that were kept at its end.
+        frames: of the animation, if there is to be one.
         ended: seconds from the start to the end of each epoch.
     """
 
@@ -38,6 +39,7 @@ class Progress:
     seconds: float = 0.0
     stages: list[Row] = field(default_factory=list)
     snapshots: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    frames: list[dict[str, Tensor]] = field(default_factory=list)
     ended: list[float] = field(default_factory=list)
 
 
@@ -49,6 +51,7 @@ def run(
     *,
     resume: bool = False,
     stop_after: float | None = None,
+    frames: int = 0,
 ) -> Outcome:
     """Train to the end, from the start or from a checkpoint; write result, model, figures and report.
 
@@ -63,6 +66,7 @@ def run(
         resume: continue from the checkpoint.
         stop_after: limit in minutes from now. The run stops before an epoch that would end later, judged by the last
             epochs.
+        frames: of an animation, spread evenly over the epochs; 0 for none. A resumed run adds those that it still can.
 
     Returns:
         The finished run.
@@ -88,7 +92,7 @@ def run(
             progress = Progress()
         shown = observer if processes.rank() == 0 else Observers()
         try:
-            _train(recipe, options.seed or 0, directory, progress, shown, experiment.checkpoint_every, deadline)
+            _train(recipe, options.seed or 0, directory, progress, shown, experiment.checkpoint_every, deadline, frames)
         except Interrupted:
             processes.from_first(lambda: write_report(directory, experiment.name))
             raise
@@ -105,6 +109,7 @@ def _train(
     observer: Observer,
     checkpoint_every: int,
     deadline: Deadline,
+    frames: int,
 ) -> None:
     """Train the epochs that are left; record each of them, and write checkpoints."""
     schedule, began = recipe.schedule, time.perf_counter() - progress.seconds
@@ -116,6 +121,8 @@ def _train(
             progress.ended.append(round(progress.seconds, 3))
             deadline.epoch(progress.seconds - seconds)
             observer.epoch(row, schedule.epochs)
+            if frames and _begins_frame(row["epoch"], schedule.epochs, frames):
+                progress.frames.append(_frame(recipe, row["epoch"]))
             start, end = span(schedule, stage)  # after the epoch: a plateau may have ended the stage
             if row["epoch"] + 1 == end:
                 progress.stages.append(_stage_entry(row, end - start, progress))
@@ -126,6 +133,22 @@ def _train(
                 processes.from_first(partial(_checkpoint, recipe, directory, progress))
             if (stopped or late) and not schedule.done:
                 raise Interrupted if stopped else OutOfTime
+
+
+def _begins_frame(epoch: int, epochs: int, frames: int) -> bool:
+    """Whether an epoch is one of so many that are spread evenly; the first and the last one are."""
+    if epoch in (0, epochs - 1) or epochs <= frames:
+        return True
+    return epoch * (frames - 1) // (epochs - 1) > (epoch - 1) * (frames - 1) // (epochs - 1)
+
+
+def _frame(recipe: Recipe, epoch: int) -> dict[str, Tensor]:
+    """What an animation shows of an epoch; the least likely units come last."""
+    keep = {
+        f"keep/{group.name}": group.gate.keep_probability().detach().sort(descending=True).values.cpu()
+        for group in recipe.plastic.groups
+    }
+    return {"epoch": torch.tensor(epoch), **keep, **recipe.snapshot(recipe.plastic.model)}
 
 
 def _stage_entry(row: Row, epochs: int, progress: Progress) -> Row:
@@ -146,7 +169,7 @@ def _conclude(
     small = recipe.plastic.export()
     tested, score = evaluate(small, recipe.data.test, forward=recipe.logits), recipe.score
     last = {key: progress.stages[-1][key] for key in recipe.measure(recipe.plastic)}
-    rows, held_out = directory.metrics(), f"validation_{score.key}"
+    rows, held_out = directory.metrics(), score.keys[1]
     result = {
         "experiment": experiment.name,
         "mode": options.mode,
@@ -168,8 +191,10 @@ def _conclude(
         "machine": machine(options.device or "cpu"),
     }
     npn.save(directory.model_file, small)
-    outcome = Outcome(result, rows, progress.snapshots)
+    outcome = Outcome(result, rows, progress.snapshots, progress.frames)
     experiment.draw(directory.path, outcome)
+    if experiment.animate is not None and progress.frames:
+        experiment.animate(directory.path, outcome)
     directory.finish(result)
     return outcome
 

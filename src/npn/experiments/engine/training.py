@@ -203,16 +203,17 @@ def _update(recipe: Recipe) -> None:
 
 def _measured(recipe: Recipe, epoch: int, stage: npn.Stage, loss: float) -> Row:
     plastic, model = recipe.plastic, recipe.plastic.model
-    validation_loss, correct = evaluate(model, recipe.data.validation, forward=recipe.logits)
+    on_test, on_validation = recipe.score.keys
+    held_out = evaluate(model, recipe.data.validation, forward=recipe.logits)
     tested = evaluate(model, recipe.data.test, forward=recipe.logits)
     return {
         "epoch": epoch,
         "stage": stage.name,
         "k": plastic.k if math.isfinite(plastic.k) else "inf",  # JSON has no infinity; float() reads both
         "loss": loss,
-        "validation_loss": validation_loss,
-        f"validation_{recipe.score.key}": recipe.score.of(validation_loss, correct),
-        recipe.score.key: recipe.score.of(*tested),
+        "validation_loss": held_out[0],
+        on_validation: recipe.score.of(*held_out),
+        on_test: recipe.score.of(*tested),
         **recipe.measure(plastic),
         **_priced(plastic),
         "units": dict(plastic.sizes()),

@@ -28,9 +28,9 @@ BUDGET = {"sparsify": 0.5, "scratch": 0.5}  # of the full network's MACs; expand
 SMALL = 0.2  # share of the heads and MLP units that expand starts with; at least two heads: a single one is no group
 FIRST = 1 / 3  # share of the blocks that are open when it starts
 PATH = {"sparsify": 0.8, "expand": 0.3}  # share of the plastic stage in which the bound leads to the budget
-SETTLE = 0.5  # share of the plastic stage, at its end, in which a network with a budget does not grow
+SETTLE = 0.5  # share of the plastic stage, at its end, in which a network with a price does not grow
 GROWTH, OVERSHOOT = 0.2, 1.3  # growth by this share of a group at a time, to at most so many times the budget
-WINDOWS, BATCH_SIZE = 512, 8  # of an epoch, and of a training step
+WINDOWS, BATCH_SIZE = 1024, 8  # of an epoch, and of a training step
 HELD_OUT = 128  # windows for validation, and for testing
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 3e-3, (0.9, 0.95), 0.1
 WARMUP = 100  # training steps in which the learning rate rises
@@ -95,9 +95,10 @@ def build(options: Options) -> Recipe:
     settle, growth, procedure = 0, None, Procedure()
     if mode == "expand":
         first, plastic_stage, _ = stages.stages
-        settle = round(SETTLE * plastic_stage.epochs) if budget else 0
+        priced = bool(budget or options.penalty)
+        settle = round(SETTLE * plastic_stage.epochs) if priced else 0
         hold = max(1, plastic_stage.epochs - settle) * batches
-        growth = _growth(plastic, options, budget or whole, batches if budget else hold)
+        growth = _growth(plastic, options, budget or whole, batches if priced else hold)
         procedure = Deepening(layers, max(1, round(FIRST * layers)), first.epochs, hold)
         procedure.close(plastic)
     return Recipe(

@@ -58,7 +58,7 @@ def boundaries(path: Path, outcomes: Sequence[Outcome]) -> Path:
     for line, outcome in zip(axes, outcomes, strict=True):
         test = moons(outcome.result["seed"]).test
         for axis, entry in zip(line, outcome.result["stages"], strict=True):
-            picture = _boundary(axis, outcome.snapshots[entry["stage"]]["confidence"], test)
+            picture = draw_boundary(axis, outcome.snapshots[entry["stage"]]["confidence"], test)
             size = f"{entry['architecture']}, {entry['params']:,} parameters"
             axis.set_title(f"{entry['stage']}: {size}, {percent(entry['accuracy'], 1)}", fontsize=8.5)
         line[0].set_ylabel(outcome.result["mode"], fontsize=10)
@@ -66,7 +66,17 @@ def boundaries(path: Path, outcomes: Sequence[Outcome]) -> Path:
     return figures.save(figure, path)
 
 
-def _boundary(axis: Axes, probability: Tensor, test: Split) -> Any:
+def draw_boundary(axis: Axes, probability: Tensor, test: Split) -> Any:
+    """Draw confidence, decision boundary and test points.
+
+    Args:
+        axis: to draw into.
+        probability: from `confidence`.
+        test: points and classes.
+
+    Returns:
+        The filled contours.
+    """
     left, right, bottom, top = EXTENT
     x, y = np.linspace(left, right, GRID), np.linspace(bottom, top, GRID)
     levels = np.linspace(0.0, 1.0, 11)

@@ -13,6 +13,7 @@ from npn.experiments.engine import paper
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
+from npn.experiments.moons.animation import animate
 from npn.experiments.moons.figures import boundaries, confidence
 from npn.experiments.moons.model import FULL, MoonsNet, sizes
 from npn.experiments.moons.options import MoonsOptions
@@ -146,4 +147,6 @@ def draw(path: Path, outcome: Outcome) -> None:
     figures.gate_functions(path / "gates.png")
 
 
-EXPERIMENT = Experiment("moons", defaults, build, draw, sample, checkpoint_every=20, threads=1, options=MoonsOptions)
+EXPERIMENT = Experiment(
+    "moons", defaults, build, draw, sample, checkpoint_every=20, threads=1, options=MoonsOptions, animate=animate
+)

@@ -1,6 +1,8 @@
 """Shows a run on the console: a progress bar on a terminal, and one lasting line per stage."""
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self, final
 
@@ -8,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from npn.experiments.report.scores import score_of
+
+BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 @final
@@ -21,6 +25,8 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
+        self._sizes: list[float] = []
+        self._scores: list[float] = []
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -48,7 +54,13 @@ class ProgressDisplay:
             row: measurements of the epoch.
             epochs: the most that the run can take.
         """
-        self._progress.update(self._task, total=epochs, completed=row["epoch"] + 1, status=status(row))
+        self._sizes.append(row["params"])
+        score = score_of(row)
+        self._scores.append(row[score.key])
+        curves = f"size {sparkline(self._sizes)}  {score.name} {sparkline(self._scores)}"
+        self._progress.update(
+            self._task, total=epochs, completed=row["epoch"] + 1, status=f"{status(row)}\n[dim]{curves}[/dim]"
+        )
 
     def stage(self, entry: dict[str, Any]) -> None:
         """Print a line that stays.
@@ -64,6 +76,25 @@ class ProgressDisplay:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def sparkline(values: Sequence[float], width: int = 24) -> str:
+    """Draw numbers as a line of blocks, from the lowest to the highest of them.
+
+    Args:
+        values: in order of time; more than `width` of them become so many means.
+        width: most characters.
+
+    Example:
+        >>> sparkline([0, 1, 2, 3, 7]), sparkline([5, 5]), sparkline([1, 1, 3, 3], width=2)
+        ('▁▂▃▄█', '▁▁', '▁█')
+    """
+    count = min(len(values), width)
+    edges = [i * len(values) // count for i in range(count + 1)] if count else [0]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means, default=0.0), max(means, default=0.0)
+    top = len(BLOCKS) - 1
+    return "".join(BLOCKS[round(top * (mean - low) / (high - low)) if high > low else 0] for mean in means)
 
 
 def sharpness(k: float | str) -> str:

@@ -111,7 +111,7 @@ def learning_curves(path: Path, rows: Rows, title: str) -> Path:
     epochs = [row["epoch"] + 1 for row in rows]
     quality, units, params, *priced, sharpness = axes[:, 0]
     score = score_of(rows[0])
-    for key, label, colour in ((score.key, "test", COLOURS[0]), (f"validation_{score.key}", "validation", "0.6")):
+    for key, label, colour in zip(score.keys, ("test", "validation"), (COLOURS[0], "0.6"), strict=True):
         quality.plot(epochs, [score.factor * row[key] for row in rows], label=label, color=colour, lw=1.2)
     quality.set(ylabel=score.label)
     if score is ACCURACY:

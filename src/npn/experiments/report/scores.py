@@ -11,8 +11,8 @@ class Score:
     """One kind of number.
 
     Attributes:
-        key: name in rows and results for the test data; that for the validation data begins with "validation_".
-        name: in the title of a column.
+        key: name in rows and results for the test data; see `keys`.
+        name: in the title of a column, after "test" or "validation".
         label: of an axis.
         factor: of the number on an axis, and of differences.
         unit: of differences.
@@ -20,6 +20,7 @@ class Score:
         of: loss in nats per prediction, and share of correct predictions -> the number.
         text: writes the number with its unit.
         phrase: writes it in a line of other numbers.
+        rises: a higher number is better.
     """
 
     key: str
@@ -31,6 +32,12 @@ class Score:
     of: Callable[[float, float], float]
     text: Callable[[float], str]
     phrase: Callable[[float], str]
+    rises: bool
+
+    @property
+    def keys(self) -> tuple[str, str]:
+        """Names in rows and results, for test and validation data."""
+        return self.key, f"validation_{self.key}"
 
 
 ACCURACY = Score(
@@ -43,10 +50,11 @@ ACCURACY = Score(
     of=lambda loss, correct: correct,
     text=lambda value: f"{100 * value:.2f}%",
     phrase=lambda value: f"accuracy {100 * value:.2f}%",
+    rises=True,
 )
 BITS = Score(
     key="bits_per_byte",
-    name="bits per byte",
+    name="loss",
     label="bits per byte",
     factor=1.0,
     unit="bits per byte",
@@ -54,6 +62,7 @@ BITS = Score(
     of=lambda loss, correct: loss / math.log(2.0),
     text=lambda value: f"{value:.3f} bits per byte",
     phrase=lambda value: f"{value:.3f} bits per byte",
+    rises=False,
 )
 
 

@@ -17,7 +17,7 @@ Chart = dict[str, Any]
 
 
 def curves(run: Run) -> list[Chart]:
-    """Return the charts of a run over its epochs: accuracy, loss, size, cost, units of each layer, k.
+    """Return the charts of a run over its epochs: score, loss, size, cost, units of each layer, k.
 
     Args:
         run: with at least one row.
@@ -25,12 +25,12 @@ def curves(run: Run) -> list[Chart]:
     Returns:
         For each chart `id`, `title`, `data` and `layout`.
     """
-    rows = run.rows
+    rows, score = run.rows, run.score
     shades = {"shapes": _shades(rows)}
     lines = [
-        chart("accuracy", "Accuracy in %", [
-            line(rows, "accuracy", "test", "--blue", factor=100),
-            line(rows, "validation_accuracy", "validation", QUIET, factor=100),
+        chart("score", sentence(score.label), [
+            line(rows, score.keys[0], "test", "--blue", factor=score.factor),
+            line(rows, score.keys[1], "validation", QUIET, factor=score.factor),
         ]),
         chart("size", "Parameters", [line(rows, "params", "without biases", "--blue", step=True)], log=True),
         chart("cost", "Expected cost" + " and the budget's bound" * any(series(rows, "bound")), [
@@ -62,20 +62,23 @@ def chart(key: str, title: str, data: Sequence[Chart | None], *, log: bool = Fal
         layout: further entries of plotly's layout.
     """
     drawn = [each for each in data if each]
-    axis: Chart = {"type": "log", "dtick": None} if log else {}
+    axis: Chart = {"type": "log", "exponentformat": "SI"} if log else {}
     return {
         "id": key,
         "title": title,
         "data": drawn,
         "layout": {
-            "xaxis": {"title": {"text": "epoch"}},
+            "xaxis": {
+                "title": {"text": "epoch"}, "unifiedhovertitle": {"text": "epoch %{x}"},
+                "spikecolor": "--soft", "spikethickness": 1, "spikedash": "solid",
+            },
             "yaxis": axis,
             "showlegend": 1 < len(drawn) <= len(SERIES),
             "hovermode": "x unified" if len(drawn) <= len(SERIES) else "closest",
             "hoverdistance": -1 if len(drawn) <= len(SERIES) else 20,  # however few epochs there are
             **layout,
         },
-    }
+    }  # fmt: skip
 
 
 def line(
@@ -120,6 +123,15 @@ def line(
     }
 
 
+def sentence(text: str) -> str:
+    """Begin with a capital.
+
+    Args:
+        text: to change.
+    """
+    return text[:1].upper() + text[1:]
+
+
 def colours(count: int) -> list[str]:
     """Return colours to tell lines apart: distinct ones, or a gradient from first to last where there are many.
 
@@ -155,7 +167,7 @@ def _sharpness(rows: Sequence[Row]) -> Chart:
     drawn = line([{**row, "k": min(k, top)} for row, k in zip(rows, ks, strict=True)], "k", "k", "--blue", step=True)
     if drawn:
         drawn["text"] = [f"{k:g}" if math.isfinite(k) else "∞" for k in ks]
-        drawn["hovertemplate"] = "k = %{text}"
+        drawn["hovertemplate"] = "%{text}"
     marks = finite if len(finite) <= 2 else [finite[0], finite[-1]]
     ticks = {"tickvals": [*marks, top], "ticktext": [*(f"{k:g}" for k in marks), "∞"], "range": [0, 1.15 * top]}
     return chart("k", "Sharpness k", [drawn], yaxis=ticks)

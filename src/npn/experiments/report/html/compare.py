@@ -1,16 +1,17 @@
 """The page that compares runs: frontier, table, curves, differences in settings."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from html import escape
 from os.path import commonpath
 from typing import Any
 from urllib.parse import quote
 
-from npn.experiments.report.html.charts import Chart, chart, colours, line
+from npn.experiments.report.html.charts import Chart, chart, colours, line, sentence
 from npn.experiments.report.html.page import page
 from npn.experiments.report.html.run import Run, number
 from npn.experiments.report.html.single import chart_boxes
-from npn.experiments.report.html.text import MISSING, duration, quantity, section, setting, share, table
+from npn.experiments.report.html.text import MISSING, duration, quantity, rating, section, setting, table
 
 SIZES: dict[str, tuple[str, Callable[[Run], Any]]] = {
     "params": ("parameters", lambda run: run.last.get("params")),
@@ -30,7 +31,7 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str | None]) -> str:
     Returns:
         HTML.
     """
-    labels, kinds = _labels(runs), _kinds(runs)
+    labels, kinds, score = _labels(runs), _kinds(runs), runs[0].score
     shades, of = _colours(labels, kinds)
     charts = [_frontier(runs, labels, kinds), *_curves(runs, labels, shades)]
     unfinished = sum(not run.finished for run in runs)
@@ -39,13 +40,13 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str | None]) -> str:
     if unfinished:
         lead += f"<p class=note>Not finished: {unfinished} of the runs. Their last epoch counts.</p>"
     if len(experiments) > 1:
-        lead += "<p class=note>These runs are of several experiments: their accuracies are of different data.</p>"
+        lead += "<p class=note>These runs are of several experiments: their scores are of different data.</p>"
     choices = "".join(f'<option value="{key}">{escape(title)}</option>' for key, (title, _) in SIZES.items())
     over = f"<p class=choice><label for=over>Size:</label> <select id=over>{choices}</select></p>"
     sections = [
         section(
-            "summary", "Accuracy against size", over + chart_boxes(charts[:1], wide=True),
-            "Test accuracy. The dashed line joins the runs that no other run beats in both.",
+            "summary", f"{sentence(score.name)} against size", over + chart_boxes(charts[:1], wide=True),
+            f"Test {score.label}. The dashed line joins the runs that no other run beats in both.",
         ),
         section("runs", "Runs", _table(runs, labels, kinds, links)),
         section("curves", "Curves", _key(of) + chart_boxes(charts[1:])),
@@ -54,23 +55,27 @@ def comparison_page(runs: Sequence[Run], links: Sequence[str | None]) -> str:
     return page(f"{len(runs)} runs compared", lead, sections, {"charts": charts})
 
 
-def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Return the points that no other point beats in both: smaller and more accurate.
+def frontier(points: Sequence[tuple[float, float]], rises: bool = True) -> list[tuple[float, float]]:
+    """Return the points that no other point beats in both: smaller and better.
 
     Args:
-        points: (size, accuracy).
+        points: (size, score).
+        rises: a higher score is better.
 
     Returns:
-        By size; their accuracy rises.
+        By size; each is better than the one before.
 
     Example:
         >>> frontier([(3, 0.9), (1, 0.5), (2, 0.4), (4, 0.9)])
         [(1, 0.5), (3, 0.9)]
+        >>> frontier([(1, 2.0), (2, 1.5), (3, 1.7)], rises=False)
+        [(1, 2.0), (2, 1.5)]
     """
+    sign = 1 if rises else -1
     best: list[tuple[float, float]] = []
-    for size, accuracy in sorted(points, key=lambda point: (point[0], -point[1])):
-        if not best or accuracy > best[-1][1]:
-            best.append((size, accuracy))
+    for size, score in sorted(points, key=lambda point: (point[0], -sign * point[1])):
+        if not best or sign * score > sign * best[-1][1]:
+            best.append((size, score))
     return best
 
 
@@ -108,7 +113,7 @@ def _key(of: Mapping[str, str]) -> str:
 
 
 def _frontier(runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str]) -> Chart:
-    drawn = chart("frontier", "Test accuracy in %", [], hovermode="closest", showlegend=True)
+    drawn = chart("frontier", f"Test {runs[0].score.label}", [], hovermode="closest", showlegend=True)
     choices = {key: _over(runs, labels, kinds, title, size) for key, (title, size) in SIZES.items()}
     first = next(iter(choices.values()))
     layout = drawn["layout"] | {"xaxis": first["xaxis"]}
@@ -118,16 +123,17 @@ def _frontier(runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str]) 
 def _over(
     runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str], title: str, size: Callable[[Run], Any]
 ) -> Chart:
+    score = runs[0].score
     points = [
-        (kind, label, number(size(run)), number(run.last.get("accuracy")), run.last.get("architecture", ""))
+        (kind, label, number(size(run)), number(run.last.get(score.key)), run.last.get("architecture", ""))
         for run, label, kind in zip(runs, labels, kinds, strict=True)
     ]
     known = [(kind, label, x, y, made) for kind, label, x, y, made in points if x is not None and y is not None]
-    best = frontier([(x, y) for _, _, x, y, _ in known])
+    best = frontier([(x, y) for _, _, x, y, _ in known], score.rises)
     data: list[Chart] = [
         {
             "type": "scatter", "mode": "lines", "name": "frontier", "hoverinfo": "skip",
-            "x": [x for x, _ in best], "y": [100 * y for _, y in best],
+            "x": [x for x, _ in best], "y": [score.factor * y for _, y in best],
             "line": {"color": "--quiet", "width": 1.2, "dash": "dash"},
         }
     ]  # fmt: skip
@@ -137,9 +143,9 @@ def _over(
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": kind, "marker": {"color": colour, "size": 9},
-                "x": [point[2] for point in own], "y": [100 * point[3] for point in own],
+                "x": [point[2] for point in own], "y": [score.factor * point[3] for point in own],
                 "text": [f"{escape(point[1])}<br>{escape(str(point[4]))}" for point in own],
-                "hovertemplate": f"%{{text}}<br>%{{y:.2f}}%, %{{x:,.4~s}} {title}<extra></extra>",
+                "hovertemplate": f"%{{text}}<br>%{{y:.{score.digits}f}}, %{{x:,.4~s}} {title}<extra></extra>",
             }
         )  # fmt: skip
     return {"data": data, "xaxis": {"type": "log", "title": {"text": title}}}
@@ -147,7 +153,9 @@ def _over(
 
 def _curves(runs: Sequence[Run], labels: Sequence[str], shades: Sequence[str]) -> list[Chart]:
     charts = []
-    for key, title, log, factor in (("accuracy", "Test accuracy in %", False, 100), ("params", "Parameters", True, 1)):
+    score = runs[0].score
+    kept = ((score.key, f"Test {score.label}", False, score.factor), ("params", "Parameters", True, 1))
+    for key, title, log, factor in kept:
         lines = [
             line(run.rows, key, label, shade, factor=factor, step=log)
             for run, label, shade in zip(runs, labels, shades, strict=True)
@@ -163,7 +171,8 @@ def _table(runs: Sequence[Run], labels: Sequence[str], kinds: Sequence[str], lin
     def figures(run: Run) -> list[tuple[Any, str]]:
         last = run.last
         written: list[tuple[Any, Callable[[Any], str]]] = [
-            (last.get("accuracy"), share), (last.get("validation_accuracy"), share), (last.get("params"), quantity),
+            *((last.get(key), partial(rating, run.score)) for key in run.score.keys),
+            (last.get("params"), quantity),
             (last.get("macs"), quantity), (run.training_macs, quantity), (last.get("seconds"), duration),
             (len(run.rows) or None, quantity),
         ]  # fmt: skip

@@ -64,7 +64,7 @@ def gates(shown: Mapping[str, Any]) -> str:
         height = 22 * len(shown["keep"]) + 60
         label = "Share of each layer's units by keep probability"
         box = f'<div class=chart id=all-gates style="height:{height}px" role=img aria-label="{label}"></div>'
-        lead = "Units of each layer by keep probability; the darker, the more of them."
+        lead = "Units of each layer by keep probability; the stronger the colour, the more. Grey: those that are gone."
         return section("gates", "Gates", f"{slider}<figure class=panel>{box}</figure>", lead)
     boxes = "".join(
         f"<figure class=panel><figcaption>{escape(name)}</figcaption>"

@@ -6,7 +6,8 @@ from typing import Any
 
 from npn.experiments.report.console import sharpness
 from npn.experiments.report.html.run import Row, names, number, stages
-from npn.experiments.report.html.text import quantity, share
+from npn.experiments.report.html.text import quantity
+from npn.experiments.report.scores import score_of
 
 MOST = 80
 
@@ -69,11 +70,12 @@ def _epoch(rows: Sequence[Row], index: int) -> int:
 
 
 def _caption(row: Mapping[str, Any], epoch: int, epochs: int) -> str:
-    k = row.get("k", math.inf)
+    k, score = row.get("k", math.inf), score_of(row)
+    value = number(row.get(score.key))
     parts = [
         f"epoch {epoch} of {epochs}",
         f"{row.get('stage', '')} ({sharpness(k)})",
-        f"accuracy {share(row.get('accuracy'))}",
+        *([] if value is None else [score.phrase(value)]),
         f"{quantity(row.get('params'))} parameters",
     ]
     return " · ".join(parts)

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from npn.experiments.report.scores import Score, score_of
+
 Row = Mapping[str, Any]
 
 
@@ -50,6 +52,11 @@ class Run:
     def last(self) -> Row:
         """Measurements at the end: the result, or those of the last epoch."""
         return {**(self.rows[-1] if self.rows else {}), **self.result}
+
+    @property
+    def score(self) -> Score:
+        """Kind of number that says how good the network is."""
+        return score_of(self.last)
 
     @property
     def mode(self) -> str:

@@ -1,5 +1,6 @@
 """The page of one run."""
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -11,7 +12,8 @@ from npn.experiments.report.html.moments import moments
 from npn.experiments.report.html.page import page
 from npn.experiments.report.html.record import pictures, record
 from npn.experiments.report.html.run import Run, number, stages
-from npn.experiments.report.html.text import MISSING, card, duration, quantity, section, share, table
+from npn.experiments.report.html.text import MISSING, card, duration, quantity, rating, section, share, table
+from npn.experiments.report.scores import Score
 
 
 def run_page(run: Run) -> str:
@@ -54,7 +56,7 @@ def chart_boxes(charts: Sequence[Mapping[str, Any]], wide: bool = False) -> str:
 def _state(run: Run) -> str:
     if run.finished:
         return ""
-    again = f"npn run {run.experiment or 'EXPERIMENT'} --resume --out {run.path}"
+    again = f"npn run {run.experiment or 'EXPERIMENT'} --resume --out {shlex.quote(str(run.path))}"
     return (
         f"<p class=note><b>Not finished:</b> {len(run.rows)} epochs so far. "
         f"<code>{escape(again)}</code> goes on from the last checkpoint.</p>"
@@ -63,17 +65,23 @@ def _state(run: Run) -> str:
 
 def _cards(run: Run) -> list[str]:
     last, first, dense = run.last, run.first, run.dense.last if run.dense else {}
-    accuracy, was = number(last.get("accuracy")), first.get("architecture")
+    score, was = run.score, first.get("architecture")
     macs, full = last.get("macs"), last.get("macs_at_start", first.get("macs"))
-    beside = [] if accuracy is None or "accuracy" not in dense else [_points(accuracy - dense["accuracy"])]
+    whole = (last.get("base") or {}).get("macs")  # where the result knows the full net, and the run began with less
     trained, there = run.training_macs, run.dense.training_macs if run.dense else None
     return [
-        card("Test accuracy", share(accuracy), [f"validation {share(last.get('validation_accuracy'))}", *beside]),
+        card(f"Test {score.label.removesuffix(' in %')}", rating(score, last.get(score.key)), [
+            f"validation {rating(score, last.get(score.keys[1]))}",
+            _difference(score, last.get(score.key), dense.get(score.key)),
+        ]),
         card("Parameters", quantity(last.get("params")), [
             _since(last.get("params"), first.get("params")), _against(last.get("params"), dense.get("params")),
             f"{quantity(last['params_with_biases'])} with biases" if "params_with_biases" in last else "",
         ]),
-        card("MACs per example", quantity(macs), [_since(macs, full), _against(macs, dense.get("macs"))]),
+        card("MACs per example", quantity(macs), [
+            _since(macs, full), _against(macs, dense.get("macs")),
+            "" if dense or whole == full else _against(macs, whole, where="in the full net"),
+        ]),
         card("MACs of the training", quantity(trained), [_against(trained, there)]),
         card("Time", duration(last.get("seconds")), [
             f"{len(run.rows):,} epochs", _against(last.get("seconds"), dense.get("seconds"), duration),
@@ -92,22 +100,27 @@ def _since(value: Any, start: Any) -> str:
     return f"{share(value / start)} of {quantity(start)} at the start" if value < start else f"from {quantity(start)}"
 
 
-def _against(value: Any, dense: Any, write: Callable[[Any], str] = quantity) -> str:
+def _against(value: Any, dense: Any, write: Callable[[Any], str] = quantity, where: str = "in the dense run") -> str:
     """Compare with the dense run."""
     value, dense = number(value), number(dense)
-    return f"{share(value / dense)} of {write(dense)} in the dense run" if value is not None and dense else ""
+    return f"{share(value / dense)} of {write(dense)} {where}" if value is not None and dense else ""
 
 
-def _points(difference: float) -> str:
-    return f"{100 * difference:+.2f} points against the dense run".replace("-", "−", 1)
+def _difference(score: Score, value: Any, dense: Any) -> str:
+    """Compare the score with the dense run."""
+    value, dense = number(value), number(dense)
+    if value is None or dense is None:
+        return ""
+    difference = f"{score.factor * (value - dense):+.{score.digits}f}".replace("-", "−")
+    return f"{difference} {score.unit} against the dense run"
 
 
 def _stages(run: Run) -> str:
-    ended = run.result.get("stages") or []
+    ended, score = run.result.get("stages") or [], run.score
     rows = [
         (
             stage.get("stage", ""), stage.get("architecture", MISSING), stage.get("epochs", MISSING),
-            sharpness(stage.get("k", "inf")), share(stage.get("accuracy")), share(stage.get("validation_accuracy")),
+            sharpness(stage.get("k", "inf")), *(rating(score, stage.get(key)) for key in score.keys),
             quantity(stage.get("params")), duration(stage.get("seconds")),
         )
         for stage in ended

@@ -6,6 +6,7 @@ from html import escape
 from typing import Any
 
 from npn.experiments.report.html.run import number
+from npn.experiments.report.scores import Score
 
 UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"))
 MISSING = "–"
@@ -45,6 +46,22 @@ def share(value: Any) -> str:
         return MISSING
     percent = f"{100 * value:,.0f}" if abs(value) >= 10 else f"{100 * value:.2f}"
     return f"{percent.removesuffix('.00')}%"
+
+
+def rating(score: Score, value: Any) -> str:
+    """Write how good a network is; the unit of a loss stands elsewhere.
+
+    Args:
+        score: kind of the number.
+        value: the number; anything but a finite number is missing.
+
+    Example:
+        >>> from npn.experiments.report.scores import ACCURACY, BITS
+        >>> rating(ACCURACY, 0.9911), rating(BITS, 2.0), rating(BITS, None)
+        ('99.11%', '2.000', '–')
+    """
+    value = number(value)
+    return MISSING if value is None else score.text(value).removesuffix(f" {score.unit}")
 
 
 def duration(seconds: Any) -> str:

@@ -20,29 +20,30 @@ function drawLayers(moment) {
   });
 }
 
-// Many layers: one line of a heat map for each.
+// Many layers: one line of a heat map for each. Colours go by the root of the shares, so that few units are seen, too.
 function drawAllGates(moment) {
-  const names = Object.keys(MOMENTS.keep), bins = Math.max(...names.map((name) => MOMENTS.keep[name][moment].length)) || 1;
-  const counts = names.map((name) => [MOMENTS.absent[name][moment], 0, ...MOMENTS.keep[name][moment]]);
-  const whole = counts.map((each) => each.reduce((sum, n) => sum + n, 0) || 1);
-  const places = Array.from({ length: bins }, (_, i) => (100 * i) / bins + "–" + (100 * (i + 1)) / bins + "%");
-  const x = [-2.5 / bins, -1.5 / bins, ...places.map((_, i) => (i + 0.5) / bins)];
-  const map = {
-    type: "heatmap", x, y: names, z: counts.map((each, i) => each.map((n, j) => (j === 1 ? null : n / whole[i]))),
-    text: counts.map((each) => each.map((n, j) => n.toLocaleString("en-US") + " units " + (j ? "at " + places[j - 2] : "gone"))),
-    zmin: 0, zmax: 1, xgap: 1, ygap: 2, showscale: false, hoverongaps: false,
-    colorscale: [[0, colour("--track")], [1, colour("--blue")]], hovertemplate: "%{y}: %{text}<extra></extra>",
-  };
-  const ticks = { tickvals: [x[0], 0, 0.5, 1], ticktext: ["gone", "0", "½", "1"], showgrid: false, fixedrange: true };
+  const names = Object.keys(MOMENTS.keep), bins = Math.max(1, ...names.map((name) => MOMENTS.keep[name][moment].length));
+  const gone = names.map((name) => [MOMENTS.absent[name][moment]]), open = names.map((name) => MOMENTS.keep[name][moment]);
+  const whole = names.map((_, i) => [...gone[i], ...open[i]].reduce((sum, n) => sum + n, 0) || 1);
+  const ends = Array.from({ length: bins + 1 }, (_, i) => i / bins);
+  const map = (counts, x, shade, place) => ({
+    type: "heatmap", x, y: names, z: counts.map((each, i) => each.map((n) => Math.sqrt(n / whole[i]))), zmin: 0, zmax: 1,
+    xgap: 1, ygap: 2, showscale: false, colorscale: [[0, colour("--track")], [1, colour(shade)]],
+    text: counts.map((each) => each.map((n, j) => n.toLocaleString("en-US") + " units " + place(j))),
+    hovertemplate: "%{y}: %{text}<extra></extra>",
+  });
+  const at = (j) => "at " + Math.round(100 * ends[j]) + "–" + Math.round(100 * ends[j + 1]) + "%";
+  const maps = [map(gone, [-4 / bins, -3 / bins], "--soft", () => "are gone"), map(open, ends, "--blue", at)];
+  const ticks = { tickvals: [-3.5 / bins, 0, 0.5, 1], ticktext: ["gone", "0", "½", "1"], showgrid: false, fixedrange: true };
   const own = { xaxis: ticks, yaxis: { autorange: "reversed", showgrid: false, fixedrange: true, tickmode: "linear" }, hovermode: "closest" };
-  Plotly.react("all-gates", [map], { ...layout(own), margin: { l: 10, r: 6, t: 8, b: 22 }, dragmode: false }, CONFIG);
+  Plotly.react("all-gates", maps, { ...layout(own), margin: { l: 10, r: 6, t: 8, b: 22 }, dragmode: false }, CONFIG);
 }
 
 function drawGates(moment) {
   if (document.getElementById("all-gates")) return drawAllGates(moment);
   Object.keys(MOMENTS.keep).forEach((name, index) => {
     const counts = MOMENTS.keep[name][moment], bins = counts.length || 1;
-    const ends = counts.map((_, i) => (100 * i) / bins + "–" + (100 * (i + 1)) / bins + "%");
+    const ends = counts.map((_, i) => Math.round((100 * i) / bins) + "–" + Math.round((100 * (i + 1)) / bins) + "%");
     const bars = {
       type: "bar", x: counts.map((_, i) => (i + 0.5) / bins), y: counts, width: 0.9 / bins, customdata: ends,
       marker: { color: colour("--blue") }, hovertemplate: "%{y:,} units at %{customdata}<extra></extra>",

@@ -21,6 +21,7 @@ function axis(own) {
   const title = { font: { size: 11 }, standoff: 4, ...(own || {}).title };
   return {
     gridcolor: colour("--grid"), linecolor: colour("--rule"), zeroline: false, automargin: true, tickfont: { size: 11 },
+    tickangle: 0,
     ...coloured(own || {}), title,
   };
 }
@@ -28,9 +29,9 @@ function axis(own) {
 function layout(own) {
   return {
     ...coloured(own),
-    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", dragmode: "zoom",
+    paper_bgcolor: colour("--panel"), plot_bgcolor: colour("--panel"), dragmode: "zoom",
     font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: colour("--soft") },
-    margin: { l: 44, r: 18, t: 26, b: 36 },
+    margin: { l: 44, r: 18, t: own.showlegend ? 26 : 10, b: 36 },
     legend: { orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom", font: { size: 12 } },
     hoverlabel: { bgcolor: colour("--panel"), bordercolor: colour("--rule"), font: { color: colour("--ink"), size: 12 } },
     xaxis: axis(own.xaxis),

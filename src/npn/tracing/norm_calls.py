@@ -1,0 +1,130 @@
+"""Find calls of norms and of reductions while a model runs, and say which call of which module each one is."""
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.fx import Node
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+# functions whose result depends on the open units alone if closed ones are left out of a sum
+NAMES = frozenset(("layer_norm", "rms_norm", "normalize", "mean", "sum", "var", "std", "norm", "linalg_vector_norm"))
+_MARK = "npn_call"
+
+
+class NormCall(NamedTuple):
+    """One call of a norm or a reduction in the forward pass of a module.
+
+    Attributes:
+        path: of the module in whose `forward` it is, not in that of a module inside.
+        number: of calls of this kind before it in there.
+        name: of the function.
+    """
+
+    path: str
+    number: int
+    name: str
+
+
+Answer = Callable[[NormCall, Callable[..., Any], tuple[Any, ...], Mapping[str, Any]], Any]
+Left = Callable[[str, frozenset[int]], None]
+
+
+class NormCalls(TorchFunctionMode):
+    """Inside the context, each such call in a model's modules goes to `answer`.
+
+    Args:
+        paths: modules of the model -> their paths.
+        answer: (call, function, args, kwargs) -> the result.
+        left: (path of a module, numbers of its calls), when its forward pass is over.
+    """
+
+    def __init__(self, paths: Mapping[nn.Module, str], answer: Answer, left: Left | None = None) -> None:
+        super().__init__()
+        self.paths, self.answer, self.left = paths, answer, left
+        self._threads = threading.local()
+        self._handles: list[Any] = []
+
+    @property
+    def _frames(self) -> list[tuple[str | None, list[int]]]:
+        """Modules whose forward pass is under way in this thread, and how many calls they have made."""
+        if not hasattr(self._threads, "frames"):
+            self._threads.frames = []
+        frames: list[tuple[str | None, list[int]]] = self._threads.frames
+        return frames
+
+    def __enter__(self) -> "NormCalls":
+        self._handles = [
+            register_module_forward_pre_hook(self.begin),
+            register_module_forward_hook(self._end, always_call=True),
+        ]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if self._frames:  # torch runs no hooks after Ctrl-C
+            self._frames.clear()
+            super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def begin(self, module: nn.Module, args: Any = None) -> None:
+        """The forward pass of a module begins; a hook, to be called for one that has begun before the context.
+
+        The mode is on inside of forward passes alone, so that it is on where a checkpoint computes one again, too.
+        """
+        if not self._frames:
+            super().__enter__()  # type: ignore[no-untyped-call]
+        self._frames.append((self.paths.get(module), [0]))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if not self._frames:
+            return
+        path, count = self._frames.pop()
+        if not self._frames:
+            super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        if path is not None and self.left is not None and output is not None:
+            self.left(path, frozenset(range(count[0])))
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, (path, count) = getattr(func, "__name__", ""), (self._frames or [(None, [0])])[-1]
+        if name not in NAMES or path is None:
+            return func(*args, **(kwargs or {}))
+        count[0] += 1
+        return self.answer(NormCall(path, count[0] - 1, name), func, args, kwargs or {})
+
+
+def marking(model: nn.Module) -> NormCalls:
+    """A context in which the nodes of a graph that is being traced learn which call they belong to; see `call_of`.
+
+    Args:
+        model: the model.
+    """
+
+    def answer(call: NormCall, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        mode = get_proxy_mode()
+        graph: Any = mode.tracer.graph if mode is not None else torch.fx.Graph()
+        before = len(graph.nodes)
+        result = function(*args, **kwargs)
+        for node in list(graph.nodes)[before:] if mode is not None else ():
+            node.meta[_MARK] = call
+        return result
+
+    return NormCalls(paths_of(model), answer)
+
+
+def call_of(node: Node) -> NormCall | None:
+    """The call that a node belongs to, or None."""
+    found: NormCall | None = node.meta.get(_MARK)
+    return found
+
+
+def paths_of(model: nn.Module) -> dict[nn.Module, str]:
+    """Path of every module; the first of several."""
+    return {module: path for path, module in model.named_modules()}
