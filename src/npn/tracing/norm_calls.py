@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -71,7 +72,7 @@ class NormCalls(TorchFunctionMode):
             self._frames.clear()
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def begin(self, module: nn.Module, args: Any = None) -> None:
         """The forward pass of a module begins; a hook, to be called for one that has begun before the context.
 
@@ -81,7 +82,7 @@ class NormCalls(TorchFunctionMode):
             super().__enter__()  # type: ignore[no-untyped-call]
         self._frames.append((self.paths.get(module), [0]))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._frames:
             return
@@ -91,7 +92,7 @@ class NormCalls(TorchFunctionMode):
         if path is not None and self.left is not None and output is not None:
             self.left(path, frozenset(range(count[0])))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, (path, count) = getattr(func, "__name__", ""), (self._frames or [(None, [0])])[-1]
         if name not in NAMES or path is None:
