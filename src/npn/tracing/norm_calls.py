@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -74,7 +75,7 @@ class NormCalls(TorchFunctionMode):
             self._frames.clear()
             super().__exit__(*error)  # type: ignore[no-untyped-call]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def begin(self, module: nn.Module, args: Any = None) -> None:
         """The forward pass of a module begins; a hook, to be called for one that has begun before the context.
 
@@ -84,7 +85,7 @@ class NormCalls(TorchFunctionMode):
             super().__enter__()  # type: ignore[no-untyped-call]
         self._frames.append(_Frame(self.paths.get(module), _saving()))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._frames:
             return
@@ -94,7 +95,7 @@ class NormCalls(TorchFunctionMode):
         if frame.path is not None and self.left is not None and output is not None:
             self.left(frame.path, frozenset(range(frame.calls)))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @not_compiled
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, frame = getattr(func, "__name__", ""), self._frames[-1] if self._frames else None
         if name not in NAMES or frame is None or frame.path is None:
