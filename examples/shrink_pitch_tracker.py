@@ -41,13 +41,13 @@ class Settings:
     """Sizes of a study; chosen by accuracy on validation sounds, whose seeds are not those of the test."""
 
     shares: tuple[float, ...] = (0.05, 0.2)
-    steps: int = 120  # of training for every network
-    plastic: int = 60  # of them with gates that learn, for the plastic networks
+    steps: int = 300  # of training for every network
+    plastic: int = 100  # of them with gates that learn, for the plastic networks
     every: int = 5  # steps between removals of closed units
     batch: int = 8  # sounds
-    training: int = 160  # sounds
-    scoring: int = 16  # sounds for the importance of the units
-    test: int = 200  # sounds
+    training: int = 800  # sounds
+    scoring: int = 32  # sounds for the importance of the units
+    test: int = 500  # sounds
     rate: float = 1e-3
     gate_rate: float = 4e-2
     price_rate: float = 0.15  # the default follows gates over hundreds of steps; here are few

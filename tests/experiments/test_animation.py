@@ -1,5 +1,6 @@
 """Animations: evenly spread frames, that outlive a stop, of the run as it was."""
 
+import importlib
 from dataclasses import replace
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from matplotlib.animation import FFMpegWriter
 from PIL import Image
 
-from npn.experiments.engine import runner
+from npn.experiments.engine import moving, runner
 from npn.experiments.engine.observers import Observers
 from npn.experiments.engine.recipe import Outcome
 from npn.experiments.engine.rundir import RunDirectory
@@ -15,6 +16,7 @@ from npn.experiments.moons.animation import animate
 from npn.experiments.moons.options import MoonsOptions
 from npn.experiments.moons.recipe import EXPERIMENT
 from npn.experiments.report import animation
+from npn.experiments.report.figures import canvas
 
 
 @pytest.mark.parametrize(("epochs", "frames", "expected"), [
@@ -58,3 +60,37 @@ def test_without_frames_nothing_is_animated(tmp_path):
     experiment = replace(EXPERIMENT, draw=lambda *_: None, animate=never)
     outcome = runner.run(experiment, MoonsOptions(epochs="1,1,1"), RunDirectory(tmp_path / "run"), Observers())
     assert isinstance(outcome, Outcome) and outcome.frames == []
+
+
+@pytest.mark.parametrize("units", [30, 500], ids=["dots", "bars"])
+def test_a_run_without_a_picture_of_its_own_shows_accuracy_over_size(tmp_path, monkeypatch, units):
+    monkeypatch.setattr(animation, "HELD", 0)
+    drawn = []
+    monkeypatch.setattr(animation, "_dots", lambda axis, groups: drawn.append(("dots", groups)))
+    monkeypatch.setattr(animation, "_bars", lambda axis, groups: drawn.append(("bars", groups)))
+    rows = [
+        {"epoch": epoch, "stage": "plastic", "params": 1000 // (epoch + 1), "accuracy": 0.9 + 0.01 * epoch}
+        for epoch in range(3)
+    ]
+    frames = [{"epoch": torch.tensor(epoch), "keep/fc": torch.rand(units - epoch)} for epoch in (0, 2)]
+    result = {"experiment": "lenet5-mnist", "mode": "sparsify", "seed": 0}
+    (file, *_) = moving.animate(tmp_path, Outcome(result, rows, {}, frames))
+    assert file == tmp_path / "animation.gif"
+    with Image.open(file) as picture:
+        assert picture.n_frames == 2
+    kind = "dots" if units <= 400 else "bars"
+    assert [(name, [(len(keep), most) for keep, most in groups.values()]) for name, groups in drawn[:2]] == [
+        (kind, [(units, units)]),
+        (kind, [(units - 2, units)]),
+    ]
+
+
+def test_bars_count_what_is_there_and_what_is_likely_to_stay():
+    _, axes = canvas(1, 1, 2.0, 2.0)
+    animation._bars(axes[0, 0], {"fc": (torch.tensor([0.9, 0.6, 0.2]), 10)})
+    assert [bar.get_width() for bar in axes[0, 0].patches] == pytest.approx([1.0, 0.3, 0.2])
+
+
+@pytest.mark.parametrize("name", ["lenet5", "lenet300", "resnet", "language", "moons"])
+def test_every_experiment_can_be_animated(name):
+    assert importlib.import_module(f"npn.experiments.{name}.recipe").EXPERIMENT.animate is not None

@@ -88,6 +88,7 @@ def lenet5_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    animate: given.Animate = False,
     as_json: given.JSON = False,
     preset: given.Preset = None,
 ) -> None:
@@ -96,7 +97,7 @@ def lenet5_mnist(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 
 @app.command("lenet300-mnist")
@@ -120,6 +121,7 @@ def lenet300_mnist(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    animate: given.Animate = False,
     as_json: given.JSON = False,
 ) -> None:
     """LeNet-300-100 on MNIST, with a gate on every single weight; the modes are sparsify and dense."""
@@ -128,7 +130,7 @@ def lenet300_mnist(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, None, None)
     options = LeNet300Options(*common, learning_rate, weight_decay, augment, units)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 
 @app.command("resnet56-cifar10")
@@ -160,6 +162,7 @@ def resnet56_cifar10(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    animate: given.Animate = False,
     as_json: given.JSON = False,
 ) -> None:
     """ResNets on CIFAR, the paper's VI-C: the full width shrinks, or a fifth of it grows."""
@@ -169,7 +172,7 @@ def resnet56_cifar10(
     options = ResNetOptions(
         *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval
     )
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 
 @app.command("gpt-text")
@@ -199,6 +202,7 @@ def gpt_text(
     overwrite: given.Overwrite = False,
     stop_after: given.StopAfter = None,
     tensorboard: given.TensorBoard = False,
+    animate: given.Animate = False,
     as_json: given.JSON = False,
 ) -> None:
     """A GPT on bytes of source code: heads, MLP units and branches go, or come."""
@@ -206,7 +210,7 @@ def gpt_text(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
     options = LanguageOptions(*common, text, width, layers, context, norm, positions, precision, learning_rate, like)
-    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json))
+    start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 
 def terminal(stderr: bool = False) -> Console:

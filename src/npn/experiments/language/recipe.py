@@ -12,6 +12,7 @@ from npn.errors import ConfigurationError
 from npn.experiments.data.text import text
 from npn.experiments.engine import execution
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
@@ -196,4 +197,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     table(path / "table.md", outcome.result)
 
 
-EXPERIMENT = Experiment("gpt-text", defaults, build, draw, sample, options=LanguageOptions)
+EXPERIMENT = Experiment("gpt-text", defaults, build, draw, sample, options=LanguageOptions, animate=animate)

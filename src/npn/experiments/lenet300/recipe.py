@@ -11,6 +11,7 @@ import npn
 from npn.experiments.data.augment import shift_turn_scale
 from npn.experiments.data.mnist import mnist
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.engine.single_weights import hold_units_open, measure
@@ -108,4 +109,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     figures.learning_curves(path / "curves.png", outcome.rows, title)
 
 
-EXPERIMENT = Experiment("lenet300-mnist", defaults, build, draw, sample, options=LeNet300Options)
+EXPERIMENT = Experiment("lenet300-mnist", defaults, build, draw, sample, options=LeNet300Options, animate=animate)

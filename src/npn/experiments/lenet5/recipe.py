@@ -22,6 +22,7 @@ from npn.experiments.engine.building import (
     schedule,
     set_rate,
 )
+from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.engine.rundir import finished_run
@@ -252,4 +253,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     table(path / "table.md", outcome)
 
 
-EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, options=LeNetOptions)
+EXPERIMENT = Experiment("lenet5-mnist", defaults, build, draw, sample, options=LeNetOptions, animate=animate)

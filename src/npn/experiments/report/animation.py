@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from npn.experiments.report import figures
-from npn.experiments.report.tables import percent
+from npn.experiments.report.scores import score_of
 
 Frame = Mapping[str, Tensor]
 KEEP = "keep/"  # before the name of a group
@@ -19,6 +19,8 @@ PER_SECOND = 10
 HELD = 15  # frames that show the last state
 SIZE, DPI = (7.2, 3.3), 90  # inches
 DOTS = 20  # units per line
+MOST_DOTS = 400  # units; more are bars, one per group
+BLUE = (0.0, 0.447, 0.698)
 
 
 @figures.styled
@@ -31,7 +33,8 @@ def animation(
 ) -> list[Path]:
     """Write a GIF, and an MP4 where ffmpeg is installed; the picture is left, every unit is a dot at the right.
 
-    A dot is as dark as its unit is likely to be kept; a ring is a unit that is gone, or not there yet.
+    A dot is as dark as its unit is likely to be kept; a ring is a unit that is gone, or not there yet. More than 400
+    units are bars, one per group, with a darker part for those that are likely to be kept.
 
     Args:
         path: of the files, without ending.
@@ -60,14 +63,54 @@ def animation(
                 for axis in (left, right):
                     axis.clear()
                 picture(left, frame)
-                _units(right, {name.removeprefix(KEEP): (frame[name], most[name]) for name in groups})
+                draw_units = _dots if sum(most.values()) <= MOST_DOTS else _bars
+                draw_units(right, {name.removeprefix(KEEP): (frame[name], most[name]) for name in groups})
+                score = score_of(row)
                 about = f"epoch {row['epoch'] + 1}, {row['stage']}: {row['params']:,} parameters, "
-                figure.suptitle(f"{title}\n{about}{percent(row['accuracy'], 1)}", fontsize=9.5, x=0.02, ha="left")
+                figure.suptitle(f"{title}\n{about}{score.text(row[score.key])}", fontsize=9.5, x=0.02, ha="left")
                 writer.grab_frame()
     return files
 
 
-def _units(axis: Axes, groups: Mapping[str, tuple[Tensor, int]]) -> None:
+def progress(rows: Sequence[Mapping[str, Any]]) -> Callable[[Axes, Frame], None]:
+    """Make a picture of accuracy, or what a run has in its place, over the parameters that are left, up to a frame.
+
+    Args:
+        rows: measurements of every epoch.
+    """
+    score = score_of(rows[0])
+    sizes = [row["params"] for row in rows]
+    values = [score.factor * row[score.key] for row in rows]
+
+    def picture(axis: Axes, frame: Frame) -> None:
+        now = int(frame["epoch"])
+        axis.set_position((0.1, 0.16, 0.5, 0.64))
+        axis.plot(sizes[: now + 1], values[: now + 1], "-", color="0.7", linewidth=1)
+        axis.plot(sizes[now], values[now], "o", color=BLUE)
+        axis.set(xscale="log", xlabel="parameters", ylabel=f"test {score.label}")
+        axis.set(xlim=(0.8 * min(sizes), 1.25 * max(sizes)), ylim=_around(values))
+
+    return picture
+
+
+def _around(values: Sequence[float]) -> tuple[float, float]:
+    margin = 0.05 * (max(values) - min(values)) or 1.0
+    return min(values) - margin, max(values) + margin
+
+
+def _bars(axis: Axes, groups: Mapping[str, tuple[Tensor, int]]) -> None:
+    """One bar per group: its most units, those that are there, and those that are likely to be kept."""
+    for place, (keep, most) in enumerate(groups.values()):
+        axis.barh(place, 1.0, color="0.92", height=0.5)
+        axis.barh(place, len(keep) / most, color=(*BLUE, 0.35), height=0.5)
+        axis.barh(place, float((keep > 0.5).sum()) / most, color=BLUE, height=0.5)
+        if len(groups) <= 12:
+            axis.text(0.0, place - 0.3, f"{list(groups)[place]}: {len(keep)} of {most}", fontsize=7, va="bottom")
+    axis.set(xlim=(0, 1), ylim=(max(len(groups), 6) - 0.3, -1.0))
+    axis.axis("off")
+
+
+def _dots(axis: Axes, groups: Mapping[str, tuple[Tensor, int]]) -> None:
     """One dot per unit, group below group."""
     top = 0.0
     for name, (keep, most) in groups.items():
@@ -75,7 +118,7 @@ def _units(axis: Axes, groups: Mapping[str, tuple[Tensor, int]]) -> None:
         places = np.arange(most)
         x, y = places % DOTS, top + 1 + places // DOTS
         shades = np.zeros((most, 4))
-        shades[:, :3] = (0.0, 0.447, 0.698)
+        shades[:, :3] = BLUE
         shades[: len(keep), 3] = keep.numpy()
         axis.scatter(x, y, s=22, c=shades, edgecolors="0.8", linewidths=0.5)
         top = y.max() + 2.5

@@ -14,6 +14,7 @@ from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.engine import execution
 from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
 from npn.experiments.engine.graphs import Graphs
+from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.resnet.figures import by_section, table
@@ -227,4 +228,4 @@ def draw(path: Path, outcome: Outcome) -> None:
     table(path / "table.md", result)
 
 
-EXPERIMENT = Experiment("resnet56-cifar10", defaults, build, draw, sample, options=ResNetOptions)
+EXPERIMENT = Experiment("resnet56-cifar10", defaults, build, draw, sample, options=ResNetOptions, animate=animate)
