@@ -341,6 +341,7 @@ def test_indexing_by_a_constant_mask() -> None:
     with graph.inserting_before(output):
         picked = graph.call_function(torch.ops.aten.index.Tensor, (h, [None, mask]))
         itself = graph.call_function(torch.ops.aten.index.Tensor, (mask, [mask]))
+    output.args = ((mask, h, picked, itself),)  # what nothing uses is not looked at
     picked.meta["val"], itself.meta["val"] = torch.empty(4, 5), torch.empty(5, dtype=BOOL)
     values = walk(captured, model_tensors(model)).values
     assert values[itself].const.tolist() == [True] * 5

@@ -122,10 +122,11 @@ class MaskedCall:
         """Mask the weights for a call."""
         self.weights.forget_call()
         with torch.inference_mode(False), torch.no_grad():  # training uses the tensors cached here
-            mask = self.mask()
+            transformed = torch._C._functorch.peek_interpreter_stack() is not None  # the weights have no memory then
+            mask = self.gates.deterministic_mask() if transformed else self.mask()
         if mask is None:
             return
-        if torch._C._functorch.peek_interpreter_stack() is not None:
+        if transformed:
             raise ConfigurationError(
                 "units are closed, and torch.func transforms cannot run a model under masks; call plastic.compact() "
                 "first, or transform plastic.export()"
@@ -196,4 +197,5 @@ def _stack() -> Iterator[FrameType]:
 
 def _passing(frame: FrameType) -> bool:
     """Whether a frame belongs to these hooks or to the compiler, and so ends before the model's call does."""
-    return frame.f_code.co_filename == __file__ or "_dynamo" in frame.f_code.co_filename
+    file = frame.f_code.co_filename
+    return file in (__file__, not_compiled.__code__.co_filename) or "_dynamo" in file
