@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from npn.experiments.engine.recipe import Outcome
-from npn.experiments.report.animation import animation, progress
 
 
 def animate(path: Path, outcome: Outcome) -> list[Path]:
@@ -16,6 +15,8 @@ def animate(path: Path, outcome: Outcome) -> list[Path]:
     Returns:
         The files.
     """
+    from npn.experiments.report.animation import animation, progress  # matplotlib, which training does not need
+
     result = outcome.result
     title = f"{result['experiment']}, {result['mode']}, seed {result['seed']}"
     return animation(path / "animation", outcome.frames, outcome.rows, title, progress(outcome.rows))
