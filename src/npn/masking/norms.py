@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from npn.errors import PlasticityError
 from npn.functional.norms import over_open
-from npn.structure import Norm, Structure
+from npn.structure import Norm, Structure, gate_of_entries
 from npn.tracing.norm_calls import NormCall, NormCalls, paths_of
 
 
@@ -23,16 +23,9 @@ class OpenNorms:
     """
 
     def __init__(self, model: nn.Module, structure: Structure, device: torch.device) -> None:
-        self.units = sum(part.size for part in structure.parts)
-        index: dict[tuple[str, int], Tensor] = {}
-        start = 0
-        for group in structure.groups:
-            for slot in group.slots:
-                if slot.key in {norm.key for norm in structure.norms}:
-                    size = structure.shapes[slot.tensor][slot.axis]
-                    own = index.setdefault(slot.key, torch.full((size,), self.units))
-                    own[slot.index] = torch.arange(start, start + group.size)[:, None]
-            start += group.size
+        self.units = structure.units
+        keys = {norm.key for norm in structure.norms}
+        index = gate_of_entries(structure, lambda slot: slot.key in keys)
         self.index = {key: own.to(device) for key, own in index.items()}
         self.norms = {(n.path, n.number): n for n in structure.norms if n.key in self.index}
         self.expected: dict[str, set[int]] = {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from npn.functional import effective_gates, effective_gates_gradient
 from npn.masking.stack import Stack
-from npn.structure import Structure, unit_of_column
+from npn.structure import Structure, gate_of_entries, unit_of_column
 from npn.tracing.capture import model_tensors
 
 T = TypeVar("T")
@@ -40,17 +40,13 @@ class MaskTable:
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         tensors = model_tensors(model)
-        self.units = sum(part.size for part in structure.parts)
+        self.units = structure.units
         single = {part.key for part in structure.columns}
         columns: dict[str, dict[int | None, Tensor]] = {}
-        start = 0
-        for group in structure.groups:
-            for slot in group.slots:
-                if slot.reads and slot.key not in single:
-                    size = tensors[slot.tensor].shape[slot.axis]
-                    owner = columns.setdefault(slot.tensor, {}).setdefault(slot.axis, torch.full((size,), self.units))
-                    owner[slot.index] = torch.arange(start, start + group.size)[:, None]
-            start += group.size
+        owners = gate_of_entries(structure, lambda slot: slot.reads and slot.key not in single)
+        for (name, along), owner in owners.items():
+            columns.setdefault(name, {})[along] = owner
+        start = sum(group.size for group in structure.groups)
         for scales in structure.branches.scales if structure.branches is not None else ():
             for name in scales:
                 columns.setdefault(name, {})[None] = torch.tensor([start])

@@ -200,7 +200,7 @@ class MaskedWeights:
             mask: (units,), the deterministic mask.
 
         Returns:
-            The argument of `leave_outside`.
+            The argument of `unmask_call`.
         """
         table = self.table
         with torch.inference_mode(False), torch.no_grad():
@@ -216,7 +216,7 @@ class MaskedWeights:
         return norms, saved
 
     def unmask_call(self, saved: Any) -> None:
-        """Undo `enter_outside`; gradients that arrive later are still masked.
+        """Undo `mask_call`; gradients that arrive later are still masked.
 
         Args:
             saved: the result of `mask_call`.

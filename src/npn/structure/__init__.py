@@ -25,6 +25,7 @@ from npn.structure.units import (
     Product,
     Slot,
     Structure,
+    gate_of_entries,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "Structure",
     "check_numbers",
     "difference",
+    "gate_of_entries",
     "gates_along",
     "inside",
     "match_groups",

@@ -1,8 +1,9 @@
 """Units, input columns and branches, and the structure that they form; knows no model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 LEFT_OUT = "left out by only= or skip="  # reason of units that could have gates
@@ -250,3 +251,24 @@ class Structure:
             shape = shapes[columns.tensor]
             shapes[columns.tensor] = (*shape[: columns.axis], columns.size, *shape[columns.axis + 1 :])
         return shapes
+
+
+def gate_of_entries(structure: Structure, wanted: Callable[[Slot], bool]) -> dict[tuple[str, int], Tensor]:
+    """The gate of every entry along some axes of the model's tensors.
+
+    Args:
+        structure: of the model.
+        wanted: chooses slots of its groups.
+
+    Returns:
+        (tensor name, axis) -> int64 (length of the axis,), number of the gate; `structure.units` where there is none.
+    """
+    found: dict[tuple[str, int], Tensor] = {}
+    start = 0
+    for group in structure.groups:
+        for slot in filter(wanted, group.slots):
+            size = structure.shapes[slot.tensor][slot.axis]
+            own = found.setdefault(slot.key, torch.full((size,), structure.units))
+            own[slot.index] = torch.arange(start, start + group.size)[:, None]
+        start += group.size
+    return found

@@ -43,6 +43,21 @@ def points(results: Sequence[Result], modes: Sequence[str] = MODES) -> list[dict
     return [_point(*kind, sorted(kinds[kind], key=lambda run: int(run["seed"]))) for kind in order]
 
 
+def point_title(point: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """Name one entry of `points`: the label of its mode, and its budget if it has one.
+
+    Args:
+        point: the entry.
+        labels: mode -> label.
+
+    Example:
+        >>> point_title({"mode": "dense", "budget": None}, {"dense": "full net"})
+        'full net'
+    """
+    budget = point["budget"]
+    return labels[point["mode"]] + (f", budget {budget:g}" if budget else "")
+
+
 def _point(mode: str, budget: float | None, runs: Sequence[Result]) -> dict[str, Any]:
     score = score_of(runs[0])
     return {

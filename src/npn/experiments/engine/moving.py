@@ -1,16 +1,22 @@
-"""The moving picture of a run whose experiment has none of its own."""
+"""The moving picture of a run."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from npn.experiments.engine.recipe import Outcome
 
 
-def animate(path: Path, outcome: Outcome) -> list[Path]:
+def animate(
+    path: Path, outcome: Outcome, picture: Callable[[Any, Any], object] | None = None, name: str | None = None
+) -> list[Path]:
     """Write `animation.gif`, and `animation.mp4` where ffmpeg is installed, into the folder of a run.
 
     Args:
         path: folder of the run.
         outcome: of the run, with frames.
+        picture: draws a frame into empty axes; by default accuracy over size.
+        name: of the experiment in the title, if it has another there.
 
     Returns:
         The files.
@@ -18,5 +24,5 @@ def animate(path: Path, outcome: Outcome) -> list[Path]:
     from npn.experiments.report.animation import animation, progress  # matplotlib, which training does not need
 
     result = outcome.result
-    title = f"{result['experiment']}, {result['mode']}, seed {result['seed']}"
-    return animation(path / "animation", outcome.frames, outcome.rows, title, progress(outcome.rows))
+    title = f"{name or result['experiment']}, {result['mode']}, seed {result['seed']}"
+    return animation(path / "animation", outcome.frames, outcome.rows, title, picture or progress(outcome.rows))

@@ -5,7 +5,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from npn.experiments.engine.bench import difference_lines, differences, made_with, points, result_files
+from npn.experiments.engine.bench import difference_lines, differences, made_with, point_title, points, result_files
 from npn.experiments.engine.campaign import Campaign, Train
 from npn.experiments.engine.rundir import RunDirectory, write_json
 from npn.experiments.language.arms import COMPARED, LABELS, arms
@@ -131,7 +131,7 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
     )  # fmt: skip
     rows = [
         (
-            _title(point),
+            point_title(point, LABELS),
             point["epochs"],
             point["runs"],
             f"{point['macs']['mean'] / context / 1e6:.3f} M",
@@ -145,7 +145,13 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
         for point in summary["points"]
     ]
     singles = [
-        (_title(point), seed["seed"], f"{seed['bits_per_byte']:.3f}", f"{seed['params']:,}", seed["architecture"])
+        (
+            point_title(point, LABELS),
+            seed["seed"],
+            f"{seed['bits_per_byte']:.3f}",
+            f"{seed['params']:,}",
+            seed["architecture"],
+        )
         for point in summary["points"]
         for seed in point["seeds"]
     ]
@@ -174,11 +180,6 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
             "",
         ]
     )
-
-
-def _title(point: Mapping[str, Any]) -> str:
-    budget = point["budget"]
-    return LABELS[point["mode"]] + (f", budget {budget:g}" if budget else "")
 
 
 def _written(values: Mapping[str, float]) -> str:

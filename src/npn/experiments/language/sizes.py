@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import npn
+from npn.experiments.engine.branches import closed_branches
 from npn.experiments.language.model import BYTES, GPT, HEAD, MLP, Attention
 
 BRANCHES = ("blocks.*.attention", "blocks.*.mlp")  # paths of the branches, which have gates of their own
@@ -27,19 +28,6 @@ def opened(plastic: npn.Plasticity) -> list[tuple[int, int]]:
             hidden = sizes.get(f"blocks.{i}.mlp.up", mlp.up.out_features)
         found.append((heads, hidden))
     return found
-
-
-def closed_branches(plastic: npn.Plasticity) -> list[str]:
-    """List the paths of the branches that exist and are closed.
-
-    Args:
-        plastic: the attached model.
-    """
-    branches = plastic.structure.branches
-    if branches is None:
-        return []
-    mask = plastic.group(branches.name).gate.present.tolist()
-    return [path for path, is_open in zip(branches.paths, mask, strict=True) if not is_open]
 
 
 def measure(plastic: npn.Plasticity, context: int) -> dict[str, Any]:

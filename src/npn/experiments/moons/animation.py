@@ -5,13 +5,14 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from npn.experiments.data.moons import moons
+from npn.experiments.engine import moving
 from npn.experiments.engine.recipe import Outcome
 from npn.experiments.moons.figures import draw_boundary
-from npn.experiments.report.animation import Frame, animation
+from npn.experiments.report.animation import Frame
 
 
 def animate(path: Path, outcome: Outcome) -> list[Path]:
-    """Write `animation.gif`, and `animation.mp4` where ffmpeg is installed, into the folder of a run.
+    """Write the moving picture of a run, with the decision boundary; see `npn.experiments.engine.moving.animate`.
 
     Args:
         path: folder of the run.
@@ -20,11 +21,9 @@ def animate(path: Path, outcome: Outcome) -> list[Path]:
     Returns:
         The files.
     """
-    result = outcome.result
-    test = moons(result["seed"]).test
+    test = moons(outcome.result["seed"]).test
 
     def picture(axis: Axes, frame: Frame) -> None:
         draw_boundary(axis, frame["confidence"], test)
 
-    title = f"two moons, {result['mode']}, seed {result['seed']}"
-    return animation(path / "animation", outcome.frames, outcome.rows, title, picture)
+    return moving.animate(path, outcome, picture, "two moons")

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
-from npn.experiments.engine.bench import difference_lines, differences, made_with, points, result_files
+from npn.experiments.engine.bench import difference_lines, differences, made_with, point_title, points, result_files
 from npn.experiments.engine.campaign import Arm, Campaign, Train
 from npn.experiments.engine.rundir import RunDirectory, make_folder, write_json
 from npn.experiments.report import figures
@@ -115,7 +115,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
     header = ("network", "epochs", "seeds", "MACs", "of the base", "weights", "test accuracy", "seconds")
     rows = [
         (
-            _title(point),
+            point_title(point, LABELS),
             point["epochs"],
             point["runs"],
             f"{point['macs']['mean'] / 1e6:.2f} M",
@@ -127,7 +127,13 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
         for point in summary["points"]
     ]
     singles = [
-        (_title(point), seed["seed"], percent(seed["accuracy"]), f"{seed['params']:,}", seed["architecture"])
+        (
+            point_title(point, LABELS),
+            seed["seed"],
+            percent(seed["accuracy"]),
+            f"{seed['params']:,}",
+            seed["architecture"],
+        )
         for point in summary["points"]
         for seed in point["seeds"]
     ]
@@ -155,11 +161,6 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "",
         ]
     )
-
-
-def _title(point: Mapping[str, Any]) -> str:
-    budget = point["budget"]
-    return LABELS[point["mode"]] + (f", budget {budget:g}" if budget else "")
 
 
 @figures.styled

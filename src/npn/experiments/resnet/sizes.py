@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 import npn
+from npn.experiments.engine.branches import closed_branches
 from npn.experiments.resnet.model import WIDTHS, Block, ResNet
 
 LAST = "fc"  # single inputs of the last layer have gates, as in the paper
@@ -48,19 +49,6 @@ def measure(plastic: npn.Plasticity) -> dict[str, Any]:
         "features": features,
         "blocks": sum(middle > 0 for middle in inner),
     }
-
-
-def closed_branches(plastic: npn.Plasticity) -> list[str]:
-    """List the paths of the branches that exist and are closed.
-
-    Args:
-        plastic: the attached model.
-    """
-    branches = plastic.structure.branches
-    if branches is None:
-        return []
-    mask = plastic.group(branches.name).gate.present.tolist()
-    return [path for path, is_open in zip(branches.paths, mask, strict=True) if not is_open]
 
 
 def base(depth: int, classes: int) -> dict[str, dict[str, int]]:
