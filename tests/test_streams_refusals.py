@@ -1,0 +1,100 @@
+"""Norms over a stream that cannot be followed: an error or a frozen dimension, never a wrong result."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import npn
+from npn.errors import PlasticityError, TraceError
+
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
+
+class Recomputed(nn.Module):
+    """A checkpoint of a function that normalises, which is computed again outside of any module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+        self.checkpoint: bool | None = None
+
+    def block(self, h: Tensor) -> Tensor:
+        return h + self.inner(F.layer_norm(h, (h.shape[-1],))).relu()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        if self.checkpoint is None:
+            h = self.block(h)
+        else:
+            h = torch.utils.checkpoint.checkpoint(self.block, h, use_reentrant=self.checkpoint)
+        return self.head(F.layer_norm(h, (h.shape[-1],)))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_norm_that_a_checkpoint_computes_again_outside_of_a_module_is_an_error(reentrant: bool) -> None:
+    model, x = Recomputed(), torch.randn(4, 3)
+    plastic = npn.attach(model, x, streams=True)
+    plastic.close("embed", [0])
+    model.checkpoint = reentrant
+    with pytest.raises(
+        PlasticityError, match=r"^a checkpoint inside the forward pass of the model computes layer_norm"
+    ):
+        plastic.backward(lambda: model(x).square().mean())
+    model.checkpoint = None
+    plastic.backward(lambda: model(x).square().mean())
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_such_a_stream_is_frozen_if_the_trace_sees_the_checkpoint(reentrant: bool) -> None:
+    model = Recomputed()
+    model.checkpoint = reentrant
+    with pytest.raises(
+        TraceError, match=r"^nothing in the model can be resized: embed.weight\[0\]: native_layer_norm mixes"
+    ):
+        npn.attach(model, torch.randn(4, 3), streams=True)
+
+
+class Choosing(nn.Module):
+    """Normalises its input in one mode only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.embed(x)
+        if self.training:
+            h = h - h.sum(-1, keepdim=True)
+        return self.head(F.layer_norm(h, (h.shape[-1],)))
+
+
+def test_another_order_of_norms_than_the_traced_one_is_an_error() -> None:
+    model, x = Choosing().eval(), torch.randn(4, 3)
+    plastic = npn.attach(model, x, streams=True)
+    plastic.close("embed", [0])
+    small = plastic.export()
+    torch.testing.assert_close(model(x), small(x))
+    model.train()
+    with pytest.raises(
+        PlasticityError, match=r"the model has another order of norms than it had .* found sum of shape"
+    ):
+        model(x)
+    torch.testing.assert_close(model.eval()(x), small(x))
+
+
+def test_what_cannot_be_followed_keeps_its_size_and_says_so() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(3, 6), nn.Linear(6, 8), nn.Linear(8, 2)
+
+        def size(self, n: int) -> tuple[int, ...]:
+            return (self.c.weight.shape[1],)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(F.layer_norm(self.b(F.layer_norm(self.a(x), (6,)).softmax(-1)), self.size(8)))
+
+    plastic = npn.attach(Model(), torch.zeros(2, 3), streams=True)
+    assert [group.name for group in plastic.groups] == ["b"]
+    assert any("softmax mixes every unit" in frozen.reason for frozen in plastic.frozen)
