@@ -8,9 +8,10 @@ here communicates.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,12 +20,16 @@ from npn._utils.collectives import (
     assert_same,
     broadcast,
     digest,
+    from_first,
     mean,
     own_seed,
     per_rank_generator,
     rank,
     size,
 )
+from npn._utils.fsdp import check_sharded, sharded_modules
+from npn._utils.shards import is_shard
+from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 
 __all__ = [
@@ -36,6 +41,7 @@ __all__ = [
     "own_seed",
     "per_rank_generator",
     "rank",
+    "shard",
     "size",
     "wrap",
 ]
@@ -115,11 +121,73 @@ def wrap(plastic: Plasticity, module: nn.Module | None = None, **options: Any) -
         >>> plastic.grow({"0": 2}).changes, model(x).shape
         ({'0': (6, 8)}, torch.Size([8, 2]))
     """
+    plastic.masked_weights.need_whole("DistributedDataParallel")
     return Wrapped(plastic, module, options)
+
+
+def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any) -> nn.Module:
+    """Split the parameters over the processes by `torch.distributed.fsdp.fully_shard`, under the gates.
+
+    Call it after `npn.attach` and before the optimizers are made. Every process keeps the rows of each weight that are
+    its own. A mask is multiplied into them before each pass, and the weights are put back after it; all processes draw
+    the same masks, each sees its own data. Gates, sizes and price are the same on all. dL/dz is summed over the
+    processes in one collective. A resize gathers one parameter at a time, so the whole model is never on one process.
+
+    Where a block needs options of its own, call `fully_shard` on it yourself first: what is sharded stays as it is.
+
+    Args:
+        plastic: the attached model.
+        blocks: parts of the model that are gathered at a time, such as the blocks of a transformer; inner ones first.
+            The model itself is sharded after them.
+        options: options of `fully_shard`, such as `mp_policy`.
+
+    Returns:
+        The model, to be called inside `Plasticity.backward`.
+
+    Raises:
+        ConfigurationError: there is no process group; a parameter is split otherwise than by rows over all processes;
+            gates on branches, columns or single weights, masks per example, a method or a copy that follows are not
+            supported under it.
+
+    Example:
+        >>> import npn, torch
+        >>> plastic = npn.attach(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.randn(8, 4))
+        >>> if torch.distributed.is_initialized():  # under torchrun: after torch.distributed.init_process_group()
+        ...     model = shard(plastic)
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    model, structure = plastic.model, plastic.structure
+    if not (dist.is_available() and dist.is_initialized()):
+        raise ConfigurationError(
+            "there are no processes to shard over: call torch.distributed.init_process_group first"
+        )
+    unsupported = {
+        'masks="example"': plastic.masks == "example",
+        "branches": structure.branches is not None,
+        "columns": bool(structure.columns),
+        "unstructured": bool(structure.unstructured),
+        "a method of npn.methods": plastic.gates.decision is not None,
+        "a wrapper or a copy that follows the model": bool(plastic.followers),
+        "optimizers tracked before (make them after it)": bool(plastic.optimizers),
+    }
+    for what in (what for what, there in unsupported.items() if there):
+        raise ConfigurationError(f"shard does not support {what}; use npn.distributed.wrap, or go without")
+    already = sharded_modules(model)
+    for module in (*blocks, model):
+        if module not in already:
+            fully_shard(module, **options)
+    check_sharded(model)
+    plastic.masked_weights.sharded = plastic.gates.same_draws = True
+    plastic._call.surround(model)
+    plastic.gates.generator.set_state(from_first(plastic.gates.generator.get_state()))
+    return model
 
 
 def check(plastic: Plasticity) -> None:
     """Compare sizes, gates, penalty and weights of all processes; call it on every process, for example once per epoch.
+
+    Of weights that are split over the processes, only the shapes are compared.
 
     Args:
         plastic: the attached model.
@@ -144,6 +212,10 @@ def _shared(plastic: Plasticity) -> Iterator[tuple[str, Any]]:
         for name, value in gate.state_dict().items():
             yield f"{name} of the weights of {gate.name!r}", digest(value)
     yield "the penalty's state", plastic.penalty.state_dict()
+    if plastic.gates.same_draws:
+        yield "the state of the masks' generator", digest(plastic.gates.generator.get_state())
     for name, parameter in plastic.model.named_parameters():
         yield f"the shape of {name}", tuple(parameter.shape)
+        if is_shard(parameter):
+            continue
         yield f"the value of {name}", digest(parameter)

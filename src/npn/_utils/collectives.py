@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from npn._utils.shards import is_shard
 from npn.errors import DistributedError
 
 
@@ -90,13 +91,36 @@ def average_(tensors: Iterable[Tensor]) -> None:
         _flattened(tensors, _average)
 
 
+def sum_(tensor: Tensor) -> None:
+    """Replace a tensor, in place, by its sum over all processes.
+
+    Args:
+        tensor: of the same shape on every process.
+    """
+    if size() > 1:
+        dist.all_reduce(tensor)
+
+
+def from_first(value: Any) -> Any:
+    """The value that the first process has.
+
+    Args:
+        value: any picklable object.
+    """
+    values = [value]
+    if size() > 1:
+        dist.broadcast_object_list(values, 0)
+    return values[0]
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Copy the values of the first process into the tensors of all processes, in place.
+    """Copy the values of the first process into the tensors of all processes, in place; not those of shards.
 
     Args:
         tensors: tensors of the same shapes and in the same order on every process.
     """
     if size() > 1:
+        tensors = [tensor for tensor in tensors if not is_shard(tensor)]
         _flattened(tensors, lambda flat: dist.broadcast(flat, 0))
 
 

@@ -41,6 +41,7 @@ class Gates:
         decision: what decides which units stay; None: the logits do.
         carried: further tensors that are resized along.
         warming_left: calls of `warm` until every unit learns in full.
+        same_draws: whether all processes draw the same masks, as they must if each has a part of every weight.
     """
 
     def __init__(self, structure: Structure, function: GateFunction, device: torch.device) -> None:
@@ -51,6 +52,7 @@ class Gates:
         self.names = [group.name for group in self.groups]
         self.generator = torch.Generator(device).manual_seed(torch.initial_seed())
         self.grace_left = self.warming_left = 0
+        self.same_draws = False
         self.decision: Decision | None = None
         self.carried: list[Extra] = []
         self._resting = True  # whether k is 0 or inf, where the logits keep the scale of the last finite k
@@ -137,7 +139,7 @@ class Gates:
         return torch.cat([gate.grace.flatten() for gate in self.each]) > 0 if self.grace_left else None
 
     def draw(self, *batch: int) -> Tensor:
-        """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers.
+        """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers, unless `same_draws`.
 
         Args:
             batch: leading sizes.
@@ -146,7 +148,7 @@ class Gates:
             (*batch, gates).
         """
         first = self.each[0].logits
-        generator = per_rank_generator(self.generator)
+        generator = self.generator if self.same_draws else per_rank_generator(self.generator)
         return torch.rand(*batch, len(self), generator=generator, device=first.device, dtype=first.dtype)
 
     def deterministic_mask(self) -> Tensor | None:

@@ -50,6 +50,16 @@ class MaskedCall:
         if self.gates.decision is not None:
             self.gates.decision.register(model)
 
+    def surround(self, model: nn.Module) -> None:
+        """Run the first of all hooks before a model's call and the last after it, `fully_shard`'s in between.
+
+        Args:
+            model: on which `register` was called.
+        """
+        before, after, _ = self._ids
+        model._forward_pre_hooks.move_to_end(before, last=False)  # type: ignore[attr-defined]
+        model._forward_hooks.move_to_end(after)  # type: ignore[attr-defined]
+
     def unregister(self, model: nn.Module) -> None:
         """Remove the hooks from a model or from a deep copy of it.
 

@@ -47,7 +47,7 @@ class Stack:
         Returns:
             One factor per axis, then one in the shape of the weights if their single weights have gates.
         """
-        pieces = gates.view(self.count, -1).split(self.sizes, 1) if self.axes else ()
+        pieces = gates.view(self.count, sum(self.sizes)).split(self.sizes, 1) if self.axes else ()
         shapes = [[-1 if a == axis else 1 for a in range(self.like.dim())] for axis in self.axes]
         found = [piece.view(self.count, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
         if self.single is not None:
@@ -69,6 +69,18 @@ class Stack:
             torch._foreach_copy_(out.unbind(), values)
         for factor in factors:
             out.mul_(factor)
+
+    def mask_in_place(self, out: Tensor, values: list[Tensor], factors: Sequence[Tensor]) -> None:
+        """Multiply weights by their factors where they lie, after a copy of them was made.
+
+        Args:
+            out: the result of `empty`, to be overwritten by the copy.
+            values: the weights.
+            factors: see `factors`.
+        """
+        torch._foreach_copy_(out.unbind(), values)
+        for factor in factors:
+            torch._foreach_mul_(values, factor.unbind())
 
     def product(self, out: Tensor, values: list[Tensor], gradients: Sequence[Tensor | None]) -> None:
         """Multiply weights by the gradients with respect to their masked copies; 0 where there is none.

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from npn._utils.shards import is_shard, local, rows
 from npn.functional import effective_gates, effective_gates_gradient
 from npn.masking.stack import Stack
 from npn.structure import Structure, gate_of_entries, unit_of_column
@@ -19,7 +20,8 @@ class MaskTable:
     """The weights of a model that read gated units, and the gate of each of their entries.
 
     Gates are numbered through all groups, branches and columns, in this order. The gate of a branch multiplies whole
-    parameters: its axis is None. The gates of single weights follow.
+    parameters: its axis is None. The gates of single weights follow. Of a parameter split over processes, the table
+    has this process's rows.
 
     Args:
         model: the model.
@@ -28,7 +30,7 @@ class MaskTable:
     Attributes:
         units: number of gates, without those of single weights.
         names, parameters: the masked weights.
-        values: their data at present, which share memory with the parameters.
+        values: their data at present, which share memory with the parameters; of a shard, this process's rows.
         stacks: the weights once more, those of one shape together, in the same order.
         axes: for each weight, the axes along which it is masked.
         sizes: lengths of these axes, in order of weights and axes.
@@ -59,6 +61,8 @@ class MaskTable:
             columns.setdefault(name, {})
             places[name] = slice(start, start + tensors[name].numel())
             start = places[name].stop
+        for name, owner in ((name, along[0]) for name, along in columns.items() if 0 in along):
+            columns[name][0] = owner[rows(tensors[name])]
         alike: dict[tuple[Any, ...], list[str]] = {}
         for name, axes in columns.items():
             kind = _layout(tensors[name]), *axes, name if name in places else None
@@ -66,9 +70,9 @@ class MaskTable:
         self.names = [name for names in alike.values() for name in names]
         self.single = [places.get(name) for name in self.names]
         self.parameters: list[Tensor] = [tensors[name] for name in self.names]
-        self.values = [parameter.data for parameter in self.parameters]
+        self.values = [local(parameter) for parameter in self.parameters]
         self._places = [value.data_ptr() for value in self.values]
-        self._layouts = [_layout(value) for value in self.values]
+        self._layouts = [_layout(parameter) for parameter in self.parameters]
         self._homes = [_home(model, name) for name in self.names]
         self.axes = [list(columns[name]) for name in self.names]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
@@ -77,7 +81,7 @@ class MaskTable:
         self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
         self.stacks = list[Stack]()
         for first, *more in alike.values():
-            like = torch.empty_like(tensors[first], device="meta")
+            like = torch.empty_like(local(tensors[first]), device="meta")
             sizes = [len(owner) for owner in columns[first].values()]
             self.stacks.append(Stack(1 + len(more), like, list(columns[first]), sizes, places.get(first)))
         self._lengths = [stack.count * sum(stack.sizes) for stack in self.stacks]
@@ -94,8 +98,9 @@ class MaskTable:
         for i, (parameter, (home, leaf)) in enumerate(zip(self.parameters, self._homes, strict=True)):
             if home.get(leaf) is not parameter or _layout(parameter) != self._layouts[i]:
                 return False
-            if parameter.data_ptr() != self._places[i]:
-                self.values[i], self._places[i] = parameter.data, parameter.data_ptr()
+            place = _here(parameter).data_ptr()
+            if place != self._places[i]:
+                self.values[i], self._places[i] = local(parameter), place
         return True
 
     def factors(self, mask: Tensor) -> list[list[Tensor]]:
@@ -167,7 +172,12 @@ class MaskTable:
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    tensor = _here(tensor)
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _here(tensor: Tensor) -> Tensor:
+    return local(tensor) if is_shard(tensor) else tensor
 
 
 def _home(model: nn.Module, name: str) -> tuple[dict[str, Any], str]:

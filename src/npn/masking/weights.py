@@ -14,6 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from npn._utils.collectives import size, sum_
+from npn._utils.fsdp import reshard
+from npn._utils.shards import is_shard, local
 from npn.errors import ConfigurationError
 from npn.masking.norms import OpenNorms
 from npn.masking.table import MaskTable
@@ -36,10 +39,12 @@ class MaskedWeights:
     Attributes:
         model, structure: the arguments.
         in_step: whether a training step has control of the masks; the hooks on the model's call then do nothing.
+        sharded: whether `fully_shard` has split the parameters over processes. It copies from them what a pass reads,
+            and adds gradients to them after it, so masks are multiplied into the parameters themselves for a pass.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
-        self.in_step = False
+        self.in_step = self.sharded = False
         self._handles: dict[int, RemovableHandle] = {}
         self._table: MaskTable | None = None
         self._dense: dict[str, Tensor] = {}
@@ -58,10 +63,17 @@ class MaskedWeights:
     @property
     def table(self) -> MaskTable:
         """The table of masked weights, rebuilt after parameters were replaced or moved to another device."""
+        if self.sharded and not self._swapped:
+            reshard(self.model)
         if self._table is not None and not self._swapped and not self._table.follow():
             self.remove()
         if self._table is None:
             check_shapes(self.model, self.structure)
+            if not self.sharded and any(is_shard(parameter) for parameter in self.model.parameters()):
+                raise ConfigurationError(
+                    "the model was sharded by fully_shard after attach; call npn.distributed.shard(plastic) after it, "
+                    "and make the optimizers then"
+                )
             with torch.inference_mode(False):  # training uses these tensors, even if inference creates them first
                 self._table = MaskTable(self.model, self.structure)
                 self._norms = OpenNorms(self.model, self.structure, self._table.device)
@@ -87,6 +99,7 @@ class MaskedWeights:
         self._mask: Tensor | None = None  # the mask of the last step,
         self._factors: list[list[Tensor]] = []  # its factors of each stack,
         self._arrived: list[Tensor | None] | None = None  # and the gradient of each masked weight, if they are wanted
+        self._saved: list[Tensor] = []  # the weights of shards, while masks are in their place
         self._stacks: list[Tensor] = []  # memory of the masked copies of steps: new memory costs more than multiplying
 
     @contextlib.contextmanager
@@ -98,9 +111,24 @@ class MaskedWeights:
         finally:
             self.in_step = before
 
+    def need_whole(self, what: str) -> None:
+        """Raise if the parameters are split over processes.
+
+        Args:
+            what: needs whole ones, for the error message.
+
+        Raises:
+            ConfigurationError: they are.
+        """
+        if self.sharded:
+            raise ConfigurationError(
+                f"{what} needs whole weights, but fully_shard has split those of this model over the processes; do it "
+                "before fully_shard, or with a copy made by plastic.export()"
+            )
+
     def _watch(self) -> None:
         """Register a gradient hook on every parameter that requires grad and has none yet."""
-        for i, parameter in enumerate(self._parameters):
+        for i, parameter in enumerate(() if self.sharded else self._parameters):
             if parameter.requires_grad and i not in self._handles:
                 self._handles[i] = parameter.register_hook(self._hook(i))
 
@@ -126,7 +154,10 @@ class MaskedWeights:
             masks = table.unstacked(self._factors)
         self._arrived = [None] * len(table.parameters) if collect else None
         lent = [(p, p.grad) for p in table.parameters if collect and not p.requires_grad]
+        earlier = [p.grad for p in table.parameters] if self.sharded else None
         try:
+            for parameter in table.parameters if earlier is not None else ():
+                parameter.grad = None
             self._swap_in(self._factors, self._stacks)
             self._masks = masks
             for parameter, _ in lent:  # a frozen parameter needs a gradient here, from which dL/dz follows
@@ -142,9 +173,25 @@ class MaskedWeights:
         finally:
             self._masks = None
             self._swap_out()
+            if earlier is not None:
+                self._take_gradients(earlier, masks)
             for parameter, grad in lent:
                 parameter.requires_grad_(False)
                 parameter.grad = grad
+
+    def _take_gradients(self, earlier: list[Tensor | None], masks: list[list[Tensor]]) -> None:
+        """Mask the gradients of a pass, which `fully_shard` has given to the shards, and add them to earlier ones."""
+        for i, (parameter, before) in enumerate(zip(self._parameters, earlier, strict=True)):
+            if parameter.grad is not None:
+                part = local(parameter.grad)
+                if self._arrived is not None:
+                    self._arrived[i] = part.clone()
+                for factor in masks[i]:
+                    part.mul_(factor)
+                if before is not None:
+                    local(before).add_(part)
+            if before is not None:
+                parameter.grad = before
 
     def _check_untouched(self, versions: list[int]) -> None:
         """Raise if a masked copy was changed in place, since the change is lost."""
@@ -169,7 +216,9 @@ class MaskedWeights:
                 stack.product(out, values, gradients)
             gradient, leaf, self._leaf = table.gradient(self._stacks, self._factors, self._mask), self._leaf, None
             if leaf is not None and leaf.grad is not None:
-                gradient[: table.units] += leaf.grad[: table.units]
+                gradient[: table.units] += leaf.grad[: table.units] / (size() if self.sharded else 1)
+            if self.sharded:  # each process has the gradients of its rows, which are means over all processes
+                sum_(gradient)
             return gradient
 
     def dense_gradients(self) -> dict[str, Tensor]:
@@ -202,6 +251,11 @@ class MaskedWeights:
         Returns:
             The argument of `unmask_call`.
         """
+        if self.sharded and torch.is_grad_enabled():
+            raise ConfigurationError(
+                "units are closed, and the backward pass of a sharded model would gather weights without masks; call "
+                "it under torch.no_grad(), inside plastic.backward, or after plastic.compact()"
+            )
         table = self.table
         with torch.inference_mode(False), torch.no_grad():
             factors = table.factors(mask)
@@ -275,7 +329,10 @@ class MaskedWeights:
         table = self.table
         with torch.inference_mode(False), torch.no_grad():
             for (stack, values), out, each in zip(table.members(table.values), stacks, factors, strict=True):
-                stack.masked(out, values, each)
+                (stack.mask_in_place if self.sharded else stack.masked)(out, values, each)
+        if self.sharded:
+            self._swapped, self._saved = True, stacks
+            return
         copies = (copy for stack in stacks for copy in stack.unbind())
         self._swapped = True
         for parameter, masked in zip(table.parameters, copies, strict=True):
@@ -284,10 +341,15 @@ class MaskedWeights:
 
     def _swap_out(self) -> None:
         """Restore the weights' own data."""
-        if self._table is not None and self._swapped:
+        if self._table is not None and self._swapped and self.sharded:
+            reshard(self.model)  # what was gathered under masks
+            with torch.inference_mode(False), torch.no_grad():
+                for (_, values), out in zip(self._table.members(self._table.values), self._saved, strict=True):
+                    torch._foreach_copy_(values, out.unbind())
+        elif self._table is not None and self._swapped:
             for parameter, value in zip(self._table.parameters, self._table.values, strict=True):
                 parameter.data = value
-        self._swapped = False
+        self._swapped, self._saved = False, []
         torch.clear_autocast_cache()
 
     def _hook(self, i: int) -> Any:

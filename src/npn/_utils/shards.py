@@ -1,0 +1,89 @@
+"""Tensors that are split by rows over processes: what is here of them, the whole, and others split alike."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def is_shard(tensor: object) -> bool:
+    """Whether a tensor is spread over processes, as a `DTensor`.
+
+    Args:
+        tensor: any object.
+    """
+    module = sys.modules.get("torch.distributed.tensor")  # before its import there is no such tensor
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor. A shard is gathered from all processes, which must all call this.
+
+    Args:
+        tensor: plain or spread over processes.
+    """
+    return tensor.full_tensor() if is_shard(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The rows of this process, in the memory of the shard; of a plain tensor its data.
+
+    Args:
+        tensor: plain or spread over processes.
+    """
+    return tensor.detach().to_local() if is_shard(tensor) else tensor.data  # type: ignore[attr-defined]
+
+
+def rows(tensor: Any) -> slice:
+    """The places of this process's rows among those of the whole tensor.
+
+    Args:
+        tensor: plain or split by rows.
+    """
+    if not is_shard(tensor):
+        return slice(0, tensor.shape[0])
+    return _rows(tensor.shape[0], tensor.device_mesh)
+
+
+def _rows(length: int, mesh: Any) -> slice:
+    """Which of so many rows are on this process: as `torch.chunk` splits them, and none on the last ones at times."""
+    each = -(-length // mesh.size())
+    start = min(mesh.get_local_rank() * each, length)
+    return slice(start, min(start + each, length))
+
+
+def like(value: Tensor, shard: Any) -> Tensor:
+    """Split a whole tensor by rows as a shard is; nothing is sent, since every process has the whole.
+
+    Args:
+        value: of any size, the same on all processes; returned as it is where `shard` is plain.
+        shard: plain or split by rows.
+    """
+    if not is_shard(shard) or is_shard(value) or not value.dim():
+        return value
+    mine = value[_rows(value.shape[0], shard.device_mesh)].to(local(shard).device, copy=True)
+    return _spread(mine.contiguous(), value, shard)
+
+
+def empty_like(shape: torch.Size, dtype: torch.dtype, shard: Any) -> Tensor:
+    """A tensor of another shape that is split by rows as a shard is, with any values.
+
+    Args:
+        shape: of the whole tensor.
+        dtype: of the values.
+        shard: split by rows, or plain; the result is then plain.
+    """
+    if not is_shard(shard) or not shape:
+        return torch.empty(shape, dtype=dtype, device=shard.device if shape else "cpu")
+    mine = _rows(shape[0], shard.device_mesh)
+    device = local(shard).device
+    part = torch.empty((mine.stop - mine.start, *shape[1:]), dtype=dtype, device=device)
+    return _spread(part, torch.empty(shape, dtype=dtype, device="meta"), shard)
+
+
+def _spread(part: Tensor, whole: Tensor, shard: Any) -> Tensor:
+    from torch.distributed.tensor import DTensor, Shard
+
+    stride = torch.empty(whole.shape, device="meta").stride()
+    return DTensor.from_local(part, shard.device_mesh, (Shard(0),), run_check=False, shape=whole.shape, stride=stride)
