@@ -20,6 +20,9 @@ TRACING = [
     "torch._functorch.aot_autograd",
     "torch._inductor",
     "torch.export",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.distributed.checkpoint",
 ]  # imported when first used
 TRAINERS = ["lightning.pytorch", "accelerate", "transformers.trainer", "transformers.models.bert.modeling_bert"]
 PROCESSES.set_forkserver_preload(["torch.distributed", "sklearn.datasets", "pytest", *OURS, *TRACING, *TRAINERS])

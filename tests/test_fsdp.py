@@ -1,17 +1,18 @@
 """Models whose parameters fully_shard has split over two processes: the same as on one process, and what is refused."""
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.distributed.fsdp import fully_shard
 
 import npn
 from npn import distributed
 from npn._utils.shards import full, is_shard, local
+from npn.errors import CheckpointError, DistributedError
 
 from .processes import together
 
@@ -131,3 +132,148 @@ def test_training_under_masks_is_that_of_one_process(estimator):
     one = masked(estimator)
     assert_same(one, together(2, masked, estimator))
     assert one[0][5] < one[0][0]
+
+
+# -- sizes
+
+
+def resized(optimizer):
+    plastic, weights, gates = build(optimizer=optimizer, penalty=npn.Penalty(weight=1e-3))
+    held = list(plastic.weights())
+    losses = train(plastic, weights, gates, 2)
+    plastic.close("blocks.0.wide", [0, 4, 5])
+    plastic.close("blocks.1.q", [1])  # a head
+    closed = float(loss_of_all(plastic))
+    report = plastic.compact().changes
+    assert float(loss_of_all(plastic)) == pytest.approx(closed, abs=1e-6)
+    gradients = {name: full(p.grad) for name, p in plastic.model.named_parameters() if p.grad is not None}
+    losses += train(plastic, weights, gates, 2)
+    torch.manual_seed(distributed.rank())  # new rows would differ
+    before = float(loss_of_all(plastic))
+    report |= plastic.grow({"blocks.0.wide": 2, "blocks.1.wide": 3}, grace=2).changes
+    assert float(loss_of_all(plastic)) == pytest.approx(before, abs=1e-6)
+    plastic.k = 7.0
+    losses += train(plastic, weights, gates, 3)
+    distributed.check(plastic)
+    assert all(ours is theirs for ours, theirs in zip(held, plastic.weights(), strict=True))
+    assert all(is_shard(p) for p in held) == dist.is_initialized()
+    lengths = [len(local(p)) for p in held]
+    return losses, report, gradients | state(plastic), lengths, [p.shape for p in held]
+
+
+def loss_of_all(plastic):
+    with torch.no_grad():
+        return loss_of(plastic.model, TOKENS)
+
+
+def sgd(parameters, lr):
+    return torch.optim.SGD(parameters, lr=10 * lr, momentum=0.9)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.AdamW, sgd])
+def test_resizes_are_those_of_one_process(optimizer):
+    *one, lengths, shapes = resized(optimizer)
+    first, other = together(2, resized, optimizer)
+    assert_same(one, [first[:3], other[:3]])
+    assert one[1] == {"blocks.0.wide": (6, 8), "blocks.1.wide": (9, 12), "blocks.1.q": (3, 2)}
+    assert first[4] == other[4] == shapes
+    assert first[3] == [-(-length // 2) for length in lengths]  # each process has its rows only
+    assert other[3] == [length // 2 for length in lengths]
+
+
+def failing():
+    """A resize that fails at its end, and one that is refused; returns the state around each, and what was said."""
+    plastic, weights, gates = build()
+    train(plastic, weights, gates, 2)
+    plastic.close("blocks.0.wide", [3])
+    seen, said = [state(plastic)], []
+    with mock.patch("npn.surgery.apply.check_shapes", side_effect=RuntimeError("at the end")):
+        try:
+            plastic.compact()
+        except RuntimeError as error:
+            said.append(str(error))
+    seen.append(state(plastic))
+    losses = train(plastic, weights, gates, 1)
+    with mock.patch.object(torch.distributed.fsdp._fully_shard._fsdp_param, "FSDPParam", None):
+        try:
+            plastic.compact()
+        except DistributedError as error:
+            said.append(str(error))
+    plastic.compact()
+    return seen, said, losses + train(plastic, weights, gates, 1)
+
+
+def whole():
+    """The same without a failure."""
+    plastic, weights, gates = build()
+    train(plastic, weights, gates, 2)
+    plastic.close("blocks.0.wide", [3])
+    losses = train(plastic, weights, gates, 1)
+    plastic.compact()
+    return losses + train(plastic, weights, gates, 1)
+
+
+def test_a_failed_resize_changes_nothing():
+    losses = whole()
+    for (before, after), said, others in together(2, failing):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+        assert others == pytest.approx(losses, rel=1e-4)
+        assert said == [
+            "at the end",
+            f"fully_shard of torch {torch.__version__} is built otherwise than that of torch 2.13, which npn knows: "
+            "'NoneType' object is not callable. Use torch 2.13, or npn.distributed.wrap",
+        ]
+
+
+# -- copies and files
+
+
+def written(path):
+    plastic, weights, gates = build()
+    train(plastic, weights, gates, 2)
+    plastic.close("blocks.0.wide", [0, 4, 5])
+    plastic.compact()
+    plastic.close("blocks.1.wide", [2])  # stays, closed
+    train(plastic, weights, gates, 1)
+    weights.zero_grad()
+    plain = plastic.export()
+    npn.save(path / "file.npn", plastic)
+    npn.save_folder(path / "folder", plastic)
+    small = type(plain), [type(p) for p in plain.parameters()], plain(TOKENS), dict(plain.state_dict())
+    with torch.no_grad():
+        logits = plastic.model(TOKENS)
+    return state(plastic), small, logits, more(plastic, weights, gates)
+
+
+def more(plastic, weights, gates):
+    plastic.k = 7.0
+    return train(plastic, weights, gates, 2)
+
+
+def read(path):
+    found = []
+    for name in ("file.npn", "folder"):
+        plastic, weights, gates = build(seed=5)
+        npn.load(path / name, plastic)
+        distributed.check(plastic)
+        found.append((state(plastic), more(plastic, weights, gates)))
+    return found
+
+
+def test_files_and_folders_go_on_with_any_number_of_processes(tmp_path):
+    both, one = tmp_path / "both", tmp_path / "one"
+    results = {both: together(2, written, both)[0], one: written(one)}
+    for path, (saved, (kind, kinds, logits, plain), masked, losses) in results.items():
+        assert kind is GPT and set(kinds) == {nn.Parameter}
+        torch.testing.assert_close(logits, masked, rtol=1e-4, atol=1e-5)
+        assert plain["blocks.0.wide.weight"].shape == (6, 6) and plain["blocks.1.narrow.weight"].shape == (6, 8)
+        for loaded, others in (found for each in (read(path), *together(2, read, path)) for found in each):
+            assert loaded.keys() == saved.keys()
+            assert all(torch.equal(saved[name], value) for name, value in loaded.items())
+            assert others == pytest.approx(losses, rel=1e-4)
+        model = npn.load(path / "folder", GPT())
+        torch.testing.assert_close(model(TOKENS), masked, rtol=1e-4, atol=1e-5)
+        (path / "folder" / "npn.pt").unlink()
+        with pytest.raises(CheckpointError, match=r"^there is no checkpoint at .*folder"):
+            npn.load(path / "folder", GPT())

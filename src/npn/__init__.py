@@ -5,7 +5,7 @@ from npn._attach import attach
 from npn._importance import importance, start_from
 from npn._prune import prune
 from npn.budget import Budget
-from npn.checkpoint import load, read_extra, save
+from npn.checkpoint import load, read_extra, save, save_folder
 from npn.counting import count_macs, count_params
 from npn.errors import PlasticityError
 from npn.gates import UnitGroup
@@ -46,6 +46,7 @@ __all__ = [
     "prune",
     "read_extra",
     "save",
+    "save_folder",
     "start_from",
     "unfuse",
 ]

@@ -102,6 +102,7 @@ def follow(followers: MutableMapping[int, Follower], gates: Gates, original: Mas
     Raises:
         ConfigurationError: it is the model itself, shares parameters with it, or has other names or shapes.
     """
+    original.need_whole("a copy that follows the model")
     inner = inside(copied, original.model)
     problem = unlike(inner, original.model)
     if problem is not None:

@@ -293,7 +293,7 @@ class Plasticity:
         """
         times = candidates.check_start(grace, init, warmup, loss)
         plan = resizing.growth(self._call, self.structure, more, self._inputs(), times)
-        start = resizing.start(self._call, plan, init)
+        start = resizing.start(self._call, plan, init, warmup)
         report = self._resize(plan, grace, start)
         if loss is not None and times > 1 and report:
             report = candidates.keep_best(report, self.masked_weights, loss, self._remove)

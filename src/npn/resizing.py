@@ -12,6 +12,9 @@ from npn import optimizers as checks
 from npn import surgery
 from npn._utils.collectives import assert_same
 from npn._utils.copies import model_copy
+from npn._utils.fsdp import unsharded
+from npn._utils.inputs import model_dtype, moved_with
+from npn._utils.shards import full
 from npn._utils.validation import whole_number
 from npn.counting import count_params
 from npn.errors import ConfigurationError, ResizeError
@@ -142,7 +145,7 @@ def removal(
     """
 
     def retraced(rest: Structure, fewer: Mapping[str, int]) -> Structure:
-        with weights.step(), full_length(model):
+        with weights.step(), unsharded(model), full_length(model):
             return shrunk(model, example_inputs, rest, fewer)
 
     return surgery.plan_removal(structure, removed, retraced)
@@ -171,19 +174,25 @@ def growth(
     wanted = {name: n * (times if call.gates.group(name).multiple == 1 else 1) for name, n in wanted.items()}
     if not wanted:
         return surgery.plan_removal(structure, {})
-    with call.weights.step(), full_length(model):
+    with call.weights.step(), unsharded(model), full_length(model):
         larger = grown(model, example_inputs, structure, wanted)
     return surgery.plan_growth(structure, larger)
 
 
-def start(call: MaskedCall, plan: Plan, init: str) -> surgery.Start:
+def start(call: MaskedCall, plan: Plan, init: str, warmup: int) -> surgery.Start:
     """How the new units of a plan start; see `npn.surgery.start`.
 
     Args:
         call: the hooks of the attached model, which know gates and weights.
         plan: of the growth.
         init: name of the initialisation.
+        warmup: optimizer steps of their warm-up.
+
+    Raises:
+        ConfigurationError: the weights are split over processes, and `init` or `warmup` needs whole ones.
     """
+    if init != "zero" or warmup:
+        call.weights.need_whole(f"init={init!r}" if init != "zero" else "warmup")
     open_units = torch.cat([group.gate.mask for group in call.gates.groups if isinstance(group.traced, Group)])
     return surgery.start(init, model_tensors(call.weights.model), plan, open_units)
 
@@ -246,7 +255,11 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
     without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
-    clone = model_copy(model, without | detached_leftovers(model))
+    with unsharded(model, lambda parameter: full(parameter.detach()).to("cpu", copy=True)):
+        clone = model_copy(model, without | detached_leftovers(model))
+    if weights.sharded:
+        clone.to("cpu")
+        example_inputs = moved_with(clone, example_inputs, model_dtype(clone))
     call.unregister(clone)
     closed = gates.closed()
     removed = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}
@@ -255,7 +268,7 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     if mask is not None and (removed != closed or gates.weights or gates.decision is not None):
         table = MaskTable(clone, structure)
         with torch.no_grad():
-            for parameter, factors in zip(table.parameters, table.expand(mask), strict=True):
+            for parameter, factors in zip(table.parameters, table.expand(mask.to(table.device)), strict=True):
                 for factor in factors:
                     parameter.mul_(factor)
     plan = removal(clone, structure, removed, weights, example_inputs)

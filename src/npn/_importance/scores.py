@@ -76,6 +76,7 @@ def importance(
     check_criterion(criterion, batches, loss)
     if per not in PER:
         raise ConfigurationError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")
+    plastic.masked_weights.need_whole("npn.importance")
     mask, units = present_mask(plastic), plastic.structure.units
     if criterion in ON_DATA:
         assert batches is not None and loss is not None

@@ -91,6 +91,12 @@ def average_(tensors: Iterable[Tensor]) -> None:
         _flattened(tensors, _average)
 
 
+def barrier() -> None:
+    """Wait for all processes."""
+    if size() > 1:
+        dist.barrier()
+
+
 def sum_(tensor: Tensor) -> None:
     """Replace a tensor, in place, by its sum over all processes.
 

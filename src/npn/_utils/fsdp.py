@@ -1,4 +1,4 @@
-"""Models to which `torch.distributed.fsdp.fully_shard` was applied: check them, resize a parameter, take them for plain.
+"""Models to which `torch.distributed.fsdp.fully_shard` was applied: check them, resize a parameter, make them plain.
 
 All use of the inside of `fully_shard`, which torch may change in any version, is in this file.
 """
@@ -72,9 +72,10 @@ def check_sharded(model: nn.Module) -> None:
         mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
         if mesh.ndim != 1 or placements != (Shard(0),) or mesh.size() != dist.get_world_size():
             raise ConfigurationError(
-                f"expected {name} split by rows over all {dist.get_world_size()} processes, (Shard(dim=0),) on a mesh of one "
-                f"dimension; got {placements} on a mesh of shape {tuple(mesh.shape)}. Tensor parallelism, replicas of "
-                "shards (HSDP) and other placements are not supported: call fully_shard with a mesh of one dimension"
+                f"expected {name} split by rows over all {dist.get_world_size()} processes, (Shard(dim=0),) on a mesh "
+                f"of one dimension; got {placements} on a mesh of shape {tuple(mesh.shape)}. Tensor parallelism, "
+                "replicas of shards (HSDP) and other placements are not supported: call fully_shard with a mesh of one "
+                "dimension"
             )
     for owner in owners(model).values():
         if owner.offload_to_cpu:

@@ -54,36 +54,45 @@ def _rows(length: int, mesh: Any) -> slice:
 
 
 def like(value: Tensor, shard: Any) -> Tensor:
-    """Split a whole tensor by rows as a shard is; nothing is sent, since every process has the whole.
+    """Split a whole tensor as another one is; nothing is sent, since every process has the whole.
 
     Args:
-        value: of any size, the same on all processes; returned as it is where `shard` is plain.
-        shard: plain or split by rows.
+        value: of any size, the same on all processes.
+        shard: split by rows, or spread otherwise: then every process keeps the whole. If it is not spread over
+            processes, `value` is returned as it is.
     """
     if not is_shard(shard) or is_shard(value) or not value.dim():
         return value
-    mine = value[_rows(value.shape[0], shard.device_mesh)].to(local(shard).device, copy=True)
-    return _spread(mine.contiguous(), value, shard)
+    device = local(shard).device
+    if not _by_rows(shard):
+        return _spread(value.to(device), value.shape, shard)
+    mine = value[_rows(value.shape[0], shard.device_mesh)].to(device, copy=True)
+    return _spread(mine.contiguous(), value.shape, shard)
 
 
 def empty_like(shape: torch.Size, dtype: torch.dtype, shard: Any) -> Tensor:
-    """A tensor of another shape that is split by rows as a shard is, with any values.
+    """A tensor of any shape that is split as another one is, with any values.
 
     Args:
         shape: of the whole tensor.
         dtype: of the values.
-        shard: split by rows, or plain; the result is then plain.
+        shard: as for `like`; a whole tensor is on the CPU.
     """
-    if not is_shard(shard) or not shape:
-        return torch.empty(shape, dtype=dtype, device=shard.device if shape else "cpu")
+    if not is_shard(shard):
+        return torch.empty(shape, dtype=dtype)
     mine = _rows(shape[0], shard.device_mesh)
-    device = local(shard).device
-    part = torch.empty((mine.stop - mine.start, *shape[1:]), dtype=dtype, device=device)
-    return _spread(part, torch.empty(shape, dtype=dtype, device="meta"), shard)
+    part = torch.empty((mine.stop - mine.start, *shape[1:]), dtype=dtype, device=local(shard).device)
+    return _spread(part, shape, shard)
 
 
-def _spread(part: Tensor, whole: Tensor, shard: Any) -> Tensor:
-    from torch.distributed.tensor import DTensor, Shard
+def _by_rows(shard: Any) -> bool:
+    return bool(shard.placements[0].is_shard(0))
 
-    stride = torch.empty(whole.shape, device="meta").stride()
-    return DTensor.from_local(part, shard.device_mesh, (Shard(0),), run_check=False, shape=whole.shape, stride=stride)
+
+def _spread(part: Tensor, shape: torch.Size, shard: Any) -> Tensor:
+    """A tensor of which this process has a part, or the whole where `shard` is not split by rows."""
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    stride = torch.empty(shape, device="meta").stride()
+    placement = Shard(0) if _by_rows(shard) else Replicate()
+    return DTensor.from_local(part, shard.device_mesh, (placement,), run_check=False, shape=shape, stride=stride)

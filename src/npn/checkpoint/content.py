@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn._utils.fsdp import owners, replace_shard
 from npn._utils.rng import load_rng_state_dict, rng_state_dict
+from npn._utils.shards import local
 from npn.checkpoint.layout import (
     check_fixed,
     pack_branches,
@@ -143,7 +145,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         carry_out(edits)  # nothing after this line can fail
         for tensor, value in tensors.values():
             if _keeps_storage(tensor, value):
-                tensor.data.copy_(value)
+                local(tensor).copy_(local(value))
         if isinstance(target, Plasticity):
             target.restructure(structure)
             target.load_state_dict(content["plastic"])
@@ -186,11 +188,11 @@ def _resize_edits(
     model: nn.Module, tensors: Mapping[str, tuple[Tensor, Tensor]], attributes: Mapping[str, Any]
 ) -> list[Edit]:
     """Edits of tensors whose shape changes, and of integer attributes."""
-    edits = [
-        replace_data(tensor, value.to(tensor.device))
-        for tensor, value in tensors.values()
-        if not _keeps_storage(tensor, value)
-    ]
+    sharded, edits = owners(model), list[Edit]()
+    for tensor, value in tensors.values():
+        if not _keeps_storage(tensor, value):
+            owner = sharded.get(id(tensor))
+            edits.append(replace_shard(owner, value) if owner else replace_data(tensor, value.to(tensor.device)))
     for path, values in attributes.items():
         module = model.get_submodule(path)
         edits += [set_attribute(module, n, v) for n, v in values.items() if type(vars(module).get(n)) is type(v)]

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from npn._utils.collectives import barrier, rank
 from npn._utils.files import write_atomically
 from npn.checkpoint.content import FORMAT, VERSION, Stateful, Target, pack, unpack
 from npn.checkpoint.matching import densified
+from npn.checkpoint.spread import gathered, read_parts, split, write_parts
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
+
+REST = "npn.pt"  # what a folder holds besides the parts that torch.distributed.checkpoint has written
 
 
 def save(
@@ -25,6 +29,8 @@ def save(
     """Write a checkpoint that `torch.load(weights_only=True)` can read.
 
     The content is written to a temporary file, which then replaces the file at `path`, so that no partial file appears.
+    If the weights are split over processes, all of these call this: one tensor at a time is gathered, and the first
+    process writes the file. `save_folder` gathers nothing.
 
     Args:
         path: path of the file.
@@ -43,8 +49,50 @@ def save(
         >>> folder.cleanup()
     """
     content = pack(target, extra, stateful)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: torch.save(content, file))
+    whole = gathered(content)
+    if whole is content or rank() == 0:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda file: torch.save(whole, file))
+    if whole is not content:
+        barrier()  # whoever goes on may read it
+    if isinstance(target, Plasticity):
+        target.last_checkpoint = str(path)
+
+
+def save_folder(
+    path: str | os.PathLike[str],
+    target: nn.Module | Plasticity,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    **stateful: Stateful,
+) -> None:
+    """Write a checkpoint as a folder, by `torch.distributed.checkpoint`: every process writes its part of the weights.
+
+    Nothing is gathered, and any number of processes can `load` the folder: each reads what it needs. All processes call
+    this. A folder without the file `npn.pt`, which is written last, is incomplete.
+
+    Args:
+        path: path of the folder, one that all processes see.
+        target, extra, stateful: as for `save`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> save_folder(folder.name + "/run", nn.Linear(4, 3))
+        >>> load(folder.name + "/run", nn.Linear(4, 8))
+        Linear(in_features=4, out_features=3, bias=True)
+        >>> folder.cleanup()
+    """
+    content = pack(target, extra, stateful)
+    file = Path(path) / REST
+    if rank() == 0:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
+    barrier()
+    rest = write_parts(Path(path), content)
+    if rank() == 0:
+        write_atomically(file, lambda stream: torch.save(rest, stream))
+    barrier()
     if isinstance(target, Plasticity):
         target.last_checkpoint = str(path)
 
@@ -60,7 +108,7 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     so; Hugging Face's Trainer keeps a random state per process.
 
     Args:
-        path: path of the file.
+        path: path of the file, or of the folder.
         target: a `Plasticity` that tracks as many optimizers as when it was saved; or a model of the same class at any
             width, in which closed units stay absent: the weights that read them are set to zero.
         stateful: the objects that `save` was given.
@@ -72,7 +120,9 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
         CheckpointError: the file is damaged, was not written by npn, or belongs to another model; or an optimizer or
             one of `stateful` refuses its state. Target, optimizers and `stateful` are unchanged.
     """
-    return unpack(_read(path), path, target, stateful)
+    content = _read(path)
+    content = read_parts(Path(path), content, target) if Path(path).is_dir() else split(content, target)
+    return unpack(content, path, target, stateful)
 
 
 def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -102,16 +152,18 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is damaged or was not written by npn.
     """
-    content, _ = densified(_read(path))
+    content = _read(path)
+    content, _ = densified(read_parts(Path(path), content, None) if Path(path).is_dir() else content)
     return {name: value for name, value in content["model"].items() if isinstance(value, Tensor)}
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read and check the content of a file."""
-    if not Path(path).is_file():
+    file = Path(path) / REST if Path(path).is_dir() else Path(path)
+    if not file.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({type(error).__name__}); it is damaged, incomplete or was not "

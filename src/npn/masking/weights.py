@@ -209,6 +209,11 @@ class MaskedWeights:
             float32 (gates,).
         """
         assert self._arrived is not None and self._mask is not None
+        if self.sharded and all(gradient is None for gradient in self._arrived):
+            raise ConfigurationError(
+                "no gradient has arrived at the shards, from which dL/dz follows; leave "
+                "set_requires_gradient_sync(True) on in plastic.backward"
+            )
         table, arrived, self._arrived = self.table, self._arrived, None
         with torch.no_grad():
             parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
@@ -373,6 +378,7 @@ class MaskedWeights:
         return mask_gradient
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedWeights":
+        self.need_whole("copy.deepcopy")
         new = object.__new__(type(self))
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]

@@ -57,6 +57,7 @@ class Method(ABC):
             raise ConfigurationError(
                 f"{name} may give units masks between 0 and 1, which norms cannot follow; attach with streams=False"
             )
+        plastic.masked_weights.need_whole(name)
         self.plastic = plastic
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._least = -math.inf  # score

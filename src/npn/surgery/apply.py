@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn._utils.collectives import broadcast
+from npn._utils.fsdp import owners, replace_shard
+from npn._utils.shards import full, like
 from npn.modules import described_sizes, increased
 from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
@@ -46,7 +49,8 @@ def apply_plan(
 ) -> None:
     """Resize a model, its optimizers' state and further tensors in place.
 
-    Parameters and buffers keep their identity (`.data` is replaced), so optimizers and other references stay valid.
+    Parameters and buffers keep their identity (`.data` is replaced), so optimizers and other references stay valid. Of
+    a model that `fully_shard` has split over processes, one tensor at a time is gathered, resized and split again.
 
     Args:
         model: the model that the plan was made for.
@@ -77,17 +81,20 @@ def apply_plan(
 
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], finish: Finish | None) -> list[Edit]:
     """Edits of the model's tensors, their gradients and their optimizer state."""
-    tensors = model_tensors(model)
+    tensors, sharded = model_tensors(model), owners(model)
     edits: list[Edit] = []
-    values = {
-        name: resized(model, name, tensors[name].data, sources, plan.zeroed.get(name, {}))
-        for name, sources in plan.sources.items()
-    }
+    values = dict[str, Tensor]()
+    for name, sources in plan.sources.items():
+        value = resized(model, name, full(tensors[name].data), sources, plan.zeroed.get(name, {}))
+        if sharded and any(bool((source == NEW).any()) for source in sources.values()):
+            broadcast([value])  # each process has drawn different new entries
+        values[name] = like(value, tensors[name])
     if finish is not None:
         finish(values)
     for name, sources in plan.sources.items():
-        edits.append(replace_data(tensors[name], values[name]))
-        edits += _state_edits(tensors[name], sources, optimizers, name)
+        owner = sharded.get(id(tensors[name]))
+        replace = replace_data(tensors[name], values[name]) if owner is None else replace_shard(owner, values[name])
+        edits += [replace, *_state_edits(tensors[name], sources, optimizers, name)]
     return edits
 
 
@@ -119,7 +126,7 @@ def _state_edits(
     for state, key, value in moved_state(optimizers, tensor, sources, name):
         edits.append(set_item(state, key, value))
     if tensor.grad is not None:
-        edits.append(set_gradient(tensor, gather_gradient(tensor.grad, sources)))
+        edits.append(set_gradient(tensor, like(gather_gradient(full(tensor.grad), sources), tensor.grad)))
     return edits
 
 

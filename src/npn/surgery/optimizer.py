@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from npn._utils.shards import full, like
 from npn.errors import OptimizerError
 from npn.structure import NEW
 
@@ -78,11 +79,11 @@ def moved_state(
             mean = any(word in key for word in _SECOND_MOMENTS)
             if value.dim() < parameter.dim():
                 axis = _LACKING[key] % parameter.dim()
-                entry = gather(value.unsqueeze(axis), sources, mean, axis).squeeze(axis)
+                entry = gather(full(value).unsqueeze(axis), sources, mean, axis).squeeze(axis)
             else:
                 without = _FACTORED[key] % value.dim() if key in _FACTORED and value.dim() > 1 else None
-                entry = gather(value, sources, mean, without)
-            moved.append((state, key, entry))
+                entry = gather(full(value), sources, mean, without)
+            moved.append((state, key, like(entry, value)))
     return moved
 
 

@@ -1,0 +1,148 @@
+"""The large tensors of a checkpoint, those of model and optimizers: gathered, split, or written by every process."""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from npn._utils.collectives import rank
+from npn._utils.shards import empty_like, full, is_shard, like
+from npn.plasticity import Plasticity
+
+Places = Iterator[tuple[str, dict[str, Any], str, Tensor]]  # key, dict that holds the tensor, its name there, tensor
+
+
+def copied(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the dicts of a checkpoint that hold large tensors, but not the tensors.
+
+    Args:
+        content: the result of `npn.checkpoint.content.pack`.
+    """
+    new = {**content, "model": dict(content["model"])}
+    if "optimizers" in content:
+        new["optimizers"] = [
+            (kind, {**state, "state": {index: dict(entries) for index, entries in state["state"].items()}})
+            for kind, state in content["optimizers"]
+        ]
+    return new
+
+
+def large_tensors(content: Mapping[str, Any]) -> Places:
+    """The tensors of the model and of optimizers' state, in the same order on all processes.
+
+    Args:
+        content: the result of `npn.checkpoint.content.pack`.
+    """
+    holders = {"model": content["model"]}
+    for number, (_, state) in enumerate(content.get("optimizers", ())):
+        holders |= {f"optimizers.{number}.{index}": entries for index, entries in state["state"].items()}
+    for path, holder in holders.items():
+        for name, value in list(holder.items()):
+            if isinstance(value, Tensor) and value.dim() and value.layout == torch.strided:
+                yield f"{path}.{name}", holder, name, value
+
+
+def gathered(content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A checkpoint with whole tensors, one after the other; the first process keeps them in its memory, no other does.
+
+    Args:
+        content: the result of `npn.checkpoint.content.pack`; returned as it is where nothing is split.
+    """
+    if not any(is_shard(value) for *_, value in large_tensors(content)):
+        return content
+    new = copied(content)
+    for _, holder, name, value in large_tensors(new):
+        whole = full(value.detach())
+        holder[name] = whole.cpu() if rank() == 0 else None
+    return new
+
+
+def split(content: Mapping[str, Any], target: nn.Module | Plasticity) -> dict[str, Any]:
+    """A checkpoint with tensors split as those of the target are.
+
+    Args:
+        content: of a file, with whole tensors.
+        target: to be loaded into.
+    """
+    models = target_tensors(content, target)
+    if not any(is_shard(model) for model in models.values()):
+        return dict(content)
+    new = copied(content)
+    for key, holder, name, value in large_tensors(new):
+        holder[name] = like(value, models.get(key))
+    return new
+
+
+def write_parts(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the large tensors by `torch.distributed.checkpoint`, every process its own part.
+
+    Args:
+        folder: to write to.
+        content: the result of `npn.checkpoint.content.pack`.
+
+    Returns:
+        The rest: the content, with tensors without data in their places.
+    """
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    rest = copied(content)
+    parts = {key: value.detach() for key, *_, value in large_tensors(rest)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a single process
+        save(parts, checkpoint_id=folder)
+    for _, holder, name, value in large_tensors(rest):
+        holder[name] = torch.empty(value.shape, dtype=value.dtype, device="meta")
+    return rest
+
+
+def read_parts(folder: Path, rest: Mapping[str, Any], target: nn.Module | Plasticity | None) -> dict[str, Any]:
+    """Read the large tensors that `write_parts` has written, each process those that it needs.
+
+    Args:
+        folder: which was written to.
+        rest: the result of `write_parts`.
+        target: as whose tensors they are split; None for whole ones.
+
+    Returns:
+        The content.
+    """
+    from torch.distributed.checkpoint.state_dict_loader import load
+
+    models = {} if target is None else target_tensors(rest, target)
+    content = copied(rest)
+    for key, holder, name, value in large_tensors(content):
+        holder[name] = empty_like(value.shape, value.dtype, models.get(key))
+    parts = {key: value for key, *_, value in large_tensors(content)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a single process
+        load(parts, checkpoint_id=folder)
+    return content
+
+
+def target_tensors(content: Mapping[str, Any], target: nn.Module | Plasticity) -> dict[str, Tensor]:
+    """The tensor of the target as which each large tensor of a checkpoint is split; some have none.
+
+    Args:
+        content: of a checkpoint, with or without data.
+        target: to be loaded into.
+    """
+    model = target.model if isinstance(target, Plasticity) else target
+    present = model.state_dict(keep_vars=True)
+    found = {f"model.{name}": value for name, value in present.items() if isinstance(value, Tensor)}
+    shapes = {id(value): content["model"][name].shape for name, value in present.items() if name in content["model"]}
+    optimizers = target.optimizers if isinstance(target, Plasticity) else []
+    for number, (optimizer, (_, state)) in enumerate(zip(optimizers, content.get("optimizers", ()), strict=False)):
+        saved = [index for group in state["param_groups"] for index in group["params"]]
+        for index, parameter in zip(saved, _parameters(optimizer), strict=False):
+            for name, value in state["state"].get(index, {}).items():
+                if isinstance(value, Tensor) and value.shape == shapes.get(id(parameter)):
+                    found[f"optimizers.{number}.{index}.{name}"] = parameter
+    return found
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
