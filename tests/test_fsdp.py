@@ -1,5 +1,7 @@
 """Models whose parameters fully_shard has split over two processes: the same as on one process, and what is refused."""
 
+import contextlib
+import copy
 import math
 from unittest import mock
 
@@ -8,11 +10,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 import npn
 from npn import distributed
 from npn._utils.shards import full, is_shard, local
-from npn.errors import CheckpointError, DistributedError
+from npn.errors import CheckpointError, ConfigurationError, DistributedError
 
 from .processes import together
 
@@ -277,3 +283,102 @@ def test_files_and_folders_go_on_with_any_number_of_processes(tmp_path):
         (path / "folder" / "npn.pt").unlink()
         with pytest.raises(CheckpointError, match=r"^there is no checkpoint at .*folder"):
             npn.load(path / "folder", GPT())
+
+
+# -- other models, and what is refused
+
+
+class Tied(GPT):
+    def __init__(self):
+        super().__init__()
+        self.head.weight = self.tokens.weight
+        self.blocks[1].narrow.weight.requires_grad_(False)  # read under masks, and not trained
+
+
+def tied():
+    """Gates on the stream under its norms, tied and frozen weights, blocks sharded by the user and kept whole."""
+    torch.manual_seed(0)
+    plastic = npn.attach(Tied(), EXAMPLE, streams=True, penalty=npn.Penalty(weight=1e-3))
+    if dist.is_initialized():
+        fully_shard(list(plastic.model.blocks), reshard_after_forward=False)
+        assert distributed.shard(plastic) is plastic.model
+    trained = [p for p in plastic.weights() if p.requires_grad]
+    weights, gates = torch.optim.AdamW(trained, lr=1e-2), torch.optim.Adam(plastic.logits(), lr=0.1)
+    plastic.track(weights, gates)
+    plastic.k = 7.0
+    losses = train(plastic, weights, gates, 3)
+    plastic.close("blocks.0.out", [3])  # a channel of the stream
+    plastic.close("blocks.1.wide", [0, 1])
+    plastic.k = math.inf
+    losses += train(plastic, weights, gates, 1)
+    sizes = plastic.compact().changes
+    losses += train(plastic, weights, gates, 2)
+    assert plastic.model.head.weight is plastic.model.tokens.weight
+    assert plastic.export().head.weight.shape == (11, 5)
+    return losses, sizes, state(plastic)
+
+
+def test_streams_tied_and_frozen_weights():
+    one = tied()
+    assert one[1] == {"blocks.0.out": (6, 5), "blocks.1.wide": (9, 7)}
+    assert_same(one, together(2, tied))
+
+
+def refusals():
+    """What is said, in order; every process is told."""
+    said = []
+
+    def refused(action, *args, **options):
+        with pytest.raises(ConfigurationError) as error:
+            action(*args, **options)
+        said.append(str(error.value))
+
+    def attached(**options):
+        return npn.attach(GPT(), EXAMPLE, **options)
+
+    late = GPT()
+    fully_shard(late)
+    refused(npn.attach, late, EXAMPLE)
+    forgotten = attached()
+    fully_shard(forgotten.model)
+    refused(forgotten.backward, lambda: loss_of(forgotten.model))
+    for options in ({"masks": "example"}, {"columns": "head"}, {"branches": "blocks.1"}, {"unstructured": "head"}):
+        with contextlib.suppress(npn.PlasticityError):  # of the trace
+            refused(distributed.shard, attached(**options))
+    averaged = attached()
+    average = averaged.follow(torch.optim.swa_utils.AveragedModel(averaged.model))
+    refused(distributed.shard, averaged)
+    early = attached()
+    early.track(torch.optim.SGD(early.weights(), lr=0.1))
+    refused(distributed.shard, early)
+    refused(distributed.shard, attached(), mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b")))
+    refused(distributed.shard, attached(), shard_placement_fn=lambda p: Shard(p.dim() - 1))
+    refused(distributed.shard, attached(), offload_policy=CPUOffloadPolicy())
+    parted = attached()
+    refused(distributed.shard, parted, ignored_params={parted.model.head.weight})
+    parallel = attached()
+    parallelize_module(parallel.model, init_device_mesh("cpu", (2,)), {"head": ColwiseParallel()})
+    refused(distributed.shard, parallel)
+
+    plastic, *_ = build()
+    refused(distributed.wrap, plastic)
+    refused(plastic.follow, average.module)
+    refused(plastic.grow, {"blocks.0.wide": 1}, grace=1, init="split")
+    refused(plastic.grow, {"blocks.0.wide": 1}, warmup=3)
+    refused(npn.importance, plastic, "magnitude")
+    refused(npn.methods.RigL, plastic)
+    refused(copy.deepcopy, plastic)
+    plastic.close("blocks.0.wide", [0])
+    refused(plastic.model, TOKENS)
+    plastic.k = 7.0
+    plastic.model.set_requires_gradient_sync(False)
+    refused(plastic.backward, lambda: loss_of(plastic.model))
+    return said
+
+
+def test_refusals():
+    said, other = together(2, refusals)
+    for line in said:
+        print(line)
+    assert said == other
+    assert said == []

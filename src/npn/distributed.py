@@ -173,6 +173,7 @@ def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any)
     }
     for what in (what for what, there in unsupported.items() if there):
         raise ConfigurationError(f"shard does not support {what}; use npn.distributed.wrap, or go without")
+    check_sharded(model, wholly=False)
     already = sharded_modules(model)
     for module in (*blocks, model):
         if module not in already:

@@ -51,33 +51,37 @@ def reshard(model: nn.Module) -> None:
         module.reshard()
 
 
-def check_sharded(model: nn.Module) -> None:
-    """Raise unless every parameter of a model is split by rows over all processes.
+def check_sharded(model: nn.Module, wholly: bool = True) -> None:
+    """Raise unless every parameter of a model is split by rows over all processes, by `fully_shard`.
 
     Args:
         model: to which `fully_shard` was applied.
+        wholly: whether that was done to all of it; if not, plain parameters are passed over.
 
     Raises:
         ConfigurationError: naming the first parameter that is laid out otherwise.
     """
     from torch.distributed.tensor import Shard
 
-    reshard(model)
+    known = owners(model)
     for name, parameter in model.named_parameters():
         if not is_shard(parameter):
+            if not wholly:
+                continue
             raise ConfigurationError(
                 f"{name} is not sharded, and its gradient would differ between processes; call fully_shard on the "
                 "whole model, without ignored_params"
             )
         mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-        if mesh.ndim != 1 or placements != (Shard(0),) or mesh.size() != dist.get_world_size():
+        split = id(parameter) in known and placements == (Shard(0),) and mesh.size() == dist.get_world_size()
+        if not split or mesh.ndim != 1:
             raise ConfigurationError(
-                f"expected {name} split by rows over all {dist.get_world_size()} processes, (Shard(dim=0),) on a mesh "
-                f"of one dimension; got {placements} on a mesh of shape {tuple(mesh.shape)}. Tensor parallelism, "
-                "replicas of shards (HSDP) and other placements are not supported: call fully_shard with a mesh of one "
+                f"expected {name} split by rows over all {dist.get_world_size()} processes by fully_shard, got "
+                f"{placements} on a mesh of shape {tuple(mesh.shape)}. Tensor parallelism, replicas of shards (HSDP) "
+                "and other placements are not supported: call fully_shard on whole parameters, with a mesh of one "
                 "dimension"
             )
-    for owner in owners(model).values():
+    for owner in known.values():
         if owner.offload_to_cpu:
             raise ConfigurationError("CPUOffloadPolicy is not supported: call fully_shard without offload_policy")
 
