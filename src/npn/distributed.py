@@ -169,10 +169,13 @@ def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any)
         "unstructured": bool(structure.unstructured),
         "a method of npn.methods": plastic.gates.decision is not None,
         "a wrapper or a copy that follows the model": bool(plastic.followers),
-        "optimizers tracked before (make them after it)": bool(plastic.optimizers),
     }
     for what in (what for what, there in unsupported.items() if there):
         raise ConfigurationError(f"shard does not support {what}; use npn.distributed.wrap, or go without")
+    if plastic.optimizers:
+        raise ConfigurationError(
+            "fully_shard replaces the parameters, which tracked optimizers hold already; make and track them after it"
+        )
     check_sharded(model, wholly=False)
     already = sharded_modules(model)
     for module in (*blocks, model):

@@ -378,7 +378,6 @@ class MaskedWeights:
         return mask_gradient
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedWeights":
-        self.need_whole("copy.deepcopy")
         new = object.__new__(type(self))
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
