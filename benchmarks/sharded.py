@@ -43,8 +43,8 @@ class Counter(TorchDispatchMode):
             return NotImplemented  # it dispatches to the operators inside, which come here again
         out = func(*args, **(kwargs or {}))
         name = func._schema.name
-        if name.startswith(("c10d::", "_c10d_functional::")) and "wait" not in name:
-            kind = next(kind for part, kind in KINDS.items() if part in name)
+        kind = next((kind for part, kind in KINDS.items() if part in name), None)
+        if name.startswith(("c10d::", "_c10d_functional::")) and kind is not None:  # others wait, or wrap tensors
             tensors = [t for t in tree_leaves((args, kwargs, out)) if isinstance(t, Tensor)]
             self.found.setdefault(kind, []).append(max(t.numel() * t.itemsize for t in tensors))
         return out
@@ -133,23 +133,28 @@ def rows_expected(args: argparse.Namespace) -> list[list[object]]:
     parameters = args.layers * block + args.vocabulary * d
     gates = args.layers * (4 * d + d // 128)
     rest = (n - 1) / n
-    largest = max(4 * d * d, args.vocabulary * d)
     masked = args.layers * 5 * d * d  # what reads units: the output of the attention, and of the MLP
 
-    def line(what: str, size: float, note: str) -> list[object]:
-        return [what, f"{size / 1e9:.3f}", note]
+    def gigabytes(what: str, size: float, note: str) -> list[object]:
+        return [what, f"{size / 1e9:.3f} GB", note]
 
     return [
-        line("parameters", parameters, "in 1e9, not GB"),
-        line("gates", gates, "in 1e9, not GB"),
-        line("received per step by fully_shard", 3 * rest * 2 * parameters, "2 all-gathers, 1 reduce-scatter, bf16"),
-        line("more for gates, per step", 2 * 2 * rest * 4 * gates, "2 all-reduces of the gates, fp32, as rings"),
-        line("memory per GPU: parameters, AdamW", 3 * 4 * parameters / n, "fp32 shards"),
-        line("memory per GPU: own rows aside", 4 * masked / n, "of the weights that read units, during a pass"),
-        line("memory per GPU: gates, AdamW", 4 * 4 * gates, "the same on all"),
-        line("received by a resize of every block", 3 * rest * 4 * args.layers * block, "parameters and two moments"),
-        line("memory per GPU: largest gather", 2 * 4 * largest, "one parameter, before and after"),
-        line("new shards until all are in place", 3 * 4 * args.layers * block / n, "so that a failure changes nothing"),
+        ["parameters", f"{parameters:,}", ""],
+        ["gates", f"{gates:,}", "MLP units and heads"],
+        [
+            "collectives of a step",
+            3 * args.layers + 2 + 2,
+            "two gathers, a scatter per block; two for gates",
+        ],
+        gigabytes("received in a step, by fully_shard", 3 * rest * 2 * parameters, "the same, bf16"),
+        gigabytes("received in a step, for gates", 2 * 2 * rest * 4 * gates, "two all-reduces as rings, fp32"),
+        gigabytes("memory: weights, AdamW", 3 * 4 * parameters / n, "fp32 rows"),
+        gigabytes("memory: rows and gradients aside", 2 * 4 * masked / n, "of weights that read units"),
+        gigabytes("memory: gates, AdamW", 4 * 4 * gates, "whole on every process"),
+        ["all-gathers of a resize of every block", 4 * 7 * args.layers, "7 tensors: values, gradients, two moments"],
+        gigabytes("received in it", 4 * rest * 4 * args.layers * block, "the same, fp32"),
+        gigabytes("memory: one tensor whole, twice", 2 * 4 * 4 * d * d, "before and after"),
+        gigabytes("memory: new rows until all are there", 4 * 4 * args.layers * block / n, "a failure changes nothing"),
     ]
 
 
@@ -170,11 +175,11 @@ def main(run: Callable[..., Any] = multiprocessing.spawn) -> None:
     large = rows_expected(args)
     tables = [
         markdown_table(["action", "collective", "number", "bytes of the whole", "as a multiple (4 bytes each)"], small),
-        markdown_table(["on " + str(args.gpus) + " GPUs", "GB", "of what"], large),
+        markdown_table([f"per process, on {args.gpus} GPUs", "", "of what"], large),
     ]
     note = (
         f"Counted: {PROCESSES} gloo processes, a GPT of {sizes['parameters']:,} parameters and {sizes['gates']} gates, "
-        f"fp32; the resize touched {sizes['touched']:,} parameters. Computed: {args.layers} blocks of width {args.width}."
+        f"fp32; the resize touched {sizes['touched']:,}. Computed: {args.layers} blocks of width {args.width}."
     )
     for path in write(args.out, "Sharded training", {"sizes": sizes, "counts": counts}, tables, [note]):
         print(path)

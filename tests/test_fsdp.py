@@ -379,8 +379,8 @@ def refusals():
 
 GO_WITHOUT = "; use npn.distributed.wrap, or go without"
 WHOLE = (
-    " needs whole weights, but fully_shard has split those of this model over the processes; do it before fully_shard, or "
-    "with a copy made by plastic.export()"
+    " needs whole weights, but fully_shard has split those of this model over the processes; do it before fully_shard, "
+    "or with a copy made by plastic.export()"
 )
 PLACED = (
     ". Tensor parallelism, replicas of shards (HSDP) and other placements are not supported: call fully_shard on whole "
@@ -427,7 +427,5 @@ def test_what_is_refused():
 
 def test_without_processes():
     plastic = npn.attach(GPT(), EXAMPLE)
-    with pytest.raises(
-        ConfigurationError, match=r"^there are no processes to shard over: call torch\.distributed\.init"
-    ):
+    with pytest.raises(ConfigurationError, match=r"^there are no processes to shard over: call "):
         distributed.shard(plastic)

@@ -5,6 +5,9 @@ averaged or copied from the first process: the gradients of the logits after eac
 multiplier, the rows that growth adds. DistributedDataParallel averages the gradients of the weights. If there is a
 process group, all its processes must train this one model and make the same resizing calls; on a single process nothing
 here communicates.
+
+Where the model is too large for one process, `shard` splits the weights themselves; all processes then draw the same
+masks.
 """
 
 import contextlib
