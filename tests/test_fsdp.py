@@ -278,6 +278,12 @@ def test_files_and_folders_go_on_with_any_number_of_processes(tmp_path):
             assert others == pytest.approx(losses, rel=1e-4)
         model = npn.load(path / "folder", GPT())
         torch.testing.assert_close(model(TOKENS), masked, rtol=1e-4, atol=1e-5)
+        for part in (path / "folder").glob("*.distcp"):
+            part.unlink()
+        with pytest.raises(
+            CheckpointError, match=r"cannot be read as a checkpoint: [^;]+; it is damaged or incomplete"
+        ):
+            npn.load(path / "folder", GPT())
         (path / "folder" / "npn.pt").unlink()
         with pytest.raises(CheckpointError, match=r"^there is no checkpoint at .*folder"):
             npn.load(path / "folder", GPT())
@@ -322,6 +328,11 @@ def test_streams_tied_and_frozen_weights():
     assert_same(one, together(2, tied))
 
 
+def backwards(loss):
+    loss.backward()
+    return loss
+
+
 def refusals():
     """What is said, in order; every process is told."""
     said = []
@@ -362,7 +373,9 @@ def refusals():
     parallelize_module(parallel.model, init_device_mesh("cpu", (2,)), {"head": ColwiseParallel()})
     refused(distributed.shard, parallel)
 
-    plastic, *_ = build()
+    plastic, weights, gates = build()
+    train(plastic, weights, gates, 1)
+    plastic.backward(lambda: loss_of(plastic.model))  # gradients for the optimizer to step with
     refused(distributed.wrap, plastic)
     refused(plastic.follow, average.module)
     refused(plastic.grow, {"blocks.0.wide": 1}, grace=1, init="split")
@@ -371,7 +384,10 @@ def refusals():
     refused(npn.methods.HardConcrete, plastic)
     plastic.close("blocks.0.wide", [0])
     refused(plastic.model, TOKENS)
-    plastic.k = 7.0
+    weights.zero_grad()
+    refused(plastic.backward, lambda: backwards(loss_of(plastic.model)))
+    plastic.k, held = 7.0, plastic.model.blocks[0].narrow.weight.detach()
+    refused(plastic.backward, lambda: (loss_of(plastic.model), held.mul_(0.5))[0])
     plastic.model.set_requires_gradient_sync(False)
     refused(plastic.backward, lambda: loss_of(plastic.model))
     return said
@@ -420,6 +436,10 @@ def test_what_is_refused():
         f"HardConcrete{WHOLE}",
         "units are closed, and the backward pass of a sharded model would gather weights without masks; call it under "
         "torch.no_grad(), inside plastic.backward, or after plastic.compact()",
+        "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns it: "
+        "plastic.backward runs the backward pass; set gradients to zero before it",
+        "blocks.0.narrow.weight was changed inside plastic.backward, where it is a masked copy; the change is lost. Step "
+        "optimizers, and normalise or clip weights in place, after plastic.backward",
         "no gradient has arrived at the shards, from which dL/dz follows; leave set_requires_gradient_sync(True) on in "
         "plastic.backward",
     ]

@@ -198,7 +198,7 @@ def unsharded(model: nn.Module, value: Callable[[nn.Parameter], Tensor] | None =
             if module in sharded:
                 cls: Any = type(module)
                 put_back.append(partial(setattr, module, "__class__", cls))
-                module.__class__ = cls.__mro__[cls._orig_cls_mro_index]
+                module.__class__ = cls.__mro__[getattr(cls, "_orig_cls_mro_index", 2)]
         yield
     finally:
         for undo in reversed(put_back):

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from npn._utils.collectives import rank
 from npn._utils.shards import empty_like, full, is_shard, like
+from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 
 Places = Iterator[tuple[str, dict[str, Any], str, Tensor]]  # key, dict that holds the tensor, its name there, tensor
@@ -109,7 +110,11 @@ def read_parts(folder: Path, rest: Mapping[str, Any], target: nn.Module | Plasti
 
     Returns:
         The content.
+
+    Raises:
+        CheckpointError: a part is missing or damaged.
     """
+    from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.state_dict_loader import load
 
     models = {} if target is None else target_tensors(rest, target)
@@ -119,7 +124,13 @@ def read_parts(folder: Path, rest: Mapping[str, Any], target: nn.Module | Plasti
     parts = {key: value for key, *_, value in large_tensors(content)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a single process
-        load(parts, checkpoint_id=folder)
+        try:
+            load(parts, checkpoint_id=folder)
+        except (CheckpointException, OSError) as error:
+            raise CheckpointError(
+                f"{folder} cannot be read as a checkpoint: {error}; it is damaged or incomplete. Nothing was loaded; "
+                "go back to an older one"
+            ) from error
     return content
 
 
@@ -133,7 +144,8 @@ def target_tensors(content: Mapping[str, Any], target: nn.Module | Plasticity) -
     model = target.model if isinstance(target, Plasticity) else target
     present = model.state_dict(keep_vars=True)
     found = {f"model.{name}": value for name, value in present.items() if isinstance(value, Tensor)}
-    shapes = {id(value): content["model"][name].shape for name, value in present.items() if name in content["model"]}
+    saved_shapes = {name: value.shape for name, value in content["model"].items() if isinstance(value, Tensor)}
+    shapes = {id(value): saved_shapes[name] for name, value in present.items() if name in saved_shapes}
     optimizers = target.optimizers if isinstance(target, Plasticity) else []
     for number, (optimizer, (_, state)) in enumerate(zip(optimizers, content.get("optimizers", ()), strict=False)):
         saved = [index for group in state["param_groups"] for index in group["params"]]

@@ -209,7 +209,7 @@ class MaskedWeights:
             float32 (gates,).
         """
         assert self._arrived is not None and self._mask is not None
-        if self.sharded and all(gradient is None for gradient in self._arrived):
+        if self.sharded and self._arrived and all(gradient is None for gradient in self._arrived):
             raise ConfigurationError(
                 "no gradient has arrived at the shards, from which dL/dz follows; leave "
                 "set_requires_gradient_sync(True) on in plastic.backward"
