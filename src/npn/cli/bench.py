@@ -90,11 +90,14 @@ def lenet5_settings(
     data: given.Data = None,
     epochs: given.Epochs = "1,4,12",
     seeds: given.Seeds = "100-101",
-    modes: Annotated[str, typer.Option(help="sparsify, expand, scratch.")] = "sparsify,scratch",
+    modes: Annotated[str, typer.Option(help="sparsify, expand, scratch, taught, ...")] = "sparsify,scratch",
     budget: given.Budget = 5320.0,
     trials: Annotated[
         str | None,
-        typer.Option(metavar="RATE:DECAY,...", help="Learning rates and weight decays. (default: those of the page)"),
+        typer.Option(
+            metavar="RATE:DECAY[:OVERSHOOT],...",
+            help="Learning rates, weight decays, overshoots of growth. (default: those of the page)",
+        ),
     ] = None,
     out: given.Results = Path("results/lenet5-settings"),
     runs: given.RunsFolder = Path("runs/bench-lenet5-settings"),
