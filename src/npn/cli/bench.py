@@ -133,7 +133,7 @@ def resnet56(
     start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
-        str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")
+        str, typer.Option(help="Ways to train, of the names in npn.experiments.resnet.arms.")
     ] = "dense,scratch,sparsify,expand",
     budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
     out: given.Results = Path("results/resnet56"),

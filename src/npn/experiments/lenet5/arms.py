@@ -6,6 +6,7 @@ SMALLER, AUGMENTED = (1600.0, 2750.0, 5320.0), {"augment": True}
 ARMS = {
     "sparsify": Arm("sparsify", SMALLER),
     "expand": Arm("expand", (2304.0,)),
+    **{f"expand-{init}": Arm("expand", (2304.0,), {"growth_init": init}) for init in ("pair", "split", "select")},
     "scratch": Arm("scratch", (1600.0, 2304.0, 2750.0, 5320.0)),
     "found": Arm("scratch", SMALLER, like="sparsify"),
     "scratch-macs": Arm("scratch", SMALLER, base="scratch", macs_of="sparsify"),
@@ -21,6 +22,9 @@ ARMS = {
 LABELS = {
     "sparsify": "npn, shrunk from 20-50-800-500",
     "expand": "npn, grown from 3-3-48-3",
+    "expand-pair": "npn, grown, new units in pairs",
+    "expand-split": "npn, grown, new units by splitting",
+    "expand-select": "npn, grown, new units chosen from candidates",
     "scratch": "plain nets from scratch, as many epochs",
     "found": "the widths that shrinking found, from scratch",
     "scratch-macs": "plain nets from scratch, as many training MACs as shrinking",
@@ -42,5 +46,8 @@ COMPARED = (
     ("expand", "scratch-macs-grown"),
     ("expand", "found-grown"),
     ("expand", "found-grown-macs"),
+    ("expand-pair", "expand"),
+    ("expand-split", "expand"),
+    ("expand-select", "expand"),
     ("taught", "scratch-taught"),
 )
