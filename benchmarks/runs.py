@@ -1,7 +1,7 @@
-"""Whole trainings of an experiment side by side: the full net in a plain loop, shrunk, grown, and without compaction.
+"""Whole trainings of an experiment side by side: the full net and a small one in a plain loop, shrunk, grown.
 
-In every round each training does one epoch, so that other load on the machine slows all of them alike. The dense one
-is a plain PyTorch loop without npn: same batches, optimizer, learning rates and evaluation.
+In every round each training does one epoch, so that other load on the machine slows all of them alike. Dense and
+scratch are a plain PyTorch loop without npn: same batches, optimizer, learning rates and evaluation.
 
 Run: NPN_DATA=... python benchmarks/runs.py --threads 1
      python benchmarks/runs.py gpt-text --set layers=4 --set precision=bf16 --epochs 3,7,5 --out results/runs-gpt
@@ -30,6 +30,7 @@ from npn.experiments.resnet import recipe as resnet
 
 RECIPES: dict[str, Any] = {module.EXPERIMENT.name: module for module in (lenet5, resnet, language)}
 MASKS_ALONE = "-masked"
+PLAIN = ("dense", "scratch")  # modes without gates
 
 
 class Memory:
@@ -116,7 +117,7 @@ def prepare(experiment: Experiment, mode: str, options: argparse.Namespace) -> R
     torch.manual_seed(options.seed)
     stages = RECIPES[experiment.name].STAGES
     length = options.epochs
-    if mode == "dense":
+    if mode in PLAIN:
         length = in_one_stage(length, stages["sparsify"]) or str(sum(stages["sparsify"]))
     given = experiment.options(mode=mode, seed=options.seed, epochs=length, data=options.data)
     given = replace(given, **settings(given, options.set))
@@ -163,11 +164,11 @@ def plastic_rows(recipe: Recipe, seed: int, *, compaction: bool) -> Iterator[Row
     return (row for _, row in epochs(recipe, seed))
 
 
-def dense_rows(recipe: Recipe, seed: int) -> Iterator[Row]:
-    """Train the full net in a plain loop, without gates.
+def plain_rows(recipe: Recipe, seed: int) -> Iterator[Row]:
+    """Train in a plain loop, without gates.
 
     Args:
-        recipe: of the mode "dense".
+        recipe: of one of the modes `PLAIN`.
         seed: of the training.
     """
     size = recipe.measure(recipe.plastic)
@@ -202,8 +203,8 @@ def race(experiment: Experiment, options: argparse.Namespace) -> tuple[dict[str,
         recipe = prepare(experiment, mode, options)
         memory, score = Memory(recipe), recipe.score
         rows = (
-            dense_rows(recipe, options.seed)
-            if mode == "dense"
+            plain_rows(recipe, options.seed)
+            if mode in PLAIN
             else plastic_rows(recipe, options.seed, compaction=not name.endswith(MASKS_ALONE))
         )
         trainings[name] = Training(rows, memory)
@@ -272,7 +273,7 @@ def main() -> None:
     made.add_argument("experiment", nargs="?", default="lenet5-mnist", choices=RECIPES)
     made.add_argument(
         "--trainings",
-        default="dense,sparsify,expand",
+        default="dense,sparsify,expand,scratch",
         help=f"dense among them; sparsify{MASKS_ALONE}: without compaction",
     )
     made.add_argument("--epochs", help='as `npn run` takes them: in all, or "4,20,16"')
@@ -285,8 +286,8 @@ def main() -> None:
         "In every round each training does one epoch, its evaluation on validation and test data included, in one "
         "process: what slows the machine down slows all alike. Seconds are sums over all epochs, `s/epoch` medians "
         "over the first, middle and last third. `CPU share` is the same from processor time, which other processes "
-        "disturb less. Dense is a plain loop without npn. Not in these times, but in those of `npn run`: a checkpoint "
-        "after each epoch.",
+        "disturb less. Dense, the full net, and scratch, a small one, are a plain loop without npn. Not in these times, "
+        "but in those of `npn run`: a checkpoint after each epoch.",
         "MiB are those of weights, gradients, optimizers' state and what the forward pass keeps for the backward pass, "
         f"in one step, counted in every epoch. {MASKS_ALONE[1:].title()}: closed units stay in the tensors to the end.",
     ]
