@@ -286,8 +286,8 @@ def main() -> None:
         "In every round each training does one epoch, its evaluation on validation and test data included, in one "
         "process: what slows the machine down slows all alike. Seconds are sums over all epochs, `s/epoch` medians "
         "over the first, middle and last third. `CPU share` is the same from processor time, which other processes "
-        "disturb less. Dense, the full net, and scratch, a small one, are a plain loop without npn. Not in these times, "
-        "but in those of `npn run`: a checkpoint after each epoch.",
+        "disturb less. Dense, the full net, and scratch, a small one, are a plain loop without npn. Not in these "
+        "times, but in those of `npn run`: a checkpoint after each epoch.",
         "MiB are those of weights, gradients, optimizers' state and what the forward pass keeps for the backward pass, "
         f"in one step, counted in every epoch. {MASKS_ALONE[1:].title()}: closed units stay in the tensors to the end.",
     ]
