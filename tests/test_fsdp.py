@@ -333,7 +333,9 @@ def tied():
     plastic.close("blocks.1.wide", [0, 1])
     plastic.k = math.inf
     losses += train(plastic, weights, gates, 1)
-    losses.append(float(loss_of_all(plastic)))  # what the root gathers is masked, too
+    table = plastic.masked_weights.table
+    losses.append(float(loss_of_all(plastic)))  # what the root gathers is masked, too,
+    assert plastic.masked_weights.table is table  # and so are the shards, from which it gathers
     sizes = plastic.compact().changes
     losses += train(plastic, weights, gates, 2)
     assert plastic.model.head.weight is plastic.model.tokens.weight
