@@ -1,4 +1,4 @@
-"""Models whose parameters fully_shard has split over two processes: the same as on one process, and what is refused."""
+"""Models whose parameters fully_shard has split over two processes: the same as on one process."""
 
 import math
 from unittest import mock
@@ -6,129 +6,16 @@ from unittest import mock
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
-from torch.distributed.tensor import Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
+from torch.distributed.fsdp import fully_shard
 
 import npn
 from npn import distributed
 from npn._utils.shards import full, is_shard, local
-from npn.errors import CheckpointError, ConfigurationError, DistributedError
-from npn.masking.weights import CLOSURE
+from npn.errors import CheckpointError, DistributedError
 
 from .processes import together
-
-TOKENS = torch.randint(11, (8, 5), generator=torch.Generator().manual_seed(0))
-EXAMPLE = TOKENS[:2]
-
-
-class Block(nn.Module):
-    """Attention with 3 heads of 2 channels, and an MLP of 9 units: odd sizes, so that shards differ in length."""
-
-    def __init__(self, width=6, heads=3, hidden=9):
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.q, self.k, self.v, self.out = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.wide, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x):
-        h = self.norm(x)
-        q, k, v = (layer(h).unflatten(-1, (-1, 2)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
-        return x + self.narrow(F.gelu(self.wide(x)))
-
-
-class GPT(nn.Module):
-    """Two blocks, and a scale of one row, of which the second process has none."""
-
-    def __init__(self):
-        super().__init__()
-        self.tokens = nn.Embedding(11, 6)
-        self.blocks = nn.ModuleList([Block(), Block()])
-        self.scale = nn.Parameter(torch.ones(1))
-        self.head = nn.Linear(6, 11, bias=False)
-
-    def forward(self, tokens):
-        x = self.tokens(tokens)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x * self.scale)
-
-
-class Both:
-    """Two optimizers of the weights: AdamW of the first block, SGD with momentum of all others."""
-
-    def __init__(self, plastic):
-        first = {id(p) for p in plastic.model.blocks[0].parameters()}
-        of_first = [p for p in plastic.weights() if id(p) in first]
-        others = [p for p in plastic.weights() if id(p) not in first]
-        self.parts = torch.optim.AdamW(of_first, lr=1e-2), torch.optim.SGD(others, lr=0.1, momentum=0.9)
-
-    def step(self):
-        for part in self.parts:
-            part.step()
-
-    def zero_grad(self):
-        for part in self.parts:
-            part.zero_grad()
-
-
-def build(seed=0, **options):
-    """The model with gates and its optimizers, sharded if there are several processes."""
-    torch.manual_seed(seed)
-    plastic = npn.attach(GPT(), EXAMPLE, **options)
-    if dist.is_initialized():
-        distributed.shard(plastic, plastic.model.blocks)
-    weights, gates = Both(plastic), torch.optim.Adam(plastic.logits(), lr=0.1)
-    plastic.track(*weights.parts, gates)
-    return plastic, weights, gates
-
-
-def loss_of(model, tokens=None):
-    tokens = TOKENS.tensor_split(distributed.size())[distributed.rank()] if tokens is None else tokens
-    return F.cross_entropy(model(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-
-
-def train(plastic, weights, gates, steps, parts=1):
-    """Losses of so many steps, with as many backward passes in each."""
-    losses = []
-    for _ in range(steps):
-        weights.zero_grad()
-        gates.zero_grad()
-        for _ in range(parts):
-            loss = plastic.backward(lambda: loss_of(plastic.model), scale=1 / parts)
-        weights.step()
-        gates.step()
-        losses.append(float(distributed.mean(loss)))
-    return losses
-
-
-def state(plastic):
-    """Weights, their gradients and optimizer state, and gates, all of them whole."""
-    found = {}
-    for name, p in plastic.model.named_parameters():
-        found[name] = full(p.detach())
-        if p.grad is not None:
-            found[f"{name}.grad"] = full(p.grad)
-        for optimizer in plastic.optimizers:
-            for key, value in optimizer.state.get(p, {}).items():
-                found[f"{name}.{key}"] = full(value)
-    for group in plastic.groups:
-        found |= {f"{group.name}.{key}": value.clone() for key, value in group.gate.state_dict().items()}
-    return {name: value.detach().clone() for name, value in found.items()}
-
-
-def assert_same(one, both):
-    """One process and each of two have found the same, up to the order of sums."""
-    for each in both:
-        assert len(each) == len(one)
-        for ours, theirs in zip(one, each, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5)
-
+from .sharding import EXAMPLE, GPT, TOKENS, assert_same, build, loss_of_all, state, train
 
 # -- masks
 
@@ -147,11 +34,6 @@ def masked():
     losses += train(plastic, weights, gates, 1)  # what the evaluation has gathered is not used any more
     distributed.check(plastic)
     return losses, state(plastic)
-
-
-def loss_of_all(plastic):
-    with torch.no_grad():
-        return loss_of(plastic.model, TOKENS)
 
 
 def test_training_under_masks_is_that_of_one_process():
@@ -307,7 +189,7 @@ def test_files_and_folders_go_on_with_any_number_of_processes(tmp_path):
             npn.load(path / "folder", GPT())
 
 
-# -- other models, and what is refused
+# -- other models
 
 
 class Tied(GPT):
@@ -347,121 +229,3 @@ def test_streams_tied_and_frozen_weights():
     one = tied()
     assert one[1] == {"blocks.0.out": (6, 5), "blocks.1.wide": (9, 7)}
     assert_same(one, together(2, tied))
-
-
-def backwards(loss):
-    loss.backward()
-    return loss
-
-
-def refusals():
-    """What is said, in order; every process is told."""
-    said = []
-
-    def refused(action, *args, **options):
-        with pytest.raises(ConfigurationError) as error:
-            action(*args, **options)
-        said.append(str(error.value))
-
-    def attached(**options):
-        return npn.attach(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)), torch.zeros(2, 4), **options)
-
-    late = nn.Linear(2, 2)
-    fully_shard(late)
-    refused(npn.attach, late, torch.zeros(1, 2))
-    forgotten = attached()
-    fully_shard(forgotten.model)
-    refused(forgotten.backward, lambda: forgotten.model(torch.ones(1, 4)).sum())
-    for options in ({"masks": "example"}, {"columns": "2"}, {"unstructured": "2"}):
-        refused(distributed.shard, attached(**options))
-    refused(distributed.shard, npn.attach(GPT(), EXAMPLE, branches="blocks.0.narrow"))
-    averaged = attached()
-    average = averaged.follow(torch.optim.swa_utils.AveragedModel(averaged.model))
-    refused(distributed.shard, averaged)
-    early = attached()
-    early.track(torch.optim.SGD(early.weights(), lr=0.1))
-    refused(distributed.shard, early)
-    refused(distributed.shard, attached(), mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b")))
-    refused(distributed.shard, attached(), shard_placement_fn=lambda p: Shard(1) if p.shape == (4, 6) else None)
-    refused(distributed.shard, attached(), offload_policy=CPUOffloadPolicy(pin_memory=False))
-    parted = attached()
-    refused(distributed.shard, parted, ignored_params={parted.model[2].weight})
-    parallel = attached()
-    parallelize_module(parallel.model, init_device_mesh("cpu", (2,)), {"2": ColwiseParallel()})
-    refused(distributed.shard, parallel)
-
-    plastic, weights, gates = build()
-    train(plastic, weights, gates, 1)
-    plastic.backward(lambda: loss_of(plastic.model))  # gradients for the optimizer to step with
-    refused(distributed.wrap, plastic)
-    refused(plastic.follow, average.module)
-    refused(plastic.grow, {"blocks.0.wide": 1}, grace=1, init="split")
-    refused(plastic.grow, {"blocks.0.wide": 1}, warmup=3)
-    refused(npn.importance, plastic, "magnitude")
-    refused(npn.methods.HardConcrete, plastic)
-    plastic.close("blocks.0.wide", [0])
-    refused(plastic.model, TOKENS)
-    weights.zero_grad()
-    refused(plastic.backward, lambda: backwards(loss_of(plastic.model)))
-    plastic.k, held = 7.0, plastic.model.blocks[0].narrow.weight.detach()
-    refused(plastic.backward, lambda: (loss_of(plastic.model), held.mul_(0.5))[0])
-    plastic.model.set_requires_gradient_sync(False)
-    refused(plastic.backward, lambda: loss_of(plastic.model))
-    return said
-
-
-GO_WITHOUT = "; use npn.distributed.wrap, or go without"
-WHOLE = (
-    " needs whole weights, but fully_shard has split those of this model over the processes; do it before fully_shard, "
-    "or with a copy made by plastic.export()"
-)
-PLACED = (
-    ". Tensor parallelism, replicas of shards (HSDP) and other placements are not supported: call fully_shard on whole "
-    "parameters, with a mesh of one dimension"
-)
-
-
-def placed(name, came):
-    return f"expected {name} split by rows over all 2 processes by fully_shard, got {came}{PLACED}"
-
-
-def test_what_is_refused():
-    said, other = together(2, refusals)
-    assert said == other
-    assert said == [
-        "weight is split over processes already, which cannot be traced; call npn.attach on the whole model, then "
-        "fully_shard, then npn.distributed.shard(plastic). Tensor parallelism is not supported",
-        "the model was sharded by fully_shard after attach; call npn.distributed.shard(plastic) after it, and make the "
-        "optimizers then",
-        f'shard does not support masks="example"{GO_WITHOUT}',
-        f"shard does not support columns{GO_WITHOUT}",
-        f"shard does not support unstructured{GO_WITHOUT}",
-        f"shard does not support branches{GO_WITHOUT}",
-        f"shard does not support a wrapper or a copy that follows the model{GO_WITHOUT}",
-        "fully_shard replaces the parameters, which tracked optimizers hold already; make and track them after it",
-        placed("0.weight", "(Replicate(), Shard(dim=0)) on a mesh of shape (2, 1)"),
-        placed("2.weight", "(Shard(dim=1),) on a mesh of shape (2,)"),
-        "CPUOffloadPolicy is not supported: call fully_shard without offload_policy",
-        "2.weight is not sharded, and its gradient would differ between processes; call fully_shard on the whole "
-        "model, without ignored_params",
-        placed("2.weight", "(Shard(dim=0),) on a mesh of shape (2,)"),
-        f"DistributedDataParallel{WHOLE}",
-        f"a copy that follows the model{WHOLE}",
-        f"init='split'{WHOLE}",
-        f"warmup{WHOLE}",
-        f"npn.importance{WHOLE}",
-        f"HardConcrete{WHOLE}",
-        "units are closed, and the backward pass of a sharded model would gather weights without masks; call it under "
-        "torch.no_grad(), inside plastic.backward, or after plastic.compact()",
-        CLOSURE,
-        "blocks.0.narrow.weight was changed inside plastic.backward, where it is a masked copy; the change is lost. "
-        "Step optimizers, and normalise or clip weights in place, after plastic.backward",
-        "no gradient has arrived at the shards, from which dL/dz follows; leave set_requires_gradient_sync(True) on in "
-        "plastic.backward",
-    ]
-
-
-def test_without_processes():
-    plastic = npn.attach(GPT(), EXAMPLE)
-    with pytest.raises(ConfigurationError, match=r"^there are no processes to shard over: call "):
-        distributed.shard(plastic)
