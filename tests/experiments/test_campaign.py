@@ -61,7 +61,7 @@ def test_a_folder_of_runs_may_be_moved(campaign, tmp_path):
     runs.runs = runs.runs.rename(tmp_path / "there")
     assert [run.path.parent.name for _, run in runs.trained([0], ["found"])] == 3 * ["there"] and len(made) == before
     runs.options = LeNetOptions(epochs="1,2,4")
-    with pytest.raises(ConfigurationError, match="holds a run with other settings: expected .*epochs='1,2,4'"):
+    with pytest.raises(ConfigurationError, match=r"holds a run with other settings: expected .*epochs='1,2,4'"):
         runs.trained([0], ["sparsify"])
 
 
