@@ -11,10 +11,11 @@ from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
-from npn.tracing.capture import Capture, source_line
+from npn.tracing.capture import Capture
 from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
 from npn.tracing.labels import Ledger, Part
+from npn.tracing.lines import source_line
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
