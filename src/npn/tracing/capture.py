@@ -1,6 +1,7 @@
 """Capture a model's ATen graph on fake tensors, at its own or at other parameter shapes, without touching the model."""
 
 import contextlib
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
+from npn.tracing.deadline import Deadline
 from npn.tracing.lines import record_lines
 from npn.tracing.norm_calls import marking
 
@@ -66,6 +68,7 @@ def capture(
     example_inputs: Any,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     streams: bool = False,
+    deadline: Deadline | None = None,
 ) -> Capture:
     """Trace one forward pass with `make_fx` over `functional_call`, on fake tensors.
 
@@ -74,10 +77,12 @@ def capture(
         example_inputs: what `forward` takes, see `split_inputs`.
         shapes: other shapes for some parameters or buffers, by name (nothing is allocated).
         streams: whether nodes learn which call of a norm they belong to, see `norm_calls`.
+        deadline: of the trace; None for none.
 
     Raises:
-        TraceError: the forward pass depends on values, which a traced graph cannot follow.
+        TraceError: the forward pass depends on values, which a traced graph cannot follow, or the time is over.
     """
+    deadline = deadline or Deadline(math.inf)
     args, kwargs = split_inputs(example_inputs)
     tensors = model_tensors(model)
     names = tuple(tensors)
@@ -85,7 +90,7 @@ def capture(
 
     def call(values: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
         state = dict(zip(names, values, strict=True))
-        record_lines()
+        record_lines(deadline)
         with marking(model) if streams else contextlib.nullcontext():
             result = output_tensors(torch.func.functional_call(model, state, args, kwargs))
         outputs[:] = [tuple(t.shape) for t in result]

@@ -1,5 +1,6 @@
 """The line of the user's code that made a node of a graph, or in which an error was raised."""
 
+import itertools
 import os
 import traceback
 from pathlib import Path
@@ -9,23 +10,29 @@ import torch
 from torch.fx import Node
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
+from npn.tracing.deadline import Deadline
+
 TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
 _UNKNOWN = "unknown line"
 _TRACER = (os.path.join(TORCH, "fx"), os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))  # no layers
 
 
-def record_lines() -> None:
+def record_lines(deadline: Deadline) -> None:
     """Give each node that the running trace of this thread makes from here on the line of code that asks for it.
 
     PyTorch's own record describes the whole stack of calls for each node, which takes a quarter of a trace.
+
+    Args:
+        deadline: checked at each node.
     """
     mode: Any = get_proxy_mode()
-    make = mode.tracer.create_node
+    make, count = mode.tracer.create_node, itertools.count(1)
 
     def create_node(*args: Any, **kwargs: Any) -> Node:
         node: Node = make(*args, **kwargs)
-        node.meta["line"] = _calling_line()
+        line = node.meta["line"] = _calling_line()
+        deadline.check(f"{next(count):,} operations recorded", node.name, line)
         return node
 
     mode.tracer.create_node = create_node  # of this one tracer, which ends with the trace
