@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
+from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
@@ -102,11 +103,13 @@ def capture(
     fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
     graph = make_fx(
         torch.func.functionalize(call),
-        tracing_mode="fake",
-        _allow_non_fake_inputs=True,
+        tracing_mode="real",  # all inputs are fake already
         _disable_torch_fn_metadata_mode=True,  # what it notes of each call, nobody reads
     )
-    with preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients(), torch.enable_grad():
+    contexts = (preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients())
+    with contextlib.ExitStack() as stack:
+        for context in (*contexts, torch.enable_grad(), mode, _use_lazy_graph_module(True)):  # the graph is never run
+            stack.enter_context(context)
         average_at_once(model)
         try:
             try:
