@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
@@ -132,7 +133,8 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
 
 
 def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
-    args, kwargs = tree_map(lambda n: env[n] if isinstance(n, Node) else n, (tuple(node.args), dict(node.kwargs)))
+    args: Any = map_arg(node.args, env.__getitem__)
+    kwargs: Any = dict(map_arg(node.kwargs, env.__getitem__))
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0]
     name = _name(node)
