@@ -1,37 +1,87 @@
-"""Whole trainings of LeNet-5 on MNIST: plastic, plastic with masks alone, and dense.
+"""Whole trainings of an experiment side by side: the full net and a small one in a plain loop, shrunk, grown.
 
-In every round each training does one epoch, so that other load on the machine slows all of them alike. The dense one
-is a plain PyTorch loop without npn: same batches, optimizer, learning rates and evaluation.
+In every round each training does one epoch, so that other load on the machine slows all of them alike. Dense and
+scratch are a plain PyTorch loop without npn: same batches, optimizer, learning rates and evaluation.
 
 Run: NPN_DATA=... python benchmarks/runs.py --threads 1
+     python benchmarks/runs.py gpt-text --set layers=4 --set precision=bf16 --epochs 3,7,5 --out results/runs-gpt
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch import Tensor, nn
 
-import npn
-from common import BATCH_SIZE, batch, parser, write
-from npn.experiments.data.splits import Data, Split
-from npn.experiments.engine.options import Options
-from npn.experiments.engine.recipe import Recipe, Row
-from npn.experiments.engine.timing import interleaved
+from common import parser, write
+from npn.experiments.data.splits import Split
+from npn.experiments.engine.options import in_one_stage
+from npn.experiments.engine.recipe import Experiment, Recipe, Row
 from npn.experiments.engine.training import epochs, evaluate, shuffled
+from npn.experiments.language import recipe as language
 from npn.experiments.lenet5 import recipe as lenet5
-from npn.experiments.report.tables import markdown_table, percent
+from npn.experiments.report.scores import Score
+from npn.experiments.report.tables import markdown_table
+from npn.experiments.resnet import recipe as resnet
 
-SETTINGS = {
-    f"{layout}, {update} AdamW": (layout == "channels_last", update == "fused")
-    for layout in ("contiguous", "channels_last")
-    for update in ("plain", "fused")
-}
-Setting = tuple[bool, bool]
+RECIPES: dict[str, Any] = {module.EXPERIMENT.name: module for module in (lenet5, resnet, language)}
+MASKS_ALONE = "-masked"
+PLAIN = ("dense", "scratch")  # modes without gates
+
+
+class Memory:
+    """Bytes that a training step needs besides its batch, counted once an epoch.
+
+    Weights, their gradients and the optimizer's state, and what the forward pass keeps for the backward pass, weights
+    under masks included. Temporary results are left out.
+
+    Args:
+        recipe: whose forward pass and steps are watched.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe, self.forward, self.step = recipe, recipe.forward, recipe.step
+        self.found: list[int] = []
+        self.own: dict[int, int] | None = None  # storages of weights and optimizers' state, before masks are applied
+        recipe.forward, recipe.step = self._forward, self._begin
+
+    def _begin(self, stage: Any, position: int, batch: int) -> None:
+        self.step(stage, position, batch)
+        if batch == 1:  # the first step of a training makes the optimizers' state
+            optimizers = (self.recipe.weights, self.recipe.gates)
+            self.weights = [p for one in optimizers for group in one.param_groups for p in group["params"]]
+            states = [t for one in optimizers for state in one.state.values() for t in state.values()]
+            self.own = storages([*self.weights, *states])
+
+    def _forward(self, model: nn.Module, x: Tensor) -> Tensor:
+        if self.own is None or not torch.is_grad_enabled():
+            return self.forward(model, x)
+        kept: list[Tensor] = []
+
+        def keep(tensor: Tensor) -> Tensor:
+            kept.append(tensor.detach())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = self.forward(model, x)
+        own, self.own = self.own, None
+        held = {place: count for place, count in (own | storages(kept)).items() if place not in storages([x])}
+        self.found.append(sum(held.values()) + sum(p.nbytes for p in self.weights))  # gradients are as large
+        return out
+
+
+def storages(tensors: Sequence[Any]) -> dict[int, int]:
+    """Find where tensors lie, and the bytes there; what is no tensor is left out.
+
+    Args:
+        tensors: some of which may share memory.
+    """
+    places = [tensor.untyped_storage() for tensor in tensors if isinstance(tensor, Tensor)]
+    return {place.data_ptr(): place.nbytes() for place in places}
 
 
 @dataclass
@@ -39,6 +89,7 @@ class Training:
     """One of the trainings that run side by side."""
 
     rows: Iterator[Row]
+    memory: Memory
     wall: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     last: Row = field(default_factory=dict)
@@ -55,33 +106,49 @@ class Training:
         return True
 
 
-def prepare(mode: str, options: argparse.Namespace, setting: Setting) -> Recipe:
-    """Make the recipe of the experiment.
+def prepare(experiment: Experiment, mode: str, options: argparse.Namespace) -> Recipe:
+    """Make the recipe of a training.
 
     Args:
+        experiment: to train.
         mode: of the training.
         options: of the command line; `examples` limits those of each split.
-        setting: memory format and form of AdamW.
     """
     torch.manual_seed(options.seed)
-    wanted = Options(mode=mode, seed=options.seed, epochs=options.epochs, data=options.data)
-    recipe = lenet5.build(wanted.over(lenet5.defaults(wanted)))
-    channels_last, fused = setting
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    recipe.plastic.model.to(memory_format=layout)
-    for group in (*recipe.weights.param_groups, *recipe.gates.param_groups):
-        group["fused"] = fused
+    stages = RECIPES[experiment.name].STAGES
+    length = options.epochs
+    if mode in PLAIN:
+        length = in_one_stage(length, stages["sparsify"]) or str(sum(stages["sparsify"]))
+    given = experiment.options(mode=mode, seed=options.seed, epochs=length, data=options.data)
+    given = replace(given, **settings(given, options.set))
+    recipe = experiment.build(given.over(experiment.defaults(given)))
     if options.examples:
-        recipe.data = Data(*map(_few(options.examples), _splits(recipe.data)), classes=recipe.data.classes)
+        few = {
+            name: Split(part.x[: options.examples], part.y[: options.examples])
+            for name in ("train", "validation", "test")
+            if len(part := getattr(recipe.data, name)) > options.examples
+        }
+        recipe.data = replace(recipe.data, **few)
     return recipe
 
 
-def _splits(data: Data) -> tuple[Split, Split, Split]:
-    return data.train, data.validation, data.test
+def settings(options: Any, given: Sequence[str]) -> dict[str, Any]:
+    """Read further settings.
 
+    Args:
+        options: of the experiment.
+        given: "name=value" each.
 
-def _few(count: int) -> Any:
-    return lambda split: Split(split.x[:count], split.y[:count])
+    Raises:
+        SystemExit: there is no such setting.
+    """
+    found: dict[str, Any] = {}
+    for each in given:
+        name, _, value = each.partition("=")
+        if not value or not hasattr(options, name):
+            raise SystemExit(f"expected a setting of the experiment such as layers=4, got {each!r}")
+        found[name] = int(value) if value.isdecimal() else {"true": True, "false": False}.get(value, value)
+    return found
 
 
 def plastic_rows(recipe: Recipe, seed: int, *, compaction: bool) -> Iterator[Row]:
@@ -97,186 +164,136 @@ def plastic_rows(recipe: Recipe, seed: int, *, compaction: bool) -> Iterator[Row
     return (row for _, row in epochs(recipe, seed))
 
 
-def dense_rows(recipe: Recipe, seed: int, setting: Setting) -> Iterator[Row]:
-    """Train the full net in a plain loop.
+def plain_rows(recipe: Recipe, seed: int) -> Iterator[Row]:
+    """Train in a plain loop, without gates.
 
     Args:
-        recipe: gives data, schedule and learning rates.
+        recipe: of one of the modes `PLAIN`.
         seed: of the training.
-        setting: memory format and form of AdamW.
     """
-    model, (channels_last, fused) = lenet5.LeNet5(), setting
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=lenet5.WEIGHT_DECAY, fused=fused)
-    params = sum(p.numel() for name, p in model.named_parameters() if name.endswith("weight"))
-    for epoch in recipe.schedule:
-        name, start, _ = next(span for span in recipe.schedule.spans() if span[1] <= epoch < span[2])
-        stage = next(stage for stage in recipe.schedule.stages if stage.name == name)
+    size = recipe.measure(recipe.plastic)
+    recipe.plastic.detach()
+    model, (stage,) = recipe.plastic.model, recipe.schedule.stages
+    for epoch in range(stage.epochs):
         model.train()
         for number, (x, y) in enumerate(shuffled(recipe.data, recipe.batch_size, seed, epoch)):
-            recipe.step(stage, epoch - start, number)
-            optimizer.param_groups[0]["lr"] = recipe.weights.param_groups[0]["lr"]
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-        evaluate(model, recipe.data.validation)
-        _, accuracy = evaluate(model, recipe.data.test)
-        yield {"accuracy": accuracy, "params": params, "architecture": "20-50-800-500"}
+            recipe.step(stage, epoch, number)
+            recipe.weights.zero_grad()
+            x = recipe.prepare(x)
+            recipe.loss(recipe.forward(model, x), x, y).backward()
+            recipe.weights.step()
+        evaluate(model, recipe.data.validation, forward=recipe.logits)
+        score = recipe.score
+        yield {**size, score.key: score.of(*evaluate(model, recipe.data.test, forward=recipe.logits))}
 
 
-def step_settings(rounds: int) -> dict[str, dict[str, dict[str, float]]]:
-    """Measure a step of the full net, dense and with gates, in every memory format and with both forms of AdamW.
-
-    Args:
-        rounds: measurements of each step.
-
-    Returns:
-        Side -> setting -> median ratio to the dense step with PyTorch's defaults, its quartiles, seconds.
-    """
-    x, y = batch(BATCH_SIZE)
-    names = {f"{side}: {name}": (side, name) for side in ("dense", "plastic") for name in SETTINGS}
-    steps = {full: _step(side == "plastic", SETTINGS[name], x, y) for full, (side, name) in names.items()}
-    timings = interleaved(steps, next(iter(steps)), rounds)
-    found: dict[str, dict[str, dict[str, float]]] = {"dense": {}, "plastic": {}}
-    for full, (side, name) in names.items():
-        found[side][name] = timings[full].summary()
-    return found
-
-
-def _step(gated: bool, setting: Setting, x: torch.Tensor, y: torch.Tensor) -> Any:
-    channels_last, fused = setting
-    torch.manual_seed(0)
-    model = lenet5.LeNet5()
-    if channels_last:
-        model = model.to(memory_format=torch.channels_last)
-    plastic = npn.attach(model, x[:2]) if gated else None
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)]
-    if plastic is not None:
-        plastic.k = 7.0
-        optimizers.append(torch.optim.Adam(plastic.logits(), lr=0.0, fused=fused))
-
-    def step() -> None:
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        if plastic is None:
-            F.cross_entropy(model(x), y).backward()
-        else:
-            plastic.backward(lambda: F.cross_entropy(model(x), y))
-        for optimizer in optimizers:
-            optimizer.step()
-
-    return step
-
-
-def best(settings: dict[str, dict[str, float]]) -> str:
-    """Find the setting with the fastest step.
+def race(experiment: Experiment, options: argparse.Namespace) -> tuple[dict[str, dict[str, Any]], Score]:
+    """Run all trainings, an epoch of each in turn.
 
     Args:
-        settings: setting -> summary of its `Timing`.
-    """
-    return min(settings, key=lambda name: settings[name]["median"])
-
-
-def race(mode: str, options: argparse.Namespace, chosen: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Run all trainings of one mode, an epoch of each in turn.
-
-    Args:
-        mode: of the plastic trainings.
+        experiment: to train.
         options: of the command line.
-        chosen: "dense" and "plastic" -> setting.
 
     Returns:
-        Training -> measurements.
+        Training -> measurements, and what they are scored by.
     """
-    plastic, dense = SETTINGS[chosen["plastic"]], SETTINGS[chosen["dense"]]
-    trainings = {
-        "dense": Training(dense_rows(prepare(mode, options, dense), options.seed, dense)),
-        mode: Training(plastic_rows(prepare(mode, options, plastic), options.seed, compaction=True)),
-        f"{mode}, masks alone": Training(plastic_rows(prepare(mode, options, plastic), options.seed, compaction=False)),
-    }
+    trainings: dict[str, Training] = {}
+    for name in options.trainings.split(","):
+        mode = name.removesuffix(MASKS_ALONE)
+        recipe = prepare(experiment, mode, options)
+        memory, score = Memory(recipe), recipe.score
+        rows = (
+            plain_rows(recipe, options.seed)
+            if mode in PLAIN
+            else plastic_rows(recipe, options.seed, compaction=not name.endswith(MASKS_ALONE))
+        )
+        trainings[name] = Training(rows, memory)
     while any([training.advance() for training in trainings.values()]):
-        print(mode, {name: (f"{t.wall[-1]:.1f} s", t.last["params"]) for name, t in trainings.items()}, flush=True)
-    whole = sum(trainings["dense"].wall)
-    return {name: _entry(training, whole, sum(trainings["dense"].cpu)) for name, training in trainings.items()}
+        print({name: (f"{t.wall[-1]:.1f} s", t.last["params"]) for name, t in trainings.items()}, flush=True)
+    return {name: entry(training, trainings["dense"], score.key) for name, training in trainings.items()}, score
 
 
-def _entry(training: Training, dense_wall: float, dense_cpu: float) -> dict[str, Any]:
+def entry(training: Training, dense: Training, key: str) -> dict[str, Any]:
+    """Collect what was measured of one training.
+
+    Args:
+        training: that has ended.
+        dense: the one to compare with.
+        key: of the score in the rows.
+    """
     third = max(1, len(training.wall) // 3)
     parts = {"start": training.wall[:third], "middle": training.wall[third:-third], "end": training.wall[-third:]}
     return {
-        **{key: training.last[key] for key in ("accuracy", "params", "architecture")},
+        **{name: training.last[name] for name in ("params", "architecture", key)},
         "epochs": len(training.wall),
         "seconds": round(sum(training.wall), 2),
         "cpu_seconds": round(sum(training.cpu), 2),
-        "share_of_dense": round(sum(training.wall) / dense_wall, 3),
-        "cpu_share_of_dense": round(sum(training.cpu) / dense_cpu, 3),
+        "share_of_dense": round(sum(training.wall) / sum(dense.wall), 3),
+        "cpu_share_of_dense": round(sum(training.cpu) / sum(dense.cpu), 3),
         "median_epoch_seconds": {
             name: round(statistics.median(part or training.wall), 3) for name, part in parts.items()
         },
+        "bytes": {"peak": max(training.memory.found), "end": training.memory.found[-1]},
     }
 
 
-def tables(settings: dict[str, Any], modes: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
-    """Write a table of the trainings, and one of the settings that were tried.
+def table(found: dict[str, dict[str, Any]], score: Score) -> str:
+    """Write a row for each training.
 
     Args:
-        settings: see `step_settings`.
-        modes: mode -> training -> measurements.
+        found: training -> measurements.
+        score: of the experiment.
     """
-    header = ["training", "epochs", "seconds", "share of dense", "CPU share", "s/epoch", "accuracy", "parameters"]
+    header = [
+        "training", "epochs", "seconds", "share of dense", "CPU share", "s/epoch", "MiB, peak", "MiB, end",
+        f"test {score.name}", "parameters",
+    ]  # fmt: skip
     rows = [
         [
-            name if name != "dense" else f"dense, as long as {mode}",
-            entry["epochs"],
-            f"{entry['seconds']:.0f}",
-            f"{entry['share_of_dense']:.2f}",
-            f"{entry['cpu_share_of_dense']:.2f}",
-            " / ".join(f"{value:.1f}" for value in entry["median_epoch_seconds"].values()),
-            percent(entry["accuracy"]),
-            f"{entry['params']:,} ({entry['architecture']})",
+            name,
+            row["epochs"],
+            f"{row['seconds']:.0f}",
+            f"{row['share_of_dense']:.2f}",
+            f"{row['cpu_share_of_dense']:.2f}",
+            " / ".join(f"{value:.1f}" for value in row["median_epoch_seconds"].values()),
+            *(f"{row['bytes'][when] / 2**20:.1f}" for when in ("peak", "end")),
+            score.text(row[score.key]),
+            f"{row['params']:,} ({row['architecture']})",
         ]
-        for mode, entries in modes.items()
-        for name, entry in entries.items()
-    ]
-    tried = [
-        [f"{side}: {name}", f"{row['median']:.3f}", f"{1e3 * row['seconds']:.1f}"]
-        for side, found in settings.items()
         for name, row in found.items()
     ]
-    return [markdown_table(header, rows), markdown_table(["step of the full net", "ratio", "ms"], tried)]
+    return markdown_table(header, rows)
 
 
 def main() -> None:
-    """Choose the settings, run the trainings, print the tables, write them after each mode."""
+    """Run the trainings, print the table and write it."""
     made = parser(
-        __doc__,
-        "runs",
-        seed=(0, "of every training"),
-        rounds=(20, "measurements of each setting"),
-        examples=(0, "of each split, for a quick look; 0 for all"),
+        __doc__, "runs", seed=(0, "of every training"), examples=(0, "of each split, for a quick look; 0 for all")
     )
-    made.add_argument("--modes", default="sparsify,expand")
+    made.add_argument("experiment", nargs="?", default="lenet5-mnist", choices=RECIPES)
+    made.add_argument(
+        "--trainings",
+        default="dense,sparsify,expand,scratch",
+        help=f"dense among them; sparsify{MASKS_ALONE}: without compaction",
+    )
     made.add_argument("--epochs", help='as `npn run` takes them: in all, or "4,20,16"')
-    made.add_argument("--data", help="folder of MNIST's files; else NPN_DATA, else downloaded")
+    made.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the experiment")
+    made.add_argument("--data", help="folder of the data; else NPN_DATA, else downloaded")
     options = made.parse_args()
     torch.set_num_threads(options.threads)
-    settings = step_settings(options.rounds)
-    chosen = {side: best(found) for side, found in settings.items()}
+    found, score = race(RECIPES[options.experiment].EXPERIMENT, options)
     notes = [
-        "In every round each training of a mode does one epoch, its evaluation on validation and test data included, "
-        "in one process: what slows the machine down slows all alike. Seconds are sums over all epochs, `s/epoch` "
-        "medians over the first, middle and last third. `CPU share` is the same from processor time, which other "
-        "processes disturb less. Masks alone: closed units are masked, but stay in the tensors to the end. Not in "
-        "these times, but in those of `npn run`: a checkpoint after each epoch.",
-        f"Settings, by the second table: {chosen['dense']} for dense, {chosen['plastic']} for the others.",
+        "In every round each training does one epoch, its evaluation on validation and test data included, in one "
+        "process: what slows the machine down slows all alike. Seconds are sums over all epochs, `s/epoch` medians "
+        "over the first, middle and last third. `CPU share` is the same from processor time, which other processes "
+        "disturb less. Dense, the full net, and scratch, a small one, are a plain loop without npn. Not in these "
+        "times, but in those of `npn run`: a checkpoint after each epoch.",
+        "MiB are those of weights, gradients, optimizers' state and what the forward pass keeps for the backward pass, "
+        f"in one step, counted in every epoch. {MASKS_ALONE[1:].title()}: closed units stay in the tensors to the end.",
     ]
-    modes: dict[str, dict[str, dict[str, Any]]] = {}
-    for mode in options.modes.split(","):
-        modes[mode] = race(mode, options, chosen)
-        found = {"modes": modes, "settings": settings, "chosen": chosen, "seed": options.seed, "epochs": options.epochs}
-        write(options.out, "Whole trainings of LeNet-5", found, tables(settings, modes), notes)
-    print(*tables(settings, modes), sep="\n\n")
+    measured = {"trainings": found, "experiment": options.experiment, "seed": options.seed, "epochs": options.epochs}
+    write(options.out, f"Whole trainings: {options.experiment}", measured, [table(found, score)], notes)
+    print(table(found, score))
 
 
 if __name__ == "__main__":

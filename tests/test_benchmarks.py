@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,28 @@ def test_below_zero_probability_nothing_is_removed():
             plastic.logits()[0][:3] = -100.0
         assert not plastic.compact(below=0.0) and plastic.groups[0].size == 6
     assert plastic.compact(below=1e-9) and plastic.groups[0].size == 3
+
+
+def test_memory_of_a_step_is_counted_with_weights_under_masks(common):
+    """Weights, gradients and momentum, the kept activations, and a masked copy of what reads closed units."""
+    import runs
+
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(16, 4)
+    plastic = npn.attach(model, x)
+    weights = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    gates = torch.optim.SGD(plastic.logits(), lr=0.1)
+    recipe = SimpleNamespace(forward=lambda model, x: model(x), step=lambda *_: None, weights=weights, gates=gates)
+    memory = runs.Memory(recipe)
+    for closed in ([], [3]):
+        plastic.close("0", closed)
+        for number in range(3):  # the momentum is made in the first step
+            recipe.step(None, 0, number)
+            weights.zero_grad()
+            plastic.backward(lambda: recipe.forward(model, x).sum())
+            weights.step()
+    parameters, logits, hidden = 8 * 4 + 8 + 2 * 8 + 2, 8, 16 * 8
+    every = 4 * (3 * parameters + 2 * logits + hidden)
+    assert memory.found[0] == every and memory.found[1] >= every + 4 * 2 * 8
 
 
 def test_the_mode_of_the_antithetic_pass_matters_with_batch_statistics_only(common):

@@ -24,6 +24,10 @@ def data():
     batches = [(torch.randn(8, 6), torch.randint(3, (8,))) for _ in range(2)]
     return batches, lambda model, batch: F.cross_entropy(model(batch[0]), batch[1])
 
+def normed():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 32), nn.LayerNorm(32), nn.Linear(32, 3))
+
 number = 3
 """
 
@@ -39,6 +43,15 @@ def models(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "my_nets", raising=False)
     return tmp_path
+
+
+def test_channels_under_a_norm_count_when_asked_for(models: Any) -> None:
+    arguments = ["my_nets:normed", "--input", "2,6", "--json"]
+    for options, widths in (([], []), (["--streams"], [32])):
+        code, text = call("inspect", *arguments, *options)
+        assert code == 0 and [row["units"] for row in json.loads(text)["groups"]] == widths
+    code, text = call("prune", *arguments, "--target", "0.5", "--criterion", "magnitude", "--streams")
+    assert code == 0 and json.loads(text)["groups"] == {"0": [32, 16]}
 
 
 def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:

@@ -31,6 +31,14 @@ class Recomputed(nn.Module):
         return self.head(F.layer_norm(h, (h.shape[-1],)))
 
 
+def test_a_model_of_nothing_but_streams_is_told_of_them() -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2))
+    advice = r"streams=True gives units under a norm or a mean gates, see docs/streams\.md$"
+    with pytest.raises(TraceError, match=r"^nothing in the model can be resized: 0\.weight\[0\]: .*" + advice):
+        npn.attach(model, torch.randn(4, 3))
+    assert [g.name for g in npn.attach(model, torch.randn(4, 3), streams=True).groups] == ["0"]
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_norm_that_a_checkpoint_computes_again_outside_of_a_module_is_an_error(reentrant: bool) -> None:
     model, x = Recomputed(), torch.randn(4, 3)

@@ -204,6 +204,7 @@ def inspect(
     *,
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
+    streams: bool = False,
 ) -> Inspection:
     """Trace a model and compute the cost of its groups; the model is unchanged afterwards.
 
@@ -211,6 +212,7 @@ def inspect(
         model: any module whose forward pass can be traced.
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments.
         only, skip: patterns of group names, as for `npn.attach`.
+        streams: whether channels under a norm count as resizable, as for `npn.attach`.
 
     Returns:
         The report.
@@ -228,7 +230,7 @@ def inspect(
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # gates that it has already are left out
             stack.enter_context(call.weights.step())
-        structure = trace(model, example_inputs, only=only, skip=skip)
+        structure = trace(model, example_inputs, only=only, skip=skip, streams=streams)
     seconds = time.perf_counter() - start
     costs = CostModel(model, structure, [g.name for g in structure.groups], torch.device("cpu"))
 

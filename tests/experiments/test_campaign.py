@@ -53,6 +53,18 @@ def test_a_teacher_is_of_the_same_seed_and_has_no_budget(campaign, tmp_path):
     assert made[0][1].budget is None
 
 
+def test_a_folder_of_runs_may_be_moved(campaign, tmp_path):
+    runs, made = campaign
+    runs.runs = tmp_path / "here"
+    runs.trained([0], ["found"])
+    before = len(made)
+    runs.runs = runs.runs.rename(tmp_path / "there")
+    assert [run.path.parent.name for _, run in runs.trained([0], ["found"])] == 3 * ["there"] and len(made) == before
+    runs.options = LeNetOptions(epochs="1,2,4")
+    with pytest.raises(ConfigurationError, match="holds a run with other settings: expected .*epochs='1,2,4'"):
+        runs.trained([0], ["sparsify"])
+
+
 def test_every_arm_has_a_label_and_depends_on_arms_that_there_are():
     assert set(LABELS) == set(ARMS)
     for arm in ARMS.values():

@@ -112,7 +112,7 @@ def test_what_the_runs_were_made_with_is_on_the_page(tmp_path):
 
 
 def test_an_unknown_mode(tmp_path):
-    expected = "^modes must be among sparsify, expand, scratch, found, .*, scratch-taught, got 'shrink'$"
+    expected = "^modes must be among sparsify, expand, expand-pair, .*, found, .*, scratch-taught, got 'shrink'$"
     with pytest.raises(ConfigurationError, match=expected):
         frontier.bench(tmp_path / "out", tmp_path, LeNetOptions(), [0], ["sparsify", "shrink"], None, lambda *_: None)
     assert list(tmp_path.iterdir()) == []

@@ -61,4 +61,7 @@ def test_every_mode_seed_and_budget_once(bench):
 def test_modes_that_there_are_not(bench):
     with pytest.raises(ConfigurationError) as error:
         bench([0], ["sparsify", "grow"], [0.5])
-    assert str(error.value) == "modes must be among dense, scratch, scratch-macs, sparsify, expand, got 'grow'"
+    assert str(error.value) == (
+        "modes must be among sparsify, expand, expand-pair, expand-split, expand-select, scratch, scratch-macs, "
+        "scratch-macs-grown, dense, got 'grow'"
+    )

@@ -124,6 +124,35 @@ def test_the_net_shrinks_inside_the_trainer_and_comes_out_plain(target):
     torch.testing.assert_close(small.eval()(X), module.eval()(X) if target is None else module.net.eval()(X))
 
 
+class Normed(Plain):
+    """A stream under a norm, and a branch."""
+
+    def __init__(self):
+        super().__init__()
+        inner = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 16))
+        self.net = Residual(nn.Linear(6, 16), nn.LayerNorm(16), inner, nn.Linear(16, 2))
+
+
+class Residual(nn.Module):
+    def __init__(self, *parts):
+        super().__init__()
+        self.stem, self.norm, self.inner, self.head = parts
+
+    def forward(self, x):
+        h = self.stem(x)
+        return self.head(h + self.inner(self.norm(h)))
+
+
+def test_gates_of_every_kind_are_asked_for_as_at_attach():
+    kinds = {"columns": "inner.2", "branches": "inner", "unstructured": "head", "streams": True}
+    method = PlasticityCallback(three_stages(1), target="net", **kinds)
+    trainer(method).fit(Normed(), loader(), loader())
+    expected = npn.attach(Normed().net, X[:2], **kinds)
+    assert [g.name for g in method.plastic.groups] == [g.name for g in expected.groups]
+    assert {"stem", "branches"} <= {g.name for g in expected.groups}
+    assert list(method.plastic.unstructured) == list(expected.unstructured) == ["head.weight"]
+
+
 def own_loop(module, schedule, estimator, accumulate=1, clip=None):
     """What the callback is expected to do, by hand."""
     plastic = npn.attach(module.net, X[:16], estimator=estimator, penalty=npn.Penalty(cost="params", weight=1e-2))

@@ -226,6 +226,9 @@ deformed.register_autograd(_slopes, setup_context=lambda ctx, inputs, output: ct
 
 _WEIGHTS = torch.linspace(0.1, 1, 12).view(3, 4)
 MODULES = MAPS | {
+    "pooled_channels_last": over_maps(
+        lambda h: F.adaptive_avg_pool2d(h.contiguous(memory_format=torch.channels_last), 1)
+    ),
     "lstm": recurrent(nn.LSTM, 8, {"r": 8}),
     "lstm_projected": recurrent(nn.LSTM, 10, {"r": 8, "r#2": 5}, proj_size=5, num_layers=2, bidirectional=True),
     "gru": recurrent(nn.GRU, 16, {"r": 8}, num_layers=2, bidirectional=True),

@@ -90,11 +90,14 @@ def lenet5_settings(
     data: given.Data = None,
     epochs: given.Epochs = "1,4,12",
     seeds: given.Seeds = "100-101",
-    modes: Annotated[str, typer.Option(help="sparsify, expand, scratch.")] = "sparsify,scratch",
+    modes: Annotated[str, typer.Option(help="sparsify, expand, scratch, taught, ...")] = "sparsify,scratch",
     budget: given.Budget = 5320.0,
     trials: Annotated[
         str | None,
-        typer.Option(metavar="RATE:DECAY,...", help="Learning rates and weight decays. (default: those of the page)"),
+        typer.Option(
+            metavar="RATE:DECAY[:OVERSHOOT],...",
+            help="Learning rates, weight decays, overshoots of growth. (default: those of the page)",
+        ),
     ] = None,
     out: given.Results = Path("results/lenet5-settings"),
     runs: given.RunsFolder = Path("runs/bench-lenet5-settings"),
@@ -130,7 +133,7 @@ def resnet56(
     start_from: given.StartFrom = None,
     seeds: given.Seeds = "0-2",
     modes: Annotated[
-        str, typer.Option(help="Modes to train in: dense, scratch, scratch-macs, sparsify, expand.")
+        str, typer.Option(help="Ways to train, of the names in npn.experiments.resnet.arms.")
     ] = "dense,scratch,sparsify,expand",
     budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
     out: given.Results = Path("results/resnet56"),

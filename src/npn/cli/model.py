@@ -12,7 +12,7 @@ from torch import nn
 import npn
 from npn import inspection
 from npn.cli.inputs import HELP, check_call, make_inputs
-from npn.cli.options import JSON, writable
+from npn.cli.options import JSON, Streams, writable
 from npn.cli.user_code import make_model, written
 from npn.export import check_format
 from npn.sparse import to_csr
@@ -31,6 +31,7 @@ def inspect(
     ],
     only: Annotated[list[str] | None, typer.Option(help="Pattern of group names to show.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave out.")] = None,
+    streams: Streams = False,
     everything: Annotated[
         bool, typer.Option("--all", help="A line for each layer; else like layers share one.")
     ] = False,
@@ -39,7 +40,7 @@ def inspect(
     """Show which units of a model can be resized, and why the others cannot."""
     inputs, model = make_inputs(input), make_model(factory)
     check_call(model, inputs, input)
-    found = inspection.inspect(model, inputs, only=only, skip=skip)
+    found = inspection.inspect(model, inputs, only=only, skip=skip, streams=streams)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:

@@ -101,6 +101,9 @@ StopAfter = Annotated[
 Animate = Annotated[
     bool, typer.Option("--animate", help="Write animation.gif as well, and animation.mp4 where ffmpeg is.")
 ]
+Streams = Annotated[
+    bool, typer.Option("--streams", help="Channels under a norm, such as those of a residual stream, count as well.")
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print the result as JSON; everything else goes to stderr.")]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write curves to the folder's tensorboard/ as well.")]
 

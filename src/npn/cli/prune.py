@@ -13,7 +13,7 @@ from torch import nn
 
 from npn._prune import closed_to_target
 from npn.cli.inputs import HELP, check_call, make_inputs
-from npn.cli.options import JSON, writable
+from npn.cli.options import JSON, Streams, writable
 from npn.cli.user_code import called, imported, make_model, one_line, written
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
@@ -47,6 +47,7 @@ def prune(
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Pattern of group names that may lose units.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave as they are.")] = None,
+    streams: Streams = False,
     format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
     out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
     as_json: JSON = False,
@@ -60,7 +61,7 @@ def prune(
     with one_line(batches or factory, "call loss(model, batch) in Python with one batch first", named=False):
         plastic = closed_to_target(
             model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
-            only=only, skip=skip,
+            only=only, skip=skip, streams=streams,
         )  # fmt: skip
     small = plastic.export()
     if not as_json:

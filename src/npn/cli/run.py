@@ -81,6 +81,7 @@ def lenet5_mnist(
     teacher: given.Teacher = None,
     like: given.Like = None,
     weights: Annotated[bool | None, typer.Option("--weights", help="Gates on single weights, not on units.")] = None,
+    overshoot: Annotated[float | None, typer.Option(help="Growth ends at so many times the budget.")] = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -96,7 +97,7 @@ def lenet5_mnist(
     from npn.experiments.lenet5.recipe import EXPERIMENT
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
-    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset)
+    options = LeNetOptions(*common, learning_rate, weight_decay, augment, teacher, like, weights, preset, overshoot)
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 

@@ -33,7 +33,7 @@ class Session:
 
     Args:
         schedule: stages of sharpness; training ends with its last epoch.
-        penalty, estimator, function, only, skip: see `npn.attach`.
+        penalty, estimator, function, only, skip, columns, branches, unstructured, streams: see `npn.attach`.
         example_inputs: inputs for tracing; those of the first training batch if not given.
         gate_lr: learning rate of the gates' Adam.
         gate_optimizer: makes another optimizer from the list of gate parameters.
@@ -56,6 +56,10 @@ class Session:
     function: str | GateFunction = "sigmoid"
     only: str | Iterable[str] | None = None
     skip: str | Iterable[str] | None = None
+    columns: str | Iterable[str] | None = None
+    branches: str | Iterable[str] | None = None
+    unstructured: str | Iterable[str] | None = None
+    streams: bool = False
     example_inputs: Any = None
     gate_lr: float = 1e-3
     gate_optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None
@@ -112,6 +116,10 @@ class Session:
                 penalty=self.penalty,
                 only=self.only,
                 skip=self.skip,
+                columns=self.columns,
+                branches=self.branches,
+                unstructured=self.unstructured,
+                streams=self.streams,
             )
         logits = self.handle.logits()
         self.gates = (

@@ -93,7 +93,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
         else:
             env[node] = _call(ledger, node, env)
             deadline.check(f"{i:,} of {total:,} operations followed", _name(node), source_line(node))
-            fingerprint.append(printed(node, env, _name(node)))
+            fingerprint.append(printed(node, env, _out_of_place(_name(node))))
             effort.see(node, _name(node), env)
             if _name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
@@ -147,7 +147,7 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
         return draw(call)
     known = compute(call)
     if name in _IN_PLACE_MOVES:
-        env[node.args[0]] = known or RULES[name[:-1]](replace(call, name=name[:-1]))  # type: ignore[index]
+        env[node.args[0]] = known or RULES[_out_of_place(name)](replace(call, name=_out_of_place(name)))  # type: ignore[index]
         return env[node.args[0]]  # type: ignore[index]
     if known is not None:
         return known
@@ -200,10 +200,14 @@ def _write(call: Call, target: Node, value: Value, env: dict[Node, Any]) -> Valu
     return value
 
 
-_IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_")  # these survive functionalisation
+_IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_")  # these survive functionalisation
 _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "copy", "contiguous",
                 "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel",
                 "rrelu_with_noise")  # fmt: skip
+
+
+def _out_of_place(name: str) -> str:
+    return name[:-1] if name in _IN_PLACE_MOVES else name
 
 
 def _name(node: Node) -> str:

@@ -139,8 +139,8 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     if directory.finished or directory.unfinished:
         saved = directory.options(experiment.options)
         saved = saved.over(experiment.defaults(saved))  # runs of earlier versions lack settings that came later
-        there, wanted = replace(saved, data=None), replace(options, data=None)
-        if there != wanted:
+        if _compared(saved) != _compared(options):
+            there, wanted = replace(saved, data=None), replace(options, data=None)
             raise ConfigurationError(
                 f"{path} holds a run with other settings: expected {wanted}, found {there}; delete it, or choose "
                 "another folder with --runs"
@@ -148,3 +148,9 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     if not directory.finished:
         train(experiment, options, path, directory.unfinished)
     return directory
+
+
+def _compared(options: Options) -> dict[str, Any]:
+    """Settings without where things lie: a folder of runs may be moved, with the runs that others depend on in it."""
+    names = {key: Path(value).name for key in ("like", "teacher", "start") if (value := getattr(options, key, None))}
+    return {**options.as_dict(), **names, "data": None}

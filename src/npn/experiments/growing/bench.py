@@ -53,7 +53,7 @@ def bench(
     found: dict[str, list[tuple[dict[str, Any], Rows]]] = {init: [] for init in inits}
     for seed in seeds:
         for init in inits:
-            chosen = replace(options, mode="expand", seed=seed, growth_init=init)
+            chosen = replace(options, mode="expand", seed=seed, growth_init=None if init == "zero" else init)
             run = finished(runs / f"{name}-{init}-{seed}", EXPERIMENTS[name], chosen, train)
             found[init].append((run.result(), run.metrics()))
     results = {init: [result for result, _ in made] for init, made in found.items()}

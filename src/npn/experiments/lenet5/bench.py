@@ -29,7 +29,8 @@ PUBLISHED = {
 }
 DRAWN = ("sparsify", "expand", "scratch", "found", "taught", "scratch-taught")
 SHOWN = ("sparsify", "expand")  # modes of which the page shows a run to the paper's size
-VARIED = ("mode", "seed", "budget", "data", "epochs", "augment", "teacher", "like", "weight_decay")
+VARIED = ("mode", "seed", "budget", "data", "epochs", "augment", "teacher", "like", "weight_decay", "growth_init",
+          "overshoot")  # fmt: skip
 PICTURES = ("curves.png", "filters.png")
 
 

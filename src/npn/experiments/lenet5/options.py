@@ -16,6 +16,7 @@ class LeNetOptions(Options):
         teacher: folder of a finished run; its network's answers are learned beside the labels.
         like: folder of a finished run; "scratch" trains a net of its widths instead of one of the budget's size.
         weights: gates on the single weights of all layers, instead of on units and inputs.
+        overshoot: growth ends at so many times the budget, before gates choose what stays.
         preset: "paper" for the paper's own recipe, see docs/paper.md.
     """
 
@@ -26,3 +27,4 @@ class LeNetOptions(Options):
     like: str | None = None
     weights: bool | None = None
     preset: str | None = None
+    overshoot: float | None = None

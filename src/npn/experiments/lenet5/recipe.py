@@ -73,6 +73,7 @@ def defaults(options: Options) -> LeNetOptions:
         weight_decay=WEIGHT_DECAY * min(1.0, (size or math.inf) / DECAYED),
         augment=False,
         weights=False,
+        overshoot=OVERSHOOT if mode == "expand" else None,
     )
 
 
@@ -86,6 +87,10 @@ def build(options: Options) -> Recipe:
     assert isinstance(options, LeNetOptions) and options.learning_rate and options.weight_decay is not None
     if options.like and mode != "scratch":
         raise ConfigurationError(f'like names a run whose widths "scratch" trains anew, got it for mode {mode!r}')
+    if options.overshoot is not None and (mode != "expand" or not options.overshoot >= 1.0):
+        raise ConfigurationError(
+            f"overshoot is for the mode 'expand' and at least 1, got {options.overshoot:g} for mode {mode!r}"
+        )
     if options.weights and mode not in ("sparsify", "dense"):
         raise ConfigurationError(f"single weights are for the modes 'sparsify' and 'dense', got {mode!r}")
     device = torch.device(options.device or "cpu")
@@ -180,11 +185,11 @@ def _like(run: str) -> nn.Module:
     return redrawn(_trained(run))
 
 
-def _growth(batches: int, budget: float | None, options: Options) -> npn.Growth:
+def _growth(batches: int, budget: float | None, options: LeNetOptions) -> npn.Growth:
     return npn.Growth(
         init=options.growth_init or "zero",
         units=GROWTH,
-        max_params=int(OVERSHOOT * budget) if budget else None,
+        max_params=int((options.overshoot or OVERSHOOT) * budget) if budget else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},
         grace=batches // 4,
         patience=5,

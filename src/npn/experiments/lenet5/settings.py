@@ -1,13 +1,15 @@
-"""Which settings of LeNet-5 the validation images prefer: a learning rate and a weight decay at a time."""
+"""Which settings of LeNet-5 the validation images prefer: a learning rate, a weight decay, how far growth goes."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from npn.errors import ConfigurationError
 from npn.experiments.engine.bench import made_with, result_files
-from npn.experiments.engine.campaign import Arm, Campaign, Train
+from npn.experiments.engine.campaign import Campaign, Train
 from npn.experiments.engine.rundir import write_json
+from npn.experiments.lenet5.arms import ARMS
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.lenet5.recipe import DECAYED, EXPERIMENT, LEARNING_RATE, STAGES, WEIGHT_DECAY
 from npn.experiments.report.provenance import made_by
@@ -24,6 +26,8 @@ TRIALS = (
     (0.007, 0.2),
     (0.014, 0.2),
 )
+NAMES = ("rate", "decay", "overshoot")
+SETTINGS = ("learning_rate", "weight_decay", "overshoot")
 SPREAD = ("validation_accuracy", "validation_loss", "params")
 
 
@@ -33,7 +37,7 @@ def bench(
     options: LeNetOptions,
     seeds: Sequence[int],
     modes: Sequence[str],
-    trials: Sequence[tuple[float, float]],
+    trials: Sequence[Sequence[float]],
     budget: float,
     train: Train,
 ) -> list[Path]:
@@ -44,8 +48,8 @@ def bench(
         runs: folder of the single runs; finished ones are used as they are.
         options: settings of every run.
         seeds: to train with.
-        modes: "sparsify", "expand" or "scratch".
-        trials: learning rate and weight decay of each.
+        modes: names of `ARMS`.
+        trials: learning rate, weight decay and, for growth, overshoot of each.
         budget: weights to end with.
         train: trains one run.
 
@@ -56,12 +60,14 @@ def bench(
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
     arms = {
-        _name(mode, rate, decay): Arm(mode, (budget,), {"learning_rate": rate, "weight_decay": decay})
-        for mode in ("sparsify", "expand", "scratch")
-        for rate, decay in trials
+        _name(mode, trial): replace(
+            arm, budgets=(budget,), settings={**arm.settings, **dict(zip(SETTINGS, trial, strict=False))}
+        )
+        for mode, arm in ARMS.items()
+        for trial in trials
     }
-    names = [_name(mode, *trial) for mode in modes for trial in trials]
-    made = Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, names)
+    names = [_name(mode, trial) for mode in modes for trial in trials]
+    made = Campaign(runs, EXPERIMENT, options, STAGES, {**ARMS, **arms}, train).trained(seeds, names)
     rows: dict[str, list[dict[str, Any]]] = {}
     for name, run in made:
         rows.setdefault(name, []).append({**run.result(), "validation_loss": run.metrics()[-1]["validation_loss"]})
@@ -69,13 +75,8 @@ def bench(
     summary: dict[str, Any] = {
         "experiment": "lenet5-mnist, settings",
         "budget": budget,
-        "trials": {
-            name: {
-                key: spread([run[key] for run in each]) for key in ("validation_accuracy", "validation_loss", "params")
-            }
-            for name, each in rows.items()
-        },
-        **made_with(results, different=("mode", "seed", "budget", "data", "learning_rate", "weight_decay", "epochs")),
+        "trials": {name: {key: spread([run[key] for run in each]) for key in SPREAD} for name, each in rows.items()},
+        **made_with(results, different=(*SETTINGS, "mode", "seed", "budget", "data", "epochs", "teacher", "augment")),
     }
     files = result_files(out)[:2]
     write_json(files[0], summary)
@@ -83,33 +84,36 @@ def bench(
     return files
 
 
-def parse_trials(text: str) -> tuple[tuple[float, float], ...]:
+def parse_trials(text: str) -> tuple[tuple[float, ...], ...]:
     """Read trials as a user writes them.
 
     Args:
-        text: a learning rate and a weight decay with a colon between them, and commas between trials.
+        text: a learning rate, a weight decay and perhaps an overshoot with colons between them, and commas between
+            trials.
 
     Raises:
         ConfigurationError: the text has another form, or a number is negative.
 
     Example:
-        >>> parse_trials("0.007:0.1,0.0035:0.2")
-        ((0.007, 0.1), (0.0035, 0.2))
+        >>> parse_trials("0.007:0.1,0.0035:0.2:4")
+        ((0.007, 0.1), (0.0035, 0.2, 4.0))
     """
     found = []
     for trial in text.split(","):
-        rate, _, decay = trial.partition(":")
         try:
-            found.append((float(rate), float(decay)))
+            numbers = tuple(map(float, trial.split(":")))
         except ValueError:
-            found.append((-1.0, -1.0))
-        if not (found[-1][0] > 0.0 and found[-1][1] >= 0.0):
-            raise ConfigurationError(f'trials must look like "0.007:0.1,0.0035:0.2" (rate:decay), got {trial!r}')
+            numbers = ()
+        if len(numbers) not in (2, 3) or not (numbers[0] > 0.0 and all(number >= 0.0 for number in numbers)):
+            raise ConfigurationError(
+                f'trials must look like "0.007:0.1,0.0035:0.2" (rate:decay, or rate:decay:overshoot), got {trial!r}'
+            )
+        found.append(numbers)
     return tuple(found)
 
 
-def _name(mode: str, rate: float, decay: float) -> str:
-    return f"{mode} rate {rate:g} decay {decay:g}"
+def _name(mode: str, trial: Sequence[float]) -> str:
+    return " ".join([mode, *(f"{name} {value:g}" for name, value in zip(NAMES, trial, strict=False))])
 
 
 def page(summary: dict[str, Any], seeds: Sequence[int]) -> str:

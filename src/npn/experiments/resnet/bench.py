@@ -1,6 +1,7 @@
 """Residual networks over modes and seeds: accuracy over MACs, with learning curves, as files of `results/`."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -8,23 +9,14 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from npn.experiments.engine.bench import difference_lines, differences, made_with, point_title, points, result_files
-from npn.experiments.engine.campaign import Arm, Campaign, Train
+from npn.experiments.engine.campaign import Campaign, Train
 from npn.experiments.engine.rundir import RunDirectory, make_folder, write_json
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
 from npn.experiments.report.tables import markdown_table, percent, percent_spread
+from npn.experiments.resnet.arms import COMPARED, LABELS, arms
 from npn.experiments.resnet.options import ResNetOptions
 from npn.experiments.resnet.recipe import EXPERIMENT, STAGES
-
-LABELS = {
-    "dense": "full net",
-    "scratch": "plain net of the budget's size",
-    "sparsify": "shrunk by npn",
-    "expand": "grown by npn from a fifth",
-    "scratch-macs": "plain net, as many training MACs as shrinking",
-}
-MODES = ("sparsify", "expand", "scratch", "scratch-macs", "dense")  # in the order of the tables
-COMPARED = (("sparsify", "scratch"), ("sparsify", "scratch-macs"), ("sparsify", "dense"), ("expand", "scratch"))
 
 
 def bench(
@@ -45,8 +37,8 @@ def bench(
         runs: folder of the single runs.
         options: settings of every run, without mode, seed and budget.
         seeds: to train with.
-        modes: to train in; those of one stage train as long as the others.
-        budgets: of every mode but "dense".
+        modes: names of arms, see `arms`.
+        budgets: of every arm but "dense".
         train: trains one run.
 
     Returns:
@@ -56,14 +48,7 @@ def bench(
         ConfigurationError: an unknown mode, or `runs` holds runs with other settings.
     """
     make_folder(out.parent)
-    arms = {
-        "dense": Arm("dense", (None,)),
-        "scratch": Arm("scratch", budgets),
-        "scratch-macs": Arm("scratch", budgets, base="scratch", macs_of="sparsify"),
-        "sparsify": Arm("sparsify", budgets),
-        "expand": Arm("expand", budgets),
-    }
-    return write(out, Campaign(runs, EXPERIMENT, options, STAGES, arms, train).trained(seeds, modes))
+    return write(out, Campaign(runs, EXPERIMENT, options, STAGES, arms(budgets), train).trained(seeds, modes))
 
 
 def write(out: Path, made: Sequence[tuple[str, RunDirectory]]) -> list[Path]:
@@ -82,9 +67,9 @@ def write(out: Path, made: Sequence[tuple[str, RunDirectory]]) -> list[Path]:
     summary: dict[str, Any] = {
         "experiment": first["experiment"],
         **{key: first[key] for key in ("depth", "dataset", "base")},
-        "points": points(results, MODES),
+        "points": points(results, tuple(LABELS)),
         "differences": differences(results, COMPARED),
-        **made_with(results, different=("mode", "seed", "budget", "epochs", "data")),
+        **made_with(results, different=("mode", "seed", "budget", "epochs", "data", "growth_init")),
     }
     files = result_files(out)
     write_json(files[0], summary)
@@ -112,7 +97,18 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
         runs: lines about single runs.
     """
     base = summary["base"]["zero_padding"]
-    header = ("network", "epochs", "seeds", "MACs", "of the base", "weights", "test accuracy", "seconds")
+    header = (
+        "network",
+        "epochs",
+        "seeds",
+        "MACs",
+        "of the base",
+        "weights",
+        "training MACs",
+        "validation",
+        "test",
+        "seconds",
+    )
     rows = [
         (
             point_title(point, LABELS),
@@ -121,6 +117,8 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             f"{point['macs']['mean'] / 1e6:.2f} M",
             percent(point["macs"]["mean"] / base["macs"], 1),
             f"{point['params']['mean']:,.0f}",
+            f"{point['training_macs']['mean'] / 1e12:.1f} T",
+            percent_spread(point["validation_accuracy"], bold=False),
             percent_spread(point["accuracy"]),
             f"{point['seconds']['mean']:,.0f} ± {point['seconds']['std']:.0f}",
         )
@@ -147,9 +145,9 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "",
             f"The base has {base['macs'] / 1e6:.2f} M MACs and {base['params']:,} weights, BatchNorm and biases not "
             "counted. Accuracy is that of the exported network at the last epoch; mean and standard deviation over the "
-            "seeds. All networks see the same 45,000 images as often, with the same optimizer; the 5,000 validation "
-            "images steer growth, the test images nothing. Seconds include an evaluation of both after each epoch, and "
-            "whatever else the machine did meanwhile.",
+            "seeds. All networks see the same 45,000 images in the same order, with the same optimizer; a training "
+            "step counts as three forward passes. The 5,000 validation images steer growth, the test images nothing. "
+            "Seconds include an evaluation of both after each epoch, and whatever else the machine did meanwhile.",
             "",
             *difference_lines(summary["differences"]),
             *runs,
@@ -177,7 +175,8 @@ def draw(path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Mapping[st
     """
     figure, axes = figures.canvas(1, 3, 11.5, 3.6)
     accuracy, macs, ends = axes[0]
-    colours = dict(zip(LABELS, figures.COLOURS, strict=False))
+    there = {point["mode"] for point in summary["points"]}
+    colours = dict(zip((mode for mode in LABELS if mode in there), cycle(figures.COLOURS), strict=False))
     for axis, key, factor in ((accuracy, "accuracy", 100.0), (macs, "macs", 1e-6)):
         _curves(axis, runs, key, factor, colours)
     longest = max((rows for _, rows in runs), key=lambda rows: (len(figures.stages_of(rows)), len(rows)))

@@ -1,0 +1,44 @@
+"""Ways to train residual networks that the bench compares."""
+
+from collections.abc import Sequence
+
+from npn.experiments.engine.campaign import Arm
+
+LABELS = {  # in the order of the tables
+    "sparsify": "shrunk by npn",
+    "expand": "grown by npn from a fifth",
+    "expand-pair": "grown, new units in pairs",
+    "expand-split": "grown, new units by splitting",
+    "expand-select": "grown, new units chosen from candidates",
+    "scratch": "plain net of the budget's size",
+    "scratch-macs": "plain net, as many training MACs as shrinking",
+    "scratch-macs-grown": "plain net, as many training MACs as growing",
+    "dense": "full net",
+}
+COMPARED = (
+    ("sparsify", "scratch"),
+    ("sparsify", "scratch-macs"),
+    ("sparsify", "dense"),
+    ("expand", "scratch"),
+    ("expand", "scratch-macs-grown"),
+    ("expand-pair", "expand"),
+    ("expand-split", "expand"),
+    ("expand-select", "expand"),
+)
+
+
+def arms(budgets: Sequence[float]) -> dict[str, Arm]:
+    """List the arms by name; those of one stage train as long as those of several.
+
+    Args:
+        budgets: MACs to end with; up to 1: a share of the full net.
+    """
+    return {
+        "sparsify": Arm("sparsify", budgets),
+        "expand": Arm("expand", budgets),
+        **{f"expand-{init}": Arm("expand", budgets, {"growth_init": init}) for init in ("pair", "split", "select")},
+        "scratch": Arm("scratch", budgets),
+        "scratch-macs": Arm("scratch", budgets, base="scratch", macs_of="sparsify"),
+        "scratch-macs-grown": Arm("scratch", budgets, base="scratch", macs_of="expand"),
+        "dense": Arm("dense", (None,)),
+    }
