@@ -122,17 +122,25 @@ def draw(path: Path, summary: Mapping[str, Any]) -> Path:
             if not drawn:
                 axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center", color="0.5")
                 axis.set(xticks=[], yticks=[])
-            elif max(drawn) > 2 * min(drawn):
-                axis.set_xscale("log")
-                axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
-                axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
-                axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+            else:
+                errors = [100 * (1 - point["accuracy"]["mean"]) for point in entry["points"] if point["mode"] in names]
+                _scale(axis, axis.xaxis, drawn)
+                _scale(axis, axis.yaxis, errors)
             title = f"{entry['title']}: {'single weights' if row else 'units'}"
             axis.set(title=title, xlabel=label, ylabel="test error in %")
         if found:
             place = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "fontsize": 7.5}
             axes[row, -1].legend(list(found.values()), list(found), **place)
     return figures.save(figure, path)
+
+
+def _scale(axis: Axes, along: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis where the values differ by more than a factor of two."""
+    if max(values) > 2 * min(values):
+        axis.set(**{f"{along.axis_name}scale": "log"})
+        along.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
+        along.set_minor_formatter(mpl.ticker.NullFormatter())
+    along.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))
 
 
 def _line(axis: Axes, points: Sequence[Mapping[str, Any]], key: str, unit: float, mode: str, number: int) -> Any:
