@@ -7,6 +7,7 @@ Run: python benchmarks/resize.py --rounds 30 --threads 1
 
 import cProfile
 import pstats
+import time
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ from npn.tracing import grown
 
 SHARE = 0.1
 DENSE = "dense training step"
+CLOCK = time.process_time
 
 
 class Subject:
@@ -99,7 +101,7 @@ def measure(rounds: int, warmup: int = 2) -> dict[str, dict[str, float]]:
         for name, call in calls.items():
             if name == "compact":
                 subject.close()
-            before, between, after = seconds(dense), seconds(call, warm=False), seconds(dense)
+            before, between, after = (seconds(c, warm=c is dense, clock=CLOCK) for c in (dense, call, dense))
             if round_ >= 0:
                 timings[name].seconds.append(between)
                 timings[name].ratios.append(between / ((before + after) / 2))
@@ -154,7 +156,7 @@ def main() -> None:
         tables.append("\n".join([f"Where the profiler saw `{name}` (callees included):", "", *lines]))
     notes = [
         f"LeNet-5 20-50-800-500, a tenth of every group goes and comes back, AdamW state on the weights, batch "
-        f"{BATCH_SIZE}. Ratio: seconds over those of a dense training step just before and after, median of "
+        f"{BATCH_SIZE}. Ratio: CPU seconds over those of a dense training step just before and after, median of "
         f"{options.rounds} rounds; the dense step's own row shows the noise. `grow` traces the model at its new size."
     ]
     found = {"rounds": options.rounds, "share": SHARE, "ratio_over_dense_step": timings, "profile": profile}

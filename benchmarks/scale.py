@@ -1,6 +1,6 @@
 """Cost against work: steps, attach, resize and checkpoint as parameters, units or blocks grow, each ideally linear.
 
-Run: python benchmarks/scale.py --rounds 5 --threads 1
+Run: python benchmarks/scale.py --rounds 3 --threads 1
 """
 
 import copy
@@ -22,7 +22,7 @@ from npn.experiments.engine.timing import interleaved, seconds
 from npn.experiments.report import figures
 from npn.experiments.report.tables import markdown_table
 
-BATCH_SIZE, CLASSES, SHARE = 32, 8, 0.1
+BATCH_SIZE, CLASSES, SHARE, CLOCK = 32, 8, 0.1, time.process_time
 OPERATIONS = ("plain step", "k = inf", "reinmax", "attach", "compact", "save", "load")
 
 
@@ -68,7 +68,7 @@ def _layers(*widths: int) -> list[nn.Module]:
 
 
 def measured(model: nn.Module, inputs: int, rounds: int) -> dict[str, float]:
-    """Time every operation on one model.
+    """Measure the CPU seconds of every operation on one model.
 
     Args:
         model: without gates.
@@ -80,9 +80,9 @@ def measured(model: nn.Module, inputs: int, rounds: int) -> dict[str, float]:
     """
     x, y = torch.randn(BATCH_SIZE, inputs), torch.randint(0, CLASSES, (BATCH_SIZE,))
     plain = copy.deepcopy(model)
-    start = time.process_time()
+    start = CLOCK()
     plastic = npn.attach(model, x[:2])
-    found = {"attach": time.process_time() - start}
+    found = {"attach": CLOCK() - start}
     optimizer = torch.optim.SGD(plastic.weights(), lr=1e-3)
     plastic.track(optimizer)
 
@@ -100,17 +100,20 @@ def measured(model: nn.Module, inputs: int, rounds: int) -> dict[str, float]:
         "k = inf": step(math.inf),
         "reinmax": step(7.0),
     }
-    for name, timing in interleaved(steps, "plain step", rounds, repeats=1, warmup=1).items():
+    repeats = max(1, min(100, round(0.02 / seconds(steps["plain step"], clock=CLOCK))))  # a short step is repeated
+    for name, timing in interleaved(
+        steps, "plain step", rounds, repeats=repeats, warmup=int(repeats > 1), clock=CLOCK
+    ).items():
         summary = timing.summary()
         found[name] = summary["seconds"]
         found[f"{name} ratio"] = summary["median"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "model.pt"
-        found["save"] = seconds(lambda: npn.save(file, plastic), warm=False)
-        found["load"] = seconds(lambda: npn.load(file, plastic), warm=False)
+        found["save"] = seconds(lambda: npn.save(file, plastic), warm=False, clock=CLOCK)
+        found["load"] = seconds(lambda: npn.load(file, plastic), warm=False, clock=CLOCK)
     for group in plastic.groups:
         plastic.close(group, range(0, group.size, round(1 / SHARE)))
-    found["compact"] = seconds(plastic.compact, warm=False)
+    found["compact"] = seconds(plastic.compact, warm=False, clock=CLOCK)
     return found
 
 
@@ -128,7 +131,8 @@ def draw(path: Path, found: dict[str, dict[int, dict[str, float]]]) -> None:
         largest, last = max(rows), max(rows[max(rows)].values())
         axis.loglog(list(rows), [last * work / largest for work in rows], ":", color="grey", label="linear")
         axis.set_xlabel(sweep)
-    axes.flat[0].set_ylabel("seconds")
+        axis.set_title(f"by {sweep}", fontsize="medium")
+    axes.flat[0].set_ylabel("CPU seconds")
     axes.flat[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.02, 1.0))
     figures.save(figure, path)
 
@@ -152,8 +156,11 @@ def main() -> None:
     draw(options.out.with_suffix(".png"), found)
     picture = f"![Seconds against work]({options.out.name}.png)"
     notes = [
-        f"Batches of {BATCH_SIZE}. Steps: median of the rounds, and in brackets the ratio over the plain step just "
-        "before and after. Attach: CPU seconds, once; compact (a tenth of the units), save and load: seconds, once."
+        f"CPU seconds on one thread, while other work ran on the machine; batches of {BATCH_SIZE}. Steps: median of "
+        f"{options.rounds} rounds, and in brackets the ratio over the plain step just before and after. Attach, save, "
+        "load and compact (a tenth of the units): once.",
+        "Last row: the exponent p of seconds ~ work^p between the last two rows, where fixed costs count least; 1 is "
+        "linear.",
     ]
     result: dict[str, Any] = {"rounds": options.rounds, "seconds": found}
     write(options.out, "Cost against work", result, [picture, *tables], notes)
@@ -165,7 +172,19 @@ def _table(name: str, rows: dict[int, dict[str, float]]) -> str:
         return f"{row[operation]:.3g}{ratio}"
 
     cells = [[f"{work:,}", *(shown(row, operation) for operation in OPERATIONS)] for work, row in rows.items()]
+    cells.append(["exponent", *(f"{exponent(rows, operation):.2f}" for operation in OPERATIONS)])
     return markdown_table([name, *OPERATIONS], cells)
+
+
+def exponent(rows: dict[int, dict[str, float]], operation: str) -> float:
+    """The exponent p of seconds ~ work^p between the two largest amounts of work.
+
+    Args:
+        rows: amount of work -> operation -> seconds.
+        operation: one of `OPERATIONS`.
+    """
+    less, more = sorted(rows)[-2:]
+    return math.log(rows[more][operation] / rows[less][operation]) / math.log(more / less)
 
 
 if __name__ == "__main__":

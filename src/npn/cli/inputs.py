@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from npn.errors import ConfigurationError
-from npn.tracing.capture import raising_line, split_inputs
+from npn.tracing.capture import split_inputs
+from npn.tracing.lines import raising_line
 from npn.tracing.single import evaluating
 
 HELP = (

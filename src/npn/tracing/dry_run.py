@@ -16,6 +16,7 @@ from npn.tracing.retrace import Attribute
 SECONDS = 30.0  # of rehearsals; what is left then is frozen
 
 Check = Callable[[Structure, Sequence[str]], Problem | None]
+Passes = Callable[[Structure, Sequence[str]], bool]
 
 
 def freeze_fixed_sizes(
@@ -54,8 +55,8 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
     for kind in _kinds(structure):
         if rehearsal.expired:
             break
-        if rehearsal.run(structure, [g.name for g in kind]) is not None:
-            structure = _repair(rehearsal, structure, kind, rehearsal.run)
+        if not rehearsal.runs(structure, [g.name for g in kind]):
+            structure = _repair(rehearsal, structure, kind, rehearsal.run, rehearsal.runs)
         ran.update(g.name for g in kind)
     while structure.groups:
         problem = rehearsal.trace(structure, _names(structure))
@@ -82,7 +83,7 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: S
     alone = rehearsal.trace(structure, names)
     if alone is None:
         return freeze(structure, names, f"it can only change together with others: {problem.reason}")
-    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace)
+    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace, rehearsal.runs_and_traces)
     changed = repaired != structure
     return repaired if changed else freeze(structure, names, alone.reason)
 
@@ -96,16 +97,19 @@ def _failing_kind(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[li
     return kinds[-1]
 
 
-def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure:
+def _repair(
+    rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check, passes: Passes
+) -> Structure:
     """Give all groups of a failing kind the attributes or the multiple that they need, and freeze those that fail.
 
     Args:
         rehearsal: of the model.
         structure: with the kind.
         kind: groups of repeated layers.
-        check: `rehearsal.run` or `rehearsal.run_and_trace`.
+        check: `rehearsal.run` or `rehearsal.run_and_trace`, for the reason.
+        passes: `rehearsal.runs` or `rehearsal.runs_and_traces`, for one try of many.
     """
-    repaired = _find_repair(rehearsal, structure, kind, check)
+    repaired = _find_repair(rehearsal, structure, kind, passes)
     if repaired is not None and check(repaired, [g.name for g in kind]) is None:
         return repaired
     repaired = structure if repaired is None else repaired
@@ -123,12 +127,14 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
     return repaired
 
 
-def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
+def _find_repair(
+    rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], passing: Passes
+) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes."""
     first = kind[0]
 
     def passes(trial: Sequence[Attribute], multiple: int = 1) -> bool:
-        return check(_with(structure, first.name, trial, multiple), [first.name]) is None
+        return passing(_with(structure, first.name, trial, multiple), [first.name])
 
     options = trials(rehearsal.model, structure, first)
     options.sort(key=lambda trial: _attribute_names(trial) not in rehearsal.repairs)  # stable: likely ones first

@@ -1,5 +1,6 @@
 """The multiply-adds of a graph: how often each weight is used, and the products that no single weight accounts for."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,11 +92,11 @@ def _macs(name: str, node: Node) -> float:
     val = node.meta["val"]
     out = val[0] if isinstance(val, (tuple, list)) else val
     if name == "_trilinear":
-        return float(out.numel() * node.args[1].meta["val"][0].numel())  # type: ignore[union-attr]
+        return float(out.numel() * math.prod(node.args[1].meta["val"].shape[1:]))  # type: ignore[union-attr]
     if name == "convolution":
         x, weight = node.args[0].meta["val"], node.args[1].meta["val"]  # type: ignore[union-attr]
         transposed = bool(node.args[6])
-        return float((x if transposed else out).numel() * weight[0].numel())
+        return float((x if transposed else out).numel() * math.prod(weight.shape[1:]))
     a = node.args[_CONTRACTIONS[name][1]].meta["val"]  # type: ignore[union-attr]
     b = node.args[_CONTRACTIONS[name][0]].meta["val"]  # type: ignore[union-attr]
     contracted = (b if name == "mv" else a).shape[-1]

@@ -3,7 +3,7 @@
 import traceback
 from pathlib import Path
 
-from npn.tracing.capture import TORCH, raising_line
+from npn.tracing.lines import TORCH, raising_line
 
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from npn.tracing.capture import source_line
+from npn.tracing.lines import source_line
 from npn.tracing.rules import MOVEMENT
 from npn.tracing.rules_constants import SHAPE_ONLY
 from npn.tracing.rules_indexing import uniform

@@ -67,7 +67,8 @@ def varying(labels: Tensor) -> frozenset[int]:
     Args:
         labels: labels in canonical form, see `canonical`.
     """
-    return frozenset(a for a in range(labels.dim()) if labels.stride(a) != 0 and labels.shape[a] > 1)
+    pairs = zip(labels.shape, labels.stride(), strict=True)
+    return frozenset(axis for axis, (size, stride) in enumerate(pairs) if stride != 0 and size > 1)
 
 
 def canonical(labels: Tensor) -> Tensor:
@@ -113,11 +114,9 @@ def squeeze_constant(labels: Tensor, keep: Iterable[int] = ()) -> Tensor:
     Returns:
         A view of the labels.
     """
-    axes, kept = varying(labels), set(keep)
-    for axis in range(labels.dim()):
-        if axis not in axes and axis not in kept and labels.shape[axis] > 1:
-            labels = labels.narrow(axis, 0, 1)
-    return labels
+    kept = varying(labels) | set(keep)
+    shape = [size if size == 0 or axis in kept else 1 for axis, size in enumerate(labels.shape)]
+    return labels.as_strided(shape, labels.stride(), labels.storage_offset())
 
 
 @dataclass

@@ -12,7 +12,8 @@ from torch import nn
 
 from npn.errors import TraceError
 from npn.structure import Structure, difference, match_groups, moved, resized_shapes, unmatched, without_units
-from npn.tracing.capture import output_shapes, raising_line
+from npn.tracing.capture import output_shapes
+from npn.tracing.lines import raising_line
 from npn.tracing.retrace import attributes_changed, retrace
 from npn.tracing.single import in_mode
 
@@ -57,6 +58,11 @@ class Rehearsal:
         """Whether the code runs at the present sizes; else fake tensors do not reach through this model."""
         return self._run(self._present, {}) is None
 
+    @functools.cached_property
+    def _cheapest(self) -> bool:
+        """Whether the code runs at the present sizes on the meta device."""
+        return self._run(self._present, {}, meta=True) is None
+
     @property
     def expired(self) -> bool:
         """Whether the time is used up."""
@@ -77,8 +83,29 @@ class Rehearsal:
                 return problem
         return None
 
+    def runs(self, structure: Structure, names: Sequence[str]) -> bool:
+        """Whether `run` finds no problem, in a fraction of its time.
+
+        Args:
+            structure: at the present sizes.
+            names: of the groups that change.
+        """
+        if not self._cheapest:
+            return self.run(structure, names) is None
+        changes = (_fewer(structure, names), _more(structure, names))
+        return all(self._run(structure, change, meta=True) is None for change in changes)
+
+    def runs_and_traces(self, structure: Structure, names: Sequence[str]) -> bool:
+        """Whether `run_and_trace` finds no problem; most tries of many fail where the code only runs.
+
+        Args:
+            structure: at the present sizes.
+            names: of the groups that change.
+        """
+        return self.runs(structure, names) and self.trace(structure, names) is None
+
     def run_and_trace(self, structure: Structure, names: Sequence[str]) -> Problem | None:
-        """`run`, and `trace` if that passes: for one try of many, most of which fail where the code only runs.
+        """`run`, and `trace` if that passes.
 
         Args:
             structure: at the present sizes.
@@ -112,11 +139,11 @@ class Rehearsal:
         except TraceError as error:
             return _failure(error)
 
-    def _run(self, structure: Structure, change: Mapping[str, int]) -> Problem | None:
+    def _run(self, structure: Structure, change: Mapping[str, int], meta: bool = False) -> Problem | None:
         shapes = resized_shapes(structure, change)
         try:
             with attributes_changed(self.model, structure, change), in_mode(self.model, structure.training):
-                found = output_shapes(self.model, self.inputs, shapes)
+                found = output_shapes(self.model, self.inputs, shapes, meta)
         except Exception as error:
             return _failure(error)
         if found != structure.outputs:

@@ -3,6 +3,7 @@
 Keys are ATen names without overload. Ops tagged pointwise need no rule; an op with neither freezes what it touches.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,7 +35,7 @@ class Call:
         out = self.node.meta.get("val")
         return [tuple(t.shape) for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, Tensor)]
 
-    @property
+    @functools.cached_property
     def values(self) -> list[Value]:
         """Every value among the arguments."""
         leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda v: isinstance(v, Value))

@@ -13,9 +13,12 @@ from torch.utils._pytree import tree_leaves
 from npn.errors import TraceError
 from npn.structure import Structure
 from npn.tracing.capture import capture, model_tensors, split_inputs
+from npn.tracing.deadline import Deadline
 from npn.tracing.failures import explain
 from npn.tracing.groups import group_units
 from npn.tracing.walk import walk
+
+SECONDS = 120.0  # of CPU time for one trace: a hundred times what a transformer of twelve blocks takes
 
 
 def single_trace(
@@ -23,6 +26,7 @@ def single_trace(
     example_inputs: Any,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     streams: bool = False,
+    seconds: float = SECONDS,
 ) -> Structure:
     """Trace a model once, before the dry run.
 
@@ -31,22 +35,23 @@ def single_trace(
         example_inputs: a tensor, a tuple of positional or a dict of keyword arguments of `forward`.
         shapes: tensor name -> shape, for tensors to be traced at other shapes.
         streams: whether norms are followed, so that the units that they normalise over come and go.
+        seconds: of CPU time, after which the trace ends with an error.
 
     Returns:
         The structure.
 
     Raises:
-        TraceError: tracing cannot follow the forward pass; the message names the source line.
+        TraceError: tracing cannot follow the forward pass, or takes too long; the message names the source line.
     """
     _check_devices(model, example_inputs)
     try:
-        return _attempt(model, example_inputs, shapes, streams)
+        return _attempt(model, example_inputs, shapes, streams, seconds)
     except TraceError:
         raise
     except Exception as error:
         if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
             with contextlib.suppress(Exception), evaluating(model):
-                return replace(_attempt(model, example_inputs, shapes, streams), training=False)
+                return replace(_attempt(model, example_inputs, shapes, streams, seconds), training=False)
         raise TraceError(explain(error)) from error
 
 
@@ -63,14 +68,15 @@ def _check_devices(model: nn.Module, example_inputs: Any) -> None:
 
 
 def _attempt(
-    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None, streams: bool
+    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None, streams: bool, seconds: float
 ) -> Structure:
     """Capture, walk and group in the present mode."""
+    deadline = Deadline(seconds)
     with _without_collections(), torch.no_grad():
-        captured = capture(model, example_inputs, shapes, streams)
+        captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
-        return replace(group_units(walk(captured, tensors), sizes, captured.outputs), streams=streams)
+        return replace(group_units(walk(captured, tensors, deadline), sizes, captured.outputs), streams=streams)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Walk a captured graph once and record every unit in a ledger."""
 
+import math
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,13 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
-from npn.tracing.capture import Capture, source_line
+from npn.tracing.capture import Capture
+from npn.tracing.deadline import Deadline
 from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
 from npn.tracing.labels import Ledger, Part
+from npn.tracing.lines import source_line
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
@@ -45,8 +49,18 @@ class Walked:
     values: Mapping[Node, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
-def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
-    """Propagate labels through the graph; `tensors` are the model's own, for integer buffers and constants."""
+def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | None = None) -> Walked:
+    """Propagate labels through the graph.
+
+    Args:
+        captured: the graph.
+        tensors: the model's own, for integer buffers and constants.
+        deadline: of the trace; None for none.
+
+    Raises:
+        TraceError: the time is over.
+    """
+    deadline = deadline or Deadline(math.inf)
     ledger = Ledger()
     env: dict[Node, Any] = {}
     effort = Effort()
@@ -55,8 +69,8 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
     numbers: set[int] = set()
     held: dict[Any, Value] = {}  # tensors of the code; ops in place write to a copy of them
     names = iter(captured.names)
-    idle = _idle(captured.module.graph)
-    for node in captured.module.graph.nodes:
+    idle, total = _idle(captured.module.graph), len(captured.module.graph.nodes)
+    for i, node in enumerate(captured.module.graph.nodes):
         if node in idle:
             continue
         if node.op == "placeholder":
@@ -78,6 +92,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor]) -> Walked:
                         ledger.freeze(part.labels, "it is the model's output")
         else:
             env[node] = _call(ledger, node, env)
+            deadline.check(f"{i:,} of {total:,} operations followed", _name(node), source_line(node))
             fingerprint.append(printed(node, env, _out_of_place(_name(node))))
             effort.see(node, _name(node), env)
             if _name(node) in _RESHAPING:
@@ -118,7 +133,8 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
 
 
 def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
-    args, kwargs = tree_map(lambda n: env[n] if isinstance(n, Node) else n, (tuple(node.args), dict(node.kwargs)))
+    args: Any = map_arg(node.args, env.__getitem__)
+    kwargs: Any = dict(map_arg(node.kwargs, env.__getitem__))
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0]
     name = _name(node)

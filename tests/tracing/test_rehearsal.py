@@ -1,0 +1,58 @@
+"""Tries of attributes on the meta device: the same groups, attributes and reasons as with fake tensors alone."""
+
+import pytest
+import torch
+from torch import nn
+
+from npn.tracing.capture import output_shapes
+from npn.tracing.rehearsal import Rehearsal
+from npn.tracing.trace import trace
+
+X = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))
+
+
+class Heads(nn.Module):
+    """Attention that reads its number of heads from an attribute, beside others of the same value."""
+
+    def __init__(self, device=None, frozen=False):
+        super().__init__()
+        self.heads, self.layers, self.depth = 4, 4, 16
+        self.device, self.frozen = device, frozen
+        self.q, self.k, self.v = (nn.Linear(12, 16) for _ in range(3))
+        self.out, self.end = nn.Linear(16, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        heads = 4 if self.frozen else self.heads
+        q, k, v = (layer(x).view(2, 3, heads, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        position = torch.arange(3, device=self.device)  # a tensor on the CPU does not meet those of the meta device
+        scores = (q @ k.transpose(2, 3) + (position[None] - position[:, None])).softmax(-1)
+        return self.end(torch.relu(self.out((scores @ v).transpose(1, 2).reshape(2, 3, heads * 4))))
+
+
+def found(model):
+    structure = trace(model, X)
+    return (
+        [(g.name, g.size, g.attributes, g.multiple) for g in structure.groups],
+        [(f.name, f.reason) for f in structure.frozen],
+    )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_the_same_as_with_fake_tensors(monkeypatch, device, frozen):
+    model = Heads(device, frozen)
+    groups, reasons = found(model)
+    monkeypatch.setattr(Rehearsal, "_cheapest", False)
+    assert (groups, reasons) == found(model)
+    heads = [attributes for name, _, attributes, _ in groups if name == "q"]
+    assert heads == ([] if frozen else [(("", "heads", 1),)])
+
+
+def test_the_meta_device_gives_the_shapes_of_fake_tensors():
+    model = Heads()
+    wider = {"out.weight": (9, 16), "out.bias": (9,), "end.weight": (2, 9)}
+    for shapes in ({}, wider):
+        assert output_shapes(model, X, shapes, meta=True) == output_shapes(model, X, shapes) == ((2, 3, 2),)
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    with pytest.raises(RuntimeError):
+        output_shapes(Heads("cpu"), X, {}, meta=True)
