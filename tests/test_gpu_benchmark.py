@@ -14,8 +14,8 @@ import torch
 import npn
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine.campaign import Campaign
-from npn.experiments.resnet import bench
 from npn.experiments.resnet import recipe as resnet
+from npn.experiments.resnet.arms import arms
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MISSING = ("matplotlib", "plotly", "scipy", "sklearn", "pooch", "typer", "rich", "pytest", "hypothesis", "tensorboard")
@@ -143,13 +143,12 @@ def test_legs_stop_in_time_and_go_on(options, tiny, monkeypatch, capsys):
 
     stored = gpu_train.settings(options, "dense", graphs=False)
     common = {**stored.as_dict(), "mode": None, "seed": None, "budget": None}
-    arms = {"dense": bench.Arm("dense", (None,)), "sparsify": bench.Arm("sparsify", [0.5])}
     campaign = Campaign(
         gpu_train.folder(options, "dense").parent,
         resnet.EXPERIMENT,
         type(stored)(**common),
         resnet.STAGES,
-        arms,
+        arms([0.5]),
         trains,
     )
     assert [name for name, run in campaign.trained([0], ["dense", "sparsify"]) if run.finished] == ["dense", "sparsify"]
