@@ -10,7 +10,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 
 import npn
 from npn import distributed
-from npn.errors import ConfigurationError
+from npn.errors import ConfigurationError, TraceError
 from npn.masking.weights import CLOSURE
 
 from .processes import together
@@ -27,7 +27,7 @@ def refusals():
     said = []
 
     def refused(action, *args, **options):
-        with pytest.raises(ConfigurationError) as error:
+        with pytest.raises((ConfigurationError, TraceError)) as error:
             action(*args, **options)
         said.append(str(error.value))
 
@@ -97,8 +97,8 @@ def test_what_is_refused():
     said, other = together(2, refusals)
     assert said == other
     assert said == [
-        "weight is split over processes already, which cannot be traced; call npn.attach on the whole model, then "
-        "fully_shard, then npn.distributed.shard(plastic). Tensor parallelism is not supported",
+        "weight is split over processes already, which cannot be traced; attach the whole model, then fully_shard it: "
+        "npn.distributed.shard(plastic, model.blocks). Tensor parallelism is not supported",
         "the model was sharded by fully_shard after attach; call npn.distributed.shard(plastic) after it, and make the "
         "optimizers then",
         f'shard does not support masks="example"{GO_WITHOUT}',

@@ -13,7 +13,7 @@ from npn.errors import TraceError
 
 X = torch.zeros(2, 4)
 FIRST = "Attach, train and export the plain model first, then quantize or convert what plastic.export() returns"
-WHOLE = "ates need the whole model on each device: attach the plain model, then npn.distributed.wrap(plastic)"
+WHOLE = "attach the whole model, then fully_shard it: npn.distributed.shard(plastic, model.blocks)"
 
 
 def net():
@@ -76,13 +76,13 @@ def test_sharded_models(one_process):
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     refused(
         model,
-        "0.weight is a DTensor, expected a plain torch.Tensor: weights that are sharded, quantized or of a class with "
-        f"operations of its own cannot be resized. G{WHOLE}",
+        f"0.weight is split over processes already, which cannot be traced; {WHOLE}. Tensor parallelism is not "
+        "supported",
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wrapped = FullyShardedDataParallel(net(), device_id=torch.device("cpu"))
-    refused(wrapped, f"the model is wrapped by FullyShardedDataParallel; g{WHOLE}")
+    refused(wrapped, f"the model is wrapped by FullyShardedDataParallel; {WHOLE}")
 
 
 def test_scripted_models():

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from npn._utils.shards import is_shard
 from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.functional.table import ESTIMATORS
@@ -91,12 +90,6 @@ def attach(
     for name in attached_parts(model):
         who = f"its part {name!r} has" if name else "the model has"
         raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again")
-    for name, parameter in model.named_parameters():
-        if is_shard(parameter):
-            raise ConfigurationError(
-                f"{name} is split over processes already, which cannot be traced; call npn.attach on the whole model, "
-                "then fully_shard, then npn.distributed.shard(plastic). Tensor parallelism is not supported"
-            )
     gate = gate_function(function)
     structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches, streams=streams)
     if unstructured is not None:

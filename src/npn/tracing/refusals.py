@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor, nn
 
+from npn._utils.shards import is_shard
 from npn.errors import TraceError
 from npn.tracing.capture import model_tensors
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
-_SHARDED = "gates need the whole model on each device: attach the plain model, then npn.distributed.wrap(plastic)"
+_SHARDED = "attach the whole model, then fully_shard it: npn.distributed.shard(plastic, model.blocks)"
 _FIRST = "Attach, train and export the plain model first, then quantize or convert what plastic.export() returns"
 _WRAPPERS = {  # class -> (what has wrapped the model, attribute that holds it, what to do afterwards)
     "OptimizedModule": ("torch.compile", "_orig_mod", "compile it afterwards"),
@@ -31,12 +32,17 @@ def check_model(model: nn.Module) -> None:
         _check_wrapper(path, module)
         _check_quantization(path, module)
     for name, tensor in model_tensors(model).items():
+        if is_shard(tensor):
+            raise TraceError(
+                f"{name} is split over processes already, which cannot be traced; {_SHARDED}. Tensor parallelism is "
+                "not supported"
+            )
         if not _is_plain(tensor):
             kind = type(tensor).__name__
             raise TraceError(
                 f"{name} is a {f'quantized {kind}' if tensor.is_quantized else kind}, expected a plain torch.Tensor: "
                 "weights that are sharded, quantized or of a class with operations of its own cannot be resized. "
-                + (_SHARDED[:1].upper() + _SHARDED[1:] if kind == "DTensor" else _FIRST)
+                f"{_FIRST}"
             )
 
 

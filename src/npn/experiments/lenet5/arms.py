@@ -3,6 +3,7 @@
 from npn.experiments.engine.campaign import Arm
 
 SMALLER, AUGMENTED = (1600.0, 2750.0, 5320.0), {"augment": True}
+TAUGHT = {**AUGMENTED, "weight_decay": 0.004}  # by validation data: results/lenet5-settings-taught.md
 ARMS = {
     "sparsify": Arm("sparsify", SMALLER),
     "expand": Arm("expand", (2304.0,)),
@@ -16,8 +17,8 @@ ARMS = {
     "informed": Arm("sparsify", SMALLER, {"start_from": "fisher"}),
     "dense": Arm("dense", (None,)),
     "dense-augmented": Arm("dense", (None,), AUGMENTED),
-    "taught": Arm("sparsify", (5320.0,), AUGMENTED, teacher="dense-augmented"),
-    "scratch-taught": Arm("scratch", (5320.0,), AUGMENTED, teacher="dense-augmented"),
+    "taught": Arm("sparsify", (5320.0,), TAUGHT, teacher="dense-augmented"),
+    "scratch-taught": Arm("scratch", (5320.0,), TAUGHT, teacher="dense-augmented"),
 }
 LABELS = {
     "sparsify": "npn, shrunk from 20-50-800-500",
