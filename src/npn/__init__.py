@@ -2,7 +2,7 @@
 
 from npn import distributed, functional, methods
 from npn._attach import attach
-from npn._importance import importance, start_from
+from npn._importance import fit_to_budget, importance, start_from
 from npn._prune import prune
 from npn.budget import Budget
 from npn.checkpoint import load, read_extra, save, save_folder
@@ -37,6 +37,7 @@ __all__ = [
     "count_macs",
     "count_params",
     "distributed",
+    "fit_to_budget",
     "functional",
     "fuse",
     "importance",

@@ -1,4 +1,4 @@
-"""A budget is reached: on the moons the network ends within 5% of the size that was asked for."""
+"""A budget is reached: on the moons the network ends at the size that was asked for, or a unit or two below it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,8 @@ def test_the_size_that_was_asked_for(tmp_path: Path, budget: float, target: floa
     undrawn = replace(EXPERIMENT, draw=lambda *_: [], checkpoint_every=10**9)
     outcome = runner.run(undrawn, options, RunDirectory(tmp_path), Recorder())
     result, plastic = outcome.result, outcome.rows[20:420]
-    assert result["params_total"] == pytest.approx(target, rel=0.05)
+    assert target - 2 * max(outcome.rows[-1]["units"].values()) <= result["params_total"] <= target
+    assert plastic[-1]["params_total"] == pytest.approx(target, rel=0.05)  # before the last cut
     assert plastic[0]["bound"] > 7500 and outcome.rows[19]["bound"] is None
     assert plastic[180]["bound"] == pytest.approx((plastic[0]["bound"] * target) ** 0.5, rel=0.02)  # half of the path
     assert all(row["bound"] == int(target) for row in plastic[360:])

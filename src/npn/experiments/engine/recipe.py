@@ -111,6 +111,17 @@ class Recipe:
             and position < stage.epochs - self.settle
         )
 
+    def fits(self, stage: npn.Stage) -> bool:
+        """Return whether what is open must fit a budget from this stage on: the gates of units have decided.
+
+        Args:
+            stage: that begins.
+        """
+        stages, plastic = self.schedule.stages, self.plastic
+        decided = any(0.0 < before.k < math.inf for before in stages[: stages.index(stage)])
+        by_gates = not plastic.unstructured and plastic.gates.decision is None
+        return decided and math.isinf(stage.k) and by_gates and isinstance(plastic.penalty, npn.Budget)
+
     def logits(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the logits of a batch.
 

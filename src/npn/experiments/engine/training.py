@@ -43,6 +43,8 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
         position = epoch - span(recipe.schedule, stage)[0]
         if position == 0:
             recipe.begin(stage)
+            if recipe.fits(stage):
+                npn.fit_to_budget(recipe.plastic)
             if recipe.start_from is not None and 0.0 < stage.k < math.inf:
                 inform(recipe, recipe.start_from, seed, epoch)
         macs = effort.epoch(stage)

@@ -1,0 +1,81 @@
+"""A last cut: units that are open beyond a budget close, those of the lowest logit for their cost first."""
+
+import torch
+from torch import Tensor
+
+from npn._importance.closing import Cost, best_of_each, close_down_to
+from npn._importance.costs import cost_function, value_and_slope
+from npn.budget import Budget
+from npn.errors import ConfigurationError
+from npn.plasticity import Plasticity
+
+COSTS = ("params", "weights", "macs")
+NEAR = 0.05  # share of the budget above which several units close at once
+
+
+def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
+    """Close open units until the network costs no more than its budget allows.
+
+    A `Budget` bounds the expected cost E[cost(z)]. The units with pi > 1/2, of which the small network consists, may
+    cost somewhat more. They close in the order of phi over marginal cost: their logit, and what the network would save
+    at that moment if the unit alone were closed, without what goes beyond the excess. The unit of each group with the
+    highest logit stays, and nothing happens within the budget. Call it after the plastic stage and before fine-tuning,
+    at k = inf: at a finite k gates may open again.
+
+    Args:
+        plastic: the handle of the model, with a `Budget` as its penalty.
+
+    Returns:
+        Group name -> number of units closed, for groups that lose any.
+
+    Raises:
+        ConfigurationError: the penalty is no `Budget`, or its cost is not "params", "weights" or "macs", or single
+            weights or a method of `npn.methods` decide.
+
+    Example:
+        >>> import npn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 2))  # 7 parameters for a unit, and 2
+        >>> plastic = npn.attach(model, torch.zeros(1, 4), penalty=npn.Budget(cost="params", target=40))
+        >>> fit_to_budget(plastic), npn.count_params(plastic.export())
+        ({'0': 5}, 37)
+    """
+    budget = plastic.penalty
+    if not isinstance(budget, Budget) or budget.cost not in COSTS or budget.bound is None:
+        raise ConfigurationError(
+            f'fit_to_budget needs the penalty npn.Budget(cost="params", "weights" or "macs"), got {budget!r}'
+        )
+    if plastic.unstructured or plastic.gates.decision is not None:
+        what = "single weights have gates" if plastic.unstructured else "a method decides what stays"
+        raise ConfigurationError(f"fit_to_budget closes units that gates keep, but {what}; let it close them itself")
+    groups = plastic.groups
+    scores = torch.cat([group.gate.logits.detach().cpu().double() for group in groups])  # pi is 1 or 0 at k = inf
+    is_open = torch.cat([group.gate.mask.cpu() for group in groups])
+    sizes = [group.size for group in groups]
+    stays = best_of_each(torch.where(is_open, scores, -torch.inf), sizes)
+    scores, cost = scores.clamp(min=0.0), cost_function(plastic, budget.cost)
+    left = close_down_to(is_open, stays, scores, cost, (1 + NEAR) * budget.bound)
+    left = _close_singly(left, stays, scores, cost, budget.bound)
+    closed: dict[str, int] = {}
+    for group, units in zip(groups, (is_open & ~left).split(sizes), strict=True):
+        if bool(units.any()):
+            plastic.close(group, units)
+            closed[group.name] = int(units.sum())
+    return closed
+
+
+def _close_singly(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound: float) -> Tensor:
+    """The mask after closing one unit after the other until the cost is at most the bound.
+
+    Args:
+        mask, stays: bool (gates,); the latter do not close.
+        scores, cost, bound: see `close_down_to`.
+    """
+    mask = mask.clone()
+    while True:
+        total, saved = value_and_slope(cost, mask)
+        candidates = (mask & ~stays & (saved > 0)).nonzero().reshape(-1)
+        if total <= bound or not len(candidates):
+            return mask
+        per_cost = scores / saved.clamp(max=total - bound)  # to save more than is asked for is worth nothing
+        mask[candidates[per_cost[candidates].argmin()]] = False

@@ -1,0 +1,78 @@
+"""A last cut to the budget, against exact counts of the exported network."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import npn
+from npn.errors import ConfigurationError
+
+X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+
+
+def attached(penalty: npn.CostTerm, **how: object) -> npn.Plasticity:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 40), nn.ReLU(), nn.Linear(40, 30), nn.ReLU(), nn.Linear(30, 3))
+    plastic = npn.attach(model, X, penalty=penalty, **how)  # type: ignore[arg-type]
+    plastic.k = 7.0
+    with torch.no_grad():
+        for logits in plastic.logits():
+            logits.copy_(0.4 * torch.rand(logits.shape) - 0.1)
+    return plastic
+
+
+@pytest.mark.parametrize("k", [7.0, math.inf])
+@pytest.mark.parametrize(("cost", "target"), [("params", 700), ("params", 0.2), ("weights", 500), ("macs", 0.3)])
+def test_what_is_left_fits_the_budget_and_nothing_more_goes(k: float, cost: str, target: float) -> None:
+    plastic = attached(npn.Budget(cost=cost, target=target))  # type: ignore[arg-type]
+    plastic.k = k
+    before = [group.gate.mask.clone() for group in plastic.groups]
+    closed = npn.fit_to_budget(plastic)
+    assert isinstance(plastic.penalty, npn.Budget) and plastic.penalty.bound is not None
+    small = plastic.export()
+    sizes = {
+        "params": npn.count_params(small),
+        "weights": sum(p.numel() for p in small.parameters() if p.dim() > 1),
+        "macs": npn.count_macs(small, X),
+    }
+    assert 0.85 * plastic.penalty.bound < sizes[cost] <= plastic.penalty.bound
+    assert closed and all(count > 0 for count in closed.values())
+    for group, was in zip(plastic.groups, before, strict=True):
+        gone = was & ~group.gate.mask
+        assert int(gone.sum()) == closed.get(group.name, 0) and not bool((group.gate.mask & ~was).any())
+    assert npn.fit_to_budget(plastic) == {}, "within the budget nothing happens"
+
+
+def test_the_lowest_logits_of_a_group_go() -> None:
+    plastic = attached(npn.Budget(cost="params", target=0.2))
+    logits = [group.gate.logits.detach().clone() for group in plastic.groups]
+    masks = [group.gate.mask.clone() for group in plastic.groups]
+    npn.fit_to_budget(plastic)
+    for group, phi, was in zip(plastic.groups, logits, masks, strict=True):
+        gone = was & ~group.gate.mask
+        assert bool(gone.any()) and float(phi[gone].max()) <= float(phi[was & ~gone].min()) + 1e-6
+
+
+def test_one_unit_of_each_group_stays() -> None:
+    plastic = attached(npn.Budget(cost="params", target=15))
+    best = [int(group.gate.logits.argmax()) for group in plastic.groups]
+    npn.fit_to_budget(plastic)
+    assert [group.gate.mask.nonzero().flatten().tolist() for group in plastic.groups] == [[unit] for unit in best]
+    assert npn.count_params(plastic.export()) == 7 + 2 + 6
+
+
+def test_what_has_no_budget_of_units_is_refused() -> None:
+    message = r'^fit_to_budget needs the penalty npn\.Budget\(cost="params", "weights" or "macs"\), got Penalty'
+    with pytest.raises(ConfigurationError, match=message):
+        npn.fit_to_budget(attached(npn.Penalty(cost="params", weight=1e-3)))
+    with pytest.raises(ConfigurationError, match=r'"weights" or "macs"\), got Budget\(cost=\'units\''):
+        npn.fit_to_budget(attached(npn.Budget(cost="units", target=0.5)))
+    with pytest.raises(ConfigurationError, match=r"but single weights have gates; let it close them itself$"):
+        npn.fit_to_budget(attached(npn.Budget(cost="weights", target=0.5), unstructured="0"))
+    plastic = attached(npn.Budget(cost="params", target=0.5))
+    plastic.k = math.inf
+    npn.methods.HardConcrete(plastic)
+    with pytest.raises(ConfigurationError, match=r"but a method decides what stays; let it close them itself$"):
+        npn.fit_to_budget(plastic)
