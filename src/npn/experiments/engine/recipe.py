@@ -19,6 +19,7 @@ from npn.experiments.engine.teaching import untaught
 from npn.experiments.report.scores import ACCURACY, Score
 
 Row = dict[str, Any]
+CLOSE = 1.1  # cost over its budget up to which the rest is cut at the end of the plastic stage
 
 
 @dataclass
@@ -112,15 +113,21 @@ class Recipe:
         )
 
     def fits(self, stage: npn.Stage) -> bool:
-        """Return whether what is open must fit a budget from this stage on: the gates of units have decided.
+        """Return whether what is open has to fit the budget from this stage on.
+
+        So it has once the gates of units have decided, and have come close to it: a stage that was too short would else
+        end in one large cut.
 
         Args:
-            stage: that begins.
+            stage: that has begun.
         """
-        stages, plastic = self.schedule.stages, self.plastic
-        decided = any(0.0 < before.k < math.inf for before in stages[: stages.index(stage)])
+        stages, plastic, budget = self.schedule.stages, self.plastic, self.plastic.penalty
+        decided = any(0.0 < before.k < math.inf for before in stages[: stages.index(stage)]) and math.isinf(stage.k)
         by_gates = not plastic.unstructured and plastic.gates.decision is None
-        return decided and math.isinf(stage.k) and by_gates and isinstance(plastic.penalty, npn.Budget)
+        if not (decided and by_gates and isinstance(budget, npn.Budget) and budget.bound):
+            return False
+        with torch.no_grad():  # at k = inf the expected cost is that of the open units
+            return float(plastic.expected_cost(budget.cost)) <= CLOSE * budget.bound
 
     def logits(self, model: nn.Module, x: Tensor) -> Tensor:
         """Compute the logits of a batch.
