@@ -149,7 +149,7 @@ def main() -> None:
     print(table(found))
     notes = [
         f"`import npn` takes {imports['npn']:.2f} s after `import torch`, itself {imports['torch']:.2f} s (aim 0.3).",
-        "CPU seconds on one thread, while other work ran on the machine. The first attach of a process imports "
+        "CPU seconds on one thread, on a machine without other work. The first attach of a process imports "
         "PyTorch's compiler and fills its caches; another, of a model like it, does not. The rows below T5 are a BERT "
         "of 32 units.",
     ]
