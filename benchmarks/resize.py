@@ -152,7 +152,7 @@ def main() -> None:
     timings, profile = measure(options.rounds), hottest(options.profiled)
     tables = [timing_table(timings, "what")]
     for name, entries in profile.items():
-        lines = [f"- {100 * e['share']:.0f} % {e['function']}" for e in entries]  # type: ignore[operator]
+        lines = [f"- {100 * e['share']:.0f} % {e['function']}" for e in entries]
         tables.append("\n".join([f"Where the profiler saw `{name}` (callees included):", "", *lines]))
     notes = [
         f"LeNet-5 20-50-800-500, a tenth of every group goes and comes back, AdamW state on the weights, batch "

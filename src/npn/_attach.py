@@ -13,9 +13,8 @@ from npn.masking.calls import attached_parts
 from npn.masking.single import named_weights
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
+from npn.structure import MIXES
 from npn.tracing import trace
-
-_MIXES = "mixes every unit of the axis"  # see `tracing.rules.Call.mixes`
 
 
 def attach(
@@ -96,7 +95,7 @@ def attach(
         structure = replace(structure, unstructured=named_weights(model, unstructured))
     if not structure.parts and not structure.unstructured:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
-        mixed = not streams and any(_MIXES in f.reason for f in structure.frozen)
+        mixed = not streams and any(MIXES in f.reason for f in structure.frozen)
         advice = "; streams=True gives units under a norm or a mean gates, see docs/streams.md" if mixed else ""
         raise TraceError(f"nothing in the model can be resized: {reasons}{advice}")
     return Plasticity(model, example_inputs, structure, estimator, gate, penalty, masks)

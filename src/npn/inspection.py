@@ -17,10 +17,10 @@ from npn._utils.naming import joined, pattern
 from npn.counting import count_macs, count_params
 from npn.gates.costing import CostModel
 from npn.masking.calls import attached_parts
-from npn.structure import Group
+from npn.structure import MIXES, Group
 from npn.tracing import trace
 
-_MIXES = re.compile(r"(\w+) mixes every unit of the axis at (\S+)")  # see `tracing.rules.Call.mixes`
+_MIXES = re.compile(rf"(\w+) {MIXES} at (\S+)")  # see `tracing.rules.Call.mixes`
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Cost, bound: f
     return max([*tried, *(_one_more(each, scores, cost, bound) for each in tried)], key=_fit(scores, cost, bound))
 
 
-def close_down_to(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound: float) -> Tensor:
+def close_down_to(
+    mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound: float, singly: bool = False
+) -> Tensor:
     """The mask after closing units in order of score per marginal cost until the cost is at most the bound.
 
     Without negative terms in the cost, units that close together save at most the sum of what each saves alone, so that
@@ -54,6 +56,7 @@ def close_down_to(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound
     Args:
         mask, stays: bool (gates,); the latter do not close.
         scores, cost, bound: see `cheapest_to_close`.
+        singly: one unit a round, in the order that counts no saving beyond the excess.
     """
     mask = mask.clone()
     while True:
@@ -61,8 +64,9 @@ def close_down_to(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound
         candidates = (mask & ~stays & (saved > 0)).nonzero().reshape(-1)
         if total <= bound or not len(candidates):
             return mask
-        order = candidates[(scores / saved)[candidates].argsort(stable=True)]
-        allowed = min((total - bound) / 4, total / 50)
+        worth = saved.clamp(max=total - bound) if singly else saved
+        order = candidates[(scores / worth)[candidates].argsort(stable=True)]
+        allowed = 0.0 if singly else min((total - bound) / 4, total / 50)
         mask[order[: max(1, int((saved[order].cumsum(0) <= allowed).sum()))]] = False
 
 

@@ -1,10 +1,10 @@
 """A last cut: units that are open beyond a budget close, those of the lowest logit for their cost first."""
 
 import torch
-from torch import Tensor
 
-from npn._importance.closing import Cost, best_of_each, close_down_to
-from npn._importance.costs import cost_function, value_and_slope
+from npn._importance.closing import best_of_each, close_down_to
+from npn._importance.costs import cost_function
+from npn._importance.gradients import present_mask
 from npn.budget import Budget
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
@@ -50,32 +50,15 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
         raise ConfigurationError(f"fit_to_budget closes units that gates keep, but {what}; let it close them itself")
     groups = plastic.groups
     scores = torch.cat([group.gate.logits.detach().cpu().double() for group in groups])  # pi is 1 or 0 at k = inf
-    is_open = torch.cat([group.gate.mask.cpu() for group in groups])
+    is_open = present_mask(plastic).cpu().bool()
     sizes = [group.size for group in groups]
     stays = best_of_each(torch.where(is_open, scores, -torch.inf), sizes)
     scores, cost = scores.clamp(min=0.0), cost_function(plastic, budget.cost)
     left = close_down_to(is_open, stays, scores, cost, (1 + NEAR) * budget.bound)
-    left = _close_singly(left, stays, scores, cost, budget.bound)
+    left = close_down_to(left, stays, scores, cost, budget.bound, singly=True)
     closed: dict[str, int] = {}
     for group, units in zip(groups, (is_open & ~left).split(sizes), strict=True):
         if bool(units.any()):
             plastic.close(group, units)
             closed[group.name] = int(units.sum())
     return closed
-
-
-def _close_singly(mask: Tensor, stays: Tensor, scores: Tensor, cost: Cost, bound: float) -> Tensor:
-    """The mask after closing one unit after the other until the cost is at most the bound.
-
-    Args:
-        mask, stays: bool (gates,); the latter do not close.
-        scores, cost, bound: see `close_down_to`.
-    """
-    mask = mask.clone()
-    while True:
-        total, saved = value_and_slope(cost, mask)
-        candidates = (mask & ~stays & (saved > 0)).nonzero().reshape(-1)
-        if total <= bound or not len(candidates):
-            return mask
-        per_cost = scores / saved.clamp(max=total - bound)  # to save more than is asked for is worth nothing
-        mask[candidates[per_cost[candidates].argmin()]] = False

@@ -15,6 +15,7 @@ from npn.structure.single_weights import gates_along, with_dead_units
 from npn.structure.sizes import difference, match_groups, moved, resized_shapes, unmatched, without_units
 from npn.structure.units import (
     LEFT_OUT,
+    MIXES,
     NOT_PRODUCED,
     NOT_READ,
     Branches,
@@ -30,6 +31,7 @@ from npn.structure.units import (
 
 __all__ = [
     "LEFT_OUT",
+    "MIXES",
     "NEW",
     "NOT_PRODUCED",
     "NOT_READ",

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 LEFT_OUT = "left out by only= or skip="  # reason of units that could have gates
+MIXES = "mixes every unit of the axis"  # within the reasons of units that a norm, a mean, ... makes one
 NOT_PRODUCED = "no layer of the model produces it"
 NOT_READ = "no weight reads it, so a gate would have nothing to close"
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from npn.structure import MIXES
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
 from npn.tracing.places import moved_alike, restrided
 from npn.tracing.values import BENDING, OPAQUE, Value, bend, contract, merge, reduce, restrict
@@ -53,7 +54,7 @@ class Call:
     @property
     def mixes(self) -> str:
         """The reason when this op makes one unit of an axis."""
-        return f"{self.name} mixes every unit of the axis at {self.where}"
+        return f"{self.name} {MIXES} at {self.where}"
 
 
 Rule = Callable[[Call], Any]

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any, cast
 
+from npn.structure import MIXES
 from npn.tracing.labels import canonical
 from npn.tracing.rules import Call, embedding, pointwise, rule, unknown
 from npn.tracing.rules_indexing import across, line
@@ -96,7 +97,7 @@ def unpool(call: Call) -> Value:
 def fourier(call: Call) -> Value:
     """Every frequency along the transformed axes depends on all positions; other axes are untouched."""
     return cast(Value, across(call, call.args[0], call.args[1],
-                f"the Fourier transform {call.name} at {call.where} mixes every unit of the axis"))  # fmt: skip
+                f"the Fourier transform {call.name} at {call.where} {MIXES}"))  # fmt: skip
 
 
 @rule("view_as_complex")
@@ -156,7 +157,7 @@ def renorm(call: Call) -> Value:
 @rule("_cdist_forward", "_euclidean_dist", "_pdist_forward")
 def distance(call: Call) -> Any:
     """A distance is over all features, as a norm is; rows of points that are parameters keep their number."""
-    return unknown(call, f"the distance {call.name} at {call.where} mixes every unit of the axis")
+    return unknown(call, f"the distance {call.name} at {call.where} {MIXES}")
 
 
 @rule("flex_attention")

@@ -40,6 +40,23 @@ class Arm:
     base: str | None = None
 
 
+STARTS = ("pair", "split", "select")  # of new units, beside "zero", which the arm "expand" has
+STARTS_COMPARED = tuple((f"expand-{init}", "expand") for init in STARTS)
+
+
+def arms_of_starts(budgets: Sequence[float | None]) -> dict[str, Arm]:
+    """List the arms that grow with other starts of new units than the arm "expand".
+
+    Args:
+        budgets: of each.
+
+    Example:
+        >>> list(arms_of_starts((None,)))
+        ['expand-pair', 'expand-split', 'expand-select']
+    """
+    return {f"expand-{init}": Arm("expand", budgets, {"growth_init": init}) for init in STARTS}
+
+
 class Campaign:
     """The runs of a bench: each is trained once, after those that it depends on.
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from npn import distributed
+from npn._utils import collectives
 from npn.errors import ConfigurationError, DistributedError, PlasticityError
 
 T = TypeVar("T")
@@ -97,18 +98,17 @@ def from_first(make: Callable[[], T]) -> T:
     """
     if distributed.size() == 1:
         return make()
-    made: list[T | None] = [None]
-    error: list[PlasticityError | None] = [None]
+    made: T | None = None
+    error: PlasticityError | None = None
     if rank() == 0:
         try:
-            made[0] = make()
+            made = make()
         except PlasticityError as raised:
-            error[0] = raised
-    both = [made[0], error[0]]
-    dist.broadcast_object_list(both, 0)
-    if isinstance(both[1], PlasticityError):
-        raise both[1]
-    return both[0]  # type: ignore[return-value]
+            error = raised
+    found: tuple[T, PlasticityError | None] = collectives.from_first((made, error))
+    if found[1] is not None:
+        raise found[1]
+    return found[0]
 
 
 def any_of(*flags: bool) -> list[bool]:

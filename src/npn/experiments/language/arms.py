@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from npn.experiments.engine.campaign import Arm
+from npn.experiments.engine.campaign import STARTS_COMPARED, Arm, arms_of_starts
 
 LABELS = {
     "dense": "full net",
@@ -19,9 +19,7 @@ LABELS = {
 COMPARED = (
     ("expand", "dense"),
     ("expand", "dense-macs"),
-    ("expand-pair", "expand"),
-    ("expand-split", "expand"),
-    ("expand-select", "expand"),
+    *STARTS_COMPARED,
     ("sparsify", "scratch"),
     ("sparsify", "scratch-macs"),
     ("sparsify", "found"),
@@ -37,9 +35,7 @@ def arms(budgets: Sequence[float]) -> dict[str, Arm]:
     return {
         "dense": Arm("dense", (None,)),
         "expand": Arm("expand", (None,)),
-        "expand-pair": Arm("expand", (None,), {"growth_init": "pair"}),
-        "expand-split": Arm("expand", (None,), {"growth_init": "split"}),
-        "expand-select": Arm("expand", (None,), {"growth_init": "select"}),
+        **arms_of_starts((None,)),
         "dense-macs": Arm("dense", (None,), base="dense", macs_of="expand"),
         "sparsify": Arm("sparsify", budgets),
         "scratch": Arm("scratch", budgets),

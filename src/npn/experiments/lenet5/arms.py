@@ -1,13 +1,13 @@
 """Ways to train LeNet-5 that the bench compares."""
 
-from npn.experiments.engine.campaign import Arm
+from npn.experiments.engine.campaign import STARTS_COMPARED, Arm, arms_of_starts
 
 SMALLER, AUGMENTED = (1600.0, 2750.0, 5320.0), {"augment": True}
 TAUGHT = {**AUGMENTED, "weight_decay": 0.004}  # by validation data: results/lenet5-settings-taught.md
 ARMS = {
     "sparsify": Arm("sparsify", SMALLER),
     "expand": Arm("expand", (2304.0,)),
-    **{f"expand-{init}": Arm("expand", (2304.0,), {"growth_init": init}) for init in ("pair", "split", "select")},
+    **arms_of_starts((2304.0,)),
     "scratch": Arm("scratch", (1600.0, 2304.0, 2750.0, 5320.0)),
     "found": Arm("scratch", SMALLER, like="sparsify"),
     "scratch-macs": Arm("scratch", SMALLER, base="scratch", macs_of="sparsify"),
@@ -47,8 +47,6 @@ COMPARED = (
     ("expand", "scratch-macs-grown"),
     ("expand", "found-grown"),
     ("expand", "found-grown-macs"),
-    ("expand-pair", "expand"),
-    ("expand-split", "expand"),
-    ("expand-select", "expand"),
+    *STARTS_COMPARED,
     ("taught", "scratch-taught"),
 )

@@ -26,8 +26,7 @@ TRIALS = (
     (0.007, 0.2),
     (0.014, 0.2),
 )
-NAMES = ("rate", "decay", "overshoot")
-SETTINGS = ("learning_rate", "weight_decay", "overshoot")
+SETTINGS = {"learning_rate": "rate", "weight_decay": "decay", "overshoot": "overshoot"}  # in a trial -> in its name
 SPREAD = ("validation_accuracy", "validation_loss", "params")
 
 
@@ -113,7 +112,7 @@ def parse_trials(text: str) -> tuple[tuple[float, ...], ...]:
 
 
 def _name(mode: str, trial: Sequence[float]) -> str:
-    return " ".join([mode, *(f"{name} {value:g}" for name, value in zip(NAMES, trial, strict=False))])
+    return " ".join([mode, *(f"{name} {value:g}" for name, value in zip(SETTINGS.values(), trial, strict=False))])
 
 
 def page(summary: dict[str, Any], seeds: Sequence[int]) -> str:

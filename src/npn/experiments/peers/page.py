@@ -124,8 +124,8 @@ def draw(path: Path, summary: Mapping[str, Any]) -> Path:
                 axis.set(xticks=[], yticks=[])
             else:
                 errors = [100 * (1 - point["accuracy"]["mean"]) for point in entry["points"] if point["mode"] in names]
-                _scale(axis, axis.xaxis, drawn)
-                _scale(axis, axis.yaxis, errors)
+                _scale(axis.xaxis, drawn)
+                _scale(axis.yaxis, errors)
             title = f"{entry['title']}: {'single weights' if row else 'units'}"
             axis.set(title=title, xlabel=label, ylabel="test error in %")
         if found:
@@ -134,10 +134,10 @@ def draw(path: Path, summary: Mapping[str, Any]) -> Path:
     return figures.save(figure, path)
 
 
-def _scale(axis: Axes, along: Any, values: Sequence[float]) -> None:
+def _scale(along: Any, values: Sequence[float]) -> None:
     """A logarithmic axis where the values differ by more than a factor of two."""
     if max(values) > 2 * min(values):
-        axis.set(**{f"{along.axis_name}scale": "log"})
+        along.axes.set(**{f"{along.axis_name}scale": "log"})
         along.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         along.set_minor_formatter(mpl.ticker.NullFormatter())
     along.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:,g}"))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from npn.experiments.engine.campaign import Arm
+from npn.experiments.engine.campaign import STARTS_COMPARED, Arm, arms_of_starts
 
 LABELS = {  # in the order of the tables
     "sparsify": "shrunk by npn",
@@ -21,9 +21,7 @@ COMPARED = (
     ("sparsify", "dense"),
     ("expand", "scratch"),
     ("expand", "scratch-macs-grown"),
-    ("expand-pair", "expand"),
-    ("expand-split", "expand"),
-    ("expand-select", "expand"),
+    *STARTS_COMPARED,
 )
 
 
@@ -36,7 +34,7 @@ def arms(budgets: Sequence[float]) -> dict[str, Arm]:
     return {
         "sparsify": Arm("sparsify", budgets),
         "expand": Arm("expand", budgets),
-        **{f"expand-{init}": Arm("expand", budgets, {"growth_init": init}) for init in ("pair", "split", "select")},
+        **arms_of_starts(budgets),
         "scratch": Arm("scratch", budgets),
         "scratch-macs": Arm("scratch", budgets, base="scratch", macs_of="sparsify"),
         "scratch-macs-grown": Arm("scratch", budgets, base="scratch", macs_of="expand"),
