@@ -151,7 +151,7 @@ def ran(monkeypatch):
 SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function": "hard_sigmoid", "penalty": 1e-6}
 SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair", "start_from": "fisher"}
 OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
-OWN |= {"channels_last": True, "compile": True, "graphs": True, "antithetic_eval": True}
+OWN |= {"channels_last": True, "compile": True, "graphs": True, "antithetic_eval": True, "overshoot": 3.0}
 LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
 LENET |= {"preset": "paper", "overshoot": 3.0}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}

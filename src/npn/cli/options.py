@@ -76,6 +76,9 @@ AntitheticEval = Annotated[
     bool | None,
     typer.Option("--antithetic-eval", help="arm, disarm, rloo: the second pass in eval mode, as in the paper's code."),
 ]
+Overshoot = Annotated[
+    float | None, typer.Option(help="Growth ends at so many times the budget, before gates choose what stays.")
+]
 Graphs = Annotated[
     bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
 ]

@@ -81,7 +81,7 @@ def lenet5_mnist(
     teacher: given.Teacher = None,
     like: given.Like = None,
     weights: Annotated[bool | None, typer.Option("--weights", help="Gates on single weights, not on units.")] = None,
-    overshoot: Annotated[float | None, typer.Option(help="Growth ends at so many times the budget.")] = None,
+    overshoot: given.Overshoot = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -156,6 +156,7 @@ def resnet56_cifar10(
     compile: given.Compile = None,
     graphs: given.Graphs = None,
     antithetic_eval: given.AntitheticEval = None,
+    overshoot: given.Overshoot = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -171,7 +172,7 @@ def resnet56_cifar10(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(
-        *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval
+        *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval, overshoot
     )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 

@@ -99,6 +99,25 @@ def path_steps(stages: npn.Schedule, share: float, batches: int) -> int | None:
     return max(1, round(share * sum(plastic) * batches)) if plastic else None
 
 
+def check_overshoot(overshoot: float | None, mode: str) -> None:
+    """Check that growth alone ends above its budget, and not below.
+
+    Args:
+        overshoot: growth ends at so many times the budget; None by default.
+        mode: of the run.
+
+    Raises:
+        ConfigurationError: less than 1, or a mode that does not grow.
+
+    Example:
+        >>> check_overshoot(2.0, "expand")
+    """
+    if overshoot is not None and (mode != "expand" or not overshoot >= 1.0):
+        raise ConfigurationError(
+            f"overshoot is for the mode 'expand' and at least 1, got {overshoot:g} for mode {mode!r}"
+        )
+
+
 def half_cosine(done: float, total: float = 1.0) -> float:
     """Compute the factor that falls from 1 to 0 over half a period of a cosine.
 

@@ -14,6 +14,7 @@ from npn.experiments.data.mnist import mnist
 from npn.experiments.engine import paper, single_weights
 from npn.experiments.engine.building import (
     attach,
+    check_overshoot,
     cost_term,
     half_cosine,
     in_full,
@@ -87,10 +88,7 @@ def build(options: Options) -> Recipe:
     assert isinstance(options, LeNetOptions) and options.learning_rate and options.weight_decay is not None
     if options.like and mode != "scratch":
         raise ConfigurationError(f'like names a run whose widths "scratch" trains anew, got it for mode {mode!r}')
-    if options.overshoot is not None and (mode != "expand" or not options.overshoot >= 1.0):
-        raise ConfigurationError(
-            f"overshoot is for the mode 'expand' and at least 1, got {options.overshoot:g} for mode {mode!r}"
-        )
+    check_overshoot(options.overshoot, mode)
     if options.weights and mode not in ("sparsify", "dense"):
         raise ConfigurationError(f"single weights are for the modes 'sparsify' and 'dense', got {mode!r}")
     device = torch.device(options.device or "cpu")

@@ -10,6 +10,8 @@ LABELS = {  # in the order of the tables
     "expand-pair": "grown, new units in pairs",
     "expand-split": "grown, new units by splitting",
     "expand-select": "grown, new units chosen from candidates",
+    "expand-over-1": "grown to the budget's size, no choice after it",
+    "expand-over-2": "grown to twice the budget, then shrunk",
     "scratch": "plain net of the budget's size",
     "scratch-macs": "plain net, as many training MACs as shrinking",
     "scratch-macs-grown": "plain net, as many training MACs as growing",
@@ -22,6 +24,8 @@ COMPARED = (
     ("expand", "scratch"),
     ("expand", "scratch-macs-grown"),
     *STARTS_COMPARED,
+    ("expand-over-1", "expand"),
+    ("expand-over-2", "expand"),
 )
 
 
@@ -35,6 +39,7 @@ def arms(budgets: Sequence[float]) -> dict[str, Arm]:
         "sparsify": Arm("sparsify", budgets),
         "expand": Arm("expand", budgets),
         **arms_of_starts(budgets),
+        **{f"expand-over-{times}": Arm("expand", budgets, {"overshoot": float(times)}) for times in (1, 2)},
         "scratch": Arm("scratch", budgets),
         "scratch-macs": Arm("scratch", budgets, base="scratch", macs_of="sparsify"),
         "scratch-macs-grown": Arm("scratch", budgets, base="scratch", macs_of="expand"),

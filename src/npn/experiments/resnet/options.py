@@ -20,6 +20,7 @@ class ResNetOptions(Options):
         compile: call the model through `torch.compile`.
         graphs: replay training steps as CUDA graphs between two resizes.
         antithetic_eval: the second pass of an estimator of two losses in eval mode, as in the paper's code.
+        overshoot: growth ends at a plain net of so many times the budget, before gates choose what stays.
     """
 
     depth: int | None = None
@@ -32,3 +33,4 @@ class ResNetOptions(Options):
     compile: bool | None = None
     graphs: bool | None = None
     antithetic_eval: bool | None = None
+    overshoot: float | None = None

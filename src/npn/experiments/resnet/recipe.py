@@ -12,7 +12,16 @@ from npn.errors import ConfigurationError
 from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
 from npn.experiments.engine import execution
-from npn.experiments.engine.building import attach, cost_term, half_cosine, in_full, path_steps, schedule, set_rate
+from npn.experiments.engine.building import (
+    attach,
+    check_overshoot,
+    cost_term,
+    half_cosine,
+    in_full,
+    path_steps,
+    schedule,
+    set_rate,
+)
 from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
@@ -65,6 +74,7 @@ def defaults(options: Options) -> ResNetOptions:
         compile=False,
         graphs=False,
         antithetic_eval=False,
+        overshoot=OVERSHOOT if mode == "expand" else None,
     )
 
 
@@ -84,6 +94,7 @@ def build(options: Options) -> Recipe:
             f"antithetic_eval is about a pass for its loss alone, which the estimators {two} have, got "
             f"{options.estimator!r}"
         )
+    check_overshoot(options.overshoot, mode)
     device = torch.device(options.device or "cpu")
     execution.check_graphs(options.graphs, options.compile, device)
     context = execution.autocast(options.precision, device)
@@ -185,7 +196,7 @@ def _growth(
     """The same share of every layer at a time, up to somewhat more than the budget, so that the gates have a choice."""
     assert options.depth
     per = (options.depth - 2) // 6
-    width = plain_width(options.depth, classes, OVERSHOOT * budget, bool(options.stream)) if budget else 1.0
+    width = plain_width(options.depth, classes, (options.overshoot or OVERSHOOT) * budget, bool(options.stream)) if budget else 1.0
     limit = {}
     for group in plastic.groups:
         if group.grows:
