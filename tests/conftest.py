@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 SHARED = {  # files that use one fixture of the session, or one fork server
     "moons": ("test_moons.py", "test_runner.py"),
-    "processes": ("test_distributed.py", "test_several.py", "test_accelerate.py"),
+    "processes": ("test_distributed.py", "test_distributed_differences.py", "test_several.py", "test_accelerate.py"),
 }
 BY_MODEL = ("test_zoo.py", "test_exports.py", "test_adversaries.py")  # the first parameter names what they share
 

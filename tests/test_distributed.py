@@ -1,7 +1,6 @@
-"""Two processes that train one model: what each draws, what all share, and what is said when they differ."""
+"""Two processes that train one model: what each draws, and what all share."""
 
 import copy
-import hashlib
 import os
 import pickle
 import signal
@@ -13,92 +12,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import npn
 from npn import distributed
-from npn.errors import DistributedError
 
+from .parallel import X, Y, assert_means, build, digest, everywhere, gradients, mine, step
 from .processes import Died, together
-
-X = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
-Y = (X[:, 0] * X[:, 1] > 0).long()
-ADVICE = (
-    ". Set k, close, open and resize on each process alike, from numbers that all have (a validation loss: "
-    "npn.distributed.mean), call the model through npn.distributed.wrap, and step its optimizers"
-)
-
-
-def build(seed=0, k=7.0, **options):
-    """A model with gates and its two optimizers."""
-    torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(4, 12), nn.ReLU(), nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 2))
-    plastic = npn.attach(model, X, **options)
-    weights = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
-    gates = torch.optim.Adam(plastic.logits(), lr=2e-2)
-    plastic.track(weights, gates)
-    plastic.k = k
-    return plastic, weights, gates
-
-
-def mine():
-    """This process's half of the data."""
-    rank, count = distributed.rank(), distributed.size()
-    return X.tensor_split(count)[rank], Y.tensor_split(count)[rank]
-
-
-def step(plastic, model, *optimizers, data=None, reduction="mean"):
-    x, y = mine() if data is None else data
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    loss = plastic.backward(lambda: F.cross_entropy(model(x), y, reduction=reduction))
-    for optimizer in optimizers:
-        optimizer.step()
-    return loss
-
-
-def gradients(plastic):
-    found = [p.grad.clone() for p in [*plastic.weights(), *plastic.logits()] if p.grad is not None]
-    for p in [*plastic.weights(), *plastic.logits()]:
-        p.grad = None
-    return found
-
-
-def alone(plastic, **options):
-    """The gradients that this process finds without the others; nothing is as if they had been asked for."""
-    state = plastic.state_dict()
-    with mock.patch("npn.step.average_"):
-        step(plastic, plastic.model, **options)
-    plastic.load_state_dict(state)
-    return gradients(plastic)
-
-
-def everywhere(value):
-    everyone = [None] * distributed.size()
-    dist.all_gather_object(everyone, value)
-    return everyone
-
-
-def assert_means(plastic, model, **options):
-    """What `backward` leaves is the mean over processes, gradient by gradient; returns what each finds alone."""
-    gradients(plastic)
-    each = everywhere(alone(plastic, **options))
-    step(plastic, model, **options)
-    together = gradients(plastic)
-    assert len(together) == len(each[0])
-    for gradient, *parts in zip(together, *each, strict=True):
-        torch.testing.assert_close(gradient, torch.stack(parts).mean(0))
-    assert all(torch.equal(a, b) for parts in everywhere(together) for a, b in zip(parts, together, strict=True))
-    return each
-
-
-def digest(plastic):
-    """Weights, gates and optimizers' state as one hash."""
-    tensors = [*plastic.weights(), *plastic.logits()]
-    for optimizer in plastic.optimizers:
-        tensors += [v for p in tensors if p in optimizer.state for v in optimizer.state[p].values() if v is not None]
-    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
-
 
 # -- what is shared
 
@@ -226,93 +145,6 @@ def test_a_plastic_network_learns_about_as_on_one_process():
         assert sum(both[0][part]) / 30 == pytest.approx(sum(one[part]) / 30, abs=0.1)
     assert sum(one[60:]) / 30 < 0.4 * one[0]  # it has learnt
     assert both[1] == pytest.approx(end, abs=0.1) and abs(both[2] - units) <= 4 and units < 18
-
-
-# -- what is said when they differ
-
-
-def message(action):
-    """The error of this process; the same on all."""
-    try:
-        action()
-    except DistributedError as error:
-        assert len(set(everywhere(str(error)))) == 1
-        return str(error)
-    return None
-
-
-def differences():
-    plastic, weights, gates = build(penalty=npn.Budget(cost="params", target=0.9))
-    model = distributed.wrap(plastic)
-    step(plastic, model, weights, gates)
-    other = distributed.rank() == 1
-    said = []
-
-    def check():
-        said.append(message(lambda: distributed.check(plastic)))
-
-    check()
-    plastic.k = 5.0 if other else 7.0
-    check()
-    plastic.k = 7.0
-    gate = plastic.groups[1].gate
-    for tensor in (gate.logits, gate.grace, plastic.penalty.multiplier, plastic.model[2].weight):
-        before = tensor.detach().clone()
-        with torch.no_grad():
-            tensor.view(-1)[0] += other
-        check()
-        with torch.no_grad():
-            tensor.copy_(before)
-    check()
-    plastic.close("0", [0, 1] if other else [0])
-    said.append(message(plastic.compact))
-    plastic.open("0", [0, 1])
-    said.append(message(lambda: plastic.grow({"2": 2 if other else 1})))
-    assert (plastic.model[0].out_features, plastic.model[2].out_features) == (12, 8)  # nothing has changed
-    with mock.patch("npn.resizing.assert_same"), mock.patch("npn.plasticity.broadcast"):
-        plastic.grow({"2": 2 if other else 1})
-    check()
-    return said
-
-
-def test_what_differs_is_named():
-    said, same = together(2, differences)
-    assert said == same
-
-    def differs(name, values=""):
-        return f"{name} must be the same on every process, but differs between 0 and 1{values}{ADVICE}"
-
-    assert said[:4] == [
-        None,
-        differs("k", ": 7.0 and 5.0"),
-        differs("logits of group '2'"),
-        differs("grace of group '2'"),
-    ]
-    start = "the penalty's state must be the same on every process, but differs between 0 and 1: {'type': 'Budget', "
-    assert said[4].startswith(start) and said[4].endswith(ADVICE)
-    assert said[5:] == [
-        differs("the value of 2.weight"),
-        None,
-        differs("what compact removes", ": {'0': [0]} and {'0': [0, 1]}"),
-        differs("what grow adds", ": {'2': 1} and {'2': 2}"),
-        differs("the size of group '2'", ": 9 and 10"),
-    ]
-
-
-def wrapped_once():
-    plastic, weights, gates = build()
-    model = DistributedDataParallel(plastic.model)
-    step(plastic, model, weights, gates)
-    distributed.check(plastic)
-    plastic.close("0", [3])
-    plastic.compact()
-    step(plastic, model, weights, gates)
-    return message(lambda: distributed.check(plastic))
-
-
-def test_a_wrapper_that_misses_a_resize_is_found_out():
-    said = f"the value of 0.weight must be the same on every process, but differs between 0 and 1{ADVICE}"
-    assert together(2, wrapped_once) == [said, said]
 
 
 # -- one process, and other numbers of them

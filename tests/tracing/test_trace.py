@@ -1,8 +1,7 @@
-"""Tracing a module: reasons, side effects, attributes found by the dry run, growth positions, errors."""
+"""Tracing a module: reasons, side effects, sharing, errors."""
 
 import contextlib
 import random
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import flex_attention
 
 import npn
-from npn.structure import Structure
-from npn.tracing import grown, trace
+from npn.tracing import trace
 from npn.tracing.capture import capture
+
+from .asking import reasons, sizes
 
 HERE = Path(__file__).name
 
@@ -23,14 +23,6 @@ HERE = Path(__file__).name
 def line_of(text: str) -> int:
     """Line of this file on which a marker comment stands."""
     return 1 + next(i for i, line in enumerate(Path(__file__).read_text().splitlines()) if line.endswith(f"# {text}"))
-
-
-def sizes(structure: Structure) -> dict[str, int]:
-    return {g.name: g.size for g in structure.groups}
-
-
-def reasons(structure: Structure, tensor: str, axis: int) -> str:
-    return "; ".join(f.reason for f in structure.frozen if (tensor, axis) in f.slots)
 
 
 # -- reasons
@@ -263,114 +255,6 @@ def test_tied_parameters_unite_by_identity() -> None:
     structure = trace(Tied(True), torch.randn(2, 3))
     assert sizes(structure) == {"a": 6}
     assert {s.key for s in structure.groups[0].slots} == {("a.weight", 0), ("x.weight", 1), ("y.weight", 1)}
-
-
-# -- growth
-
-
-class Mirrored(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Linear(3, 4), nn.Linear(8, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = F.relu(self.a(x))
-        return self.b(torch.cat([h, -h.flip(1)], 1))
-
-
-def test_growth_positions_are_traced_not_appended() -> None:
-    model, x = Mirrored(), torch.randn(2, 3)
-    structure = trace(model, x)
-    slot = next(s for s in structure.groups[0].slots if s.key == ("b.weight", 1))
-    assert slot.index.tolist() == [[0, 7], [1, 6], [2, 5], [3, 4]]
-    larger = grown(model, x, structure, {"a": 2})
-    slot = next(s for s in larger.groups[0].slots if s.key == ("b.weight", 1))
-    assert slot.index.tolist() == [[0, 11], [1, 10], [2, 9], [3, 8], [4, 7], [5, 6]]
-    assert model.b.weight.shape == (2, 8)
-
-
-def test_growth_from_a_single_unit() -> None:
-    model, x = Mirrored(), torch.randn(2, 3)
-    plastic = npn.attach(model.eval(), x)
-    plastic.close("a", [0, 1, 3])
-    before = model(x)
-    plastic.compact()
-    assert plastic.groups[0].size == 1
-    plastic.grow({"a": 3})
-    assert plastic.groups[0].size == 4
-    assert torch.allclose(model(x), before, atol=1e-6)
-
-
-# -- attributes
-
-
-class Heads(nn.Module):
-    """`heads` is computed with; the others only happen to be equal."""
-
-    def __init__(self, heads: int = 4) -> None:
-        super().__init__()
-        self.heads, self.unrelated, self.version = heads, heads, heads
-        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (f(x).unflatten(-1, (self.heads, 2)).transpose(1, 2) for f in (self.q, self.k, self.v))
-        return self.o(((q @ k.transpose(2, 3)).softmax(-1) @ v).transpose(1, 2).flatten(2))
-
-
-def test_the_dry_run_finds_the_attribute_and_leaves_others() -> None:
-    structure = trace(Heads(), torch.randn(2, 3, 8))
-    assert sizes(structure) == {"q": 4}
-    assert structure.groups[0].attributes == (("", "heads", 1),)
-    model = Heads()
-    plastic = npn.attach(model, torch.randn(2, 3, 8))
-    plastic.close("q", [1])
-    plastic.compact()
-    assert (model.heads, model.unrelated, model.version) == (3, 4, 4)
-    plastic.grow({"q": 2})
-    assert (model.heads, model.unrelated, model.version) == (5, 4, 4)
-
-
-def test_repeated_layers_get_their_own_attributes() -> None:
-    structure = trace(nn.Sequential(*(Heads() for _ in range(3))), torch.randn(2, 3, 8))
-    assert {g.name: g.attributes for g in structure.groups if g.name.endswith("q")} == {
-        f"{i}.q": ((str(i), "heads", 1),) for i in range(3)
-    }
-
-
-class OneNumberForTwo(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.width = 6
-        self.a, self.b, self.c, self.d = nn.Linear(3, 6), nn.Linear(6, 3), nn.Linear(3, 6), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.b(F.relu(self.a(x)).view(-1, self.width)).softmax(1)
-        return self.d(F.relu(self.c(h)).view(-1, self.width))
-
-
-def test_two_groups_that_need_one_attribute_are_frozen_with_that_reason() -> None:
-    structure = trace(OneNumberForTwo(), torch.randn(2, 3))
-    assert sizes(structure) == {}
-    for name in ("a.weight", "c.weight"):
-        assert re.search("attribute width|together with others|fixes this size", reasons(structure, name, 0))
-
-
-def test_one_hard_coded_layer_does_not_freeze_the_others() -> None:
-    class Mixed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
-
-        def forward(self, x: Tensor) -> Tensor:
-            for i, layer in enumerate(self.layers):
-                x = F.relu(layer(x))
-                if i == 2:
-                    x = x.view(-1, 6)
-            return x
-
-    structure = trace(Mixed(), torch.randn(2, 6))
-    assert sizes(structure) == {"layers.0": 6, "layers.1": 6, "layers.3": 6}
-    assert "the code fixes this size" in reasons(structure, "layers.2.weight", 0)
 
 
 # -- what meets units
