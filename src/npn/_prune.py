@@ -13,6 +13,7 @@ from npn._importance import check_criterion, importance
 from npn._importance.closing import COARSE, Cost, best_of_each, cheapest_to_close
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import BatchLoss
+from npn._importance.sets import numbers_of_sets, of_sets
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
 from npn.masking.calls import detached_leftovers
@@ -38,9 +39,9 @@ def prune(
     """Shrink a trained model to a size in one shot; neither gates nor weights are trained.
 
     Units are closed in the order of importance per marginal cost: what the network would save at that moment if the
-    unit alone were closed. The most important unit of every group is kept. The result is within 2% of the target, at
-    most the target if whole units allow it; if units are too coarse for that, it is below the target. Fine-tune it
-    afterwards.
+    unit alone were closed. Units that come in sets, as in a channel shuffle, close in sets. The most important unit of
+    every group is kept. The result is within 2% of the target, at most the target if whole units allow it; if units are
+    too coarse for that, it is below the target. Fine-tune it afterwards.
 
     The model itself is unchanged: a copy is scored, and the result is another one.
 
@@ -107,9 +108,11 @@ def closed_to_target(
     clone = copy.deepcopy(model, dict(detached_leftovers(model)))
     plastic = attach(clone, example_inputs, only=only, skip=skip, streams=streams)
     sizes = [group.size for group in plastic.groups]
+    multiples = [group.multiple for group in plastic.groups]
     price, counted = _price(plastic, cost)
     full = counted([0] * len(sizes))
-    least = value_and_slope(price, best_of_each(torch.zeros(sum(sizes)), sizes))[0]
+    numbers, counts = numbers_of_sets(torch.zeros(sum(sizes)), sizes, multiples)
+    least = value_and_slope(price, best_of_each(torch.zeros(sum(counts)), counts)[numbers])[0]
     wanted = target * full if isinstance(target, float) and target <= 1 else target
     if least > wanted:
         raise ConfigurationError(
@@ -124,7 +127,12 @@ def closed_to_target(
     def measured(mask: Tensor) -> float:
         return counted([int(piece.sum()) - len(piece) for piece in mask.split(sizes)])
 
-    set_open(plastic, _nearest(wanted, price, lambda bound: cheapest_to_close(scores, sizes, price, bound), measured))
+    numbers, counts = numbers_of_sets(scores, sizes, multiples)
+
+    def choose(bound: float) -> Tensor:
+        return cheapest_to_close(of_sets(scores, numbers), counts, lambda sets: price(sets[numbers]), bound)[numbers]
+
+    set_open(plastic, _nearest(wanted, price, choose, measured))
     return plastic
 
 

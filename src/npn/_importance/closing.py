@@ -78,7 +78,7 @@ def refill(may_open: Tensor, mask: Tensor, scores: Tensor, cost: Cost, bound: fl
         mask: bool (gates,), at a cost of at most the bound.
         scores, cost, bound: see `cheapest_to_close`.
     """
-    mask = mask.clone()
+    mask, may_open = mask.clone(), may_open.clone()
     while True:
         total, added = value_and_slope(cost, mask)
         candidates = (may_open & ~mask & (added <= bound - total)).nonzero().reshape(-1)
@@ -87,8 +87,11 @@ def refill(may_open: Tensor, mask: Tensor, scores: Tensor, cost: Cost, bound: fl
         order = candidates[(scores / added)[candidates].argsort(descending=True, stable=True)]
         many = int((added[order].cumsum(0) <= bound - total).sum())
         while many > 1 and value_and_slope(cost, mask.index_fill(0, order[:many], True))[0] > bound:
-            many //= 2  # together they add more than each alone; the first one fits
-        mask[order[: max(1, many)]] = True
+            many //= 2  # together they add more than each alone
+        if many <= 1 and value_and_slope(cost, mask.index_fill(0, order[:1], True))[0] > bound:
+            may_open[order[0]] = False  # a set whose units read each other adds more than the slope says
+        else:
+            mask[order[: max(1, many)]] = True
 
 
 def _exchanges(

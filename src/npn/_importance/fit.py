@@ -1,10 +1,12 @@
 """A last cut: units that are open beyond a budget close, those of the lowest logit for their cost first."""
 
 import torch
+from torch import Tensor
 
 from npn._importance.closing import best_of_each, close_down_to
 from npn._importance.costs import cost_function
 from npn._importance.gradients import present_mask
+from npn._importance.sets import numbers_of_sets, of_sets
 from npn.budget import Budget
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
@@ -19,7 +21,7 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
     A `Budget` bounds the expected cost E[cost(z)]. The units with pi > 1/2, of which the small network consists, may
     cost somewhat more. They close in the order of phi over marginal cost: their logit, and what the network would save
     at that moment if the unit alone were closed, without what goes beyond the excess. The unit of each group with the
-    highest logit stays, and nothing happens within the budget. Call it after the plastic stage and before fine-tuning,
+    highest logit stays, units that come in sets close in sets, and nothing happens within the budget. Call it after the plastic stage and before fine-tuning,
     at k = inf: at a finite k gates may open again.
 
     Args:
@@ -52,12 +54,19 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
     scores = torch.cat([group.gate.logits.detach().cpu().double() for group in groups])  # pi is 1 or 0 at k = inf
     is_open = present_mask(plastic).cpu().bool()
     sizes = [group.size for group in groups]
-    stays = best_of_each(torch.where(is_open, scores, -torch.inf), sizes)
-    scores, cost = scores.clamp(min=0.0), cost_function(plastic, budget.cost)
-    left = close_down_to(is_open, stays, scores, cost, (1 + NEAR) * budget.bound)
-    left = close_down_to(left, stays, scores, cost, budget.bound, singly=True)
+    ranks = torch.where(is_open, scores, -torch.inf)
+    numbers, counts = numbers_of_sets(ranks, sizes, [group.multiple for group in groups])
+    present = of_sets(is_open.double(), numbers) > 0  # a set leaves when all of its units are closed
+    stays = of_sets(best_of_each(ranks, sizes).double(), numbers) > 0
+    values, price = of_sets(scores.clamp(min=0.0), numbers), cost_function(plastic, budget.cost)
+
+    def cost(sets: Tensor) -> Tensor:
+        return price(sets[numbers])
+
+    left = close_down_to(present, stays, values, cost, (1 + NEAR) * budget.bound)
+    left = close_down_to(left, stays, values, cost, budget.bound, singly=True)
     closed: dict[str, int] = {}
-    for group, units in zip(groups, (is_open & ~left).split(sizes), strict=True):
+    for group, units in zip(groups, (is_open & ~left[numbers]).split(sizes), strict=True):
         if bool(units.any()):
             plastic.close(group, units)
             closed[group.name] = int(units.sum())
