@@ -6,6 +6,10 @@ from hypothesis import strategies as st
 
 from npn.errors import ConfigurationError
 from npn.experiments.engine.options import Options, stage_lengths
+from npn.experiments.lenet5 import recipe as lenet5
+from npn.experiments.lenet5.options import LeNetOptions
+from npn.experiments.resnet import recipe as resnet
+from npn.experiments.resnet.options import ResNetOptions
 
 
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=5), st.data())
@@ -61,3 +65,14 @@ def test_prices_and_budgets_are_finite(name: str, value: float) -> None:
     with pytest.raises(ConfigurationError) as error:
         Options(mode="sparsify", **{name: value}).checked_mode(["sparsify"])
     assert str(error.value) == f"{name} must be a finite number of at least 0, got {value}"
+
+
+@pytest.mark.parametrize(("mode", "overshoot"), [("sparsify", 2.0), ("expand", 0.9), ("expand", float("nan"))])
+@pytest.mark.parametrize(("experiment", "settings"), [(lenet5, LeNetOptions), (resnet, ResNetOptions)])
+def test_growth_alone_ends_above_its_budget(experiment, settings, mode: str, overshoot: float) -> None:
+    options = settings(mode=mode, overshoot=overshoot)
+    with pytest.raises(ConfigurationError) as error:
+        experiment.build(options.over(experiment.defaults(options)))
+    assert str(error.value) == (
+        f"overshoot is for the mode 'expand' and at least 1, got {overshoot:g} for mode {mode!r}"
+    )

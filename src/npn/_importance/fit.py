@@ -20,9 +20,9 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
 
     A `Budget` bounds the expected cost E[cost(z)]. The units with pi > 1/2, of which the small network consists, may
     cost somewhat more. They close in the order of phi over marginal cost: their logit, and what the network would save
-    at that moment if the unit alone were closed, without what goes beyond the excess. The unit of each group with the
-    highest logit stays, units that come in sets close in sets, and nothing happens within the budget. Call it after the plastic stage and before fine-tuning,
-    at k = inf: at a finite k gates may open again.
+    at that moment if the unit alone were closed, without what goes beyond the excess. Units that come in sets close in
+    sets. The unit of each group with the highest logit stays, and nothing happens within the budget. Call it after the
+    plastic stage and before fine-tuning, at k = inf: at a finite k gates may open again.
 
     Args:
         plastic: the handle of the model, with a `Budget` as its penalty.
@@ -55,7 +55,7 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
     is_open = present_mask(plastic).cpu().bool()
     sizes = [group.size for group in groups]
     ranks = torch.where(is_open, scores, -torch.inf)
-    numbers, counts = numbers_of_sets(ranks, sizes, [group.multiple for group in groups])
+    numbers, _ = numbers_of_sets(ranks, sizes, [group.multiple for group in groups])
     present = of_sets(is_open.double(), numbers) > 0  # a set leaves when all of its units are closed
     stays = of_sets(best_of_each(ranks, sizes).double(), numbers) > 0
     values, price = of_sets(scores.clamp(min=0.0), numbers), cost_function(plastic, budget.cost)

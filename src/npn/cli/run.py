@@ -172,7 +172,18 @@ def resnet56_cifar10(
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(
-        *common, depth, dataset, decay, stream, blocks, precision, channels_last, compile, graphs, antithetic_eval, overshoot
+        *common,
+        depth,
+        dataset,
+        decay,
+        stream,
+        blocks,
+        precision,
+        channels_last,
+        compile,
+        graphs,
+        antithetic_eval,
+        overshoot,
     )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 

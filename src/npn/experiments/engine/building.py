@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import npn
+from npn.errors import ConfigurationError
 from npn.experiments.engine.options import Options, stage_lengths
 from npn.penalty import CostKind
 

@@ -196,7 +196,8 @@ def _growth(
     """The same share of every layer at a time, up to somewhat more than the budget, so that the gates have a choice."""
     assert options.depth
     per = (options.depth - 2) // 6
-    width = plain_width(options.depth, classes, (options.overshoot or OVERSHOOT) * budget, bool(options.stream)) if budget else 1.0
+    most = (options.overshoot or OVERSHOOT) * budget if budget else None
+    width = plain_width(options.depth, classes, most, bool(options.stream)) if most else 1.0
     limit = {}
     for group in plastic.groups:
         if group.grows:
