@@ -121,7 +121,7 @@ def prepare(experiment: Experiment, mode: str, options: argparse.Namespace) -> R
         length = in_one_stage(length, stages["sparsify"]) or str(sum(stages["sparsify"]))
     given = experiment.options(mode=mode, seed=options.seed, epochs=length, data=options.data)
     given = replace(given, **settings(given, options.set))
-    recipe = experiment.build(given.over(experiment.defaults(given)))
+    recipe = experiment.build(experiment.complete(given))
     if options.examples:
         few = {
             name: Split(part.x[: options.examples], part.y[: options.examples])

@@ -1,5 +1,6 @@
 """Stopping, crashing and resuming change nothing in the result."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import runner, training
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Outcome, Row
-from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.engine.rundir import RunDirectory, write_json
 from npn.experiments.engine.runner import Interrupted
 from npn.experiments.moons import recipe as moons
 
@@ -116,6 +117,21 @@ def test_a_second_interrupt_stops_at_once(finished: Finished, tmp_path: Path) ->
 
     with pytest.raises(KeyboardInterrupt):
         runner.run(moons.EXPERIMENT, settings(finished[1]), RunDirectory(tmp_path), Disturbed({0}, twice))
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_that_it_lacks(
+    finished: Finished, tmp_path: Path
+) -> None:
+    directory, observer = RunDirectory(tmp_path), Disturbed({2}, interrupt)
+    with pytest.raises(Interrupted):
+        runner.run(UNDRAWN, settings(finished[1]), directory, observer)
+    before = json.loads(directory.options_file.read_text())
+    write_json(directory.options_file, {key: value for key, value in before.items() if key != "function"})
+    assert before["function"] == "sigmoid"
+    with pytest.raises(ConfigurationError, match="the run to resume has function='sigmoid', got function='hard"):
+        runner.run(UNDRAWN, Options(function="hard_sigmoid"), directory, Recorder(), resume=True)
+    runner.run(UNDRAWN, Options(function="sigmoid"), directory, Recorder(), resume=True)
+    same_result(finished[1], directory)
 
 
 def test_resuming_refuses_other_settings_and_missing_files(finished: Finished, tmp_path: Path) -> None:

@@ -42,5 +42,5 @@ def finished_model(path: Path) -> tuple[nn.Module, Tensor]:
         )
     experiment = EXPERIMENTS[name]
     options = directory.options(experiment.options)
-    model, example = experiment.sample(options.over(experiment.defaults(options)))
+    model, example = experiment.sample(experiment.complete(options))
     return npn.load(directory.model_file, model).eval(), example

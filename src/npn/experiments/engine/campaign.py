@@ -152,10 +152,9 @@ def finished(path: Path, experiment: Experiment, options: Options, train: Train)
     Raises:
         ConfigurationError: the folder holds a run with other settings.
     """
-    directory, options = RunDirectory(path), options.over(experiment.defaults(options))
+    directory, options = RunDirectory(path), experiment.complete(options)
     if directory.finished or directory.unfinished:
-        saved = directory.options(experiment.options)
-        saved = saved.over(experiment.defaults(saved))  # runs of earlier versions lack settings that came later
+        saved = experiment.complete(directory.options(experiment.options))
         if _compared(saved) != _compared(options):
             there, wanted = replace(saved, data=None), replace(options, data=None)
             raise ConfigurationError(

@@ -166,6 +166,14 @@ class Experiment:
     options: type[Options] = Options
     animate: Callable[[Path, "Outcome"], object] | None = None
 
+    def complete(self, options: Options) -> Options:
+        """Fill the settings that are left open: by a user, or by a run of an earlier version, which lacked them.
+
+        Args:
+            options: of a run.
+        """
+        return options.over(self.defaults(options))
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -78,8 +78,10 @@ def run(
         CheckpointError: there is no checkpoint, or it is damaged.
     """
     deadline = Deadline(stop_after)
-    saved = directory.options(experiment.options) if resume else None
-    options = options.over(experiment.defaults(options)) if saved is None else options.resumed(saved)
+    if resume:
+        options = options.resumed(experiment.complete(directory.options(experiment.options)))
+    else:
+        options = experiment.complete(options)
     processes.check_device(options.device)
     with processes.group(), threads(experiment.threads), stream(options.device):
         torch.manual_seed(options.seed or 0)
