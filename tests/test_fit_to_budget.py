@@ -1,5 +1,6 @@
 """A last cut to the budget, against exact counts of the exported network."""
 
+import copy
 import math
 
 import pytest
@@ -43,6 +44,28 @@ def test_what_is_left_fits_the_budget_and_nothing_more_goes(k: float, cost: str,
         gone = was & ~group.gate.mask
         assert int(gone.sum()) == closed.get(group.name, 0) and not bool((group.gate.mask & ~was).any())
     assert npn.fit_to_budget(plastic) == {}, "within the budget nothing happens"
+
+
+def test_what_would_still_fit_stays() -> None:
+    """One wide layer saves much at a time and another little: none that closed fits into the room that is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 60), nn.ReLU(), nn.Linear(60, 3))
+    for seed in range(20):
+        plastic = npn.attach(copy.deepcopy(model), X, penalty=npn.Budget(cost="params", target=520))
+        plastic.k = 7.0
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for logits in plastic.logits():
+                logits.copy_(torch.rand(logits.shape, generator=generator))
+        before = [group.gate.mask.clone() for group in plastic.groups]
+        npn.fit_to_budget(plastic)
+        found = npn.count_params(plastic.export())
+        assert found <= 520
+        for group, was in zip(plastic.groups, before, strict=True):
+            for unit in (was & ~group.gate.mask).nonzero().flatten().tolist()[:3]:
+                plastic.open(group, [unit])
+                assert npn.count_params(plastic.export()) > 520 or found >= 0.995 * 520
+                plastic.close(group, [unit])
 
 
 def test_the_lowest_logits_of_a_group_go() -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from npn._importance.closing import best_of_each, close_down_to
+from npn._importance.closing import best_of_each, close_down_to, refill
 from npn._importance.costs import cost_function
 from npn._importance.gradients import present_mask
 from npn._importance.sets import numbers_of_sets, of_sets
@@ -20,9 +20,10 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
 
     A `Budget` bounds the expected cost E[cost(z)]. The units with pi > 1/2, of which the small network consists, may
     cost somewhat more. They close in the order of phi over marginal cost: their logit, and what the network would save
-    at that moment if the unit alone were closed, without what goes beyond the excess. Units that come in sets close in
-    sets. The unit of each group with the highest logit stays, and nothing happens within the budget. Call it after the
-    plastic stage and before fine-tuning, at k = inf: at a finite k gates may open again.
+    at that moment if the unit alone were closed, without what goes beyond the excess; where a unit saves more than was
+    needed, those closed before it stay as far as they fit. Units that come in sets close in sets. The unit of each group
+    with the highest logit stays, and nothing happens within the budget. Call it after the plastic stage and before
+    fine-tuning, at k = inf: at a finite k gates may open again.
 
     Args:
         plastic: the handle of the model, with a `Budget` as its penalty.
@@ -65,6 +66,7 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
 
     left = close_down_to(present, stays, values, cost, (1 + NEAR) * budget.bound)
     left = close_down_to(left, stays, values, cost, budget.bound, singly=True)
+    left = refill(present, left, values, cost, budget.bound)
     closed: dict[str, int] = {}
     for group, units in zip(groups, (is_open & ~left[numbers]).split(sizes), strict=True):
         if bool(units.any()):
