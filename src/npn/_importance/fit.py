@@ -21,9 +21,9 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
     A `Budget` bounds the expected cost E[cost(z)]. The units with pi > 1/2, of which the small network consists, may
     cost somewhat more. They close in the order of phi over marginal cost: their logit, and what the network would save
     at that moment if the unit alone were closed, without what goes beyond the excess; where a unit saves more than was
-    needed, those closed before it stay as far as they fit. Units that come in sets close in sets. The unit of each group
-    with the highest logit stays, and nothing happens within the budget. Call it after the plastic stage and before
-    fine-tuning, at k = inf: at a finite k gates may open again.
+    needed, those closed before it stay as far as they fit. Units that come in sets close in sets. The unit of each
+    group with the highest logit stays, and nothing happens within the budget. Call it after the plastic stage and
+    before fine-tuning, at k = inf: at a finite k gates may open again.
 
     Args:
         plastic: the handle of the model, with a `Budget` as its penalty.
