@@ -50,9 +50,11 @@ def test_compiled_models():
         "the part '0' of the model is wrapped by torch.compile; replace that part by the one inside, "
         "model.0._orig_mod, and compile it afterwards",
     )
-    in_place = net()
-    in_place.compile()
-    assert npn.attach(in_place, X).groups
+    in_place, compiled = net(), []
+    in_place.compile(backend=lambda graph, _: compiled.append(1) or graph.forward)
+    assert npn.attach(in_place, X).groups and not compiled, "what is traced is the code as it is written"
+    in_place(X)
+    assert compiled, "and afterwards it is compiled as before"
 
 
 def test_models_wrapped_for_several_devices(one_process):

@@ -324,10 +324,16 @@ def average_at_once(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG."""
+    """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG.
+
+    Inside, modules on which `compile()` was called run as they are written.
+    """
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]
     closures = [(box, _contents(box)) for box in _hook_boxes(model)]
     try:
+        for module, _ in modules:
+            if getattr(module, "_compiled_call_impl", None) is not None:
+                vars(module)["_compiled_call_impl"] = None
         with preserved_rng(devices_of(model)):
             yield
     finally:
