@@ -57,6 +57,28 @@ def test_compiled_models():
     assert compiled, "and afterwards it is compiled as before"
 
 
+def test_compiled_functions():
+    compiled = []
+
+    @torch.compile(backend=lambda graph, _: compiled.append(1) or graph.forward)
+    def activated(x):
+        return 2 * torch.relu(x)
+
+    class Calls(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.b(activated(self.a(x)))
+
+    model = Calls()
+    plastic = npn.attach(model, torch.randn(2, 4))
+    assert plastic.sizes() == {"a": 6} and not compiled
+    model(torch.randn(2, 4))
+    assert compiled
+
+
 def test_models_wrapped_for_several_devices(one_process):
     refused(
         nn.parallel.DistributedDataParallel(net()),

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -326,15 +327,12 @@ def average_at_once(model: nn.Module) -> None:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG.
 
-    Inside, modules on which `compile()` was called run as they are written.
+    Inside, modules and functions that `torch.compile` was called on run as they are written.
     """
     modules = [(module, _snapshot(vars(module))) for module in model.modules()]
     closures = [(box, _contents(box)) for box in _hook_boxes(model)]
     try:
-        for module, _ in modules:
-            if getattr(module, "_compiled_call_impl", None) is not None:
-                vars(module)["_compiled_call_impl"] = None
-        with preserved_rng(devices_of(model)):
+        with preserved_rng(devices_of(model)), _not_compiled():
             yield
     finally:
         for module, snapshot in modules:
@@ -344,6 +342,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 vars(module)[key] = value
         for box, inner in closures:
             _refill(box, inner)
+
+
+def _not_compiled() -> contextlib.AbstractContextManager[Any]:
+    """The stance that runs compiled code as it is written; nothing is compiled before torch's compiler is imported."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
