@@ -315,7 +315,7 @@ def test_a_run_that_is_given_minutes_can_be_resumed(tmp_path, undrawn):
 def test_every_experiment_offers_its_settings_and_only_those():
     shared = {"--mode", "--seed", "--k", "--budget", "--epochs", "--device", "--out", "--resume", "--stop-after"}
     own = {"--depth", "--dataset", "--stream", "--blocks", "--precision", "--channels-last", "--compile"}
-    gpt = {"--text", "--width", "--layers", "--context", "--norm", "--positions", "--precision", "--like"}
+    gpt = {"--text", "--width", "--layers", "--context", "--norm", "--positions", "--precision", "--like", "--blocks"}
     for name, offers in (
         ("moons", set()), ("lenet5-mnist", {"--data", "--preset"}), ("resnet56-cifar10", own), ("gpt-text", gpt)
     ):  # fmt: skip

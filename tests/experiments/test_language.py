@@ -205,8 +205,19 @@ def test_growth_without_a_budget_reaches_the_full_size(folder, monkeypatch):
     assert [row["blocks.0.mlp.up"] for row in units[:3]] == [77, 77, 77], "grows in the plastic stage"
 
 
+def test_branches_have_gates_where_they_are_asked_for_and_in_growth(folder):
+    for mode, more, expected in (
+        ("sparsify", {}, False),
+        ("sparsify", {"blocks": True}, True),
+        ("expand", {}, True),
+        ("dense", {}, False),
+    ):
+        sizes = built(folder, mode, **({"epochs": "1"} if mode == "dense" else {}), **more).plastic.sizes()
+        assert ("branches" in sizes) == expected and sizes["blocks.0.mlp.up"] > 0
+
+
 def test_the_sizes_that_a_run_found_are_trained_with_new_weights(tmp_path, folder):
-    small, directory = built(folder).plastic, RunDirectory(tmp_path)
+    small, directory = built(folder, blocks=True).plastic, RunDirectory(tmp_path)
     drawn_anew(small.model)
     small.close("blocks.0.mlp.up", range(200))
     small.close("branches", [2])

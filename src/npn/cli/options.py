@@ -68,6 +68,9 @@ Stream = Annotated[
 Blocks = Annotated[
     bool | None, typer.Option("--blocks", help="Gates on whole blocks, too: a closed one is its shortcut.")
 ]
+Branches = Annotated[
+    bool | None, typer.Option("--blocks", help="Gates on whole attention and MLP branches, too; expand has them.")
+]
 Precision = Annotated[str | None, typer.Option(help="fp32, bf16 or fp16 (mixed). (default: fp32)")]
 ChannelsLast = Annotated[bool | None, typer.Option("--channels-last", help="NHWC images and kernels.")]
 Compile = Annotated[bool | None, typer.Option("--compile", help="torch.compile; compiles again after each resize.")]

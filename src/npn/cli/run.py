@@ -208,6 +208,7 @@ def gpt_text(
     precision: given.Precision = None,
     learning_rate: given.LearningRate = None,
     like: given.Like = None,
+    blocks: given.Branches = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -222,7 +223,9 @@ def gpt_text(
     from npn.experiments.language.recipe import EXPERIMENT
 
     common = (mode, seed, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from)
-    options = LanguageOptions(*common, text, width, layers, context, norm, positions, precision, learning_rate, like)
+    options = LanguageOptions(
+        *common, text, width, layers, context, norm, positions, precision, learning_rate, like, blocks
+    )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 
 

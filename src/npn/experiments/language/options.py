@@ -19,6 +19,7 @@ class LanguageOptions(Options):
         precision: "fp32", "bf16" or "fp16".
         learning_rate: highest learning rate of the weights.
         like: scratch: folder of a finished run, whose sizes are trained with new weights.
+        blocks: sparsify: gates on whole attention and MLP branches, too; expand always has them.
     """
 
     text: str | None = None
@@ -30,3 +31,4 @@ class LanguageOptions(Options):
     precision: str | None = None
     learning_rate: float | None = None
     like: str | None = None
+    blocks: bool | None = None

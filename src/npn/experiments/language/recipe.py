@@ -24,7 +24,7 @@ from npn.experiments.language.options import LanguageOptions
 from npn.experiments.language.sizes import BRANCHES, macs, measure, plain
 from npn.experiments.report.scores import BITS
 
-STAGES = {"sparsify": (6, 14, 10), "expand": (10, 10, 10), "dense": (30,), "scratch": (30,)}
+STAGES = {"sparsify": (6, 6, 18), "expand": (10, 10, 10), "dense": (30,), "scratch": (30,)}
 BUDGET = {"sparsify": 0.5, "scratch": 0.5}  # of the full network's MACs; expand grows to all of it unless given one
 SMALL = 0.2  # share of the heads and MLP units that expand starts with; at least two heads: a single one is no group
 FIRST = 1 / 3  # share of the blocks that are open when it starts
@@ -57,6 +57,7 @@ def defaults(options: Options) -> LanguageOptions:
         positions="rotary",
         precision="fp32",
         learning_rate=LEARNING_RATE,
+        blocks=False,
     )
 
 
@@ -80,7 +81,8 @@ def build(options: Options) -> Recipe:
     stages, batches = schedule(options, STAGES[mode]), math.ceil(WINDOWS / BATCH_SIZE)
     path = path_steps(stages, PATH.get(mode, 1.0), batches)
     penalty = cost_term(options.penalty, None if mode == "scratch" else budget, "macs", steps=path)
-    plastic = attach(model, data.train.x[:1], options, penalty, branches=BRANCHES)  # costs count one window
+    branches = BRANCHES if options.blocks or mode == "expand" else None
+    plastic = attach(model, data.train.x[:1], options, penalty, branches=branches)  # costs count one window
     weights = torch.optim.AdamW(_decayed(plastic), lr=options.learning_rate, betas=BETAS)
     gates = torch.optim.Adam(plastic.logits(), lr=GATE_LEARNING_RATE)
     plastic.track(weights, gates)
