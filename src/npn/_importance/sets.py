@@ -27,7 +27,7 @@ def numbers_of_sets(scores: Tensor, sizes: Sequence[int], multiples: Sequence[in
     first, numbers = 0, []
     for piece, count, multiple in zip(scores.split(list(sizes)), counts, multiples, strict=True):
         rank = piece.argsort(descending=True, stable=True).argsort() if multiple > 1 else torch.arange(len(piece))
-        numbers.append(first + rank.to("cpu") // multiple)
+        numbers.append(first + rank // multiple)
         first += count
     return torch.cat(numbers), counts
 
