@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 from typer.core import TyperGroup
 
+import npn
 from npn.cli import bench, model, prune, report, run
 from npn.errors import PlasticityError
 from npn.experiments.engine import processes
@@ -50,9 +51,7 @@ def print_version(wanted: bool) -> None:
         wanted: whether the user asked.
     """
     if wanted:
-        from importlib.metadata import version
-
-        typer.echo(f"npn {version('npn')}")
+        typer.echo(f"npn {npn.__version__}")
         raise typer.Exit
 
 

@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("npn", "torch", "numpy", "scikit-learn")
+import npn
+
+PACKAGES = ("numpy", "scikit-learn")  # beside npn and torch, which say themselves what they are: 2.13.0+cpu
 THREADS = "OMP_NUM_THREADS"  # part of a command: times depend on it, and in the last digits results do
 
 
@@ -26,7 +28,7 @@ def command_line() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "npn": npn.__version__, "torch": str(torch.__version__)}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
