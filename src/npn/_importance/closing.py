@@ -85,13 +85,11 @@ def refill(may_open: Tensor, mask: Tensor, scores: Tensor, cost: Cost, bound: fl
         if total >= (1 - CLOSE_ENOUGH) * bound or not len(candidates):
             return mask
         order = candidates[(scores / added)[candidates].argsort(descending=True, stable=True)]
-        many = int((added[order].cumsum(0) <= bound - total).sum())
-        while many > 1 and value_and_slope(cost, mask.index_fill(0, order[:many], True))[0] > bound:
+        many = max(1, int((added[order].cumsum(0) <= bound - total).sum()))
+        while many and value_and_slope(cost, mask.index_fill(0, order[:many], True))[0] > bound:
             many //= 2  # together they add more than each alone
-        if many <= 1 and value_and_slope(cost, mask.index_fill(0, order[:1], True))[0] > bound:
-            may_open[order[0]] = False  # a set whose units read each other adds more than the slope says
-        else:
-            mask[order[: max(1, many)]] = True
+        mask[order[:many]] = True
+        may_open[order[:1]] = many > 0  # else it never fits: a set reads itself, beyond the slope
 
 
 def _exchanges(

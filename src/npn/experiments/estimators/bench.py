@@ -141,7 +141,7 @@ def measure_moments(runs: Path, options: Options, how: Settings, train: Train) -
         cache = folder / f"{moment}.json"
         known = json.loads(cache.read_text()) if cache.exists() else {}
         if known.get("settings") != settings:
-            recipe = lenet5.build(options.over(lenet5.defaults(options)))
+            recipe = lenet5.build(lenet5.EXPERIMENT.complete(options))
             npn.load(folder / f"{moment}.npn", recipe.plastic)
             known = {"settings": settings, **measure_moment(recipe, how)}
             write_json(cache, known)
