@@ -13,6 +13,8 @@ from npn._importance import check_criterion, importance
 from npn._importance.closing import COARSE, Cost, best_of_each, cheapest_to_close
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import BatchLoss
+from npn._importance.reconstruct import refit_readers
+from npn._importance.scores import check_data
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
@@ -37,6 +39,7 @@ def prune(
     streams: bool = False,
     round_to: int = 1,
     max_pruning_ratio: float = 1.0,
+    reconstruct: bool = False,
 ) -> nn.Module:
     """Shrink a trained model to a size in one shot; neither gates nor weights are trained.
 
@@ -60,6 +63,9 @@ def prune(
         round_to: every group keeps a multiple of so many channels, or all where they are fewer; 8 or 16 suit tensor
             cores.
         max_pruning_ratio: the largest share of a group's units that may go.
+        reconstruct: whether layers that read what goes are refitted, so that they compute from the rest what they
+            computed before, as well as a linear map can: least squares on `batches`. Needs batches and loss with any
+            criterion, and memory for the square of each such layer's number of inputs.
 
     Returns:
         A plain module of the same class, in the same mode, with fewer units.
@@ -87,6 +93,7 @@ def prune(
     return closed_to_target(
         model, example_inputs, target=target, cost=cost, criterion=criterion, batches=batches, loss=loss, only=only,
         skip=skip, streams=streams, round_to=round_to, max_pruning_ratio=max_pruning_ratio,
+        reconstruct=reconstruct,
     ).export()  # fmt: skip
 
 
@@ -104,6 +111,7 @@ def closed_to_target(
     streams: bool = False,
     round_to: int = 1,
     max_pruning_ratio: float = 1.0,
+    reconstruct: bool = False,
 ) -> Plasticity:
     """Attach to a copy of the model and close units until its `export` meets the target; see `prune` for the arguments.
 
@@ -112,15 +120,17 @@ def closed_to_target(
     """
     _check(target, cost, max_pruning_ratio)
     check_criterion(criterion, batches, loss)
+    if reconstruct:
+        check_data("reconstruct=True", batches, loss)
     clone = copy.deepcopy(model, dict(detached_leftovers(model)))
     plastic = attach(clone, example_inputs, only=only, skip=skip, streams=streams)
     sizes = [group.size for group in plastic.groups]
     multiples = units_of_sets(plastic.groups, round_to)
-    stay = sets_that_stay(sizes, multiples, max_pruning_ratio)
+    fewest = sets_that_stay(sizes, multiples, max_pruning_ratio)
     price, counted = _price(plastic, cost)
     full = counted([0] * len(sizes))
     numbers, counts = numbers_of_sets(torch.zeros(sum(sizes)), sizes, multiples)
-    least = value_and_slope(price, of_units(best_of_each(torch.zeros(sum(counts)), counts, stay), numbers))[0]
+    least = value_and_slope(price, of_units(best_of_each(torch.zeros(sum(counts)), counts, fewest), numbers))[0]
     wanted = target * full if isinstance(target, float) and target <= 1 else target
     if least > wanted:
         limited = round_to > 1 or max_pruning_ratio < 1
@@ -142,10 +152,14 @@ def closed_to_target(
     def choose(bound: float) -> Tensor:
         values = of_sets(scores, numbers, sum(counts))
         return of_units(
-            cheapest_to_close(values, counts, lambda sets: price(of_units(sets, numbers)), bound, stay), numbers
+            cheapest_to_close(values, counts, lambda sets: price(of_units(sets, numbers)), bound, fewest), numbers
         )
 
-    set_open(plastic, _nearest(wanted, price, choose, measured))
+    stay = _nearest(wanted, price, choose, measured)
+    if reconstruct:
+        assert batches is not None and loss is not None
+        refit_readers(plastic, stay, batches, loss)
+    set_open(plastic, stay)
     return plastic
 
 

@@ -52,6 +52,9 @@ def prune(
     max_pruning_ratio: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Largest share of a group's units that may go.")
     ] = 1.0,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Refit the layers that read what goes, by least squares on --batches.")
+    ] = False,
     format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
     out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
     as_json: JSON = False,
@@ -66,6 +69,7 @@ def prune(
         plastic = closed_to_target(
             model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
             only=only, skip=skip, streams=streams, round_to=round_to, max_pruning_ratio=max_pruning_ratio,
+            reconstruct=reconstruct,
         )  # fmt: skip
     small = plastic.export()
     if not as_json:
