@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import npn
 from npn._importance.reconstruct import RIDGE
-from npn.errors import ConfigurationError
+from npn.errors import ConfigurationError, NonFiniteLossError
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(256, 6, generator=GENERATOR)
@@ -150,3 +150,5 @@ def test_errors_say_what_is_missing() -> None:
         npn.prune(mlp(), X[:2], target=0.5, criterion="magnitude", reconstruct=True)
     with pytest.raises(ConfigurationError, match=r"batches is empty; give at least one batch \(an iterator is used up"):
         pruned(mlp(), X, criterion="fisher", batches=iter(batches(X)))
+    with pytest.raises(NonFiniteLossError, match="the inputs of 2 are not finite on the batches; check them"):
+        pruned(mlp(), X, batches=[X, X * torch.nan])

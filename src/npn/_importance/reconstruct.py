@@ -1,5 +1,6 @@
 """Refit the weights that read closed units, so that layers compute on data what they computed before."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from npn._importance.gradients import EMPTY, BatchLoss
 from npn._utils.collectives import mean
 from npn._utils.rng import RandomState, devices_of
-from npn.errors import ConfigurationError
+from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.plasticity import Plasticity
 from npn.structure import Group
 from npn.tracing.capture import preserved
@@ -48,6 +49,7 @@ def refit_readers(plastic: Plasticity, stay: Tensor, batches: Iterable[Any], los
 
     Raises:
         ConfigurationError: `batches` is empty.
+        NonFiniteLossError: the inputs of a layer are NaN or infinite; nothing has changed.
     """
     layers = readers(plastic, stay)
     moments = second_moments(plastic.model, list(layers), batches, loss)
@@ -67,20 +69,25 @@ def readers(plastic: Plasticity, stay: Tensor) -> dict[str, Tensor]:
         Path of the layer -> which of its inputs stay, bool (inputs,).
     """
     modules = dict(plastic.model.named_modules())
-    owners = [id(p) for module in modules.values() for p in module.parameters(recurse=False)]
+    owners = Counter(id(p) for module in modules.values() for p in module.parameters(recurse=False))
     found: dict[str, Tensor] = {}
     for group, units in zip(plastic.groups, stay.cpu().split([group.size for group in plastic.groups]), strict=True):
-        for slot in (
-            [] if bool(units.all()) or (isinstance(group.traced, Group) and group.traced.normed) else group.slots
-        ):
+        normed = isinstance(group.traced, Group) and group.traced.normed
+        for slot in group.slots if not (normed or bool(units.all())) else ():
             path, _, name = slot.tensor.rpartition(".")
-            module: Any = modules[path]
-            _, axis = CHANNELS.get(type(module), (0, -1))
-            alone = slot.axis == axis and name == "weight" and getattr(module, "groups", 1) == 1
-            if slot.reads and slot.plain and alone and owners.count(id(module.weight)) == 1:
-                open_ = found.setdefault(path, torch.ones(module.weight.shape[axis], dtype=torch.bool))
-                open_[slot.index[~units]] = False
+            layer: Any = modules[path]
+            if not slot.reads or not slot.plain or name != "weight" or not _alone(layer, slot.axis, owners):
+                continue
+            open_ = found.setdefault(path, torch.ones(layer.weight.shape[slot.axis], dtype=torch.bool))
+            open_[slot.index[~units]] = False
     return {path: open_ for path, open_ in found.items() if not bool(open_.all())}
+
+
+def _alone(layer: Any, axis: int, owners: Mapping[int, int]) -> bool:
+    """Whether the layer reads channels along this axis of a weight, all of them, and shares neither weight nor bias."""
+    if CHANNELS.get(type(layer), (0, -1))[1] != axis or getattr(layer, "groups", 1) != 1:
+        return False
+    return all(owners[id(p)] == 1 for p in (layer.weight, layer.bias) if p is not None)
 
 
 def second_moments(model: nn.Module, paths: list[str], batches: Iterable[Any], loss: BatchLoss) -> dict[str, Tensor]:
@@ -90,6 +97,10 @@ def second_moments(model: nn.Module, paths: list[str], batches: Iterable[Any], l
         model: to run.
         paths: of the layers; those that no call reaches are left out of the result.
         batches, loss: see `npn.importance`.
+
+    Raises:
+        ConfigurationError: `batches` is empty.
+        NonFiniteLossError: the inputs of a layer are NaN or infinite.
     """
     sums: dict[str, Tensor] = {}
 
@@ -113,6 +124,9 @@ def second_moments(model: nn.Module, paths: list[str], batches: Iterable[Any], l
             hook.remove()
     if not number:
         raise ConfigurationError(EMPTY)
+    for path, total in sums.items():
+        if not bool(torch.isfinite(total).all()):
+            raise NonFiniteLossError(f"the inputs of {path} are not finite on the batches; check them")
     return {path: mean(total / total[-1, -1]) for path, total in sums.items()}
 
 
