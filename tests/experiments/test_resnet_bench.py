@@ -58,6 +58,18 @@ def test_every_mode_seed_and_budget_once(bench):
     assert [p["runs"] for p in json.loads(again[0].read_text())["points"]] == [2, 2]
 
 
+def test_runs_of_one_arm_may_differ_in_length(tmp_path):
+    made = []
+    for seed, epochs in enumerate(("2", "3")):
+        made.append(("scratch-macs", RunDirectory(tmp_path / str(seed))))
+        options = ResNetOptions(mode="scratch", depth=8, epochs=epochs, decay="cosine", budget=0.5, seed=seed)
+        experiment = replace(resnet_bench.EXPERIMENT, draw=sketch)
+        runner.run(experiment, options.over(experiment.defaults(options)), made[-1][1], Recorder())
+    files = resnet_bench.write(tmp_path / "r", made)
+    assert json.loads(files[0].read_text())["points"][0]["epochs"] == "2-3"
+    assert "| plain net, as many training MACs as shrinking, budget 0.5 | 2-3 | 2 |" in files[1].read_text()
+
+
 def test_modes_that_there_are_not(bench):
     with pytest.raises(ConfigurationError) as error:
         bench([0], ["sparsify", "grow"], [0.5])

@@ -60,12 +60,13 @@ def point_title(point: Mapping[str, Any], labels: Mapping[str, str]) -> str:
 
 def _point(mode: str, budget: float | None, runs: Sequence[Result]) -> dict[str, Any]:
     score = score_of(runs[0])
+    lengths = sorted({sum(stage["epochs"] for stage in run["stages"]) for run in runs})  # at equal MACs they may differ
     return {
         "mode": mode,
         "budget": budget,
         "runs": len(runs),
         **{key: spread([run[key] for run in runs]) for key in (*score.keys, *SPREAD)},
-        "epochs": sum(stage["epochs"] for stage in runs[0]["stages"]),
+        "epochs": lengths[0] if len(lengths) == 1 else f"{lengths[0]}-{lengths[-1]}",
         "seeds": [{key: run[key] for key in ("seed", score.key, "params", "architecture")} for run in runs],
     }
 

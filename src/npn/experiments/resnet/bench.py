@@ -214,6 +214,6 @@ def _curves(
             ]
             for line in lines:
                 axis.plot(range(1, len(line) + 1), line, color=colour, lw=0.6, alpha=0.4)
-            mean = [fmean(values) for values in zip(*lines, strict=True)]
+            mean = [fmean(values) for values in zip(*lines, strict=False)]  # to the end of the shortest
             axis.plot(range(1, len(mean) + 1), mean, color=colour, label=label)
             label = None  # one entry in the legend for all budgets of a mode
