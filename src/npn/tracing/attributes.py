@@ -16,7 +16,9 @@ _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
     (nn.modules.conv._ConvNd, ("weight", 0), "groups"),
     (nn.GroupNorm, ("weight", 0), "num_groups"),
     (nn.modules.instancenorm._InstanceNorm, ("weight", 0), "num_features"),
-    (nn.RNNBase, ("weight_hh_l0", 1), "hidden_size"),
+    (nn.RNNBase, ("weight_hr_l0", 0), "proj_size"),
+    (nn.RNNBase, ("weight_hr_l0", 1), "hidden_size"),
+    (nn.RNNBase, ("weight_hh_l0", 1), "hidden_size"),  # of a layer that is not projected
     (nn.RNNBase, ("weight_ih_l0", 1), "input_size"),
 )
 
@@ -44,7 +46,9 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
         for kind, place, name in _KNOWN:
             each = (
                 _each(slot, structure, getattr(module, name))
-                if isinstance(module, kind) and place == (leaf, slot.axis)
+                if isinstance(module, kind)
+                and place == (leaf, slot.axis)
+                and not (leaf == "weight_hh_l0" and getattr(module, "proj_size", 0))
                 else 0
             )
             if each:
