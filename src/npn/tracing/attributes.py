@@ -43,14 +43,11 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
     for slot in group.slots:
         path, _, leaf = slot.tensor.rpartition(".")
         module = model.get_submodule(path)
+        projected = isinstance(module, nn.RNNBase) and module.proj_size > 0
         for kind, place, name in _KNOWN:
-            each = (
-                _each(slot, structure, getattr(module, name))
-                if isinstance(module, kind)
-                and place == (leaf, slot.axis)
-                and not (leaf == "weight_hh_l0" and getattr(module, "proj_size", 0))
-                else 0
-            )
+            if not isinstance(module, kind) or place != (leaf, slot.axis) or (projected and leaf == "weight_hh_l0"):
+                continue
+            each = _each(slot, structure, getattr(module, name))
             if each:
                 found.setdefault((path, name), (path, name, each))
         for norm in structure.norms if group.normed else ():  # one that has no weight to say its size
