@@ -262,7 +262,8 @@ def test_a_copy_that_follows_is_not_saved_where_it_could_not_be_loaded(tmp_path)
     plastic.follow(average)
     text = (
         "ema has the sizes of its model, but its state would be loaded before the model has its saved sizes; save "
-        "extra={'ema': ema.state_dict()}, and after npn.load give npn.read_extra(path)['ema'] to a new copy of the model"
+        "extra={'ema': ema.state_dict()}, and after npn.load give npn.read_extra(path)['ema'] to a new copy of the "
+        "model"
     )
     with pytest.raises(CheckpointError, match=f"^{re.escape(text)}$"):
         npn.save(tmp_path / "run.npn", plastic, ema=average)
