@@ -250,9 +250,12 @@ def study(full: nn.Module, tiny: nn.Module, settings: Settings, seed: int, held_
     keep("tiny, as shipped", tiny)
     keep("tiny, distilled", distilled(copy.deepcopy(tiny), taught, settings, seed))
     for share in settings.shares:
-        small = npn.prune(full, x[:1], target=share, criterion="taylor", batches=scoring, loss=loss)
-        keep(f"{share:.0%}, one shot, not trained", small)
-        keep(f"{share:.0%}, one shot, distilled", distilled(copy.deepcopy(small), taught, settings, seed))
+        for how, refit in (("one shot", False), ("one shot, reconstructed", True)):
+            small = npn.prune(
+                full, x[:1], target=share, criterion="taylor", batches=scoring, loss=loss, reconstruct=refit
+            )
+            keep(f"{share:.0%}, {how}, not trained", small)
+            keep(f"{share:.0%}, {how}, distilled", distilled(copy.deepcopy(small), taught, settings, seed))
         torch.manual_seed(seed)
         learned = plastic(full, share, scoring, taught, settings, seed)
         keep(f"{share:.0%}, plastic, distilled", learned)

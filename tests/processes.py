@@ -12,7 +12,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-SECONDS = 60.0
+SECONDS = 180.0  # only what hangs waits so long; a busy machine may need a minute
 PROCESSES = multiprocessing.get_context("forkserver")
 OURS = ["npn.cli", "npn.experiments.moons.recipe", "npn.experiments.resnet.recipe"]
 TRACING = [

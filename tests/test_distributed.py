@@ -4,7 +4,6 @@ import copy
 import os
 import pickle
 import signal
-import time
 from unittest import mock
 
 import pytest
@@ -240,11 +239,10 @@ def dies_at(fatal):
 
 
 def test_a_killed_process_ends_the_others_with_an_error():
-    began = time.monotonic()
     with pytest.raises(Died) as death:
         together(2, dies_at, 4)
     assert death.value.codes == [1, -signal.SIGKILL] and "gloo" in death.value.errors[0]
-    assert time.monotonic() - began < 30  # the group's own timeout is a minute
+    assert "imed out" not in death.value.errors[0], "it does not wait for the group's timeout"
 
 
 def single_weights():

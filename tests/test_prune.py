@@ -309,11 +309,15 @@ def test_a_target_that_is_met_already_keeps_every_unit() -> None:
 
 def test_the_page_on_pruning_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(__file__).parents[1] / "docs" / "pruning.md"
-    first, second = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    first, bounds, refit, second = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     scope: dict[str, Any] = {}
     exec(compile(first, str(page), "exec"), scope)
     assert scope["accuracy"](scope["small"]) > 0.95
     macs = [npn.count_macs(scope[name], scope["x"][:1]) for name in ("model", "small")]
     assert 0.294 <= macs[1] / macs[0] <= 0.306 and str(macs[1]) in capsys.readouterr().out
+    exec(compile(bounds, str(page), "exec"), scope)
+    assert capsys.readouterr().out == "0 True\n"
+    exec(compile(refit, str(page), "exec"), scope)
+    assert scope["accuracy"](scope["refitted"]) > scope["accuracy"](scope["plain"])
     exec(compile(second, str(page), "exec"), scope)
     assert scope["plastic"].groups[0].gate.keep_probability().mean().item() == pytest.approx(0.95, abs=1e-3)

@@ -13,7 +13,9 @@ from npn._importance import check_criterion, importance
 from npn._importance.closing import COARSE, Cost, best_of_each, cheapest_to_close
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import BatchLoss
-from npn._importance.sets import numbers_of_sets, of_sets
+from npn._importance.reconstruct import refit_readers
+from npn._importance.scores import check_data
+from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
 from npn.masking.calls import detached_leftovers
@@ -35,6 +37,9 @@ def prune(
     only: str | Iterable[str] | None = None,
     skip: str | Iterable[str] | None = None,
     streams: bool = False,
+    round_to: int = 1,
+    max_pruning_ratio: float = 1.0,
+    reconstruct: bool = False,
 ) -> nn.Module:
     """Shrink a trained model to a size in one shot; neither gates nor weights are trained.
 
@@ -55,13 +60,19 @@ def prune(
         loss: for "taylor" and "fisher": (model, batch) -> scalar, called with the copy.
         only, skip: patterns of names of groups that may lose units, or may not.
         streams: whether channels under a norm may go, see `npn.attach`.
+        round_to: every group keeps a multiple of so many channels, or all where they are fewer; 8 or 16 suit tensor
+            cores.
+        max_pruning_ratio: the largest share of a group's units that may go.
+        reconstruct: whether layers that read what goes are refitted, so that they compute from the rest what they
+            computed before, as well as a linear map can: least squares on `batches`. Needs batches and loss with any
+            criterion, and memory for the square of each such layer's number of inputs.
 
     Returns:
         A plain module of the same class, in the same mode, with fewer units.
 
     Raises:
-        ConfigurationError: an argument is unknown or outside its range, or the target is below the cost with one unit
-            left in every group.
+        ConfigurationError: an argument is unknown or outside its range, or the target is below the cost with as few
+            units as may be left in every group.
         TraceError: the model cannot be followed, or nothing in it can be resized.
         NonFiniteLossError: a batch's loss or gradient is NaN or infinite.
 
@@ -81,7 +92,8 @@ def prune(
     """
     return closed_to_target(
         model, example_inputs, target=target, cost=cost, criterion=criterion, batches=batches, loss=loss, only=only,
-        skip=skip, streams=streams,
+        skip=skip, streams=streams, round_to=round_to, max_pruning_ratio=max_pruning_ratio,
+        reconstruct=reconstruct,
     ).export()  # fmt: skip
 
 
@@ -97,28 +109,36 @@ def closed_to_target(
     only: str | Iterable[str] | None,
     skip: str | Iterable[str] | None,
     streams: bool = False,
+    round_to: int = 1,
+    max_pruning_ratio: float = 1.0,
+    reconstruct: bool = False,
 ) -> Plasticity:
     """Attach to a copy of the model and close units until its `export` meets the target; see `prune` for the arguments.
 
     Returns:
         The handle of the copy, with the units still in it.
     """
-    _check(target, cost)
+    _check(target, cost, max_pruning_ratio)
     check_criterion(criterion, batches, loss)
+    if reconstruct:
+        check_data("reconstruct=True", batches, loss)
     clone = copy.deepcopy(model, dict(detached_leftovers(model)))
     plastic = attach(clone, example_inputs, only=only, skip=skip, streams=streams)
     sizes = [group.size for group in plastic.groups]
-    multiples = [group.multiple for group in plastic.groups]
+    multiples = units_of_sets(plastic.groups, round_to)
+    fewest = sets_that_stay(sizes, multiples, max_pruning_ratio)
     price, counted = _price(plastic, cost)
     full = counted([0] * len(sizes))
     numbers, counts = numbers_of_sets(torch.zeros(sum(sizes)), sizes, multiples)
-    least = value_and_slope(price, best_of_each(torch.zeros(sum(counts)), counts)[numbers])[0]
+    least = value_and_slope(price, of_units(best_of_each(torch.zeros(sum(counts)), counts, fewest), numbers))[0]
     wanted = target * full if isinstance(target, float) and target <= 1 else target
     if least > wanted:
+        limited = round_to > 1 or max_pruning_ratio < 1
+        units = "as few units as round_to and max_pruning_ratio allow" if limited else "one unit"
         raise ConfigurationError(
-            f"target={target} asks for {wanted:,.0f} {'MACs' if cost == 'macs' else 'parameters'}, but with one unit "
-            f"left in every group the model still has {least:,.0f} of {full:,.0f}; give a target of at least "
-            f"{math.ceil(least / full * 1e4) / 1e4:g}"
+            f"target={target} asks for {wanted:,.0f} {'MACs' if cost == 'macs' else 'parameters'}, but with {units} "
+            f"left in every group the model still has {least:,.0f} of {full:,.0f}; give a target of "
+            f"at least {math.ceil(least / full * 1e4) / 1e4:g}"
             + (", or let more groups take part with only= and skip=" if only is not None or skip is not None else "")
         )
     found = importance(plastic, criterion, batches, loss)
@@ -130,9 +150,16 @@ def closed_to_target(
     numbers, counts = numbers_of_sets(scores, sizes, multiples)
 
     def choose(bound: float) -> Tensor:
-        return cheapest_to_close(of_sets(scores, numbers), counts, lambda sets: price(sets[numbers]), bound)[numbers]
+        values = of_sets(scores, numbers, sum(counts))
+        return of_units(
+            cheapest_to_close(values, counts, lambda sets: price(of_units(sets, numbers)), bound, fewest), numbers
+        )
 
-    set_open(plastic, _nearest(wanted, price, choose, measured))
+    stay = _nearest(wanted, price, choose, measured)
+    if reconstruct:
+        assert batches is not None and loss is not None
+        refit_readers(plastic, stay, batches, loss)
+    set_open(plastic, stay)
     return plastic
 
 
@@ -192,10 +219,12 @@ def set_open(plastic: Plasticity, open_units: Tensor) -> None:
         plastic.close(group, ~mask)
 
 
-def _check(target: float, cost: str) -> None:
+def _check(target: float, cost: str, max_pruning_ratio: float) -> None:
     if isinstance(target, bool) or not isinstance(target, int | float) or not 0 < target < math.inf:
         raise ConfigurationError(
             f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {target!r}"
         )
     if cost not in COSTS:
         raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
+    if not 0 <= max_pruning_ratio <= 1:
+        raise ConfigurationError(f"max_pruning_ratio must be in [0, 1], got {max_pruning_ratio!r}")

@@ -14,7 +14,9 @@ COARSE = 0.02  # of the bound: if more room is left, units are coarse, and other
 SWAPPED = 8  # units of one group that are exchanged at most
 
 
-def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Cost, bound: float) -> Tensor:
+def cheapest_to_close(
+    scores: Tensor, sizes: Sequence[int], cost: Cost, bound: float, least: Sequence[int] | None = None
+) -> Tensor:
     """Choose the units to keep so that the cost meets a bound, closing the least important per marginal cost first.
 
     Marginal costs are computed again as units close. Because whole units overshoot, units that fit under the bound are
@@ -23,19 +25,20 @@ def cheapest_to_close(scores: Tensor, sizes: Sequence[int], cost: Cost, bound: f
 
     Args:
         scores: float64 (gates,), >= 0.
-        sizes: units of each group; one of each stays open, the one with the highest score.
+        sizes: units of each group.
         cost: from a mask, float64 (gates,), to the cost; linear in each gate, with no negative term.
         bound: on the cost.
+        least: how many units of each group stay, those with the highest scores; one by default.
 
     Returns:
-        bool (gates,), True where open; the best unit of each group alone where the bound is out of reach.
+        bool (gates,), True where open; only those that stay in any case where the bound is out of reach.
 
     Example:
         >>> scores = torch.tensor([3.0, 1.0, 2.0, 4.0], dtype=torch.float64)
         >>> cheapest_to_close(scores, [4], lambda mask: 10 * mask.sum(), 25.0)
         tensor([ True, False, False,  True])
     """
-    stays = best_of_each(scores, sizes)
+    stays = best_of_each(scores, sizes, least)
     everything = torch.ones_like(stays)
     mask = refill(everything, close_down_to(everything, stays, scores, cost, bound), scores, cost, bound)
     if bool(mask.all()) or value_and_slope(cost, mask)[0] >= (1 - COARSE) * bound:
@@ -124,6 +127,7 @@ def _fit(scores: Tensor, cost: Cost, bound: float) -> Callable[[Tensor], tuple[i
     return rank
 
 
-def best_of_each(scores: Tensor, sizes: Sequence[int]) -> Tensor:
-    """bool (gates,): the unit of each group with the highest score, the first of several."""
-    return torch.cat([torch.arange(len(piece)) == piece.argmax() for piece in scores.split(list(sizes))])
+def best_of_each(scores: Tensor, sizes: Sequence[int], many: Sequence[int] | None = None) -> Tensor:
+    """bool (gates,): the units of each group with the highest scores, the first of several; one of each by default."""
+    ranks = [piece.argsort(descending=True, stable=True).argsort() for piece in scores.split(list(sizes))]
+    return torch.cat([rank < most for rank, most in zip(ranks, many or [1] * len(ranks), strict=True)])

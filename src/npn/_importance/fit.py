@@ -6,7 +6,7 @@ from torch import Tensor
 from npn._importance.closing import best_of_each, close_down_to, refill
 from npn._importance.costs import cost_function
 from npn._importance.gradients import present_mask
-from npn._importance.sets import numbers_of_sets, of_sets
+from npn._importance.sets import numbers_of_sets, of_sets, of_units, units_of_sets
 from npn.budget import Budget
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
@@ -15,7 +15,7 @@ COSTS = ("params", "weights", "macs")
 NEAR = 0.05  # share of the budget above which several units close at once
 
 
-def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
+def fit_to_budget(plastic: Plasticity, *, round_to: int = 1) -> dict[str, int]:
     """Close open units until the network costs no more than its budget allows.
 
     A `Budget` bounds the expected cost E[cost(z)]. The units with pi > 1/2, of which the small network consists, may
@@ -25,15 +25,19 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
     group with the highest logit stays, and nothing happens within the budget. Call it after the plastic stage and
     before fine-tuning, at k = inf: at a finite k gates may open again.
 
+    With `round_to`, the units of the lowest logits that are more than a multiple close first, within the budget, too.
+
     Args:
         plastic: the handle of the model, with a `Budget` as its penalty.
+        round_to: every group keeps a multiple of so many channels, or all open ones where they are fewer; 8 or 16 suit
+            tensor cores.
 
     Returns:
         Group name -> number of units closed, for groups that lose any.
 
     Raises:
         ConfigurationError: the penalty is no `Budget`, or its cost is not "params", "weights" or "macs", or single
-            weights or a method of `npn.methods` decide.
+            weights or a method of `npn.methods` decide, or `round_to` is no positive integer.
 
     Example:
         >>> import npn
@@ -56,19 +60,24 @@ def fit_to_budget(plastic: Plasticity) -> dict[str, int]:
     is_open = present_mask(plastic).cpu().bool()
     sizes = [group.size for group in groups]
     ranks = torch.where(is_open, scores, -torch.inf)
-    numbers, _ = numbers_of_sets(ranks, sizes, [group.multiple for group in groups])
-    present = of_sets(is_open.double(), numbers) > 0  # a set leaves when all of its units are closed
-    stays = of_sets(best_of_each(ranks, sizes).double(), numbers) > 0
-    values, price = of_sets(scores.clamp(min=0.0), numbers), cost_function(plastic, budget.cost)
+    numbers, counts = numbers_of_sets(ranks, sizes, units_of_sets(groups, round_to))
+
+    def summed(units: Tensor) -> Tensor:
+        return of_sets(units.double(), numbers, sum(counts))
+
+    # a set of the model's own leaves when all of its units are closed; one that makes a width round, when any is
+    stays, many = summed(best_of_each(ranks, sizes)) > 0, summed(is_open)
+    present = (many > 0) if round_to == 1 else (many == summed(torch.ones_like(is_open))) | stays
+    values, price = summed(scores.clamp(min=0.0)), cost_function(plastic, budget.cost)
 
     def cost(sets: Tensor) -> Tensor:
-        return price(sets[numbers])
+        return price(of_units(sets, numbers))
 
     left = close_down_to(present, stays, values, cost, (1 + NEAR) * budget.bound)
     left = close_down_to(left, stays, values, cost, budget.bound, singly=True)
     left = refill(present, left, values, cost, budget.bound)
     closed: dict[str, int] = {}
-    for group, units in zip(groups, (is_open & ~left[numbers]).split(sizes), strict=True):
+    for group, units in zip(groups, (is_open & ~of_units(left, numbers)).split(sizes), strict=True):
         if bool(units.any()):
             plastic.close(group, units)
             closed[group.name] = int(units.sum())

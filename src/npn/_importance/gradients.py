@@ -12,6 +12,10 @@ from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.plasticity import Plasticity
 from npn.tracing.capture import preserved
 
+EMPTY = (
+    "batches is empty; give at least one batch "
+    "(an iterator is used up by its first reader: give a list or a DataLoader)"
+)
 BatchLoss = Callable[[nn.Module, Any], Tensor]  # (model, batch) -> scalar
 
 
@@ -68,10 +72,7 @@ def mean_of_gradients(
                 )
             total = total + of(gradient)
     if not number:
-        raise ConfigurationError(
-            "batches is empty; give at least one batch (an iterator is used up by its first reader: give a list or a "
-            "DataLoader)"
-        )
+        raise ConfigurationError(EMPTY)
     return mean(total / number)
 
 

@@ -107,13 +107,26 @@ def check_criterion(criterion: str, batches: object, loss: object) -> None:
     """
     if criterion not in CRITERIA:
         raise ConfigurationError(f"criterion must be one of {', '.join(map(repr, CRITERIA))}, got {criterion!r}")
-    if criterion not in ON_DATA:
-        return
+    if criterion in ON_DATA:
+        check_data(f"criterion {criterion!r}", batches, loss, '. "magnitude", "bn_scale" and "random" need none')
+
+
+def check_data(what: str, batches: object, loss: object, instead: str = "") -> None:
+    """Raise unless there are batches and a loss.
+
+    Args:
+        what: needs them.
+        batches, loss: see `importance`.
+        instead: what else could be done, to end the message with.
+
+    Raises:
+        ConfigurationError: saying what is missing.
+    """
     missing = [name for name, value in (("batches", batches), ("loss", loss)) if value is None]
     if missing:
         raise ConfigurationError(
-            f"criterion {criterion!r} needs data: give batches= and loss=(model, batch) -> scalar; "
-            f'{" and ".join(missing)} missing. "magnitude", "bn_scale" and "random" need none'
+            f"{what} needs data: give batches= and loss=(model, batch) -> scalar; "
+            f"{' and '.join(missing)} missing{instead}"
         )
     if not isinstance(batches, Iterable):
         raise ConfigurationError(f"batches must be an iterable of what loss takes, got {type(batches).__name__}")

@@ -48,6 +48,13 @@ def prune(
     only: Annotated[list[str] | None, typer.Option(help="Pattern of group names that may lose units.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Pattern of group names to leave as they are.")] = None,
     streams: Streams = False,
+    round_to: Annotated[int, typer.Option(min=1, help="Keep a multiple of so many channels.")] = 1,
+    max_pruning_ratio: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Largest share of a group's units that may go.")
+    ] = 1.0,
+    reconstruct: Annotated[
+        bool, typer.Option("--reconstruct", help="Refit the layers that read what goes, by least squares on --batches.")
+    ] = False,
     format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
     out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
     as_json: JSON = False,
@@ -61,7 +68,8 @@ def prune(
     with one_line(batches or factory, "call loss(model, batch) in Python with one batch first", named=False):
         plastic = closed_to_target(
             model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
-            only=only, skip=skip, streams=streams,
+            only=only, skip=skip, streams=streams, round_to=round_to, max_pruning_ratio=max_pruning_ratio,
+            reconstruct=reconstruct,
         )  # fmt: skip
     small = plastic.export()
     if not as_json:

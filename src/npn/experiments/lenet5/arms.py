@@ -5,13 +5,16 @@ from npn.experiments.engine.campaign import STARTS_COMPARED, Arm, arms_of_starts
 SMALLER, AUGMENTED = (1600.0, 2750.0, 5320.0), {"augment": True}
 TAUGHT = {**AUGMENTED, "weight_decay": 0.004}  # by validation data: results/lenet5-settings-taught.md
 MORE_DECAY = {"weight_decay": 0.087}  # twice that of the recipe, for growth: results/lenet5-settings-expand.md
+LONGER = {**MORE_DECAY, "epochs": "126"}  # twice as many; a grown net costs little, so that it can afford them
 ARMS = {
     "sparsify": Arm("sparsify", SMALLER),
     "expand": Arm("expand", (2304.0,)),
     **arms_of_starts((2304.0,)),
     "expand-decay": Arm("expand", (2304.0,), MORE_DECAY),
+    "expand-longer": Arm("expand", (2304.0,), LONGER),
     "scratch": Arm("scratch", (1600.0, 2304.0, 2750.0, 5320.0)),
     "scratch-decay": Arm("scratch", (2304.0,), MORE_DECAY),
+    "scratch-longer": Arm("scratch", (2304.0,), LONGER),
     "found": Arm("scratch", SMALLER, like="sparsify"),
     "scratch-macs": Arm("scratch", SMALLER, base="scratch", macs_of="sparsify"),
     "scratch-macs-grown": Arm("scratch", (2304.0,), base="scratch", macs_of="expand"),
@@ -30,8 +33,10 @@ LABELS = {
     "expand-split": "npn, grown, new units by splitting",
     "expand-select": "npn, grown, new units chosen from candidates",
     "expand-decay": "npn, grown, twice the weight decay",
+    "expand-longer": "npn, grown, twice the weight decay and the epochs",
     "scratch": "plain nets from scratch, as many epochs",
     "scratch-decay": "plain nets from scratch, twice the weight decay",
+    "scratch-longer": "plain nets from scratch, twice the weight decay and the epochs",
     "found": "the widths that shrinking found, from scratch",
     "scratch-macs": "plain nets from scratch, as many training MACs as shrinking",
     "scratch-macs-grown": "plain nets from scratch, as many training MACs as growing",
@@ -55,5 +60,6 @@ COMPARED = (
     *STARTS_COMPARED,
     ("expand-decay", "scratch-decay"),
     ("expand-decay", "expand"),
+    ("expand-longer", "scratch-longer"),
     ("taught", "scratch-taught"),
 )
