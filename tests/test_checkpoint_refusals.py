@@ -253,3 +253,19 @@ def test_failing_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["run.npn"]
     npn.save(tmp_path / "new" / "folder" / "x.npn", run[1])
     assert (tmp_path / "new" / "folder" / "x.npn").exists()
+
+
+def test_a_copy_that_follows_is_not_saved_where_it_could_not_be_loaded(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 2))
+    plastic = npn.attach(model, torch.zeros(2, 4))
+    average = torch.optim.swa_utils.AveragedModel(model)
+    plastic.follow(average)
+    text = (
+        "ema has the sizes of its model, but its state would be loaded before the model has its saved sizes; save "
+        "extra={'ema': ema.state_dict()}, and after npn.load give npn.read_extra(path)['ema'] to a new copy of the "
+        "model"
+    )
+    with pytest.raises(CheckpointError, match=f"^{re.escape(text)}$"):
+        npn.save(tmp_path / "run.npn", plastic, ema=average)
+    assert os.listdir(tmp_path) == []
+    npn.save(tmp_path / "run.npn", plastic, head=torch.nn.Linear(2, 2))

@@ -94,6 +94,24 @@ def test_masked_is_compact_is_exported(last: bool) -> None:
     assert npn.count_macs(model, x[:1]) == npn.count_macs(exported, x[:1])
 
 
+@pytest.mark.parametrize("masks", ["batch", "example"])
+def test_a_model_without_units_selects_its_inputs(masks: str) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(6, 8), nn.Softmax(-1), nn.Linear(8, 2)), torch.randn(4, 6)
+    plastic = npn.attach(model, x, columns="*", masks=masks)
+    plastic.k = 7.0
+    plastic.backward(lambda: model(x).square().mean(1 if masks == "example" else (0, 1)))
+    assert all(logits.grad is not None and bool((logits.grad != 0).all()) for logits in plastic.logits())
+    assert float(plastic.expected_cost("params")) == pytest.approx(0.95 * (6 * 8 + 8 * 2) + 10)
+    plastic.close("0.columns", [1, 4])
+    plastic.close("2.columns", [0])
+    masked = model(x)
+    torch.testing.assert_close(plastic.export()(x), masked)
+    plastic.compact()
+    torch.testing.assert_close(model(x), masked)
+    assert npn.count_params(model) == 4 * 8 + 7 * 2 + 10
+
+
 def test_a_channel_that_nothing_reads_goes() -> None:
     model, x, plastic = make()
     model.eval()

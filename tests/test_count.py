@@ -91,3 +91,22 @@ def test_norms_that_average_all_batches_are_counted(training):
     assert [g.size for g in plastic.groups] == [6] and plastic.structure.training is None
     assert npn.inspect(model, x).macs == 3 * (4 * 6 + 6 * 2), "with gates"
     assert model[1].momentum is None and int(model[1].num_batches_tracked) == 0
+
+
+def test_one_example_through_a_batch_norm_in_train_mode_is_counted():
+    model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.ReLU(), nn.Linear(12, 3))
+    x = torch.zeros(1, 6)
+    assert npn.count_macs(model, x) == npn.inspect(model, x).macs == 6 * 12 + 12 * 3
+    small = npn.prune(model, x, target=0.5, criterion="magnitude")
+    assert npn.count_macs(small, x) == 54
+    assert all(module.training for module in (*model.modules(), *small.modules()))
+
+
+def test_inputs_that_do_not_fit_raise_without_a_log(caplog):
+    model = nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Linear(12, 3))
+    with pytest.raises(RuntimeError, match=r"got \[2, 7\] X \[6, 12\]"):
+        npn.count_macs(model, torch.zeros(2, 7))
+    with pytest.raises(npn.PlasticityError, match="the forward pass failed on example_inputs"):
+        npn.attach(model, torch.zeros(2, 7))
+    assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR", "CRITICAL")]
+    assert all(module.training for module in model.modules())

@@ -117,6 +117,24 @@ def test_inference_mode_after_a_resize_leaves_nothing_that_cannot_train(columns)
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in plastic.weights())
 
 
+def test_what_is_exported_in_inference_mode_can_be_trained():
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)), torch.randn(6, 3)
+    plastic = npn.attach(model, x)
+    plastic.close("0", [1])
+    with torch.inference_mode():
+        small = plastic.export()
+    small(x).square().mean().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_attaching_in_inference_mode_is_refused():
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.Linear(6, 2)), torch.randn(6, 3)
+    text = "gates made inside torch.inference_mode() cannot be trained; attach outside of it"
+    for call in (npn.attach, lambda *args: npn.prune(*args, target=0.5, criterion="magnitude")):
+        with torch.inference_mode(), pytest.raises(ConfigurationError, match=f"^{re.escape(text)}$"):
+            call(model, x)
+
+
 def test_a_look_at_the_model_is_not_part_of_the_step(tiny):
     """With one mask per example, masks of an earlier call outside do not reach the step's gradients."""
     spec, gradients = tiny["mlp"], []

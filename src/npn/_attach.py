@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from npn.errors import ConfigurationError, TraceError
@@ -65,7 +66,7 @@ def attach(
 
     Raises:
         TraceError: tracing cannot follow the model, nothing in it can be resized, or it does not work without a branch.
-        ConfigurationError: an option is unknown.
+        ConfigurationError: an option is unknown, or this is inside `torch.inference_mode`.
 
     Example:
         >>> import torch
@@ -76,6 +77,8 @@ def attach(
     References:
         Li and Ji, "Neural Plasticity Networks", IJCNN 2021.
     """
+    if torch.is_inference_mode_enabled():
+        raise ConfigurationError("gates made inside torch.inference_mode() cannot be trained; attach outside of it")
     if estimator not in ESTIMATORS:
         raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if masks not in ("batch", "example"):

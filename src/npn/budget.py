@@ -190,7 +190,7 @@ class Budget(CostTerm):
         self.width, self.ceiling = width, ceiling
         self._rate, self._scale = rate, scale
         self.bound: float | None = None  # the target as a cost, set by `bind`
-        self.multiplier = torch.zeros(())
+        self.multiplier = torch.zeros((), dtype=torch.float32)
         self._start: Tensor | None = None  # (), the cost at which the path begins, set by its first update
         self._done = 0  # updates along the path
         self._last: Tensor | None = None  # the expected cost of the step under way

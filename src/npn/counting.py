@@ -15,6 +15,7 @@ from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.capture import _plain_kernels, average_at_once, model_tensors, preserved, split_inputs
 from npn.tracing.retrace import attributes_changed
+from npn.tracing.single import evaluating, quiet
 
 
 def count_params(model: nn.Module, biases: bool = True) -> int:
@@ -38,7 +39,8 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Count the multiply-adds of one forward pass over all of `example_inputs`; FLOPs are twice as many.
 
     Convolutions and matrix products count, including those of attention; elementwise ops do not. Nothing is computed:
-    the model runs on fake tensors, in its present mode. Pass a batch of one for the usual "MACs of a model".
+    the model runs on fake tensors, in its present mode; in eval mode if it fails in train mode, as BatchNorm does on
+    one example. Pass a batch of one for the usual "MACs of a model".
 
     Args:
         model: any module.
@@ -71,7 +73,19 @@ def macs_at(model: nn.Module, example_inputs: Any, structure: Structure, change:
 
 
 def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """`count_macs` with other shapes for some tensors."""
+    """`count_macs` with other shapes for some tensors; in eval mode where the present mode fails."""
+    try:
+        with quiet():
+            return _counted(model, example_inputs, shapes)
+    except Exception:
+        if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
+            with contextlib.suppress(Exception), quiet(), evaluating(model):
+                return _counted(model, example_inputs, shapes)
+        raise
+
+
+def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Count in the present mode."""
     args, kwargs = split_inputs(example_inputs)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     state: dict[str, Tensor] = {}

@@ -363,7 +363,8 @@ class Plasticity:
             ConfigurationError: an attribute of the model cannot be copied, or `of` does not follow it.
         """
         call = self._call if of is None else following.followed(self.followers, of)
-        return resizing.plain_copy(call, self.structure, self._inputs(call.weights.model))
+        with torch.inference_mode(False):  # or the copy could not be trained
+            return resizing.plain_copy(call, self.structure, self._inputs(call.weights.model))
 
     def detach(self) -> nn.Module:
         """Remove the gates and return the model, with its closed units still present; copies follow it no longer."""

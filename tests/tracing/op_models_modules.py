@@ -231,6 +231,7 @@ MODULES = MAPS | {
     ),
     "lstm": recurrent(nn.LSTM, 8, {"r": 8}),
     "lstm_projected": recurrent(nn.LSTM, 10, {"r": 8, "r#2": 5}, proj_size=5, num_layers=2, bidirectional=True),
+    "lstm_projected_to_half": recurrent(nn.LSTM, 4, {"r": 8, "r#2": 4}, proj_size=4),
     "gru": recurrent(nn.GRU, 16, {"r": 8}, num_layers=2, bidirectional=True),
     "rnn": recurrent(nn.RNN, 16, {"r": 8}, bidirectional=True),
     "bag_sum": bag(tokens()),

@@ -2,7 +2,9 @@
 
 import contextlib
 import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,6 +143,42 @@ def test_what_couples_the_channels_of_a_constrained_weight_is_named() -> None:
     reason = next(f.reason for f in structure.frozen if ("2.parametrizations.weight.original", 0) in f.slots)
     coupled = "the code couples its 5 channels into one unit, which has to stay"
     assert reason.startswith(f"{coupled}: linalg_vector_norm mixes every unit of the axis at parametrizations.py:")
+
+
+@pytest.mark.parametrize("apply", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_the_outputs_of_a_spectral_norm_stay_in_eval_mode_too(apply: Any) -> None:
+    model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), apply(nn.Linear(6, 5)), nn.Tanh(), nn.Linear(5, 2)).eval()
+    assert [group.name for group in trace(model, torch.randn(4, 3)).groups] == ["0"]
+
+
+@pytest.mark.parametrize(
+    "total",
+    [
+        lambda m: m[0].bias.sum(),
+        lambda m: m[1].weight.abs().sum(),  # the price of network slimming
+        lambda m: m[1].running_var.sum(),
+        lambda m: (m[1].running_mean * m[0].weight.sum(1)).sum(),
+        lambda m: torch.dot(m[1].bias, m[0].weight[:, 0]),
+    ],
+    ids=["bias", "scale", "buffer", "product", "dot"],
+)
+def test_a_sum_over_what_no_gate_masks_couples_the_units(total: Callable[[nn.Sequential], Tensor]) -> None:
+    class Summed(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), total(self)
+
+    structure = trace(Summed(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(4, 3))
+    assert structure.groups == ()
+    assert any("mixes every unit" in frozen.reason for frozen in structure.frozen if ("3.weight", 1) in frozen.slots)
+
+
+def test_a_sum_over_weights_that_gates_mask_leaves_the_units_apart() -> None:
+    class Summed(nn.Sequential):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return super().forward(x), self[2].weight.norm()  # type: ignore[operator]
+
+    structure = trace(Summed(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(4, 3))
+    assert [(group.name, group.size) for group in structure.groups] == [("0", 6)]
 
 
 # -- side effects

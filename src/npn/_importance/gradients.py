@@ -24,7 +24,11 @@ def present_mask(plastic: Plasticity) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         plastic.gates.to(plastic.masked_weights.device)
         mask = plastic.gates.deterministic_mask()
-        return torch.ones(len(plastic.gates), device=plastic.gates.device) if mask is None else mask.clone()
+        return (
+            torch.ones(len(plastic.gates), dtype=torch.float32, device=plastic.gates.device)
+            if mask is None
+            else mask.clone()
+        )
 
 
 def mean_of_gradients(

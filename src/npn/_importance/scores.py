@@ -83,7 +83,7 @@ def importance(
         scores = mean_of_gradients(plastic, batches, loss, ON_DATA[criterion])
     elif criterion == "random":
         with preserved_rng():
-            scores = torch.rand(units)
+            scores = torch.rand(units, dtype=torch.float32)
         broadcast([scores])
     else:
         by_weights = group_norms if criterion == "magnitude" else batchnorm_scales

@@ -32,6 +32,7 @@ from npn.checkpoint.matching import (
     without_removed_branches,
 )
 from npn.errors import CheckpointError
+from npn.masking.calls import attached_parts
 from npn.modules import absent_paths, materialize_selects
 from npn.plasticity import Plasticity
 from npn.structure import selected_columns
@@ -62,7 +63,17 @@ def pack(
 
     Returns:
         The content.
+
+    Raises:
+        CheckpointError: one of `stateful` follows the sizes of a model, so that the file could not be loaded.
     """
+    for name, thing in (stateful or {}).items():
+        if isinstance(thing, nn.Module) and attached_parts(thing):
+            raise CheckpointError(
+                f"{name} has the sizes of its model, but its state would be loaded before the model has its saved "
+                f"sizes; save extra={{{name!r}: {name}.state_dict()}}, and after npn.load give "
+                f"npn.read_extra(path)[{name!r}] to a new copy of the model"
+            )
     model = target.model if isinstance(target, Plasticity) else target
     content: dict[str, Any] = {
         "format": FORMAT,

@@ -29,7 +29,7 @@ def effective_gates(gates: Tensor, unit_of_column: Tensor | None) -> Tensor:
     if unit_of_column is None:
         return gates
     units, columns = gates.split([gates.shape[-1] - len(unit_of_column), len(unit_of_column)], dim=-1)
-    padded = torch.cat([units, torch.ones_like(units[..., :1])], dim=-1)
+    padded = torch.nn.functional.pad(units, (0, 1), value=1.0)  # there may be no unit
     return torch.cat([units, columns * padded.index_select(-1, unit_of_column)], dim=-1)
 
 

@@ -61,7 +61,7 @@ class Gate:
 
     def __init__(self, size: int | Sequence[int], sharpness: Sharpness, device: torch.device | None = None) -> None:
         shape = (size,) if isinstance(size, int) else tuple(size)
-        self.logits = nn.Parameter(torch.full(shape, sharpness.logit(OPEN), device=device))
+        self.logits = nn.Parameter(torch.full(shape, sharpness.logit(OPEN), dtype=torch.float32, device=device))
         self.grace = torch.zeros(shape, dtype=torch.long, device=device)
         self.shut = torch.zeros(shape, dtype=torch.bool, device=device)
         self.warming = torch.zeros(shape if isinstance(size, int) else 0, dtype=torch.long, device=device)

@@ -157,8 +157,8 @@ class MaskTable:
         Returns:
             float32 (gates,).
         """
-        total = torch.zeros(self.units + 1, device=self.device)
-        single = torch.zeros(len(mask) - self.units, device=self.device)
+        total = torch.zeros(self.units + 1, dtype=torch.float32, device=self.device)
+        single = torch.zeros(len(mask) - self.units, dtype=torch.float32, device=self.device)
         pieces = list[Tensor]()
         for stack, product, each in zip(self.stacks, products, factors, strict=True):
             units, own = stack.gradients(product, each)

@@ -95,7 +95,8 @@ class DependentBetaBernoulli(Method):
         self._learning = False
         self._places: dict[str, InputGate] = {}
         self._places_of: Structure | None = None
-        one, zero = torch.ones(len(plastic.gates)), torch.zeros(len(plastic.gates))
+        one = torch.ones(len(plastic.gates), dtype=torch.float32)
+        zero = torch.zeros_like(one)
         learned = {"gain": (one, 1.0), "shift": (shift * one, shift), "deviation": (START_B * one, START_B)}
         self._begin(learned, fixed={"mean": (zero, 0.0), "variance": (one, 1.0)})
 
@@ -186,9 +187,9 @@ class DependentBetaBernoulli(Method):
                 gate = F.batch_norm(mean, *options).clamp(0, 1)
                 return place.times(x, gate * (gate > SMALLEST / self._by_name(self.evaluation_mask())[group]))
         generator = per_rank_generator(self.plastic.gates.generator)
-        noise = torch.randn(mean.shape[1], generator=generator, device=x.device)
+        noise = torch.randn(mean.shape[1], generator=generator, dtype=torch.float32, device=x.device)
         phi = F.batch_norm(mean, *options) + F.softplus(mine["deviation"]) * noise
-        uniform = torch.rand(mean.shape, generator=generator, device=x.device)
+        uniform = torch.rand(mean.shape, generator=generator, dtype=torch.float32, device=x.device)
         return place.times(x, functional.relaxed_bernoulli(phi, uniform, self.temperature))
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:

@@ -30,13 +30,16 @@ class UnitEntries:
         tensors, device = model_tensors(plastic.model), plastic.gates.device
         self.structure = plastic.structure
         self.terms: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
-        self.counts, start = torch.zeros(sum(part.size for part in plastic.structure.parts), device=device), 0
+        self.counts, start = (
+            torch.zeros(sum(part.size for part in plastic.structure.parts), dtype=torch.float32, device=device),
+            0,
+        )
         for part in self.structure.parts:
             for name, axis, positions, units, role in _positions(part):
                 if wanted(name, tensors[name], role):
                     term = (tensors[name], axis, positions.to(device), (units + start).to(device))
                     self.terms.append(term)
-                    self.counts.index_add_(0, term[3], torch.ones(len(units), device=device))
+                    self.counts.index_add_(0, term[3], torch.ones(len(units), dtype=torch.float32, device=device))
             start += part.size
 
     def belong_to(self, plastic: Plasticity) -> bool:

@@ -70,7 +70,7 @@ class HardConcrete(Method):
             if not 0 < value < 1:
                 raise ConfigurationError(f"drop must be a rate in (0, 1), got {value!r}")
         rate = self._units(drop, "drop")
-        noise = torch.randn(len(rate), generator=plastic.gates.generator, device=rate.device)
+        noise = torch.randn(len(rate), generator=plastic.gates.generator, dtype=torch.float32, device=rate.device)
         self._begin({"log_alpha": (torch.log((1 - rate) / rate) + 0.01 * noise, HIGHEST)})
 
     def training_mask(self, batch: int | None = None) -> Tensor:
@@ -145,7 +145,7 @@ class DualRestarts(CostTerm):
     def __init__(self, cost: CostKind = "params", target: float = 0.5, *, rate: float = 1e-4) -> None:
         super().__init__(cost)
         self.target, self.rate = positive("target", target, below=1), positive("rate", rate)
-        self.multiplier = torch.zeros(())
+        self.multiplier = torch.zeros((), dtype=torch.float32)
 
     def __repr__(self) -> str:
         return f"DualRestarts(cost={self.cost!r}, target={self.target:g}; multiplier={float(self.multiplier):.3g})"

@@ -52,7 +52,7 @@ class InformationBottleneck(Method):
         for value in weight.values() if isinstance(weight, Mapping) else [weight]:
             positive("weight", value)
         prices = self._units(weight, "weight")
-        noise = torch.randn(len(prices), generator=plastic.gates.generator, device=prices.device)
+        noise = torch.randn(len(prices), generator=plastic.gates.generator, dtype=torch.float32, device=prices.device)
         start = {"mean": (1 + 0.01 * noise, 1.0), "log_variance": (torch.full_like(prices, LOG_VARIANCE), LOG_VARIANCE)}
         self._begin(start, fixed={"weight": (prices, float(prices.mean()))})
 

@@ -96,7 +96,7 @@ class LpSphere(Method):
         self.done, self.returned = 0, RETURNED
         self._leaf: Tensor | None = None
         gates, values = plastic.gates, self.single_weights()
-        drawn = torch.rand(len(gates), generator=gates.generator, device=gates.device)
+        drawn = torch.rand(len(gates), generator=gates.generator, dtype=torch.float32, device=gates.device)
         active = drawn >= share("start", start)
         dual, radius = list[Tensor](), list[Tensor]()
         for name, mask, gate in zip(self.names, self._pieces(active), gates.each, strict=True):
@@ -107,7 +107,7 @@ class LpSphere(Method):
             dual.append(self._from_rows(name, functional.dual_of(rows / norm, self._p[name])).reshape(-1))
             radius.append(self._from_rows(name, norm.expand_as(rows)).reshape(-1))
         self.full = self._count()
-        zero = torch.zeros(len(plastic.gates))
+        zero = torch.zeros(len(plastic.gates), dtype=torch.float32)
         new = float(torch.cat(dual[: len(self.groups)]).mean())
         self._begin(
             fixed={

@@ -86,7 +86,7 @@ class Method(ABC):
 
     def penalty(self) -> Tensor:
         """The price that `backward` adds to the loss, (), differentiable."""
-        return torch.zeros((), device=self.plastic.gates.device)
+        return torch.zeros((), dtype=torch.float32, device=self.plastic.gates.device)
 
     def after_step(self) -> None:
         """Clamp, project or change the topology; call it after the optimizers' steps."""
@@ -297,11 +297,14 @@ class Method(ABC):
         """(gates,): the value of each unit's group, see `_per_group`."""
         found = self._per_group(value, option)
         gates = self.plastic.gates
-        pieces = [torch.full((g.logits.numel(),), found[name]) for name, g in zip(self.names, gates.each, strict=True)]
+        pieces = [
+            torch.full_like(g.logits.detach().reshape(-1), found[name])
+            for name, g in zip(self.names, gates.each, strict=True)
+        ]
         return torch.cat(pieces).to(gates.device)
 
     def _normal(self, *batch: int) -> Tensor:
         """Standard normal numbers from the gates' generator, (*batch, gates); every process draws different ones."""
         gates = self.plastic.gates
         generator = per_rank_generator(gates.generator)
-        return torch.randn(*batch, len(gates), generator=generator, device=gates.device)
+        return torch.randn(*batch, len(gates), generator=generator, dtype=torch.float32, device=gates.device)

@@ -59,7 +59,11 @@ def by_example(plastic: Plasticity, draw: Draw, closure: Callable[[], Tensor], s
 
     def mask_of_each(batch: int) -> Tensor:
         mask = draw(batch)
-        return torch.ones(batch, len(gates), device=gates.device) if mask is None else mask.expand(batch, -1)
+        return (
+            torch.ones(batch, len(gates), dtype=torch.float32, device=gates.device)
+            if mask is None
+            else mask.expand(batch, -1)
+        )
 
     def masked() -> Tensor:
         mode = ExampleMasks(weights.table, mask_of_each)

@@ -88,7 +88,7 @@ class _SparseTraining(Method):
     def _random(self, *shape: int) -> Tensor:
         """U(0, 1) from the gates' generator, the same on every process."""
         gates = self.plastic.gates
-        return torch.rand(*shape, generator=gates.generator, device=gates.device)
+        return torch.rand(*shape, generator=gates.generator, dtype=torch.float32, device=gates.device)
 
     @torch.no_grad()
     def _close(self) -> None:

@@ -16,7 +16,9 @@ _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
     (nn.modules.conv._ConvNd, ("weight", 0), "groups"),
     (nn.GroupNorm, ("weight", 0), "num_groups"),
     (nn.modules.instancenorm._InstanceNorm, ("weight", 0), "num_features"),
-    (nn.RNNBase, ("weight_hh_l0", 1), "hidden_size"),
+    (nn.RNNBase, ("weight_hr_l0", 0), "proj_size"),
+    (nn.RNNBase, ("weight_hr_l0", 1), "hidden_size"),
+    (nn.RNNBase, ("weight_hh_l0", 1), "hidden_size"),  # of a layer that is not projected
     (nn.RNNBase, ("weight_ih_l0", 1), "input_size"),
 )
 
@@ -41,12 +43,11 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
     for slot in group.slots:
         path, _, leaf = slot.tensor.rpartition(".")
         module = model.get_submodule(path)
+        projected = isinstance(module, nn.RNNBase) and module.proj_size > 0
         for kind, place, name in _KNOWN:
-            each = (
-                _each(slot, structure, getattr(module, name))
-                if isinstance(module, kind) and place == (leaf, slot.axis)
-                else 0
-            )
+            if not isinstance(module, kind) or place != (leaf, slot.axis) or (projected and leaf == "weight_hh_l0"):
+                continue
+            each = _each(slot, structure, getattr(module, name))
             if each:
                 found.setdefault((path, name), (path, name, each))
         for norm in structure.norms if group.normed else ():  # one that has no weight to say its size

@@ -221,7 +221,9 @@ class Ledger:
         return one
 
     def mix(self, labels: Tensor, axes: Sequence[int], cause: str) -> None:
-        """Record a sum of weights along `axes`: it unites the units that they produce, not those that they read.
+        """Record a sum of weights along `axes`: it unites their units, except where they only read them.
+
+        A gate masks the weights that read its unit, so that the sum is that of the open units.
 
         Args:
             labels: labels of the weights.
@@ -376,12 +378,12 @@ class Ledger:
         """
         self._spread_reads()
         total = self.starts[-1]
-        producing = np.zeros(total, dtype=bool)
+        masked = np.zeros(total, dtype=bool)  # zero where a unit is closed, so that sums over them are exact
         for i, slot in enumerate(self.slots):
-            producing[self.starts[i] : self.starts[i + 1]] = slot in self.produces
+            masked[self.starts[i] : self.starts[i + 1]] = slot in self.reads - self.produces
         edges = list(self._edges)
         for a, b in self._mixed:
-            keep = torch.from_numpy(producing[a.numpy()] | producing[b.numpy()])
+            keep = torch.from_numpy(~(masked[a.numpy()] & masked[b.numpy()]))
             edges.append((a[keep], b[keep]))
         unit, decided = decide(total, edges, self._served)
         reasons: dict[int, str] = {}

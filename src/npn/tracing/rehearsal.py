@@ -1,9 +1,7 @@
 """Rehearse resizes on fake tensors: first whether the code runs at all at other sizes, then a whole re-trace."""
 
 import functools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import process_time
 from typing import Any
@@ -250,15 +248,3 @@ def _middle(size: int, count: int) -> list[int]:
 
 def _last(size: int, count: int) -> list[int]:
     return list(range(size - count, size))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch from logging failures, which are expected in a rehearsal."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

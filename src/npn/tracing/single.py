@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -72,7 +73,7 @@ def _attempt(
 ) -> Structure:
     """Capture, walk and group in the present mode."""
     deadline = Deadline(seconds)
-    with _without_collections(), torch.no_grad():
+    with _without_collections(), quiet(), torch.no_grad():
         captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
@@ -89,6 +90,18 @@ def _without_collections() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging what fails on fake tensors: the error says it, or the failure is expected."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
