@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import whole_number
+from npn._utils.validation import is_number, whole_number
 from npn.candidates import check_start
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
 from npn.surgery import checked_init
@@ -196,7 +196,7 @@ class Growth:
     ) -> None:
         pace = dict(units) if isinstance(units, Mapping) else {"*": units}
         for each in pace.values():
-            if isinstance(each, bool) or not (0.0 < each < math.inf and (each >= 1 or isinstance(each, float))):
+            if not is_number(each) or not (0.0 < each < math.inf and (each >= 1 or isinstance(each, float))):
                 raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {each!r}")
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}
         optional = [("max_params", max_params), ("revive", revive), ("until", until)]
@@ -204,10 +204,10 @@ class Growth:
             if value is not None:
                 whole_number(name, value, 1)
         whole_number("patience", patience, 1, "validations")
-        if not 0.0 <= min_delta < math.inf:
+        if not is_number(min_delta) or not 0.0 <= min_delta < math.inf:
             raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
         whole_number("grace", grace, 0, "calls of backward")
-        if isinstance(connections, bool) or not 0 <= connections < math.inf:
+        if not is_number(connections) or not 0 <= connections < math.inf:
             needed = "an int >= 0 or a float fraction of the open weights"
             raise ConfigurationError(f"connections must be {needed}, got {connections!r}")
         if init in ("pair", "split") and grace < 1:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
 
-from npn._utils.validation import whole_number
+from npn._utils.validation import is_number, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 
 
@@ -79,7 +79,7 @@ class Plateau:
     def __post_init__(self) -> None:
         whole_number("Plateau patience", self.patience, 1)
         whole_number("Plateau minimum", self.minimum, 0)
-        if not 0.0 <= self.min_delta < math.inf:
+        if not is_number(self.min_delta) or not 0.0 <= self.min_delta < math.inf:
             raise ConfigurationError(f"Plateau min_delta must be a finite number >= 0, got {self.min_delta!r}")
         if self.mode not in ("min", "max"):
             raise ConfigurationError(f'Plateau mode must be "min" or "max", got {self.mode!r}')
@@ -141,7 +141,7 @@ class Stage:
             raise ConfigurationError(f"a stage needs a non-empty name, got {self.name!r}")
         where = f"stage {self.name!r}"
         whole_number(f"{where}: epochs", self.epochs, 1)
-        if not self.k >= 0.0:
+        if not is_number(self.k) or not self.k >= 0.0:
             raise ConfigurationError(f"{where}: k must be >= 0 (math.inf is a mode), got {self.k!r}")
         if self.anneal not in ("geometric", "linear"):
             raise ConfigurationError(f'{where}: anneal must be "geometric" or "linear", got {self.anneal!r}')

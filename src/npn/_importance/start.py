@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from npn import surgery
+from npn._utils.validation import is_number
 from npn.errors import ConfigurationError
 from npn.functional import logits_for
 from npn.gates import OPEN
@@ -37,9 +38,9 @@ def keep_probabilities(scores: Tensor, mean: float = OPEN, spread: float = 2.0) 
         >>> pi.argsort().tolist(), round(float(pi.mean()), 6)
         ([0, 2, 1], 0.9)
     """
-    if not 0 < mean < 1:
+    if not is_number(mean) or not 0 < mean < 1:
         raise ConfigurationError(f"mean must be a keep probability in (0, 1), got {mean!r}")
-    if not 0 <= spread <= WIDEST:
+    if not is_number(spread) or not 0 <= spread <= WIDEST:
         raise ConfigurationError(f"spread must be log-odds from 0 to {WIDEST:g}, got {spread!r}")
     if scores.dim() != 1 or bool(scores.isnan().any()):
         raise ConfigurationError(f"expected scores (n,) without NaN, got {scores!r}")

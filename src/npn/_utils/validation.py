@@ -1,6 +1,8 @@
 """Check arguments; the error message gives the argument's name, the expected values and the value that came."""
 
 import math
+from numbers import Real
+from typing import TypeGuard
 
 from npn.errors import ConfigurationError
 
@@ -33,6 +35,19 @@ def whole_number(name: str, value: object, least: int, unit: str = "") -> int:
     return value
 
 
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is a real number; True, False and text are none.
+
+    Args:
+        value: the argument.
+
+    Example:
+        >>> is_number(0.5), is_number("0.5")
+        (True, False)
+    """
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def positive(name: str, value: float, *, below: float = math.inf) -> float:
     """Return a number if it lies in (0, below], else raise.
 
@@ -54,7 +69,7 @@ def positive(name: str, value: float, *, below: float = math.inf) -> float:
         Traceback (most recent call last):
         npn.errors.ConfigurationError: rate must be a number in (0, 1], got 2
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= below or value == math.inf:
+    if not is_number(value) or not 0 < value <= below or value == math.inf:
         limits = "a finite number > 0" if below == math.inf else f"a number in (0, {below:g}]"
         raise ConfigurationError(f"{name} must be {limits}, got {value!r}")
     return float(value)
@@ -77,6 +92,6 @@ def share(name: str, value: float) -> float:
         >>> share("drop", 0.3)
         0.3
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ConfigurationError(f"{name} must be a share in [0, 1], got {value!r}")
     return float(value)

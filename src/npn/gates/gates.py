@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
 from npn._utils.rng import restore_generator
+from npn._utils.validation import is_number
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.decision import Decision, check_undecided
@@ -73,8 +74,8 @@ class Gates:
 
     @k.setter
     def k(self, value: float) -> None:
-        if not value >= 0:  # also refuses NaN
-            raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value}")
+        if not is_number(value) or not value >= 0:  # also refuses NaN
+            raise ConfigurationError(f"the sharpness k must be a number >= 0, got {value!r}")
         if value != math.inf:
             check_undecided(self.decision, f"k stays inf, got {value}")
         finite = 0 < value < math.inf

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from npn import functional
-from npn._utils.validation import positive
+from npn._utils.validation import is_number, positive
 from npn.errors import ConfigurationError
 from npn.gates import Priced
 from npn.methods.method import Method
@@ -67,7 +67,7 @@ class HardConcrete(Method):
     def __init__(self, plastic: Plasticity, *, drop: float | Mapping[str, float] = 0.5) -> None:
         super().__init__(plastic)
         for value in drop.values() if isinstance(drop, Mapping) else [drop]:
-            if not 0 < value < 1:
+            if not is_number(value) or not 0 < value < 1:
                 raise ConfigurationError(f"drop must be a rate in (0, 1), got {value!r}")
         rate = self._units(drop, "drop")
         noise = torch.randn(len(rate), generator=plastic.gates.generator, dtype=torch.float32, device=rate.device)
