@@ -182,9 +182,9 @@ def draw(path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Mapping[st
     longest = max((rows for _, rows in runs), key=lambda rows: (len(figures.stages_of(rows)), len(rows)))
     for axis in (accuracy, macs):
         figures.shade_stages(axis, longest, label=True)
-        axis.set(xlabel="epoch", xlim=(0.5, len(longest) + 0.5))
+        axis.set(xlabel="epoch", xlim=(0.5, max(len(rows) for _, rows in runs) + 0.5))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     accuracy.set(ylabel="test accuracy in %")
-    accuracy.legend(loc="lower right", fontsize=8)
     macs.set(ylabel="million MACs", ylim=(0.0, None))
     for mode, colour in colours.items():
         chosen = [point for point in summary["points"] if point["mode"] == mode]
@@ -193,7 +193,10 @@ def draw(path: Path, summary: Mapping[str, Any], runs: Sequence[tuple[Mapping[st
             means = [100 * point["accuracy"]["mean"] for point in chosen]
             spreads = [100 * point["accuracy"]["std"] for point in chosen]
             ends.errorbar(sizes, means, spreads, color=colour, marker="o", ms=4, capsize=2, lw=1.2, label=LABELS[mode])
-    ends.set(xlabel="million MACs", ylabel="test accuracy in %, last epoch")
+    ends.set(xlabel="million MACs", ylabel="test accuracy in %, last epoch", xlim=(0.0, None))
+    low, high = ends.get_ylim()
+    ends.set_ylim(low - (0.09 * len(colours)) * (high - low), high)  # room for the legend
+    ends.legend(loc="lower left", fontsize=7)
     return figures.save(figure, path)
 
 
