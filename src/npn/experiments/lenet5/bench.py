@@ -27,7 +27,7 @@ PUBLISHED = {
     "NPN sparsify": (5_320, 1.09),
     "NPN expand": (2_304, 1.69),
 }
-DRAWN = ("sparsify", "expand", "scratch", "found", "taught", "scratch-taught")
+FULL_NETS = ("dense", "dense-augmented")  # too large for the picture
 SHOWN = ("sparsify", "expand")  # modes of which the page shows a run to the paper's size
 VARIED = ("mode", "seed", "budget", "data", "epochs", "augment", "teacher", "like", "weight_decay", "growth_init",
           "overshoot")  # fmt: skip
@@ -205,22 +205,19 @@ def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
     for entry in (entry for entry in entries if entry["mode"] == "dense"):
         error, params = 100 * (1 - entry["accuracy"]["mean"]), entry["params"]["mean"]
         axis.axhline(error, color="0.55", lw=1.0, ls=":", label=f"{LABELS['dense']} ({params:,.0f} weights)")
-    for colour, mode in zip(figures.COLOURS, DRAWN, strict=False):
+    drawn = [mode for mode in LABELS if mode not in FULL_NETS and any(entry["mode"] == mode for entry in entries)]
+    for number, mode in enumerate(drawn):
+        colour, marker = figures.COLOURS[number % len(figures.COLOURS)], "os"[number // len(figures.COLOURS) % 2]
         chosen = [entry for entry in entries if entry["mode"] == mode]
-        if not chosen:
-            continue
         sizes = [entry["params"]["mean"] for entry in chosen]
         errors = [100 * (1 - entry["accuracy"]["mean"]) for entry in chosen]
         spreads = [100 * entry["accuracy"]["std"] for entry in chosen]
-        axis.errorbar(sizes, errors, spreads, color=colour, marker="o", ms=4, capsize=2, lw=1.2, label=LABELS[mode])
+        axis.errorbar(sizes, errors, spreads, color=colour, marker=marker, ms=4, capsize=2, lw=1.2, label=LABELS[mode])
     for name, (params, error) in PUBLISHED.items():
         own = name.startswith("NPN")
         axis.plot(params, error, marker="*" if own else "x", ms=9 if own else 6, color="0.25", ls="")
-        offset = (-6, 4) if name == "BC-GHS" else (5, 4)
-        axis.annotate(
-            name, (params, error), textcoords="offset points", xytext=offset, fontsize=7.5,
-            ha="right" if name == "BC-GHS" else "left",
-        )  # fmt: skip
+        offset = (5, -10) if name == "BC-GHS" else (5, 4)  # nets of that size lie to the left of it
+        axis.annotate(name, (params, error), textcoords="offset points", xytext=offset, fontsize=7.5)
     axis.set(xscale="log", xlabel="weights without biases", ylabel="test error in %")
     axis.legend(loc="upper right", fontsize=8)
     return figures.save(figure, path)
