@@ -92,7 +92,7 @@ def test_no_group_loses_more_than_the_largest_share() -> None:
 def test_errors_say_what_was_expected() -> None:
     model = network(8, 8, 8)
     for value in (0, 2.0, True):
-        with pytest.raises(ConfigurationError, match=f"round_to must be a whole number of at least 1, got {value}"):
+        with pytest.raises(ConfigurationError, match=f"round_to must be a whole number >= 1 of channels, got {value}"):
             npn.prune(model, X, target=0.5, criterion="magnitude", round_to=value)
     with pytest.raises(ConfigurationError, match=r"max_pruning_ratio must be in \[0, 1\], got 1.5"):
         npn.prune(model, X, target=0.5, criterion="magnitude", max_pruning_ratio=1.5)

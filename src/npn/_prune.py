@@ -16,7 +16,7 @@ from npn._importance.gradients import BatchLoss
 from npn._importance.reconstruct import refit_readers
 from npn._importance.scores import check_data
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
-from npn._utils.validation import is_number
+from npn._utils.validation import is_number, whole_number
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
 from npn.masking.calls import detached_leftovers
@@ -119,7 +119,7 @@ def closed_to_target(
     Returns:
         The handle of the copy, with the units still in it.
     """
-    _check(target, cost, max_pruning_ratio)
+    _check(target, cost, round_to, max_pruning_ratio)
     check_criterion(criterion, batches, loss)
     if reconstruct:
         check_data("reconstruct=True", batches, loss)
@@ -220,12 +220,13 @@ def set_open(plastic: Plasticity, open_units: Tensor) -> None:
         plastic.close(group, ~mask)
 
 
-def _check(target: float, cost: str, max_pruning_ratio: float) -> None:
+def _check(target: float, cost: str, round_to: int, max_pruning_ratio: float) -> None:
     if not is_number(target) or not 0 < target < math.inf:
         raise ConfigurationError(
             f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {target!r}"
         )
     if cost not in COSTS:
         raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
+    whole_number("round_to", round_to, 1, "channels")
     if not is_number(max_pruning_ratio) or not 0 <= max_pruning_ratio <= 1:
         raise ConfigurationError(f"max_pruning_ratio must be in [0, 1], got {max_pruning_ratio!r}")

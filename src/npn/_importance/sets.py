@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from npn.errors import ConfigurationError
+from npn._utils.validation import whole_number
 from npn.gates.group import UnitGroup
 
 
@@ -22,8 +22,7 @@ def units_of_sets(groups: Sequence[UnitGroup], round_to: int) -> list[int]:
     Raises:
         ConfigurationError: the number is no positive integer.
     """
-    if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
-        raise ConfigurationError(f"round_to must be a whole number of at least 1, got {round_to!r}")
+    whole_number("round_to", round_to, 1, "channels")
     found = []
     for group in groups:
         entries = math.gcd(*(slot.index.shape[1] for slot in group.slots)) or round_to  # branches have no width
