@@ -1,5 +1,8 @@
 """Numbers that come as text, from a configuration file say, are refused by name and not by a TypeError."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -33,10 +36,19 @@ def plastic() -> npn.Plasticity:
         (lambda: npn.prune(model(), torch.zeros(1, 4), target="0.5"), "target must be a fraction in .*, got '0.5'"),
         (
             lambda: npn.prune(model(), torch.zeros(1, 4), target=0.5, criterion="magnitude", max_pruning_ratio="1"),
-            r"max_pruning_ratio must be in \[0, 1\], got '1'",
+            r"max_pruning_ratio must be a share in \[0, 1\], got '1'",
         ),
     ],
 )
 def test_the_message_names_the_argument(call, message):
     with pytest.raises(ConfigurationError, match=f"^{message}"):
         call()
+
+
+@pytest.mark.parametrize("fraction", [np.float32(0.5), Fraction(1, 2)], ids=str)
+def test_a_fraction_that_is_no_float_is_not_taken_for_a_cost(fraction):
+    for call in (lambda: npn.Budget(target=fraction), lambda: npn.prune(model(), torch.zeros(1, 4), target=fraction)):
+        with pytest.raises(
+            ConfigurationError, match=r"^target must be a fraction in \(0, 1\] as a float, or a cost above 1"
+        ):
+            call()

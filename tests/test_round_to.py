@@ -94,7 +94,7 @@ def test_errors_say_what_was_expected() -> None:
     for value in (0, 2.0, True):
         with pytest.raises(ConfigurationError, match=f"round_to must be a whole number >= 1 of channels, got {value}"):
             npn.prune(model, X, target=0.5, criterion="magnitude", round_to=value)
-    with pytest.raises(ConfigurationError, match=r"max_pruning_ratio must be in \[0, 1\], got 1.5"):
+    with pytest.raises(ConfigurationError, match=r"max_pruning_ratio must be a share in \[0, 1\], got 1.5"):
         npn.prune(model, X, target=0.5, criterion="magnitude", max_pruning_ratio=1.5)
     with pytest.raises(ConfigurationError, match="with as few units as round_to and max_pruning_ratio allow left in"):
         npn.prune(model, X, target=0.05, criterion="magnitude", max_pruning_ratio=0.5)

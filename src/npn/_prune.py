@@ -16,7 +16,7 @@ from npn._importance.gradients import BatchLoss
 from npn._importance.reconstruct import refit_readers
 from npn._importance.scores import check_data
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
-from npn._utils.validation import is_number, whole_number
+from npn._utils.validation import share, target_size, whole_number
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
 from npn.masking.calls import detached_leftovers
@@ -150,11 +150,13 @@ def closed_to_target(
 
     numbers, counts = numbers_of_sets(scores, sizes, multiples)
 
+    values = of_sets(scores, numbers, sum(counts))
+
+    def price_of_sets(sets: Tensor) -> Tensor:
+        return price(of_units(sets, numbers))
+
     def choose(bound: float) -> Tensor:
-        values = of_sets(scores, numbers, sum(counts))
-        return of_units(
-            cheapest_to_close(values, counts, lambda sets: price(of_units(sets, numbers)), bound, fewest), numbers
-        )
+        return of_units(cheapest_to_close(values, counts, price_of_sets, bound, fewest), numbers)
 
     stay = _nearest(wanted, price, choose, measured)
     if reconstruct:
@@ -221,12 +223,8 @@ def set_open(plastic: Plasticity, open_units: Tensor) -> None:
 
 
 def _check(target: float, cost: str, round_to: int, max_pruning_ratio: float) -> None:
-    if not is_number(target) or not 0 < target < math.inf:
-        raise ConfigurationError(
-            f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {target!r}"
-        )
+    target_size(target)
     if cost not in COSTS:
         raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
     whole_number("round_to", round_to, 1, "channels")
-    if not is_number(max_pruning_ratio) or not 0 <= max_pruning_ratio <= 1:
-        raise ConfigurationError(f"max_pruning_ratio must be in [0, 1], got {max_pruning_ratio!r}")
+    share("max_pruning_ratio", max_pruning_ratio)

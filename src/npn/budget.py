@@ -7,7 +7,7 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
-from npn._utils.validation import is_number, whole_number
+from npn._utils.validation import not_negative, positive, target_size, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 from npn.penalty import CostKind, CostTerm, Priced
 
@@ -175,17 +175,13 @@ class Budget(CostTerm):
         ceiling: float = 1e4,
     ) -> None:
         super().__init__(cost)
-        if not is_number(target) or not 0.0 < target < math.inf:
-            raise ConfigurationError(
-                f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {target!r}"
-            )
+        target_size(target)
         if path not in get_args(PathKind):
             raise ConfigurationError(f"path must be one of {', '.join(map(repr, get_args(PathKind)))}, got {path!r}")
-        if not is_number(gain) or not 0.0 <= gain < math.inf:
-            raise ConfigurationError(f"gain must be a finite number >= 0, got {gain!r}")
+        not_negative("gain", gain)
         for name, value in (("rate", rate), ("width", width), ("scale", scale), ("ceiling", ceiling)):
-            if value is not None and (not is_number(value) or not 0.0 < value < math.inf):
-                raise ConfigurationError(f"{name} must be a finite number > 0, got {value!r}")
+            if value is not None:
+                positive(name, value)
         self.target, self.steps, self.path, self.gain = target, steps, path, gain
         self.width, self.ceiling = width, ceiling
         self._rate, self._scale = rate, scale

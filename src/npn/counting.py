@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
-from npn.tracing.capture import _plain_kernels, average_at_once, model_tensors, preserved, split_inputs
+from npn.tracing.capture import _plain_kernels, average_at_once, model_tensors, preserved, quiet, split_inputs
 from npn.tracing.retrace import attributes_changed
-from npn.tracing.single import evaluating, quiet
+from npn.tracing.single import in_working_mode
 
 
 def count_params(model: nn.Module, biases: bool = True) -> int:
@@ -73,15 +73,9 @@ def macs_at(model: nn.Module, example_inputs: Any, structure: Structure, change:
 
 
 def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """`count_macs` with other shapes for some tensors; in eval mode where the present mode fails."""
-    try:
-        with quiet():
-            return _counted(model, example_inputs, shapes)
-    except Exception:
-        if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
-            with contextlib.suppress(Exception), quiet(), evaluating(model):
-                return _counted(model, example_inputs, shapes)
-        raise
+    """`count_macs` with other shapes for some tensors."""
+    with quiet():
+        return in_working_mode(model, lambda: _counted(model, example_inputs, shapes))[0]
 
 
 def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import is_number, whole_number
+from npn._utils.validation import is_number, not_negative, whole_number
 from npn.candidates import check_start
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
 from npn.surgery import checked_init
@@ -204,8 +204,7 @@ class Growth:
             if value is not None:
                 whole_number(name, value, 1)
         whole_number("patience", patience, 1, "validations")
-        if not is_number(min_delta) or not 0.0 <= min_delta < math.inf:
-            raise ConfigurationError(f"min_delta must be a finite number >= 0, got {min_delta!r}")
+        not_negative("min_delta", min_delta)
         whole_number("grace", grace, 0, "calls of backward")
         if not is_number(connections) or not 0 <= connections < math.inf:
             needed = "an int >= 0 or a float fraction of the open weights"

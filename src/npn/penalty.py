@@ -1,6 +1,5 @@
 """The price of size: the interface of a penalty, and a fixed price per parameter or MAC."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, final, get_args
@@ -8,7 +7,7 @@ from typing import Any, Literal, Protocol, final, get_args
 from torch import Tensor
 
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import is_number
+from npn._utils.validation import not_negative
 from npn.errors import CheckpointError, ConfigurationError
 
 CostKind = Literal["params", "weights", "macs", "units", "layerwise"]
@@ -140,8 +139,7 @@ class Penalty(CostTerm):
                 raise ConfigurationError(f'weights per group need cost="layerwise", got cost={cost!r}; give one float')
             weight = dict(weight)
         for value in weight.values() if isinstance(weight, dict) else (weight,):
-            if not is_number(value) or not 0.0 <= value < math.inf:
-                raise ConfigurationError(f"weight must be a finite number >= 0, got {value!r}")
+            not_negative("weight", value)
         self.weight = weight
         self._per_group: dict[str, float] | None = None
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
 
-from npn._utils.validation import is_number, whole_number
+from npn._utils.validation import is_number, not_negative, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 
 
@@ -79,8 +79,7 @@ class Plateau:
     def __post_init__(self) -> None:
         whole_number("Plateau patience", self.patience, 1)
         whole_number("Plateau minimum", self.minimum, 0)
-        if not is_number(self.min_delta) or not 0.0 <= self.min_delta < math.inf:
-            raise ConfigurationError(f"Plateau min_delta must be a finite number >= 0, got {self.min_delta!r}")
+        not_negative("Plateau min_delta", self.min_delta)
         if self.mode not in ("min", "max"):
             raise ConfigurationError(f'Plateau mode must be "min" or "max", got {self.mode!r}')
 

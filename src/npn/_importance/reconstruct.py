@@ -28,7 +28,7 @@ CHANNELS: dict[type[nn.Module], tuple[int, int]] = {  # axis of the input's chan
 RIDGE = 1e-3  # of the mean square of the open inputs
 
 
-def refit_readers(plastic: Plasticity, stay: Tensor, batches: Iterable[Any], loss: BatchLoss) -> list[str]:
+def refit_readers(plastic: Plasticity, stay: Tensor, batches: Iterable[Any], loss: BatchLoss) -> None:
     """Let what is about to close be computed from what stays, as far as a linear map does: least squares on data.
 
     With x_S the inputs of a layer that stay and x_R those that close, in positions and examples alike,
@@ -44,18 +44,13 @@ def refit_readers(plastic: Plasticity, stay: Tensor, batches: Iterable[Any], los
         stay: bool (gates,).
         batches, loss: see `npn.importance`; the loss is called without gradients.
 
-    Returns:
-        Paths of the layers that have changed.
-
     Raises:
         ConfigurationError: `batches` is empty.
         NonFiniteLossError: the inputs of a layer are NaN or infinite; nothing has changed.
     """
     layers = readers(plastic, stay)
-    moments = second_moments(plastic.model, list(layers), batches, loss)
-    for path, moment in moments.items():
+    for path, moment in second_moments(plastic.model, list(layers), batches, loss).items():
         refit_layer(plastic.model.get_submodule(path), layers[path], moment)
-    return list(moments)
 
 
 def readers(plastic: Plasticity, stay: Tensor) -> dict[str, Tensor]:
@@ -80,7 +75,7 @@ def readers(plastic: Plasticity, stay: Tensor) -> dict[str, Tensor]:
                 continue
             open_ = found.setdefault(path, torch.ones(layer.weight.shape[slot.axis], dtype=torch.bool))
             open_[slot.index[~units]] = False
-    return {path: open_ for path, open_ in found.items() if not bool(open_.all())}
+    return found
 
 
 def _alone(layer: Any, axis: int, owners: Mapping[int, int]) -> bool:

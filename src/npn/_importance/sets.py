@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from npn._utils.validation import whole_number
 from npn.gates.group import UnitGroup
 
 
@@ -17,12 +16,8 @@ def units_of_sets(groups: Sequence[UnitGroup], round_to: int) -> list[int]:
 
     Args:
         groups: of the handle.
-        round_to: the number; 1 leaves the sets in which the model's code makes units come and go.
-
-    Raises:
-        ConfigurationError: the number is no positive integer.
+        round_to: the number, >= 1; 1 leaves the sets in which the model's code makes units come and go.
     """
-    whole_number("round_to", round_to, 1, "channels")
     found = []
     for group in groups:
         entries = math.gcd(*(slot.index.shape[1] for slot in group.slots)) or round_to  # branches have no width

@@ -75,6 +75,44 @@ def positive(name: str, value: float, *, below: float = math.inf) -> float:
     return float(value)
 
 
+def not_negative(name: str, value: float) -> None:
+    """Raise unless a number lies in [0, inf).
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+
+    Raises:
+        ConfigurationError: it does not.
+
+    Example:
+        >>> not_negative("gain", -1)
+        Traceback (most recent call last):
+        npn.errors.ConfigurationError: gain must be a finite number >= 0, got -1
+    """
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ConfigurationError(f"{name} must be a finite number >= 0, got {value!r}")
+
+
+def target_size(value: float) -> None:
+    """Raise unless a target is a fraction, as a float up to 1, or a cost.
+
+    Args:
+        value: the target; below 1 it has to be a float, since its type tells a fraction from a cost.
+
+    Raises:
+        ConfigurationError: it is neither.
+
+    Example:
+        >>> target_size(0.5), target_size(40)
+        (None, None)
+    """
+    if not is_number(value) or not 0 < value < math.inf or (value < 1 and not isinstance(value, float)):
+        raise ConfigurationError(
+            f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {value!r}"
+        )
+
+
 def share(name: str, value: float) -> float:
     """Return a number if it lies in [0, 1], else raise.
 

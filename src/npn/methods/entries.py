@@ -30,10 +30,7 @@ class UnitEntries:
         tensors, device = model_tensors(plastic.model), plastic.gates.device
         self.structure = plastic.structure
         self.terms: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
-        self.counts, start = (
-            torch.zeros(sum(part.size for part in plastic.structure.parts), dtype=torch.float32, device=device),
-            0,
-        )
+        self.counts, start = torch.zeros(plastic.structure.units, dtype=torch.float32, device=device), 0
         for part in self.structure.parts:
             for name, axis, positions, units, role in _positions(part):
                 if wanted(name, tensors[name], role):

@@ -1,6 +1,7 @@
 """Capture a model's ATen graph on fake tensors, at its own or at other parameter shapes, without touching the model."""
 
 import contextlib
+import logging
 import math
 import sys
 import threading
@@ -107,7 +108,7 @@ def capture(
         tracing_mode="real",  # all inputs are fake already
         _disable_torch_fn_metadata_mode=True,  # what it notes of each call, nobody reads
     )
-    contexts = (preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients())
+    contexts = (preserved(model), quiet(), _plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
         for context in (*contexts, torch.enable_grad(), mode, _use_lazy_graph_module(True)):  # the graph is never run
             stack.enter_context(context)
@@ -128,6 +129,18 @@ def capture(
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
     return Capture(traced, names, tuple(outputs))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep torch from logging what fails on fake tensors: the error says it, or the failure is expected."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def output_shapes(

@@ -12,7 +12,7 @@ from npn.errors import ConfigurationError
 from npn.modules.select import input_dim, set_select
 from npn.structure import Columns, Structure
 from npn.tracing.capture import capture
-from npn.tracing.single import in_mode, quiet
+from npn.tracing.single import in_mode
 
 
 def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:
@@ -57,7 +57,7 @@ def _narrows(model: nn.Module, example_inputs: Any, structure: Structure, tensor
     set_select(module, torch.arange(columns - 1))
     try:
         shapes = {tensor: (rows, columns - 1, *kernel)}
-        with quiet(), in_mode(model, structure.training):
+        with in_mode(model, structure.training):
             return columns > 1 and capture(model, example_inputs, shapes).outputs == structure.outputs
     except Exception:
         return False

@@ -10,9 +10,9 @@ from torch import nn
 
 from npn.structure import Frozen, Group, Structure
 from npn.tracing.attributes import divisors, known, pattern, transfer, trials
+from npn.tracing.capture import quiet
 from npn.tracing.rehearsal import Problem, Rehearsal
 from npn.tracing.retrace import Attribute
-from npn.tracing.single import quiet
 
 SECONDS = 30.0  # of rehearsals; what is left then is frozen
 

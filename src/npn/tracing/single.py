@@ -2,10 +2,9 @@
 
 import contextlib
 import gc
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from npn.tracing.failures import explain
 from npn.tracing.groups import group_units
 from npn.tracing.walk import walk
 
+T = TypeVar("T")
 SECONDS = 120.0  # of CPU time for one trace: a hundred times what a transformer of twelve blocks takes
 
 
@@ -46,14 +46,38 @@ def single_trace(
     """
     _check_devices(model, example_inputs)
     try:
-        return _attempt(model, example_inputs, shapes, streams, seconds)
+        structure, mode = in_working_mode(model, lambda: _attempt(model, example_inputs, shapes, streams, seconds))
     except TraceError:
         raise
     except Exception as error:
-        if model.training:  # BatchNorm needs several values per channel in training, and one example may give only one
-            with contextlib.suppress(Exception), evaluating(model):
-                return replace(_attempt(model, example_inputs, shapes, streams, seconds), training=False)
         raise TraceError(explain(error)) from error
+    return replace(structure, training=mode)
+
+
+def in_working_mode(model: nn.Module, call: Callable[[], T]) -> tuple[T, bool | None]:
+    """Call something in the model's mode, or in eval mode where train mode fails otherwise than by a `TraceError`.
+
+    BatchNorm needs several values per channel in training, and one example may give only one.
+
+    Args:
+        model: in its mode, as it is afterwards.
+        call: runs the model.
+
+    Returns:
+        What it returns; and the mode: None for the present one, False for eval mode.
+
+    Raises:
+        Exception: what `call` raised in the present mode.
+    """
+    try:
+        return call(), None
+    except TraceError:
+        raise
+    except Exception:
+        if model.training:
+            with contextlib.suppress(Exception), evaluating(model):
+                return call(), False
+        raise
 
 
 def _check_devices(model: nn.Module, example_inputs: Any) -> None:
@@ -73,7 +97,7 @@ def _attempt(
 ) -> Structure:
     """Capture, walk and group in the present mode."""
     deadline = Deadline(seconds)
-    with _without_collections(), quiet(), torch.no_grad():
+    with _without_collections(), torch.no_grad():
         captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
@@ -90,18 +114,6 @@ def _without_collections() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch from logging what fails on fake tensors: the error says it, or the failure is expected."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
