@@ -99,7 +99,9 @@ def test_every_method_meets_the_budget_in_the_same_steps(tmp_path, mode):
         assert npn.count_params(small, biases=False) == result["params"], "closed units are gone"
 
 
-@pytest.mark.parametrize("mode", ["hard-concrete", "dependent", "targeted-dropout", "gradual-taylor", "rigl"])
+@pytest.mark.parametrize(
+    "mode", ["hard-concrete", "dependent", "targeted-dropout", "gradual-taylor", "magnitude-weights", "rigl"]
+)
 def test_an_interrupted_run_ends_the_same(tmp_path, mode):
     train(tmp_path / "whole", mode)
     stopping, part = Disturbed({0, 2, 4}, interrupt), tmp_path / "part"
@@ -118,6 +120,15 @@ def test_scores_on_training_data_cost_multiply_adds(tmp_path):
     assert max(1, round(0.8 * steps / 16)) == 1, "a cut in every step of the path"
     more = taylor[1]["training_macs"] - magnitude[1]["training_macs"]
     assert more > 5 * 3 * EXAMPLES * 0.2 * MACS, "six scores of all examples, at more than the budget's size"
+
+
+def test_the_smallest_weights_go_along_a_cubic_path(tmp_path):
+    rows = train(tmp_path, "magnitude-weights", settings={"learning_rate": 1, "weight_decay": 1, "cuts": 5}).rows
+    aim, steps, each = 0.3 * DENSE, EXAMPLES // BATCH * 4, 4  # five cuts on 0.8 of 24 steps, one more at the end
+    for epoch, row in enumerate(rows[1:5], 1):
+        done = min(1, epoch * EXAMPLES // BATCH // each / 5) if epoch * EXAMPLES // BATCH < steps else 1
+        assert row["params"] <= aim + (DENSE - aim) * (1 - done) ** 3 + 1
+    assert rows[1]["params"] > 0.5 * DENSE and rows[0]["params"] == DENSE
 
 
 def test_a_net_of_the_found_widths(tmp_path):

@@ -51,6 +51,7 @@ KINDS: dict[str, Kind] = {
     "found": Kind("plain net, widths that NPN (ReinMax) found, from scratch", plain, role="plain"),
     "torch-pruning": Kind("Torch-Pruning, group norm", plain, role="second", needs="Torch-Pruning"),
     "reinmax-weights": Kind("NPN, ReinMax, single weights", gates, NPN_RATE, budget, "reinmax", single=True),
+    "magnitude-weights": Kind("gradual, magnitude, single weights", kinds.smallest_weights, CUTS, single=True),
     "targeted-weights": Kind(
         "targeted dropout, single weights",
         decides(kinds.targeted_weights, exact=True, reopens=True),

@@ -1,6 +1,6 @@
 """Sizes by budget: remove the units of the lowest score until the weights fit, and shares that fit from the start."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -60,18 +60,19 @@ def remove(plastic: npn.Plasticity, stay: Tensor, sizes: Sequence[int]) -> None:
     plastic.compact()
 
 
-def keep_weights(plastic: npn.Plasticity, weights: float) -> None:
-    """Close and remove single weights until no more than a budget are left, those of the least keep probability first.
+def keep_weights(plastic: npn.Plasticity, scores: Mapping[str, Tensor], weights: float) -> None:
+    """Close and remove single weights until no more than a budget are left, those of the lowest score first.
 
     Args:
         plastic: the attached model, without a method.
+        scores: name of the parameter -> score of each of its weights, those of closed ones the lowest.
         weights: the most weights.
     """
-    gates = plastic.unstructured
-    pi = torch.cat([gate.keep_probability().detach().reshape(-1) for gate in gates.values()])
-    stay = torch.zeros_like(pi, dtype=torch.bool)
-    stay[pi.topk(min(len(pi), int(weights))).indices] = True
-    for name, piece in zip(gates, stay.split([gate.logits.numel() for gate in gates.values()]), strict=True):
+    values = torch.cat([scores[name].detach().reshape(-1) for name in plastic.unstructured])
+    stay = torch.zeros_like(values, dtype=torch.bool)
+    stay[values.topk(min(len(values), int(weights))).indices] = True
+    sizes = [gate.logits.numel() for gate in plastic.unstructured.values()]
+    for name, piece in zip(plastic.unstructured, stay.split(sizes), strict=True):
         if not bool(piece.all()):
             plastic.close(name, ~piece)
     plastic.compact()

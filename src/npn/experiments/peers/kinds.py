@@ -11,7 +11,7 @@ from npn import methods
 from npn.experiments.data.splits import Split
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.peers import cutting
-from npn.experiments.peers.procedures import PATH, PRETRAIN, Decides, Gates, Importance
+from npn.experiments.peers.procedures import PATH, PRETRAIN, Decides, Gates, Importance, SmallestWeights
 
 Range = tuple[float, float, float]  # of a setting: default, least, most
 
@@ -108,6 +108,11 @@ def importance(criterion: str, gradual: bool) -> Callable[[Plan], Procedure]:
         return Importance(criterion, plan.weights, *how, cuts=cuts)
 
     return procedure
+
+
+def smallest_weights(plan: Plan) -> Procedure:
+    """Gradual magnitude pruning of single weights."""
+    return SmallestWeights(plan.weights, plan.steps[1], round(plan.settings["cuts"]))
 
 
 def hard_concrete(plastic: npn.Plasticity, plan: Plan) -> methods.Method:

@@ -40,7 +40,8 @@ class Gates(Procedure):
         last = stage.name == SHRINK and position == stage.epochs - 1
         plastic.compact(below=0.5 if last else below)  # at the end all that the deterministic mask closes
         if last and plastic.unstructured:
-            keep_weights(plastic, self.weights)
+            chances = {name: gate.keep_probability() for name, gate in plastic.unstructured.items()}
+            keep_weights(plastic, chances, self.weights)
         elif last:
             pi = torch.cat([group.gate.keep_probability().detach() for group in plastic.groups]).cpu().double()
             least, sizes = threshold(plastic, pi, self.weights), [group.size for group in plastic.groups]
@@ -113,6 +114,53 @@ class Decides(Procedure):
         return stage.name != FINETUNE or self.to_the_end or self.then is not None
 
 
+def _share_of_path(stage: npn.Stage, step: int, steps: int, cuts: int) -> float | None:
+    """The share of the path that a cut after this step ends; None where there is no cut.
+
+    The cuts are spread evenly over the path, and one more at the end of the stage makes sure of the budget.
+    """
+    if stage.name != SHRINK:
+        return None
+    number, rest = divmod(step, max(1, round(PATH * steps / cuts)) if cuts else steps)
+    if step == steps:
+        return 1.0
+    return None if rest or number > cuts else min(1.0, number / cuts)
+
+
+@final
+@dataclass
+class SmallestWeights(Procedure):
+    """The smallest weights of the whole network go along a cubic path of their number (Zhu & Gupta 2017, eq. 1).
+
+    Attributes:
+        weights: of the budget.
+        steps: of the shrinking stage.
+        cuts: on the path.
+    """
+
+    weights: float
+    steps: int
+    cuts: int
+    full: int = 0  # weights before the first cut; the same in a resumed run, as it begins at full size
+
+    def begin(self, plastic: npn.Plasticity, stage: npn.Stage) -> Optimizer | None:
+        """Remember the size at which the path begins."""
+        self.full = self.full or sum(gate.logits.numel() for gate in plastic.unstructured.values())
+        return None
+
+    def after_step(self, plastic: npn.Plasticity, stage: npn.Stage, step: int) -> int:
+        """Cut, where the path has a step, or the stage ends."""
+        done = _share_of_path(stage, step, self.steps, self.cuts)
+        if done is not None:
+            size = {name: plastic.model.get_parameter(name).abs() for name in plastic.unstructured}
+            keep_weights(plastic, size, self.weights + (self.full - self.weights) * (1 - done) ** 3)
+        return 0
+
+    def after_epoch(self, plastic: npn.Plasticity, stage: npn.Stage, position: int, below: float) -> int:
+        """Nothing more is closed."""
+        return 0
+
+
 @final
 @dataclass
 class Importance(Procedure):
@@ -146,14 +194,8 @@ class Importance(Procedure):
 
     def after_step(self, plastic: npn.Plasticity, stage: npn.Stage, step: int) -> int:
         """Cut, where the path has a step, or the stage ends."""
-        if stage.name != SHRINK:
-            return 0
-        length = max(1, round(PATH * self.steps / self.cuts)) if self.cuts else self.steps
-        number, rest = divmod(step, length)
-        if step != self.steps and (rest or number > self.cuts):
-            return 0
-        done = min(1.0, number / self.cuts) if self.cuts and step != self.steps else 1.0
-        return self._cut(plastic, self.full * (self.weights / self.full) ** done, step)
+        done = _share_of_path(stage, step, self.steps, self.cuts)
+        return 0 if done is None else self._cut(plastic, self.full * (self.weights / self.full) ** done, step)
 
     def after_epoch(self, plastic: npn.Plasticity, stage: npn.Stage, position: int, below: float) -> int:
         """Nothing more is closed."""
