@@ -16,6 +16,7 @@ from npn._importance.gradients import BatchLoss
 from npn._importance.reconstruct import refit_readers
 from npn._importance.scores import check_data
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
+from npn._utils import cpu
 from npn._utils.validation import share, target_size, whole_number
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
@@ -130,8 +131,8 @@ def closed_to_target(
     fewest = sets_that_stay(sizes, multiples, max_pruning_ratio)
     price, counted = _price(plastic, cost)
     full = counted([0] * len(sizes))
-    numbers, counts = numbers_of_sets(torch.zeros(sum(sizes)), sizes, multiples)
-    least = value_and_slope(price, of_units(best_of_each(torch.zeros(sum(counts)), counts, fewest), numbers))[0]
+    numbers, counts = numbers_of_sets(cpu.zeros(sum(sizes)), sizes, multiples)
+    least = value_and_slope(price, of_units(best_of_each(cpu.zeros(sum(counts)), counts, fewest), numbers))[0]
     wanted = target * full if isinstance(target, float) and target <= 1 else target
     if least > wanted:
         limited = round_to > 1 or max_pruning_ratio < 1
@@ -179,7 +180,7 @@ def _price(plastic: Plasticity, cost: str) -> tuple[Cost, Callable[[Sequence[int
 
     def by_price(change: Sequence[int]) -> float:
         sizes = [group.size for group in plastic.groups]
-        kept = [torch.arange(size) < size + more for size, more in zip(sizes, change, strict=True)]
+        kept = [cpu.arange(size) < size + more for size, more in zip(sizes, change, strict=True)]
         return value_and_slope(priced, torch.cat(kept))[0]
 
     if cost == "params":

@@ -7,6 +7,7 @@ from typing import Any, Literal, final, get_args
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn._utils.validation import not_negative, positive, target_size, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 from npn.penalty import CostKind, CostTerm, Priced
@@ -186,7 +187,7 @@ class Budget(CostTerm):
         self.width, self.ceiling = width, ceiling
         self._rate, self._scale = rate, scale
         self.bound: float | None = None  # the target as a cost, set by `bind`
-        self.multiplier = torch.zeros((), dtype=torch.float32)
+        self.multiplier = cpu.zeros((), dtype=torch.float32)
         self._start: Tensor | None = None  # (), the cost at which the path begins, set by its first update
         self._done = 0  # updates along the path
         self._last: Tensor | None = None  # the expected cost of the step under way

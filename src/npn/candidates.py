@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npn import surgery
+from npn._utils import cpu
 from npn._utils.collectives import assert_same, average_
 from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import whole_number
@@ -97,7 +98,7 @@ def choose(
     gradients, effects = _derivatives(weights, groups, wanted, loss)
     average_([*gradients, *effects])
     for group, gradient, effect in zip(groups, gradients, effects, strict=True):
-        new = torch.tensor(added[group.name])
+        new = cpu.tensor(added[group.name])
         old = [unit for unit in range(group.size) if unit not in set(added[group.name])]
         best = greedy(gradient[new], effect[new], effect[old], wanted[group.name])
         chosen[group.name] = new[best].tolist()

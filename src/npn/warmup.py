@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn._utils import cpu
 from npn.gates import Gates
 from npn.masking import MaskedWeights
 from npn.tracing.capture import model_tensors
@@ -99,8 +100,8 @@ class Warmup:
         start = 0
         for group in structure.groups:
             for slot in group.slots:
-                owner = owners.setdefault(slot.key, torch.full((structure.shapes[slot.tensor][slot.axis],), units))
-                owner[slot.index] = torch.arange(start, start + group.size)[:, None]
+                owner = owners.setdefault(slot.key, cpu.full((structure.shapes[slot.tensor][slot.axis],), units))
+                owner[slot.index] = cpu.arange(start, start + group.size)[:, None]
             start += group.size
         for columns in structure.columns:
             if columns.key in owners:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from npn._importance.costs import value_and_slope
+from npn._utils import cpu
 
 Cost = Callable[[Tensor], Tensor]  # mask, float64 (gates,) -> scalar, linear in each gate, increasing
 
@@ -99,7 +100,7 @@ def _exchanges(
     mask: Tensor, stays: Tensor, scores: Tensor, sizes: Sequence[int], cost: Cost, bound: float
 ) -> Iterator[Tensor]:
     """Masks near one that leaves much room: up to `SWAPPED` units of a group less, and others refilled."""
-    for group in torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).eq(torch.arange(len(sizes))[:, None]):
+    for group in cpu.arange(len(sizes)).repeat_interleave(cpu.tensor(sizes)).eq(cpu.arange(len(sizes))[:, None]):
         candidates = (group & mask & ~stays).nonzero().reshape(-1)
         order = candidates[scores[candidates].argsort(stable=True)]
         for count in range(1, min(SWAPPED, len(order)) + 1):

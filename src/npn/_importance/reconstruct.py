@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npn._importance.gradients import EMPTY, BatchLoss
+from npn._utils import cpu
 from npn._utils.collectives import mean
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
@@ -73,7 +74,7 @@ def readers(plastic: Plasticity, stay: Tensor) -> dict[str, Tensor]:
             layer: Any = modules[path]
             if not slot.reads or not slot.plain or name != "weight" or not _alone(layer, slot.axis, owners):
                 continue
-            open_ = found.setdefault(path, torch.ones(layer.weight.shape[slot.axis], dtype=torch.bool))
+            open_ = found.setdefault(path, cpu.ones(layer.weight.shape[slot.axis], dtype=torch.bool))
             open_[slot.index[~units]] = False
     return found
 
@@ -135,7 +136,7 @@ def refit_layer(layer: Any, stay: Tensor, moment: Tensor) -> None:
     """
     axis, moment, count = CHANNELS[type(layer)][1], moment.cpu().double(), len(stay)
     constant = layer.bias is not None and axis == 1
-    known, gone = torch.cat([stay, torch.tensor([constant])]).nonzero()[:, 0], (~stay).nonzero()[:, 0]
+    known, gone = torch.cat([stay, cpu.tensor([constant])]).nonzero()[:, 0], (~stay).nonzero()[:, 0]
     ridge = (RIDGE * moment.diagonal()[:count][stay].mean()).clamp(min=torch.finfo(torch.float32).tiny)
     square = moment[known[:, None], known] + (known < count).double().diag() * ridge
     solved = torch.linalg.solve(square, moment[known[:, None], gone])  # (inputs that stay and 1, inputs that close)

@@ -9,6 +9,7 @@ from torch import Tensor
 from npn._importance.costs import marginal_cost
 from npn._importance.gradients import BatchLoss, mean_of_gradients, present_mask
 from npn._importance.weights import batchnorm_scales, group_norms
+from npn._utils import cpu
 from npn._utils.collectives import broadcast
 from npn._utils.rng import preserved_rng
 from npn.errors import ConfigurationError
@@ -83,7 +84,7 @@ def importance(
         scores = mean_of_gradients(plastic, batches, loss, ON_DATA[criterion])
     elif criterion == "random":
         with preserved_rng():
-            scores = torch.rand(units, dtype=torch.float32)
+            scores = cpu.rand(units, dtype=torch.float32)
         broadcast([scores])
     else:
         by_weights = group_norms if criterion == "magnitude" else batchnorm_scales

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.gates.group import UnitGroup
 
 
@@ -47,7 +48,7 @@ def numbers_of_sets(scores: Tensor, sizes: Sequence[int], multiples: Sequence[in
     counts = [max(1, size // multiple) for size, multiple in zip(sizes, multiples, strict=True)]
     first, numbers = 0, []
     for piece, count, multiple in zip(scores.split(list(sizes)), counts, multiples, strict=True):
-        rank = piece.argsort(descending=True, stable=True).argsort() if multiple > 1 else torch.arange(len(piece))
+        rank = piece.argsort(descending=True, stable=True).argsort() if multiple > 1 else cpu.arange(len(piece))
         own = rank // multiple
         numbers.append(torch.where(own < count, first + own, sum(counts)))
         first += count

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from npn import surgery
+from npn._utils import cpu
 from npn._utils.validation import is_number
 from npn.errors import ConfigurationError
 from npn.functional import logits_for
@@ -101,4 +102,4 @@ def _ranks(scores: Tensor) -> Tensor:
     """Ranks in [-1, 1], float64, equal scores in the middle of theirs; 0 where there is one score only."""
     _, which, counts = torch.unique(scores.cpu(), return_inverse=True, return_counts=True)
     middle = counts.cumsum(0) - (counts + 1) / 2
-    return (2 * middle[which].double() / max(len(scores) - 1, 1) - 1) if len(scores) > 1 else torch.zeros(1).double()
+    return (2 * middle[which].double() / max(len(scores) - 1, 1) - 1) if len(scores) > 1 else cpu.zeros(1).double()

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from npn._utils import cpu
 from npn.errors import ConfigurationError
 from npn.structure import Branches, Columns, Group, Slot, Structure
 
@@ -25,7 +26,7 @@ def group_norms(model: nn.Module, structure: Structure) -> Tensor:
     weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
     squares = []
     for part in structure.parts:
-        total = torch.zeros(part.size, dtype=torch.float64)
+        total = cpu.zeros(part.size, dtype=torch.float64)
         if isinstance(part, Branches):
             for name, weight in weights.items():
                 if (home := part.home(name)) < part.size:

@@ -20,5 +20,5 @@ def csr_weight(weight: Tensor) -> nn.Parameter:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         csr = weight.detach().to_sparse_csr()
         small = csr.crow_indices().int(), csr.col_indices().int()
-        made = torch.sparse_csr_tensor(*small, csr.values(), csr.shape, check_invariants=False)  # they are torch's own
+        made = torch.sparse_csr_tensor(*small, csr.values(), csr.shape, device=csr.device, check_invariants=False)
         return nn.Parameter(made, requires_grad=False)

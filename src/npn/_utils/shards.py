@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
+
 
 def is_shard(tensor: object) -> bool:
     """Whether a tensor is spread over processes, as a `DTensor`.
@@ -79,7 +81,7 @@ def empty_like(shape: torch.Size, dtype: torch.dtype, shard: Any) -> Tensor:
         shard: as for `like`; a whole tensor is on the CPU.
     """
     if not is_shard(shard):
-        return torch.empty(shape, dtype=dtype)
+        return cpu.empty(shape, dtype=dtype)
     mine = _rows(shape[0], shard.device_mesh)
     part = torch.empty((mine.stop - mine.start, *shape[1:]), dtype=dtype, device=local(shard).device)
     return _spread(part, shape, shard)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from npn._utils import cpu
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates, product_cost, shared_unit_correction
 from npn.gates.single_cost import WeightCost
@@ -50,10 +51,10 @@ class CostModel:
         row = {name: i for i, name in enumerate(names)}
         products, total = structure.products, len(names) + len(structure.products)
         axes = max([1, *(len(structure.shapes[name]) for name in names), *(len(each.units) for each in products)])
-        self.constant = torch.ones(total, axes, dtype=torch.float64)
-        self.counts = torch.zeros(total, axes, len(self.gated), dtype=torch.float64)
-        self.fan_out = torch.zeros(total, len(self.gated), dtype=torch.float64)  # weights that read a unit
-        self.sizes = torch.zeros(len(self.gated), dtype=torch.float64)
+        self.constant = cpu.ones(total, axes, dtype=torch.float64)
+        self.counts = cpu.zeros(total, axes, len(self.gated), dtype=torch.float64)
+        self.fan_out = cpu.zeros(total, len(self.gated), dtype=torch.float64)  # weights that read a unit
+        self.sizes = cpu.zeros(len(self.gated), dtype=torch.float64)
         for name in names:
             for axis, size in enumerate(structure.shapes[name]):
                 self.constant[row[name], axis] = size
@@ -86,12 +87,12 @@ class CostModel:
         self.branches = structure.branches if structure.branches and structure.branches.name in position else None
         self.home, self.scaled, self.owner = self._branches(structure, names)
         used = [*(structure.positions.get(name, 0.0) for name in names), *(product.macs for product in products)]
-        ranks = torch.tensor([*(len(structure.shapes[name]) for name in names), *(-1 for _ in products)])
+        ranks = cpu.tensor([*(len(structure.shapes[name]) for name in names), *(-1 for _ in products)])
         params, matrices = (ranks >= 0).double(), (ranks > 1).double()
-        self.weight = {"params": params, "weights": matrices, "macs": torch.tensor(used, dtype=torch.float64)}
+        self.weight = {"params": params, "weights": matrices, "macs": cpu.tensor(used, dtype=torch.float64)}
         feeding = unit_of_column(structure)
         self._feeding = None if feeding is None else feeding.to(device)
-        self._has_own = torch.zeros(total, dtype=torch.bool)
+        self._has_own = cpu.zeros(total, dtype=torch.bool)
         self.single: WeightCost | None = None
         if structure.unstructured:
             rows = [row[name] for name in structure.unstructured]
@@ -101,33 +102,33 @@ class CostModel:
                 for kind, each in self.weight.items()
             }
             self.single = WeightCost(structure, prices, device)
-            sizes = torch.tensor([float(torch.Size(structure.physical()[n]).numel()) for n in structure.unstructured])
+            sizes = cpu.tensor([float(torch.Size(structure.physical()[n]).numel()) for n in structure.unstructured])
             self._fed_by_none = float(sizes.sum() - (self.fan_out[rows] @ self.sizes).sum())
         self.shared = {kind: self._shared(weight) for kind, weight in self.weight.items()}
         self._has_shared = {kind: bool(worth.any()) for kind, worth in self.shared.items()}
-        self.of_group = torch.repeat_interleave(torch.arange(len(self.sizes)), self.sizes.long()).to(device)
+        self.of_group = torch.repeat_interleave(cpu.arange(len(self.sizes)), self.sizes.long()).to(device)
         self._first = sum(int(s) for s in self.sizes[: position[self.branches.name]]) if self.branches else 0
-        cpu = torch.device("cpu")
-        self._exact, self._device_copy = self._on(cpu, torch.float64), self._on(device, torch.float32)
-        self._whole = self._on(cpu, torch.float64, whole=True) if structure.unstructured else self._exact
+        exact_on = torch.device("cpu")
+        self._exact, self._device_copy = self._on(exact_on, torch.float64), self._on(device, torch.float32)
+        self._whole = self._on(exact_on, torch.float64, whole=True) if structure.unstructured else self._exact
         self._prices: tuple[dict[str, float], Tensor] | None = None
 
     def _branches(self, structure: Structure, names: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
         """Compute `home`, `scaled` and `owner`."""
         branches = self.branches
         if branches is None:
-            return torch.zeros(len(self.constant), dtype=torch.long), torch.zeros(0), torch.zeros(len(self.gated))
+            return cpu.zeros(len(self.constant), dtype=torch.long), cpu.zeros(0), cpu.zeros(len(self.gated))
         self.sizes[self.gated.index(branches.name)] = branches.size
         home = [branches.home(name) for name in names]
         scaled = [float(sum(torch.Size(structure.shapes[n]).numel() for n in names)) for names in branches.scales]
         homes = {part.name: {branches.home(slot.tensor) for slot in part.slots} for part in structure.parts}
         owner = [homes[name].pop() if len(homes[name]) == 1 else branches.size for name in self.gated]
         home += [branches.home(product.tensor or "") for product in structure.products]
-        return torch.tensor(home), torch.tensor(scaled, dtype=torch.float64), torch.tensor(owner)
+        return cpu.tensor(home), cpu.tensor(scaled, dtype=torch.float64), cpu.tensor(owner)
 
     def _shared(self, weight: Tensor) -> Tensor:
         """(tensors, groups): factor of pi - pi^2 of a unit that lies on two axes of the same weight."""
-        worth = torch.zeros(len(weight), len(self.gated), dtype=torch.float64)
+        worth = cpu.zeros(len(weight), len(self.gated), dtype=torch.float64)
         axes = self.constant.shape[1]
         for a in range(axes):
             for b in range(a + 1, axes):
@@ -260,10 +261,10 @@ class CostModel:
 
         Of the weights with their own gates all are open, or, for the least cost, one in each parameter.
         """
-        sums = torch.tensor([float(sizes.get(n, s)) for n, s in zip(self.gated, self.sizes.tolist(), strict=True)])
-        present = torch.ones(self.branches.size, dtype=torch.float64) if self.branches is not None else None
+        sums = cpu.tensor([float(sizes.get(n, s)) for n, s in zip(self.gated, self.sizes.tolist(), strict=True)])
+        present = cpu.ones(self.branches.size, dtype=torch.float64) if self.branches is not None else None
         if present is not None and only is not None:
-            present = torch.arange(len(present)).eq(only).double()
+            present = cpu.arange(len(present)).eq(only).double()
         tables = self._exact if least else self._whole
         cost = float(self._cost(kind, tables, None, sums.double(), None, present=present))
         if self.single is None:
@@ -274,6 +275,6 @@ class CostModel:
 
     def _least_single(self, kind: str, present: Tensor | None) -> float:
         """Cost of one weight in each parameter with gates on its weights, without those in branches that are gone."""
-        each = self._has_own.double() * (0.0 if kind == "units" else self.weight.get(kind, torch.ones(())))
+        each = self._has_own.double() * (0.0 if kind == "units" else self.weight.get(kind, cpu.ones(())))
         share = 1.0 if present is None else torch.cat([present, present.new_ones(1)])[self.home]
         return float((each * share).sum())

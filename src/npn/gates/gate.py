@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from npn._utils import cpu
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, Sigmoid, keep_probability, logits_for
 
@@ -33,7 +34,7 @@ class Sharpness:
         Args:
             probability: in (0, 1).
         """
-        return float(logits_for(torch.tensor(probability, dtype=torch.float64), self.scale, self.function))
+        return float(logits_for(cpu.tensor(probability, dtype=torch.float64), self.scale, self.function))
 
 
 class Gate:

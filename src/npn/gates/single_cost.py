@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.structure import Structure, gates_along
 
 
@@ -41,7 +42,7 @@ class WeightCost:
                 for gates in gates_along(structure, name, axis):
                     if not bool((gates < structure.units).any()):
                         continue
-                    seen = torch.zeros(shape, dtype=torch.bool)
+                    seen = cpu.zeros(shape, dtype=torch.bool)
                     for other, earlier, _ in axes:
                         here, there = _along(gates, axis, len(shape)), _along(earlier, other, len(shape))
                         seen = seen | ((here == there) & (here < structure.units))

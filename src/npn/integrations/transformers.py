@@ -277,13 +277,13 @@ class PlasticTrainerMixin:
                     loss: Tensor = step(model, inputs, num_items_in_batch)
             finally:
                 del accelerator.backward
-            return torch.as_tensor(loss * steps)
+            return loss.mul(steps)
 
         scale: float | Tensor = 1.0 / steps
         session.scaler = accelerator.scaler
         if session.scaler is not None:
             scale = session.scaler.scale(torch.ones((), device=session.plastic.gates.device)) * scale
-        return torch.as_tensor(session.backward(evaluate, scale) / steps)
+        return session.backward(evaluate, scale).div(steps)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log sharpness and sizes together with the Trainer's values, during training.

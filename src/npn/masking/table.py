@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from npn._utils import cpu
 from npn._utils.shards import is_shard, local, rows
 from npn.functional import effective_gates, effective_gates_gradient
 from npn.masking.stack import Stack
@@ -51,10 +52,10 @@ class MaskTable:
         start = sum(group.size for group in structure.groups)
         for scales in structure.branches.scales if structure.branches is not None else ():
             for name in scales:
-                columns.setdefault(name, {})[None] = torch.tensor([start])
+                columns.setdefault(name, {})[None] = cpu.tensor([start])
             start += 1
         for part in structure.columns:
-            columns.setdefault(part.tensor, {})[part.axis] = torch.arange(start, start + part.size)
+            columns.setdefault(part.tensor, {})[part.axis] = cpu.arange(start, start + part.size)
             start += part.size
         places, start = dict[str, slice](), 0
         for name in structure.unstructured:
@@ -78,7 +79,7 @@ class MaskTable:
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         pieces = [owner for name in self.names for owner in columns[name].values()]
         self.sizes = [len(piece) for piece in pieces]
-        self.index = torch.cat([*pieces, torch.zeros(0, dtype=torch.long)]).to(self.device)
+        self.index = torch.cat([*pieces, cpu.zeros(0, dtype=torch.long)]).to(self.device)
         self.stacks = list[Stack]()
         for first, *more in alike.values():
             like = torch.empty_like(local(tensors[first]), device="meta")

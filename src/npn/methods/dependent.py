@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
 from npn import functional
+from npn._utils import cpu
 from npn._utils.collectives import per_rank_generator
 from npn._utils.validation import positive, whole_number
 from npn.errors import ConfigurationError
@@ -95,7 +96,7 @@ class DependentBetaBernoulli(Method):
         self._learning = False
         self._places: dict[str, InputGate] = {}
         self._places_of: Structure | None = None
-        one = torch.ones(len(plastic.gates), dtype=torch.float32)
+        one = cpu.ones(len(plastic.gates), dtype=torch.float32)
         zero = torch.zeros_like(one)
         learned = {"gain": (one, 1.0), "shift": (shift * one, shift), "deviation": (START_B * one, START_B)}
         self._begin(learned, fixed={"mean": (zero, 0.0), "variance": (one, 1.0)})
@@ -144,7 +145,7 @@ class DependentBetaBernoulli(Method):
         """Replace each layer that reads gated units by one with its gates."""
         probability = self._by_name(self.evaluation_mask())
         for part in plan.after.parts:
-            kept = plan.units.get(part.name, torch.arange(part.size)).to(self.plastic.gates.device)
+            kept = plan.units.get(part.name, cpu.arange(part.size)).to(self.plastic.gates.device)
             tensors = {name: tensors[part.name].detach()[kept] for name, tensors in self._tensors.items()}
             scale = tensors["gain"] / torch.sqrt(tensors["variance"] + EPSILON)
             slot, layer = _reader(exported, part)
@@ -235,8 +236,8 @@ def _reader(model: nn.Module, part: object) -> tuple[Slot, nn.Module]:
 def _place(part: object, slot: Slot, layer: nn.Module, structure: Structure, device: torch.device) -> InputGate:
     """Where the units of a group lie in the input of the layer that reads them."""
     assert isinstance(part, Group)
-    columns = torch.full((structure.shapes[slot.tensor][slot.axis],), part.size)
-    columns[slot.index] = torch.arange(part.size)[:, None]
+    columns = cpu.full((structure.shapes[slot.tensor][slot.axis],), part.size)
+    columns[slot.index] = cpu.arange(part.size)[:, None]
     dim = input_dim(layer)
     assert dim is not None
     return InputGate(columns.to(device), part.size, dim).to(device)

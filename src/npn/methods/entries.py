@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.plasticity import Plasticity
 from npn.structure import Branches, Columns, Group
 from npn.tracing.capture import model_tensors
@@ -64,7 +65,7 @@ class UnitEntries:
 
 def _positions(part: Group | Branches | Columns) -> Iterator[tuple[str, int | None, Tensor, Tensor, str]]:
     """Tensor, axis, positions along it, unit of each position, and role, of everything that belongs to the units."""
-    every = torch.arange(part.size)
+    every = cpu.arange(part.size)
     if isinstance(part, Branches):
         for number, names in enumerate(part.scales):
             for name in names:

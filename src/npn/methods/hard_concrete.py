@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npn import functional
+from npn._utils import cpu
 from npn._utils.validation import is_number, positive
 from npn.errors import ConfigurationError
 from npn.gates import Priced
@@ -145,7 +146,7 @@ class DualRestarts(CostTerm):
     def __init__(self, cost: CostKind = "params", target: float = 0.5, *, rate: float = 1e-4) -> None:
         super().__init__(cost)
         self.target, self.rate = positive("target", target, below=1), positive("rate", rate)
-        self.multiplier = torch.zeros((), dtype=torch.float32)
+        self.multiplier = cpu.zeros((), dtype=torch.float32)
 
     def __repr__(self) -> str:
         return f"DualRestarts(cost={self.cost!r}, target={self.target:g}; multiplier={float(self.multiplier):.3g})"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from npn import functional
+from npn._utils import cpu
 from npn._utils.collectives import average_
 from npn._utils.validation import positive, share, whole_number
 from npn.functional.lp_sphere import check_p, conjugate
@@ -107,7 +108,7 @@ class LpSphere(Method):
             dual.append(self._from_rows(name, functional.dual_of(rows / norm, self._p[name])).reshape(-1))
             radius.append(self._from_rows(name, norm.expand_as(rows)).reshape(-1))
         self.full = self._count()
-        zero = torch.zeros(len(plastic.gates), dtype=torch.float32)
+        zero = cpu.zeros(len(plastic.gates), dtype=torch.float32)
         new = float(torch.cat(dual[: len(self.groups)]).mean())
         self._begin(
             fixed={

@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.errors import ResizeError
 from npn.structure.units import Branches, Columns, Group, Structure
 
@@ -36,7 +37,7 @@ def with_unread_units(structure: Structure, removed: Mapping[str, Sequence[int]]
         readers = [slot for slot in group.slots if slot.reads]
         if group.normed or not all(slot.key in by_key for slot in readers):
             continue  # a norm reads all of its units
-        read = torch.zeros(group.size, dtype=torch.bool)
+        read = cpu.zeros(group.size, dtype=torch.bool)
         for slot in readers:
             read |= remaining_positions(by_key[slot.key], structure, removed)[slot.index].any(1)
         asked = set(done.get(group.name, ()))
@@ -59,7 +60,7 @@ def remaining_positions(columns: Columns, structure: Structure, removed: Mapping
     Returns:
         bool (full length,), True where a column remains.
     """
-    there = torch.zeros(structure.shapes[columns.tensor][columns.axis], dtype=torch.bool)
+    there = cpu.zeros(structure.shapes[columns.tensor][columns.axis], dtype=torch.bool)
     there[columns.kept] = True
     there[columns.kept[list(removed.get(columns.name, ()))]] = False
     return there
@@ -82,7 +83,7 @@ def resized_columns(columns: Columns, source: Tensor, there: Tensor) -> tuple[Co
     """
     fresh = source == NEW
     survives = fresh | there[source.clamp(min=0)]
-    must_be_zero = torch.zeros(0, dtype=torch.long)
+    must_be_zero = cpu.zeros(0, dtype=torch.long)
     if not bool(survives.any()):
         existed = torch.zeros_like(there)
         existed[columns.kept] = True
@@ -93,10 +94,10 @@ def resized_columns(columns: Columns, source: Tensor, there: Tensor) -> tuple[Co
                 "another unit"
             )
         survives[candidates[0]] = True
-        must_be_zero = torch.zeros(1, dtype=torch.long)
+        must_be_zero = cpu.zeros(1, dtype=torch.long)
     kept = survives.nonzero().reshape(-1)
-    rank = torch.full((len(there),), NEW)
-    rank[columns.kept] = torch.arange(columns.size)
+    rank = cpu.full((len(there),), NEW)
+    rank[columns.kept] = cpu.arange(columns.size)
     behind = torch.where(fresh[kept], NEW, rank[source[kept].clamp(min=0)])
     return replace(columns, kept=kept), behind, must_be_zero
 
@@ -136,11 +137,11 @@ def unit_of_column(structure: Structure) -> Tensor | None:
     units = structure.gates_before_columns
     pieces = []
     for columns in structure.columns:
-        feeder, start = torch.full((structure.shapes[columns.tensor][columns.axis],), units), 0
+        feeder, start = cpu.full((structure.shapes[columns.tensor][columns.axis],), units), 0
         for group in structure.groups:
             for slot in group.slots:
                 if slot.key == columns.key:
-                    feeder[slot.index] = torch.arange(start, start + group.size)[:, None]
+                    feeder[slot.index] = cpu.arange(start, start + group.size)[:, None]
             start += group.size
         pieces.append(feeder[columns.kept])
     return torch.cat(pieces)

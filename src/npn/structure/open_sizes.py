@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.functional.columns import effective_gates
 from npn.structure.branches import without_branch_entries, without_branches
 from npn.structure.columns import unit_of_column, with_unread_units
@@ -23,7 +24,7 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
     """
     left = without_branches(structure, closed)
     gone = with_unread_units(left, without_branch_entries(left, closed))
-    gates = torch.cat([*(_stays(part.size, gone.get(part.name, ())) for part in left.parts), torch.zeros(0)])
+    gates = torch.cat([*(_stays(part.size, gone.get(part.name, ())) for part in left.parts), cpu.zeros(0)])
     pieces = effective_gates(gates, unit_of_column(left)).split([part.size for part in left.parts])
     sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}
     return {part.name: sizes.get(part.name, 0) for part in structure.parts}
@@ -31,6 +32,6 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
 
 def _stays(size: int, gone: Sequence[int]) -> Tensor:
     """float (size,): 0 for removed units, 1 for the others."""
-    stays = torch.ones(size)
+    stays = cpu.ones(size)
     stays[list(gone)] = 0
     return stays

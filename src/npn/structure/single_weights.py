@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.structure.units import Group, Structure
 
 
@@ -20,17 +21,17 @@ def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Ten
         int64 (length in memory,) twice: number of the unit's gate at each position, and of the column's gate;
         `structure.units` where there is none.
     """
-    unit = torch.full((structure.shapes[name][axis],), structure.units)
+    unit = cpu.full((structure.shapes[name][axis],), structure.units)
     start = 0
     for group in structure.groups:
         for slot in group.slots:
             if slot.key == (name, axis):
-                unit[slot.index] = torch.arange(start, start + group.size)[:, None]
+                unit[slot.index] = cpu.arange(start, start + group.size)[:, None]
         start += group.size
     start = structure.gates_before_columns
     for columns in structure.columns:
         if columns.key == (name, axis):
-            return unit[columns.kept], torch.arange(start, start + columns.size)
+            return unit[columns.kept], cpu.arange(start, start + columns.size)
         start += columns.size
     return unit, torch.full_like(unit, structure.units)
 
@@ -57,15 +58,15 @@ def with_dead_units(
     along = {(n, a): gates_along(structure, n, a) for n, w in left.items() for a in range(w.dim())}
     while True:
         stay = [_stays(part.size, done.get(part.name, ())) for part in structure.parts]
-        stays = torch.cat([*stay, torch.ones(1, dtype=torch.bool)])
+        stays = torch.cat([*stay, cpu.ones(1, dtype=torch.bool)])
         for (name, axis), (unit, column) in along.items():
             there = stays[unit] & stays[column]
             left[name] &= there.view([-1 if a == axis else 1 for a in range(left[name].dim())])
-        read = torch.zeros(structure.units + 1, dtype=torch.bool)
+        read = cpu.zeros(structure.units + 1, dtype=torch.bool)
         start = 0
         for part in structure.parts:
             for slot in part.slots:
-                numbers = torch.arange(start, start + part.size)
+                numbers = cpu.arange(start, start + part.size)
                 if slot.tensor not in left:
                     read[numbers] |= slot.reads
                 elif slot.reads:
@@ -91,6 +92,6 @@ def with_dead_units(
 
 def _stays(size: int, gone: set[int] | tuple[()]) -> Tensor:
     """bool (size,): False for removed units."""
-    stays = torch.ones(size, dtype=torch.bool)
+    stays = cpu.ones(size, dtype=torch.bool)
     stays[list(gone)] = False
     return stays

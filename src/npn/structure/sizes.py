@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.structure.units import Group, Slot, Structure
 
 
@@ -44,13 +45,13 @@ def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
     new_position = {}
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
     for key, pieces in gone.items():
-        keep = torch.ones(structure.shapes[key[0]][key[1]], dtype=torch.bool)
+        keep = cpu.ones(structure.shapes[key[0]][key[1]], dtype=torch.bool)
         keep[torch.cat(pieces)] = False
         new_position[key] = keep.cumsum(0) - 1
         shapes[key[0]][key[1]] = int(keep.sum())
     groups = []
     for group in structure.groups:
-        stays = torch.ones(group.size, dtype=torch.bool)
+        stays = cpu.ones(group.size, dtype=torch.bool)
         stays[list(removed.get(group.name, ()))] = False
         stay = stays.nonzero().reshape(-1)
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)

@@ -3,8 +3,9 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
+
+from npn._utils import cpu
 
 LEFT_OUT = "left out by only= or skip="  # reason of units that could have gates
 MIXES = "mixes every unit of the axis"  # within the reasons of units that a norm, a mean, ... makes one
@@ -269,7 +270,7 @@ def gate_of_entries(structure: Structure, wanted: Callable[[Slot], bool]) -> dic
     for group in structure.groups:
         for slot in filter(wanted, group.slots):
             size = structure.shapes[slot.tensor][slot.axis]
-            own = found.setdefault(slot.key, torch.full((size,), structure.units))
-            own[slot.index] = torch.arange(start, start + group.size)[:, None]
+            own = found.setdefault(slot.key, cpu.full((size,), structure.units))
+            own[slot.index] = cpu.arange(start, start + group.size)[:, None]
         start += group.size
     return found

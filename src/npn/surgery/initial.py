@@ -12,6 +12,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.errors import ConfigurationError
 from npn.structure import NEW, Group, Slot, Structure
 from npn.surgery.plan import Plan
@@ -100,7 +101,7 @@ def new_pairs(
     """
     pairs = {}
     for group in after.groups:
-        new = torch.arange(group.size - added.get(group.name, 0), group.size)
+        new = cpu.arange(group.size - added.get(group.name, 0), group.size)
         of, to = new[: len(new) // 2 * 2].view(-1, 2).unbind(1)
         alike = _alike(tensors, group, of, to, [slot for slot in group.slots if not slot.reads])
         pairs[group.name] = of[alike], to[alike]
@@ -129,7 +130,7 @@ def copied_units(
         norm = fan_out(tensors, before, old).norm(dim=1).cpu()
         order = torch.argsort(norm, descending=True, stable=True)
         order = order[may[order]]
-        for number, to in enumerate(torch.arange(old.size, group.size).split(max(len(order), 1))):
+        for number, to in enumerate(cpu.arange(old.size, group.size).split(max(len(order), 1))):
             of = order[: len(to)]
             to = to[: len(of)]
             alike = _alike(tensors, group, of, to, group.slots)
@@ -226,7 +227,7 @@ def _alike(tensors: Mapping[str, Tensor], group: Group, of: Tensor, to: Tensor, 
     """
     learns = any(tensors[slot.tensor].requires_grad for slot in group.slots if not slot.reads)
     if group.multiple > 1 or not learns or not all(slot.plain for slot in group.slots if slot.reads):
-        return torch.zeros(len(of), dtype=torch.bool)
+        return cpu.zeros(len(of), dtype=torch.bool)
     return torch.stack([_distant_alike(slot, of, to) for slot in slots]).all(dim=0)
 
 
@@ -250,8 +251,8 @@ def _reading(after: Structure, names: Collection[str]) -> list[tuple[Group, Slot
     """The reading slots of some groups, each with the map from the full axis to what physically exists (else -1)."""
     ranks = {}
     for columns in after.columns:
-        rank = torch.full((after.shapes[columns.tensor][columns.axis],), -1)
-        rank[columns.kept] = torch.arange(columns.size)
+        rank = cpu.full((after.shapes[columns.tensor][columns.axis],), -1)
+        rank[columns.kept] = cpu.arange(columns.size)
         ranks[columns.key] = rank.__getitem__
     return [
         (group, slot, ranks.get(slot.key, _same))

@@ -128,7 +128,9 @@ def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
         return gather(gradient.to_dense(), sources)
     values = gather(gradient.values(), {axis - shift: source for axis, source in sources.items()})
     shape = [*gradient.shape[: shift + 1], *values.shape[1:]]
-    return torch.sparse_coo_tensor(gradient.indices(), values, shape, is_coalesced=True, check_invariants=False)
+    return torch.sparse_coo_tensor(
+        gradient.indices(), values, shape, device=values.device, is_coalesced=True, check_invariants=False
+    )
 
 
 def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, where: Tensor) -> None:

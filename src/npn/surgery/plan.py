@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.errors import ResizeError
 from npn.structure import (
     NEW,
@@ -73,7 +74,7 @@ def plan_removal(
         if not stay:
             raise ResizeError(f"cannot remove all {group.size} units of {group.name!r}: keep at least one")
         if len(stay) < group.size:
-            units[group.name] = torch.tensor(stay)
+            units[group.name] = cpu.tensor(stay)
     after = without_units(rest, {name: gone[name] for name in units})
     sets = [group.name for group in rest.groups if group.multiple > 1 and group.name in units]
     if sets:
@@ -105,9 +106,9 @@ def _lost(structure: Structure, rest: Structure) -> dict[str, Tensor]:
             f"cannot remove all {structure.branches.size} units of {structure.branches.name!r}: keep at least one"
         )
     names = {part.name for part in rest.parts}
-    lost = {part.name: torch.zeros(0, dtype=torch.long) for part in structure.parts if part.name not in names}
+    lost = {part.name: cpu.zeros(0, dtype=torch.long) for part in structure.parts if part.name not in names}
     stay = [i for i, path in enumerate(structure.branches.paths) if path in rest.branches.paths]
-    return lost | {structure.branches.name: torch.tensor(stay)}
+    return lost | {structure.branches.name: cpu.tensor(stay)}
 
 
 def plan_growth(before: Structure, after: Structure) -> Plan:
@@ -123,7 +124,7 @@ def plan_growth(before: Structure, after: Structure) -> Plan:
     units = {}
     for old, new in zip(before.groups, after.groups, strict=True):
         if new.size > old.size:
-            units[old.name] = torch.cat([torch.arange(old.size), torch.full((new.size - old.size,), NEW)])
+            units[old.name] = torch.cat([cpu.arange(old.size), cpu.full((new.size - old.size,), NEW)])
     return make_plan(before, after, units, {})
 
 
@@ -164,13 +165,13 @@ def _axis(
 ) -> tuple[Tensor, Tensor]:
     """Sources along one axis at its full length, and the positions that read new units."""
     old_size, new_size = before.shapes[name][axis], after.shapes[name][axis]
-    source, zeroed = torch.full((new_size,), NEW), [torch.zeros(0, dtype=torch.long)]
-    old_free, new_free = torch.ones(old_size, dtype=torch.bool), torch.ones(new_size, dtype=torch.bool)
+    source, zeroed = cpu.full((new_size,), NEW), [cpu.zeros(0, dtype=torch.long)]
+    old_free, new_free = cpu.ones(old_size, dtype=torch.bool), cpu.ones(new_size, dtype=torch.bool)
     for old, new in zip(before.groups, after.groups, strict=True):
         for a, b in zip(old.slots, new.slots, strict=True):
             if a.key != (name, axis):
                 continue
-            behind = units.get(old.name, torch.arange(old.size))
+            behind = units.get(old.name, cpu.arange(old.size))
             kept = behind >= 0
             source[b.index[kept].reshape(-1)] = a.index[behind[kept]].reshape(-1)
             old_free[a.index.reshape(-1)] = False
@@ -193,9 +194,9 @@ def _columns(
 ) -> Columns:
     """One layer's columns after the resize; restricts the sources of its input axis to the columns that exist."""
     name, axis = columns.key
-    full = sources.get(name, {}).get(axis, torch.arange(before.shapes[name][axis]))
+    full = sources.get(name, {}).get(axis, cpu.arange(before.shapes[name][axis]))
     new, behind, zero = resized_columns(columns, full, remaining_positions(columns, before, removed))
-    if len(behind) == columns.size and bool((behind == torch.arange(columns.size)).all()):
+    if len(behind) == columns.size and bool((behind == cpu.arange(columns.size)).all()):
         sources.get(name, {}).pop(axis, None)
         return new
     units[columns.name] = behind

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import nn
 
+from npn._utils import cpu
 from npn._utils.patterns import matches
 from npn.errors import ConfigurationError
 from npn.modules.select import input_dim, set_select
@@ -46,7 +46,7 @@ def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, pa
                     f"the inputs of {path or 'the model'!r} cannot be selected: its weight must be its own and read "
                     "by calling the layer, in a model that is more than this layer; leave it out of columns="
                 )
-            columns.append(Columns(f"{path}.columns", tensor, 1, torch.arange(structure.shapes[tensor][1])))
+            columns.append(Columns(f"{path}.columns", tensor, 1, cpu.arange(structure.shapes[tensor][1])))
     return replace(structure, columns=tuple(columns))
 
 
@@ -54,7 +54,7 @@ def _narrows(model: nn.Module, example_inputs: Any, structure: Structure, tensor
     """Whether the model works, on fake tensors, when one layer selects all but one of its columns."""
     rows, columns, *kernel = structure.shapes[tensor]
     module = model.get_submodule(tensor.removesuffix(".weight"))
-    set_select(module, torch.arange(columns - 1))
+    set_select(module, cpu.arange(columns - 1))
     try:
         shapes = {tensor: (rows, columns - 1, *kernel)}
         with in_mode(model, structure.training):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.tracing.joining import Served, decide, distinct, edge
 from npn.tracing.norm_calls import NormCall
 
@@ -165,7 +166,7 @@ class Ledger:
         key = (name, axis)
         if key not in self._known:
             start = self.starts[-1]
-            self._known[key] = torch.arange(start, start + size)
+            self._known[key] = cpu.arange(start, start + size)
             self.slots.append(key)
             self.starts.append(start + size)
         return self._known[key]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.tracing.labels import canonical, squeeze_constant, varying
 
 Owners = Callable[[np.ndarray], np.ndarray]
@@ -31,7 +32,7 @@ def moved_alike(labels: Tensor, move: Callable[[Tensor], list[Tensor]], owners: 
     if not whole and regular(small):
         return True
     base = labels if whole else small
-    index = torch.arange(1, base.numel() + 1).view(base.shape).expand(labels.shape)
+    index = cpu.arange(1, base.numel() + 1).view(base.shape).expand(labels.shape)
     flat = base.reshape(-1).numpy()
     rank, times = _ranks(flat), np.bincount(flat)[flat]
     for out in move(index):
@@ -140,7 +141,7 @@ def restrided(
     last = start + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if tensor.numel() == 0 or start < 0 or last >= extent:
         return None
-    memory, known = torch.zeros(extent, dtype=tensor.dtype), torch.zeros(extent, dtype=torch.bool)
+    memory, known = cpu.zeros(extent, dtype=tensor.dtype), cpu.zeros(extent, dtype=torch.bool)
     memory.as_strided(tensor.shape, like.stride()).copy_(tensor)
     known.as_strided(tensor.shape, like.stride()).fill_(True)
     found = memory.as_strided(tuple(size), tuple(stride), start)

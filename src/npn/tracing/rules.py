@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
+from npn._utils import cpu
 from npn.structure import MIXES
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
 from npn.tracing.places import moved_alike, restrided
@@ -197,7 +198,7 @@ def concatenate(call: Call) -> Value:
     flat = [1 if a == dim else s for a, s in enumerate(shape)]
     crossing = merge(call.ledger, across, flat, call.where, zero="all")
     parts = [Part(p.labels.expand(shape), weight, p.opaque, table) for p in crossing.parts]
-    blank = torch.zeros(1, dtype=torch.long)
+    blank = cpu.zeros(1, dtype=torch.long)
     for line in lines:
         pieces = [blank.expand(v.shape) if part is None else part.labels for v, part in zip(values, line, strict=True)]
         keep = {a for p in pieces for a in range(len(shape)) if p.stride(a) != 0 and p.shape[a] > 1} | {dim}
@@ -332,8 +333,7 @@ def _drop_kernel(call: Call, weight: Value) -> Value:
 
 def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> Value:
     """Grouped convolution: a unit is one offset within every group; depthwise, it is the group."""
-    ledger, (n, channels) = call.ledger, x.shape[:2]
-    inner = channels // groups
+    ledger, (n, channels), inner = call.ledger, x.shape[:2], x.shape[1] // groups
     for part in x.parts:
         if 0 in part.axes:
             ledger.freeze(part.labels, f"units lie along the batch of a grouped convolution at {call.where}")
@@ -350,7 +350,7 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
     for labels in feed[1:]:
         ledger.freeze(labels, f"two kinds of units share the channels at {call.where}")
     if inner == 1:  # depthwise: the kernel is data that lies along the channels
-        lines = (row if not transposed else column) or [torch.zeros(groups, 1, dtype=torch.long)]
+        lines = (row if not transposed else column) or [cpu.zeros(groups, 1, dtype=torch.long)]
         if transposed and row:
             ledger.freeze(row[0], f"several maps of one channel at {call.where}")
         for labels in feed:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from npn._utils import cpu
 from npn.errors import TraceError
 from npn.tracing.places import restrided
 from npn.tracing.rules import Call
@@ -51,7 +52,7 @@ def _filled(call: Call) -> Value | None:
         number = number.const
     if number is None:
         return None
-    return constant(torch.empty((), dtype=wanted.dtype).fill_(number).expand(wanted.shape))
+    return constant(cpu.empty((), dtype=wanted.dtype).fill_(number).expand(wanted.shape))
 
 
 def _folded(call: Call) -> Any:

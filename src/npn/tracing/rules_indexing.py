@@ -12,6 +12,7 @@ from typing import Any, cast
 import torch
 from torch.fx import Node
 
+from npn._utils import cpu
 from npn.tracing.rules import Call, movement, rule
 from npn.tracing.rules_mixing import index as pick
 from npn.tracing.values import Value, merge, reduce, restrict
@@ -118,7 +119,7 @@ def write_along(call: Call) -> Value:
     source = call.args[3]
     shape = base.shape
     source = (
-        source if isinstance(source, Value) else Value((1,) * len(shape), const=torch.full((1,) * len(shape), source))
+        source if isinstance(source, Value) else Value((1,) * len(shape), const=cpu.full((1,) * len(shape), source))
     )
     if len(source.shape) != len(shape):
         source = source.viewed((1,) * len(shape))

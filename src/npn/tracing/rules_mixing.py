@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
 from npn.tracing.labels import Normed, Part, canonical
 from npn.tracing.norm_calls import call_of
 from npn.tracing.rules import LINEAR_REDUCTIONS, Call, movement, rule, unknown
@@ -227,7 +228,7 @@ def index(call: Call) -> Value:
 
 
 def _zeros(shape: tuple[int, ...]) -> Tensor:
-    return torch.zeros(shape, dtype=torch.long)
+    return cpu.zeros(shape, dtype=torch.long)
 
 
 def _refit(part: Part, shape: tuple[int, ...]) -> Part:
@@ -263,7 +264,7 @@ def written(call: Call, base: Value, source: Value, dim: int, start: Any, end: A
         return Value(base.shape, tuple(replace(p, labels=p.labels.expand(base.shape)) for p in out.parts))
     parts = []
     left = list(source.parts)
-    blank = torch.zeros((), dtype=torch.long)
+    blank = cpu.zeros((), dtype=torch.long)
     for old in [*base.parts, None]:
         new = [p for p in left if old is None or p.axes & old.axes]
         left = [p for p in left if not any(p is n for n in new)]
