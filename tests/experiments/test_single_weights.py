@@ -48,8 +48,14 @@ def test_lenet300_dense_and_the_modes_that_it_lacks(tmp_path):
     outcome = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert (outcome.result["params"], outcome.result["architecture"]) == (266200, "784-300-100")
     assert outcome.result["params_with_biases"] == 266610
-    with pytest.raises(ConfigurationError, match="mode must be one of 'sparsify', 'dense', got 'expand'"):
+    with pytest.raises(ConfigurationError, match="mode must be one of 'sparsify', 'dense', 'scratch', got 'exp"):
         lenet300.build(LeNet300Options(mode="expand").over(lenet300.defaults(LeNet300Options())))
+
+
+def test_lenet300_from_scratch_has_the_weights_of_its_budget(tmp_path):
+    options = LeNet300Options(mode="scratch", seed=0, epochs="1", budget=0.03)
+    result = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder()).result
+    assert result["architecture"] == "784-9-9" and result["params"] == 784 * 9 + 9 * 9 + 9 * 10 <= 0.03 * 266200
 
 
 class StopAfter(Recorder):

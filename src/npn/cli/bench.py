@@ -299,6 +299,24 @@ def peers(
         stopped()
 
 
+@app.command("single-weights")
+def single_weights(
+    epochs: given.Epochs = None,
+    device: given.Device = None,
+    data: given.Data = None,
+    networks: Annotated[str, typer.Option(help="lenet300, lenet5.")] = "lenet300,lenet5",
+    seeds: given.Seeds = "0-2",
+    modes: Annotated[str, typer.Option(help="weights, augmented, scratch.")] = "weights,augmented,scratch",
+    out: given.Results = Path("results/single-weights"),
+    runs: given.RunsFolder = Path("runs/bench-single-weights"),
+) -> None:
+    """LeNets with a gate on every weight: weights left against error, beside published results."""
+    from npn.experiments.single_weights.bench import bench
+
+    options = Options(epochs=epochs, device=device, data=data)
+    show(bench(out, runs, options, listed(networks), parse_seeds(seeds), listed(modes), train_or_resume))
+
+
 def stopped() -> NoReturn:
     """Say how to go on with a bench that was stopped, and exit."""
     terminal().print(f"Stopped. Go on with: {command_line()}", highlight=False, markup=False, soft_wrap=True)

@@ -15,11 +15,11 @@ from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.engine.single_weights import hold_units_open, measure
-from npn.experiments.lenet300.model import WEIGHTS, LeNet300
+from npn.experiments.lenet300.model import WEIGHTS, WIDTHS, LeNet300
 from npn.experiments.lenet300.options import LeNet300Options
 from npn.experiments.report import figures
 
-STAGES = {"sparsify": (5, 20, 50), "dense": (50,)}
+STAGES = {"sparsify": (5, 20, 50), "dense": (50,), "scratch": (75,)}
 BUDGET = 4000.0
 BATCH_SIZE = 100
 LEARNING_RATE, WEIGHT_DECAY = 2e-3, 1e-2
@@ -36,7 +36,7 @@ def defaults(options: Options) -> LeNet300Options:
         options: settings of the user.
     """
     mode = options.mode or "sparsify"
-    budget = BUDGET if mode == "sparsify" and options.penalty is None else None
+    budget = BUDGET if mode in ("sparsify", "scratch") and options.penalty is None else None
     return LeNet300Options(
         **STANDARD,
         mode=mode,
@@ -58,10 +58,12 @@ def build(options: Options) -> Recipe:
     assert isinstance(options, LeNet300Options) and options.learning_rate and options.weight_decay is not None
     device, rate = torch.device(options.device or "cpu"), options.learning_rate
     data = mnist(options.data).to(device)
-    model = LeNet300().to(device)
+    budget = in_full(options.budget, WEIGHTS)
+    width = plain_width(budget or WEIGHTS)
+    model = (LeNet300(width, width) if mode == "scratch" else LeNet300()).to(device)
     stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH, batches)
-    penalty = cost_term(options.penalty, in_full(options.budget, WEIGHTS), "weights", steps=steps, **PRICE)
+    penalty = cost_term(options.penalty, None if mode == "scratch" else budget, "weights", steps=steps, **PRICE)
     plastic = attach(model, data.train.x[:2], options, penalty, unstructured="*")
     if not options.units:
         hold_units_open(plastic)
@@ -87,6 +89,19 @@ def build(options: Options) -> Recipe:
         step=step,
         augment=shift_turn_scale if options.augment else None,
     )
+
+
+def plain_width(weights: float) -> int:
+    """Find the width of the largest net with two hidden layers of equal width.
+
+    Args:
+        weights: the most that it may have.
+
+    Example:
+        >>> plain_width(4000)
+        5
+    """
+    return next((width for width in range(WIDTHS[0], 1, -1) if width * (784 + width + 10) <= weights), 1)
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:

@@ -1,0 +1,1 @@
+"""LeNets with gates on single weights, beside published figures."""
