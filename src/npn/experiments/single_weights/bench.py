@@ -178,9 +178,9 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
         [
             *lines,
             "Weights are counted without biases; MACs at the end count open weights. Accuracy is that of the last "
-            "epoch, mean and standard deviation over the seeds; 55,000 training images, and 5,000 for validation, which "
-            "decided the settings on a seed of its own, 100. A training step counts as three forward passes with all "
-            "weights. Published figures are as Molchanov, Ashukha and Vetrov collect them, Variational Dropout "
+            "epoch, mean and standard deviation over the seeds; 55,000 training images, and 5,000 for validation, "
+            "which decided the settings on a seed of its own, 100. A training step counts as three forward passes with "
+            "all weights. Published figures are as Molchanov, Ashukha and Vetrov collect them, Variational Dropout "
             "Sparsifies Deep Neural Networks, ICML 2017.",
             "",
             made_by(summary, per=" a run"),
