@@ -41,7 +41,7 @@ GrowthInit = Annotated[
     str | None, typer.Option(help="How new units start in mode expand: zero, pair, select or split. (default: zero)")
 ]
 LearningRate = Annotated[float | None, typer.Option(min=1e-9, help="Highest learning rate of the weights.")]
-WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay. (default: by experiment, mode and budget)")]
+WeightDecay = Annotated[float | None, typer.Option(min=0.0, help="Weight decay. (default: by experiment and budget)")]
 Augment = Annotated[bool | None, typer.Option("--augment", help="Shift, turn and scale the training images.")]
 Teacher = Annotated[
     str | None, typer.Option(metavar="RUN", help="Folder of a finished run, whose network's answers are learned, too.")
