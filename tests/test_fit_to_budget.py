@@ -92,10 +92,35 @@ def test_what_has_no_budget_of_units_is_refused() -> None:
         npn.fit_to_budget(attached(npn.Penalty(cost="params", weight=1e-3)))
     with pytest.raises(ConfigurationError, match=r'"weights" or "macs"\), got Budget\(cost=\'units\''):
         npn.fit_to_budget(attached(npn.Budget(cost="units", target=0.5)))
-    with pytest.raises(ConfigurationError, match=r"but single weights have gates; let it close them itself$"):
-        npn.fit_to_budget(attached(npn.Budget(cost="weights", target=0.5), unstructured="0"))
+    message = r"^round_to is for units, but single weights have gates; leave it at 1, got 8$"
+    with pytest.raises(ConfigurationError, match=message):
+        npn.fit_to_budget(attached(npn.Budget(cost="weights", target=0.5), unstructured="0"), round_to=8)
     plastic = attached(npn.Budget(cost="params", target=0.5))
     plastic.k = math.inf
     npn.methods.HardConcrete(plastic)
     with pytest.raises(ConfigurationError, match=r"but a method decides what stays; let it close them itself$"):
         npn.fit_to_budget(plastic)
+
+
+@pytest.mark.parametrize(("cost", "target"), [("weights", 300), ("params", 0.25), ("macs", 400)])
+def test_single_weights_go_in_the_place_of_units(cost: str, target: float) -> None:
+    plastic = attached(npn.Budget(cost=cost, target=target), unstructured="*")  # type: ignore[arg-type]
+    units = [group.gate.mask.clone() for group in plastic.groups]
+    single = plastic.unstructured
+    before, logits = (
+        {name: getattr(gate, what).clone() for name, gate in single.items()} for what in ("mask", "logits")
+    )
+    closed = npn.fit_to_budget(plastic)
+    assert isinstance(plastic.penalty, npn.Budget) and plastic.penalty.bound is not None
+    plastic.k = math.inf
+    with torch.no_grad():
+        left = float(plastic.expected_cost(cost))
+    assert plastic.penalty.bound - 2 < left <= plastic.penalty.bound, "as few as the budget asks for"
+    assert all(torch.equal(group.gate.mask, was) for group, was in zip(plastic.groups, units, strict=True))
+    gone = {name: was & ~single[name].mask for name, was in before.items()}
+    assert {name: int(mask.sum()) for name, mask in gone.items() if bool(mask.any())} == closed
+    highest = max(float(logits[name][mask].max()) for name, mask in gone.items() if bool(mask.any()))
+    rows, columns = units[0], units[1]  # a weight of a closed unit costs nothing, and stays
+    costly = before["2.weight"] & columns[:, None] & rows[None] & ~gone["2.weight"]
+    assert highest <= float(logits["2.weight"][costly].min()) + 1e-6
+    assert npn.fit_to_budget(plastic) == {}

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from npn._importance.closing import best_of_each, close_down_to, refill
-from npn._importance.costs import cost_function
+from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import present_mask
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, units_of_sets
 from npn._utils.validation import whole_number
@@ -28,17 +28,20 @@ def fit_to_budget(plastic: Plasticity, *, round_to: int = 1) -> dict[str, int]:
 
     With `round_to`, the units of the lowest logits that are more than a multiple close first, within the budget, too.
 
+    Where single weights have gates, weights close in the place of units, in the same order, as few as the budget asks
+    for; the one with the highest logit of each parameter stays.
+
     Args:
         plastic: the handle of the model, with a `Budget` as its penalty.
         round_to: every group keeps a multiple of so many channels, or all open ones where they are fewer; 8 or 16 suit
             tensor cores.
 
     Returns:
-        Group name -> number of units closed, for groups that lose any.
+        Group name -> number of units closed, for groups that lose any; of single weights, the parameter's name.
 
     Raises:
-        ConfigurationError: the penalty is no `Budget`, or its cost is not "params", "weights" or "macs", or single
-            weights or a method of `npn.methods` decide, or `round_to` is no positive integer.
+        ConfigurationError: the penalty is no `Budget`, or its cost is not "params", "weights" or "macs", or a method of
+            `npn.methods` decides, or `round_to` is no positive integer, or above 1 where single weights have gates.
 
     Example:
         >>> import npn
@@ -54,9 +57,20 @@ def fit_to_budget(plastic: Plasticity, *, round_to: int = 1) -> dict[str, int]:
         raise ConfigurationError(
             f'fit_to_budget needs the penalty npn.Budget(cost="params", "weights" or "macs"), got {budget!r}'
         )
-    if plastic.unstructured or plastic.gates.decision is not None:
-        what = "single weights have gates" if plastic.unstructured else "a method decides what stays"
-        raise ConfigurationError(f"fit_to_budget closes units that gates keep, but {what}; let it close them itself")
+    if plastic.gates.decision is not None:
+        raise ConfigurationError(
+            "fit_to_budget closes units that gates keep, but a method decides what stays; let it close them itself"
+        )
+    if plastic.unstructured:
+        if round_to > 1:
+            raise ConfigurationError(
+                f"round_to is for units, but single weights have gates; leave it at 1, got {round_to}"
+            )
+        return _close_weights(plastic, budget.cost, budget.bound)
+    return _close_units(plastic, budget.cost, budget.bound, round_to)
+
+
+def _close_units(plastic: Plasticity, kind: str, bound: float, round_to: int) -> dict[str, int]:
     groups = plastic.groups
     scores = torch.cat([group.gate.logits.detach().cpu().double() for group in groups])  # pi is 1 or 0 at k = inf
     is_open = present_mask(plastic).cpu().bool()
@@ -70,17 +84,46 @@ def fit_to_budget(plastic: Plasticity, *, round_to: int = 1) -> dict[str, int]:
     # a set of the model's own leaves when all of its units are closed; one that makes a width round, when any is
     stays, many = summed(best_of_each(ranks, sizes)) > 0, summed(is_open)
     present = (many > 0) if round_to == 1 else (many == summed(torch.ones_like(is_open))) | stays
-    values, price = summed(scores.clamp(min=0.0)), cost_function(plastic, budget.cost)
+    values, price = summed(scores.clamp(min=0.0)), cost_function(plastic, kind)
 
     def cost(sets: Tensor) -> Tensor:
         return price(of_units(sets, numbers))
 
-    left = close_down_to(present, stays, values, cost, (1 + NEAR) * budget.bound)
-    left = close_down_to(left, stays, values, cost, budget.bound, singly=True)
-    left = refill(present, left, values, cost, budget.bound)
+    left = close_down_to(present, stays, values, cost, (1 + NEAR) * bound)
+    left = close_down_to(left, stays, values, cost, bound, singly=True)
+    left = refill(present, left, values, cost, bound)
     closed: dict[str, int] = {}
     for group, units in zip(groups, (is_open & ~of_units(left, numbers)).split(sizes), strict=True):
         if bool(units.any()):
             plastic.close(group, units)
             closed[group.name] = int(units.sum())
+    return closed
+
+
+def _close_weights(plastic: Plasticity, kind: str, bound: float) -> dict[str, int]:
+    single = plastic.unstructured
+    sizes = [gate.logits.numel() for gate in single.values()]
+    present = present_mask(plastic).cpu().bool()
+    of_units, is_open = present.split([len(present) - sum(sizes), sum(sizes)])
+    scores = torch.cat([gate.logits.detach().cpu().double().flatten() for gate in single.values()])
+    stays = best_of_each(torch.where(is_open, scores, -torch.inf), sizes)
+    price = cost_function(plastic, kind)
+    saved = value_and_slope(price, present)[1][len(of_units) :]  # nothing by a weight of a closed unit
+    order = torch.where(is_open & ~stays & (saved > 0), scores / saved, torch.inf).argsort(stable=True)
+
+    def without(count: int) -> Tensor:
+        left: Tensor = is_open.clone()
+        left[order[:count]] = False
+        return left
+
+    low, high = 0, int((is_open & ~stays & (saved > 0)).sum())
+    while low < high:  # bisection: the cost falls with every weight that goes
+        middle = (low + high) // 2
+        fits = float(price(torch.cat([of_units, without(middle)]).double())) <= bound
+        low, high = (low, middle) if fits else (middle + 1, high)
+    closed: dict[str, int] = {}
+    for name, weights in zip(single, (is_open & ~without(low)).split(sizes), strict=True):
+        if bool(weights.any()):
+            plastic.close(name, weights)
+            closed[name] = int(weights.sum())
     return closed

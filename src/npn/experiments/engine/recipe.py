@@ -115,7 +115,7 @@ class Recipe:
     def fits(self, stage: npn.Stage) -> bool:
         """Return whether what is open has to fit the budget from this stage on.
 
-        So it has once the gates of units have decided, and have come close to it: a stage that was too short would else
+        So it has once the gates have decided, and have come close to it: a stage that was too short would else
         end in one large cut.
 
         Args:
@@ -123,7 +123,7 @@ class Recipe:
         """
         stages, plastic, budget = self.schedule.stages, self.plastic, self.plastic.penalty
         decided = any(0.0 < before.k < math.inf for before in stages[: stages.index(stage)]) and math.isinf(stage.k)
-        by_gates = not plastic.unstructured and plastic.gates.decision is None
+        by_gates = plastic.gates.decision is None
         if not (decided and by_gates and isinstance(budget, npn.Budget) and budget.bound):
             return False
         with torch.no_grad():  # at k = inf the expected cost is that of the open units
