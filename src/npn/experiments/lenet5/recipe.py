@@ -39,7 +39,7 @@ SMALL = (3, 3, 3)  # widths that expand starts with
 PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scratch for comparison
 STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
-SINGLE_WEIGHTS = 1500.0  # the budget where single weights have gates
+SINGLE_WEIGHTS, SINGLE_STAGES = 1500.0, (3, 40, 40)  # budget and epochs where single weights have gates
 BATCH_SIZE = 64
 LEARNING_RATE, WARMUP = 7e-3, 400
 WEIGHT_DECAY, DECAYED = 0.1, 5320.0  # in full from so many weights on; smaller networks underfit with that much
@@ -62,16 +62,18 @@ def defaults(options: Options) -> LeNetOptions:
     if paper.checked(options, getattr(options, "preset", None)):
         own = paper.standard(options)
         return LeNetOptions(**own, learning_rate=paper.LEARNING_RATE, weight_decay=0.0, augment=False, weights=False)
-    single = isinstance(options, LeNetOptions) and options.weights
-    standard = SINGLE_WEIGHTS if single and mode == "sparsify" else BUDGET.get(mode)
+    mine = options if isinstance(options, LeNetOptions) else LeNetOptions()
+    single = bool(mine.weights) and mode == "sparsify"
+    standard = SINGLE_WEIGHTS if single else BUDGET.get(mode)
     budget = standard if options.penalty is None else None
     size = in_full(options.budget or budget, FULL_WEIGHTS)
+    overfits = single and not mine.augment  # single weights do, however few there are
     return LeNetOptions(
         **STANDARD,
         mode=mode,
         budget=budget,
         learning_rate=LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY * min(1.0, (size or math.inf) / DECAYED),
+        weight_decay=WEIGHT_DECAY * (1.0 if overfits else min(1.0, (size or math.inf) / DECAYED)),
         augment=False,
         weights=False,
         overshoot=OVERSHOOT if mode == "expand" else None,
@@ -103,7 +105,8 @@ def build(options: Options) -> Recipe:
     model = _like(options.like) if options.like else LeNet5(*widths)
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
-    stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
+    lengths = SINGLE_STAGES if options.weights and mode == "sparsify" else STAGES[mode]
+    stages, batches = schedule(options, lengths), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH.get(mode, 1.0), batches)
     kind: CostKind = "weights" if options.weights else "params"
     penalty = cost_term(options.penalty, None if mode == "scratch" else budget, kind, steps=steps, **PRICE)
