@@ -215,5 +215,5 @@ def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
             )
         axis.set(xscale="log", title=entry["title"], xlabel="weights that are left", ylabel="test error in %")
         axis.margins(0.2)
-        axis.legend(loc="upper right", fontsize=7.5)
+        axis.legend(loc="lower right", fontsize=7.5)  # published points lie above
     return figures.save(figure, path)
