@@ -39,4 +39,5 @@ def test_both_networks_beside_plain_nets_and_published_figures(tmp_path, monkeyp
 
 def test_an_unknown_network(tmp_path):
     with pytest.raises(ConfigurationError, match=r"^networks must be among lenet300, lenet5, got 'vgg'$"):
-        bench(tmp_path / "out", tmp_path, Options(), ["vgg"], [0], ["weights"], train)
+        bench(tmp_path / "out", tmp_path / "runs", Options(), ["lenet300", "vgg"], [0], ["weights"], train)
+    assert not (tmp_path / "runs").exists(), "nothing is trained before"

@@ -1,5 +1,7 @@
 """A last cut: units that are open beyond a budget close, those of the lowest logit for their cost first."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -92,38 +94,38 @@ def _close_units(plastic: Plasticity, kind: str, bound: float, round_to: int) ->
     left = close_down_to(present, stays, values, cost, (1 + NEAR) * bound)
     left = close_down_to(left, stays, values, cost, bound, singly=True)
     left = refill(present, left, values, cost, bound)
-    closed: dict[str, int] = {}
-    for group, units in zip(groups, (is_open & ~of_units(left, numbers)).split(sizes), strict=True):
-        if bool(units.any()):
-            plastic.close(group, units)
-            closed[group.name] = int(units.sum())
-    return closed
+    return _close(plastic, [group.name for group in groups], (is_open & ~of_units(left, numbers)).split(sizes))
 
 
 def _close_weights(plastic: Plasticity, kind: str, bound: float) -> dict[str, int]:
     single = plastic.unstructured
     sizes = [gate.logits.numel() for gate in single.values()]
     present = present_mask(plastic).cpu().bool()
-    of_units, is_open = present.split([len(present) - sum(sizes), sum(sizes)])
+    units, is_open = present.split([len(present) - sum(sizes), sum(sizes)])
     scores = torch.cat([gate.logits.detach().cpu().double().flatten() for gate in single.values()])
     stays = best_of_each(torch.where(is_open, scores, -torch.inf), sizes)
     price = cost_function(plastic, kind)
-    saved = value_and_slope(price, present)[1][len(of_units) :]  # nothing by a weight of a closed unit
-    order = torch.where(is_open & ~stays & (saved > 0), scores / saved, torch.inf).argsort(stable=True)
+    saved = value_and_slope(price, present)[1][len(units) :]
+    candidates = (is_open & ~stays & (saved > 0)).nonzero().reshape(-1)  # a weight of a closed unit saves nothing
+    order = candidates[(scores / saved)[candidates].argsort(stable=True)]
 
     def without(count: int) -> Tensor:
         left: Tensor = is_open.clone()
         left[order[:count]] = False
         return left
 
-    low, high = 0, int((is_open & ~stays & (saved > 0)).sum())
+    low, high = 0, len(order)
     while low < high:  # bisection: the cost falls with every weight that goes
         middle = (low + high) // 2
-        fits = float(price(torch.cat([of_units, without(middle)]).double())) <= bound
+        fits = float(price(torch.cat([units, without(middle)]).double())) <= bound
         low, high = (low, middle) if fits else (middle + 1, high)
-    closed: dict[str, int] = {}
-    for name, weights in zip(single, (is_open & ~without(low)).split(sizes), strict=True):
-        if bool(weights.any()):
-            plastic.close(name, weights)
-            closed[name] = int(weights.sum())
+    return _close(plastic, list(single), (is_open & ~without(low)).split(sizes))
+
+
+def _close(plastic: Plasticity, names: Sequence[str], masks: Sequence[Tensor]) -> dict[str, int]:
+    """Close units or weights by their masks; name -> how many, where there are any."""
+    closed = {name: int(mask.sum()) for name, mask in zip(names, masks, strict=True) if bool(mask.any())}
+    for name, mask in zip(names, masks, strict=True):
+        if name in closed:
+            plastic.close(name, mask)
     return closed

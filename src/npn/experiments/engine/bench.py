@@ -113,11 +113,12 @@ def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) 
     return found
 
 
-def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+def difference_lines(entries: Sequence[Mapping[str, Any]], title: str = "## Differences") -> list[str]:
     """Write the result of `differences` in Markdown, with a title; nothing for no entries.
 
     Args:
         entries: the result.
+        title: line of the title.
     """
     if not entries:
         return []
@@ -132,7 +133,7 @@ def difference_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         for entry in entries
     ]
     return [
-        "## Differences",
+        title,
         "",
         markdown_table((score.unit, "budget", "seeds", f"test {score.name}", f"validation {score.name}"), rows),
         "",

@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -24,6 +25,15 @@ def attach(model: nn.Module, example: Tensor, options: Options, penalty: npn.Cos
     """
     assert options.estimator and options.function  # the defaults are filled in
     return npn.attach(model, example, estimator=options.estimator, function=options.function, penalty=penalty, **more)
+
+
+def channels_last(model: nn.Module) -> None:
+    """Lay out the weights of convolutions in channels-last order, in which they take half the time on a CPU.
+
+    Args:
+        model: to change in place.
+    """
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def cost_term(

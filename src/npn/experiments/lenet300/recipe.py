@@ -61,8 +61,8 @@ def build(options: Options) -> Recipe:
     device, rate = torch.device(options.device or "cpu"), options.learning_rate
     data = mnist(options.data).to(device)
     budget = in_full(options.budget, WEIGHTS)
-    width = plain_width(budget or WEIGHTS)
-    model = (LeNet300(width, width) if mode == "scratch" else LeNet300()).to(device)
+    widths = [plain_width(budget or WEIGHTS)] * 2 if mode == "scratch" else WIDTHS
+    model = LeNet300(*widths).to(device)
     stages, batches = schedule(options, STAGES[mode]), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH, batches)
     penalty = cost_term(options.penalty, None if mode == "scratch" else budget, "weights", steps=steps, **PRICE)

@@ -215,9 +215,8 @@ def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
         axis.errorbar(sizes, errors, spreads, color=colour, marker=marker, ms=4, capsize=2, lw=1.2, label=LABELS[mode])
     for name, (params, error) in PUBLISHED.items():
         own = name.startswith("NPN")
-        axis.plot(params, error, marker="*" if own else "x", ms=9 if own else 6, color="0.25", ls="")
-        offset = (5, -10) if name == "BC-GHS" else (5, 4)  # nets of that size lie to the left of it
-        axis.annotate(name, (params, error), textcoords="offset points", xytext=offset, fontsize=7.5)
+        below = name == "BC-GHS"  # nets of that size lie to the left of it
+        figures.named_point(axis, name, params, error, "*" if own else "x", 9 if own else 6, -10 if below else 4)
     axis.set(xscale="log", xlabel="weights without biases", ylabel="test error in %")
     axis.legend(loc="upper right", fontsize=8)
     return figures.save(figure, path)

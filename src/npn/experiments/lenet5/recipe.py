@@ -14,6 +14,7 @@ from npn.experiments.data.mnist import mnist
 from npn.experiments.engine import paper, single_weights
 from npn.experiments.engine.building import (
     attach,
+    channels_last,
     check_overshoot,
     cost_term,
     half_cosine,
@@ -97,14 +98,14 @@ def build(options: Options) -> Recipe:
     data = mnist(options.data).to(device)
     if paper.checked(options, options.preset):
         start = LeNet5(*(SMALL if mode == "expand" else FULL)).to(device)
-        start.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
+        channels_last(start)
         theirs = as_in_the_paper(len(data.train))
         return paper.recipe(theirs, start, data, options, measure, _snapshot, rate=options.learning_rate, columns="fc1")
     budget = in_full(options.budget, FULL_WEIGHTS)
     widths = {"expand": SMALL, "scratch": plain_widths(budget or math.inf)}.get(mode, FULL)
     model = _like(options.like) if options.like else LeNet5(*widths)
     model.to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
+    channels_last(model)
     lengths = SINGLE_STAGES if options.weights and mode == "sparsify" else STAGES[mode]
     stages, batches = schedule(options, lengths), math.ceil(len(data.train) / BATCH_SIZE)
     steps = path_steps(stages, PATH.get(mode, 1.0), batches)

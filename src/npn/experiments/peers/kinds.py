@@ -104,15 +104,23 @@ def importance(criterion: str, gradual: bool) -> Callable[[Plan], Procedure]:
 
     def procedure(plan: Plan) -> Procedure:
         cuts = round(plan.settings.get("cuts", 0)) if gradual else 0
-        how = plan.train, plan.loss, plan.prepare, plan.batch_size, plan.steps[1]
-        return Importance(criterion, plan.weights, *how, cuts=cuts)
+        return Importance(
+            weights=plan.weights,
+            steps=plan.steps[1],
+            cuts=cuts,
+            criterion=criterion,
+            data=plan.train,
+            loss=plan.loss,
+            prepare=plan.prepare,
+            batch_size=plan.batch_size,
+        )
 
     return procedure
 
 
 def smallest_weights(plan: Plan) -> Procedure:
     """Gradual magnitude pruning of single weights."""
-    return SmallestWeights(plan.weights, plan.steps[1], round(plan.settings["cuts"]))
+    return SmallestWeights(weights=plan.weights, steps=plan.steps[1], cuts=round(plan.settings["cuts"]))
 
 
 def hard_concrete(plastic: npn.Plasticity, plan: Plan) -> methods.Method:

@@ -43,7 +43,7 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
     ]
     for entry in summary["networks"]:
         parts += [f"## {entry['title']}", "", f"{entry['weights']:,} weights at full size.", "", _table(entry), ""]
-        parts += [line.replace("## ", "### ", 1) for line in difference_lines(entry["differences"])]
+        parts += difference_lines(entry["differences"], "### Differences")
         parts += ["### Trials", "", _trials(entry), ""]
     if "machine" in summary:
         parts += [made_by(summary, per=" a run"), ""]

@@ -1,5 +1,6 @@
 """How each kind of method shrinks a network within the common schedule: pre-train, shrink to the budget, fine-tune."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
@@ -114,78 +115,26 @@ class Decides(Procedure):
         return stage.name != FINETUNE or self.to_the_end or self.then is not None
 
 
-def _share_of_path(stage: npn.Stage, step: int, steps: int, cuts: int) -> float | None:
-    """The share of the path that a cut after this step ends; None where there is no cut.
+@dataclass(kw_only=True)
+class Cuts(Procedure):
+    """Surgery along a path of the size in the first part of the shrinking stage, or once at its end.
 
     The cuts are spread evenly over the path, and one more at the end of the stage makes sure of the budget.
-    """
-    if stage.name != SHRINK:
-        return None
-    number, rest = divmod(step, max(1, round(PATH * steps / cuts)) if cuts else steps)
-    if step == steps:
-        return 1.0
-    return None if rest or number > cuts else min(1.0, number / cuts)
-
-
-@final
-@dataclass
-class SmallestWeights(Procedure):
-    """The smallest weights of the whole network go along a cubic path of their number (Zhu & Gupta 2017, eq. 1).
 
     Attributes:
         weights: of the budget.
-        steps: of the shrinking stage.
-        cuts: on the path.
-    """
-
-    weights: float
-    steps: int
-    cuts: int
-    full: int = 0  # weights before the first cut; the same in a resumed run, as it begins at full size
-
-    def begin(self, plastic: npn.Plasticity, stage: npn.Stage) -> Optimizer | None:
-        """Remember the size at which the path begins."""
-        self.full = self.full or sum(gate.logits.numel() for gate in plastic.unstructured.values())
-        return None
-
-    def after_step(self, plastic: npn.Plasticity, stage: npn.Stage, step: int) -> int:
-        """Cut, where the path has a step, or the stage ends."""
-        done = _share_of_path(stage, step, self.steps, self.cuts)
-        if done is not None:
-            size = {name: plastic.model.get_parameter(name).abs() for name in plastic.unstructured}
-            keep_weights(plastic, size, self.weights + (self.full - self.weights) * (1 - done) ** 3)
-        return 0
-
-    def after_epoch(self, plastic: npn.Plasticity, stage: npn.Stage, position: int, below: float) -> int:
-        """Nothing more is closed."""
-        return 0
-
-
-@final
-@dataclass
-class Importance(Procedure):
-    """Surgery by `npn.importance` per weight: along a geometric path of the size, or at once.
-
-    Attributes:
-        criterion: see `npn.importance`.
-        weights: of the budget.
-        data: training examples to compute the importance on.
-        loss: (model, (stored inputs, classes)) -> scalar.
-        prepare: converts stored inputs to those of the model.
-        batch_size: examples per batch.
         steps: of the shrinking stage.
         cuts: on the path; 0 for one cut at the end of the stage.
     """
 
-    criterion: str
     weights: float
-    data: Split
-    loss: Callable[[nn.Module, Any], Tensor]
-    prepare: Callable[[Tensor], Tensor]
-    batch_size: int
     steps: int
     cuts: int = 0
     full: int = 0  # weights before the first cut; the same in a resumed run, as it begins at full size
+
+    @abstractmethod
+    def cut(self, plastic: npn.Plasticity, done: float, step: int) -> int:
+        """Shrink to the size at which this share of the path is done; return the multiply-adds that it cost."""
 
     def begin(self, plastic: npn.Plasticity, stage: npn.Stage) -> Optimizer | None:
         """Remember the size at which the path begins."""
@@ -194,14 +143,49 @@ class Importance(Procedure):
 
     def after_step(self, plastic: npn.Plasticity, stage: npn.Stage, step: int) -> int:
         """Cut, where the path has a step, or the stage ends."""
-        done = _share_of_path(stage, step, self.steps, self.cuts)
-        return 0 if done is None else self._cut(plastic, self.full * (self.weights / self.full) ** done, step)
+        if stage.name != SHRINK:
+            return 0
+        number, rest = divmod(step, max(1, round(PATH * self.steps / self.cuts)) if self.cuts else self.steps)
+        if step == self.steps:
+            return self.cut(plastic, 1.0, step)
+        return 0 if rest or number > self.cuts else self.cut(plastic, min(1.0, number / self.cuts), step)
 
     def after_epoch(self, plastic: npn.Plasticity, stage: npn.Stage, position: int, below: float) -> int:
         """Nothing more is closed."""
         return 0
 
-    def _cut(self, plastic: npn.Plasticity, weights: float, step: int) -> int:
+
+@final
+class SmallestWeights(Cuts):
+    """The smallest weights of the whole network go along a cubic path of their number (Zhu & Gupta 2017, eq. 1)."""
+
+    def cut(self, plastic: npn.Plasticity, done: float, step: int) -> int:
+        """Close the smallest weights; this costs no multiply-adds."""
+        size = {name: plastic.model.get_parameter(name).abs() for name in plastic.unstructured}
+        keep_weights(plastic, size, self.weights + (self.full - self.weights) * (1 - done) ** 3)
+        return 0
+
+
+@final
+@dataclass(kw_only=True)
+class Importance(Cuts):
+    """Units go by `npn.importance` per weight, along a geometric path of the size.
+
+    Attributes:
+        criterion: see `npn.importance`.
+        data: training examples to compute the importance on.
+        loss: (model, (stored inputs, classes)) -> scalar.
+        prepare: converts stored inputs to those of the model.
+        batch_size: examples per batch.
+    """
+
+    criterion: str
+    data: Split
+    loss: Callable[[nn.Module, Any], Tensor]
+    prepare: Callable[[Tensor], Tensor]
+    batch_size: int
+
+    def cut(self, plastic: npn.Plasticity, done: float, step: int) -> int:
         """Score, and remove down to a size; return the multiply-adds of the scores."""
         generator = torch.Generator().manual_seed(step)
         many = min(SCORED * self.batch_size, len(self.data))
@@ -211,5 +195,5 @@ class Importance(Procedure):
             scores = npn.importance(plastic, self.criterion, batches, self.loss)
         needs_data = self.criterion in ("taylor", "fisher")
         each = npn.count_macs(plastic.model, self.prepare(self.data.x[:1])) if needs_data else 0
-        close_by_importance(plastic, scores, weights)
+        close_by_importance(plastic, scores, self.full * (self.weights / self.full) ** done)
         return (FORWARD + BACKWARD) * many * each

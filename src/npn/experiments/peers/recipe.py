@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import npn
 from npn.errors import ConfigurationError
-from npn.experiments.engine.building import half_cosine, redrawn, set_rate
+from npn.experiments.engine.building import channels_last, half_cosine, redrawn, set_rate
 from npn.experiments.engine.options import STANDARD, Options, stage_lengths
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.engine.rundir import finished_run
@@ -82,7 +82,7 @@ def build(options: Options) -> Recipe:
     )
     example = prepare(data.train.x[:1])
     model = _model(kind, network, options, plan.weights, example).to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half the time on a CPU
+    channels_last(model)
     procedure = kind.procedure(plan)
     if kind.role == "first":
         made = outside.pruner(model, example, network.last, options.settings["strength"])

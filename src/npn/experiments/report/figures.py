@@ -53,6 +53,23 @@ def canvas(rows: int, columns: int, width: float, height: float, **options: Any)
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
+def named_point(
+    axis: Axes, name: str, x: float, y: float, marker: str = "x", size: float = 6, above: float = 4
+) -> None:
+    """Draw a published result in grey, its name to the right of it.
+
+    Args:
+        axis: to draw on.
+        name: of the method.
+        x, y: place of the result.
+        marker: of matplotlib.
+        size: of the marker, in points.
+        above: of the name over the marker, in points.
+    """
+    axis.plot(x, y, marker=marker, ms=size, color="0.25", ls="")
+    axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, above), fontsize=7.5)
+
+
 def save(figure: Figure, path: Path) -> Path:
     """Write a PNG; the same figure always gives the same bytes.
 

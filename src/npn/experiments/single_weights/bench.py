@@ -1,7 +1,7 @@
 """How few single weights LeNets need: both networks over seeds, beside plain nets and published figures."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class Network:
     options: Options
     stages: Mapping[str, Sequence[int]]
     arms: Mapping[str, Arm]
-    published: Mapping[str, tuple[int, float]] = field(default_factory=dict)
+    published: Mapping[str, tuple[int, float]]
 
 
 NETWORKS = {
@@ -107,10 +107,11 @@ def bench(
     Raises:
         ConfigurationError: an unknown network or arm, or `runs` holds runs with other settings.
     """
-    files, entries, everything = result_files(out), list[dict[str, Any]](), list[Result]()
-    for name in networks:
+    for name in networks:  # all of them, before hours of training
         if name not in NETWORKS:
             raise ConfigurationError(f"networks must be among {', '.join(NETWORKS)}, got {name!r}")
+    files, entries, everything = result_files(out), list[dict[str, Any]](), list[Result]()
+    for name in networks:
         network = NETWORKS[name]
         own = replace(network.options, epochs=options.epochs, device=options.device, data=options.data)
         campaign = Campaign(runs / name, network.experiment, own, network.stages, network.arms, train)
@@ -173,7 +174,7 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
         ]
         lines += [f"## {entry['title']}", "", markdown_table(header, rows), ""]
         lines += [markdown_table(("published", "weights", "test accuracy"), published), ""]
-        lines += [line.replace("## ", "### ") for line in difference_lines(entry["differences"])]
+        lines += difference_lines(entry["differences"], "### Differences")
     return "\n".join(
         [
             *lines,
@@ -209,10 +210,7 @@ def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
             how = {"color": figures.COLOURS[number], "marker": "o", "ms": 5, "capsize": 2, "ls": ""}
             axis.errorbar(point["params"]["mean"], error, half, label=LABELS[point["mode"]], **how)
         for name, each in entry["published"].items():
-            axis.plot(each["params"], each["error"], marker="x", ms=6, color="0.25", ls="")
-            axis.annotate(
-                name, (each["params"], each["error"]), textcoords="offset points", xytext=(5, 4), fontsize=7.5
-            )
+            figures.named_point(axis, name, each["params"], each["error"])
         axis.set(xscale="log", title=entry["title"], xlabel="weights that are left", ylabel="test error in %")
         axis.margins(0.2)
         axis.legend(loc="lower right", fontsize=7.5)  # published points lie above
