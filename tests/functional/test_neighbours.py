@@ -173,6 +173,14 @@ def test_targeted_entries_by_hand():
     assert nf.targeted(torch.ones(4), 0.5).tolist() == [True, True, False, False]  # ties: exactly half
 
 
+def test_targeted_entries_are_the_first_of_a_stable_sort_whatever_the_ties():
+    torch.manual_seed(0)
+    for count in (0, 1, 13, 40):
+        values = torch.randint(5, (30, 40)) / 4.0
+        order = values.argsort(dim=-1, stable=True)[:, :count]
+        assert torch.equal(nf.targeted(values, count / 40), torch.zeros(30, 40).bool().scatter(-1, order, True))
+
+
 def test_replacement_keeps_the_number_of_weights():
     torch.manual_seed(0)
     mask = torch.rand(20, 30) < 0.2
