@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from npn._utils.patterns import as_patterns
+from npn._utils.validation import instance
 from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.functional.table import ESTIMATORS
@@ -79,7 +81,10 @@ def attach(
     """
     if torch.is_inference_mode_enabled():
         raise ConfigurationError("gates made inside torch.inference_mode() cannot be trained; attach outside of it")
-    if estimator not in ESTIMATORS:
+    if penalty is not None:
+        instance("penalty", penalty, CostTerm, "npn.Penalty(...), npn.Budget(...) or another npn.CostTerm")
+    unstructured = as_patterns(unstructured, "unstructured")
+    if estimator not in tuple(ESTIMATORS):
         raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
     if masks not in ("batch", "example"):
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')

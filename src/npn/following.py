@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn._utils.rng import devices_of, preserved_rng
+from npn._utils.validation import instance
 from npn.errors import ConfigurationError
 from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
@@ -103,6 +104,7 @@ def follow(followers: MutableMapping[int, Follower], gates: Gates, original: Mas
         ConfigurationError: it is the model itself, shares parameters with it, or has other names or shapes.
     """
     original.need_whole("a copy that follows the model")
+    instance("a copy that follows the model", copied, nn.Module, "a torch.nn.Module")
     inner = inside(copied, original.model)
     problem = unlike(inner, original.model)
     if problem is not None:

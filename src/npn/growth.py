@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar, final
 import torch
 from torch import Tensor
 
-from npn._utils.patterns import match_patterns
+from npn._utils.patterns import as_patterns, match_patterns
 from npn._utils.validation import is_number, not_negative, whole_number
 from npn.candidates import check_start
 from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
@@ -219,7 +219,7 @@ class Growth:
         self.units, self.limits, self.max_params, self.connections = pace, limits, max_params, connections
         self.patience, self.min_delta, self.grace = patience, min_delta, grace
         self.revive = math.inf if revive is None else revive
-        self.only = (only,) if isinstance(only, str) else tuple(only)
+        self.only = tuple(as_patterns(only, "only") or ())
         if not self.only:
             raise ConfigurationError("only must name at least one group, got none")
         self.history: list[GrowthEvent] = []

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from npn._utils.rng import preserved_rng
+from npn._utils.validation import shown
 from npn.errors import OptimizerError
 from npn.gates import Gates
 from npn.surgery import unmovable
@@ -204,5 +205,7 @@ def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
     """The optimizer inside a wrapper that has no state of its own, such as Accelerate's."""
+    if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
+        raise OptimizerError(f"expected optimizers, one after the other: track(first, second); got {shown(optimizer)}")
     inner = getattr(optimizer, "optimizer", None)
     return _unwrapped(inner) if isinstance(inner, Optimizer) and inner.state is optimizer.state else optimizer

@@ -111,7 +111,7 @@ class Plasticity:
 
     @estimator.setter
     def estimator(self, name: str) -> None:
-        if name not in ESTIMATORS:
+        if name not in tuple(ESTIMATORS):
             raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
         self._estimator = name
 

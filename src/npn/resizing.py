@@ -15,7 +15,7 @@ from npn._utils.copies import model_copy
 from npn._utils.fsdp import unsharded
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.shards import full
-from npn._utils.validation import whole_number
+from npn._utils.validation import instance, share, whole_number
 from npn.counting import count_params
 from npn.errors import ConfigurationError, ResizeError
 from npn.gates import Gates
@@ -94,6 +94,7 @@ def units_to_add(gates: Gates, more: Mapping[str, int]) -> dict[str, int]:
     Raises:
         ConfigurationError: a group is unknown or cannot grow, or a number is not a whole number >= 0.
     """
+    instance("more", more, Mapping, "a dict from group name to number of units")
     wanted = {}
     for name, number in more.items():
         group = gates.group(name)
@@ -119,7 +120,7 @@ def compaction(call: MaskedCall, structure: Structure, below: float, example_inp
         DistributedError: the processes would remove different units.
     """
     call.recover()
-    removed = units_to_remove(call.gates, structure, below)
+    removed = units_to_remove(call.gates, structure, share("below", below))
     assert_same("what compact removes", removed)
     return removal(call.weights.model, structure, removed, call.weights, example_inputs)
 

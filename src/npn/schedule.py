@@ -146,7 +146,7 @@ class Stage:
             raise ConfigurationError(f'{where}: anneal must be "geometric" or "linear", got {self.anneal!r}')
         if self.k_end is None:
             return
-        if math.isinf(self.k) or not 0.0 <= self.k_end < math.inf:
+        if math.isinf(self.k) or not is_number(self.k_end) or not 0.0 <= self.k_end < math.inf:
             raise ConfigurationError(
                 f"{where}: k_end needs a finite k and must itself be finite and >= 0, got k={self.k!r}, "
                 f"k_end={self.k_end!r}; anneal to a large finite k and let the next stage have k=math.inf"

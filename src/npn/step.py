@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from npn import functional
 from npn._utils.collectives import average_
 from npn._utils.rng import RandomState, devices_of
+from npn._utils.validation import instance, is_number, shown
 from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.gates import Gates, Pricing
@@ -57,8 +58,8 @@ class Step:
         Returns:
             The detached loss, (), without scale and penalty.
         """
-        if hasattr(scale, "scale"):
-            scale = scale.scale(torch.ones((), device=self.weights.device))
+        check_closure(closure)
+        scale = loss_factor(scale, self.weights.device)
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             return evaluated(self.weights, closure, factor, gradient, self.per_example, self.last_checkpoint)
@@ -144,6 +145,37 @@ class Step:
             if cost.requires_grad:
                 cost.backward()
         self.penalty.update(priced)
+
+
+def check_closure(closure: object) -> None:
+    """Raise unless this is a function; a loss that has been computed already knows no mask.
+
+    Args:
+        closure: the argument of `backward`.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
+    what = "a function that computes the loss, as in backward(lambda: criterion(model(x), y)), called under drawn masks"
+    instance("closure", closure, Callable, what)
+
+
+def loss_factor(scale: object, device: torch.device) -> float | Tensor:
+    """The factor on the loss that an argument asks for.
+
+    Args:
+        scale: a number, a scalar tensor, or a `torch.amp.GradScaler`, whose factor it is.
+        device: of the factor.
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if hasattr(scale, "scale"):
+        factor: Tensor = scale.scale(torch.ones((), device=device))
+        return factor
+    if is_number(scale) or (isinstance(scale, Tensor) and scale.dim() == 0):
+        return scale
+    raise ConfigurationError(f"scale must be a number, a scalar tensor or a torch.amp.GradScaler, got {shown(scale)}")
 
 
 def evaluated(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npn import surgery
 from npn._utils import cpu
-from npn._utils.validation import is_number
+from npn._utils.validation import instance, is_number
 from npn.errors import ConfigurationError
 from npn.functional import logits_for
 from npn.gates import OPEN
@@ -80,9 +80,11 @@ def start_from(plastic: Plasticity, scores: Mapping[str, Tensor], mean: float = 
         >>> round(plastic.groups[0].gate.keep_probability().mean().item(), 3)
         0.95
     """
+    instance("scores", scores, Mapping, "a dict from group name to scores, such as npn.importance returns")
     found = {plastic.group(name): values for name, values in scores.items()}
     logits = {}
     for group, values in found.items():
+        instance(f"the scores of {group.name!r}", values, Tensor, "a tensor")
         if values.shape != (group.size,):
             raise ConfigurationError(
                 f"group {group.name!r} has {group.size} units, got scores of shape {tuple(values.shape)}; take them "

@@ -5,26 +5,36 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import TypeVar
 
+from npn._utils.validation import shown
 from npn.errors import ConfigurationError
 
 Value = TypeVar("Value")
 MOST = 10  # names that a message lists
 
 
-def as_patterns(given: str | Iterable[str] | None) -> list[str] | None:
+def as_patterns(given: str | Iterable[str] | None, option: str) -> list[str] | None:
     """Turn one pattern, several patterns or None into a list of patterns or None.
 
     Args:
         given: one pattern, an iterable of patterns, or None.
+        option: name of the option that it came from, for the error message.
 
     Returns:
         A list of patterns; None for None.
 
+    Raises:
+        ConfigurationError: it is neither text nor several texts.
+
     Example:
-        >>> as_patterns("fc*"), as_patterns(None)
+        >>> as_patterns("fc*", "only"), as_patterns(None, "only")
         (['fc*'], None)
     """
-    return None if given is None else [given] if isinstance(given, str) else list(given)
+    if given is None or isinstance(given, str):
+        return None if given is None else [given]
+    patterns = list(given) if isinstance(given, Iterable) else [given]
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigurationError(f'{option} must be a name pattern such as "fc*", or several, got {shown(given)}')
+    return patterns
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 from numbers import Real
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 from npn.errors import ConfigurationError
 
@@ -48,6 +48,41 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def instance(name: str, value: object, kind: Any, what: str) -> None:
+    """Raise unless a value is of a kind.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+        kind: a class or several, as for `isinstance`.
+        what: is expected, in words.
+
+    Raises:
+        ConfigurationError: it is not.
+
+    Example:
+        >>> instance("more", ["fc1"], dict, "a dict from group name to units")
+        Traceback (most recent call last):
+        npn.errors.ConfigurationError: more must be a dict from group name to units, got ['fc1']
+    """
+    if not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be {what}, got {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """A value for an error message: as it prints if that is short, else its class.
+
+    Args:
+        value: any object.
+
+    Example:
+        >>> shown("fc1"), shown(list(range(100)))
+        ("'fc1'", 'a list')
+    """
+    text = repr(value)
+    return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
 def positive(name: str, value: float, *, below: float = math.inf) -> float:
     """Return a number if it lies in (0, below], else raise.
 
@@ -72,6 +107,28 @@ def positive(name: str, value: float, *, below: float = math.inf) -> float:
     if not is_number(value) or not 0 < value <= below or value == math.inf:
         limits = "a finite number > 0" if below == math.inf else f"a number in (0, {below:g}]"
         raise ConfigurationError(f"{name} must be {limits}, got {value!r}")
+    return float(value)
+
+
+def finite(name: str, value: float) -> float:
+    """Return a number if it is finite, else raise.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        ConfigurationError: it is not.
+
+    Example:
+        >>> finite("a", -1)
+        -1.0
+    """
+    if not is_number(value) or not math.isfinite(value):
+        raise ConfigurationError(f"{name} must be a finite number, got {shown(value)}")
     return float(value)
 
 

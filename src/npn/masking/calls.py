@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
 from torch.utils._pytree import tree_leaves
 
+from npn._utils.validation import instance
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
 from npn.masking.weights import MaskedWeights
@@ -175,7 +176,11 @@ def attached_parts(model: nn.Module) -> dict[str, MaskedCall]:
 
     Returns:
         Path -> hooks of the module's call; the model itself has the path "".
+
+    Raises:
+        ConfigurationError: it is no module.
     """
+    instance("model", model, nn.Module, "a torch.nn.Module")
     return {
         name: owner
         for name, module in model.named_modules()

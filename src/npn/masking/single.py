@@ -27,7 +27,7 @@ def named_weights(model: nn.Module, patterns: str | Iterable[str]) -> tuple[str,
         >>> named_weights(model, "*"), named_weights(model, ["2"])
         (('0.weight', '2.weight'), ('2.weight',))
     """
-    given = as_patterns(patterns) or []
+    given = as_patterns(patterns, "unstructured") or []
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     called: dict[str, set[str]] = {}  # name -> all that a pattern may call it by
     for name, parameter in model.named_parameters(remove_duplicate=False):

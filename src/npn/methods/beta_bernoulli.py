@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from npn import functional
-from npn._utils.validation import positive, share, whole_number
+from npn._utils.validation import finite, positive, share, whole_number
 from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
@@ -74,7 +74,7 @@ class BetaBernoulli(Method):
         self.threshold = share("threshold", threshold)
         for value in kl_scale.values() if isinstance(kl_scale, Mapping) else [kl_scale]:
             positive("kl_scale", value)
-        scales, raw = self._units(kl_scale, "kl_scale"), self._units(a)
+        scales, raw = self._units(kl_scale, "kl_scale"), self._units(finite("a", a))
         one = torch.full_like(raw, START_B)
         self._begin({"a": (raw, float(a)), "b": (one, START_B)}, fixed={"kl_scale": (scales, 1.0)})
 

@@ -15,6 +15,7 @@ from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
 from npn.methods.passes import by_batch, by_example
 from npn.plasticity import Plasticity
+from npn.step import check_closure, loss_factor
 from npn.surgery import Extra, Plan, ResizeReport, replace_data
 
 
@@ -153,8 +154,8 @@ class Method(ABC):
         """
         weights = self.plastic.masked_weights
         self.plastic.gates.to(weights.device)
-        if hasattr(scale, "scale"):
-            scale = scale.scale(torch.ones((), device=weights.device))
+        check_closure(closure)
+        scale = loss_factor(scale, weights.device)
         one = by_example if self.plastic.masks == "example" else by_batch
         with weights.step():
             loss = one(self.plastic, self.training_mask, closure, scale)

@@ -49,13 +49,15 @@ def trace(
         ConfigurationError: a pattern matches nothing.
     """
     check_model(model)
+    only, skip = as_patterns(only, "only"), as_patterns(skip, "skip")
+    branches, columns = as_patterns(branches, "branches") or (), as_patterns(columns, "columns") or ()
     structure = trace_units(model, example_inputs, streams)
     structure = select_groups(structure, only, skip)
-    structure = with_branches(model, example_inputs, structure, as_patterns(branches) or ())
+    structure = with_branches(model, example_inputs, structure, branches)
     if structure.branches is not None:
         sets = [group.name for group in structure.groups if group.multiple > 1]
         structure = freeze(structure, sets, "its units come and go in sets, which is not possible beside branches=")
-    return with_columns(model, example_inputs, structure, as_patterns(columns) or ())
+    return with_columns(model, example_inputs, structure, columns)
 
 
 def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) -> Structure:
@@ -89,7 +91,7 @@ def select_groups(structure: Structure, only: Patterns, skip: Patterns) -> Struc
     Raises:
         ConfigurationError: a pattern matches no group.
     """
-    chosen, left = as_patterns(only), as_patterns(skip)
+    chosen, left = as_patterns(only, "only"), as_patterns(skip, "skip")
     names = [group.name for group in structure.groups]
     require_matches((*(chosen or ()), *(left or ())), names)
     kept, frozen = [], list(structure.frozen)

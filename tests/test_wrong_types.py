@@ -1,0 +1,127 @@
+"""Arguments of a wrong type: each is refused at once, by name, with what was expected and what came."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+import npn
+from npn.errors import ConfigurationError, OptimizerError
+
+X = torch.zeros(4, 4)
+
+
+def net():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+def attached():
+    return npn.attach(net(), X, unstructured="2")
+
+
+def loss_of(plastic):
+    return plastic.model(X).square().mean()
+
+
+REFUSED = {
+    "a class in place of a model": (
+        lambda: npn.attach(nn.Linear, X),
+        "model must be a torch.nn.Module, got <class 'torch.nn.modules.linear.Linear'>",
+    ),
+    "inspect": (lambda: npn.inspect("net.pt", X), "model must be a torch.nn.Module, got 'net.pt'"),
+    "a price as a number": (
+        lambda: npn.attach(net(), X, penalty=1e-4),
+        "penalty must be npn.Penalty(...), npn.Budget(...) or another npn.CostTerm, got 0.0001",
+    ),
+    "several estimators": (
+        lambda: npn.attach(net(), X, estimator=["arm"]),
+        "estimator must be one of arm, disarm, rloo, double_cv, straight_through, reinmax, got ['arm']",
+    ),
+    "scores as a list": (
+        lambda: npn.start_from(attached(), {"0": [1.0] * 8}),
+        "the scores of '0' must be a tensor, got [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]",
+    ),
+    "scores without names": (
+        lambda: npn.start_from(attached(), torch.ones(8)),
+        "scores must be a dict from group name to scores, such as npn.importance returns, got "
+        "tensor([1., 1., 1., 1., 1., 1., 1., 1.])",
+    ),
+    "groups to grow as a list": (
+        lambda: attached().grow(["0"]),
+        "more must be a dict from group name to number of units, got ['0']",
+    ),
+    "a keep probability as text": (lambda: attached().compact(below="x"), "below must be a share in [0, 1], got 'x'"),
+    "a keep probability above 1": (lambda: attached().compact(below=50), "below must be a share in [0, 1], got 50"),
+    "a copy by its path": (
+        lambda: attached().follow("copy.pt"),
+        "a copy that follows the model must be a torch.nn.Module, got 'copy.pt'",
+    ),
+    "growth of a number": (
+        lambda: npn.Growth(only=3),
+        'only must be a name pattern such as "fc*", or several, got 3',
+    ),
+    "k_end as text": (
+        lambda: npn.Stage("plastic", 3, k=1.0, k_end="x"),
+        "stage 'plastic': k_end needs a finite k and must itself be finite and >= 0, got k=1.0, k_end='x'; anneal to a "
+        "large finite k and let the next stage have k=math.inf",
+    ),
+    "a of Beta-Bernoulli": (
+        lambda: npn.methods.BetaBernoulli(attached(), examples=10, a=float("nan")),
+        "a must be a finite number, got nan",
+    ),
+    "p of the Lp sphere": (
+        lambda: npn.methods.LpSphere(attached(), steps=10, p="x"),
+        "p must lie in [1.05, 2], got 'x'; nearer to 1 is sparser, but |v|^(1/(p-1)) leaves float32 there",
+    ),
+}
+
+
+@pytest.mark.parametrize("call, message", REFUSED.values(), ids=REFUSED)
+def test_is_refused(call, message):
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        call()
+
+
+@pytest.mark.parametrize("option", ["only", "skip", "columns", "branches", "unstructured"])
+@pytest.mark.parametrize("given", [True, 3, ["0", 1]], ids=str)
+def test_patterns_are_text(option, given):
+    message = f'{option} must be a name pattern such as "fc*", or several, got {given!r}'
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        npn.attach(net(), X, **{option: given})
+
+
+def handles():
+    plastic = attached()
+    return {"gates": plastic, "a method": npn.methods.RigL(attached(), until=10)}
+
+
+@pytest.mark.parametrize("who", handles())
+def test_backward_takes_a_function_and_a_factor(who):
+    handle = handles()[who]
+    plastic = getattr(handle, "plastic", handle)
+    before = [weight.detach().clone() for weight in plastic.model.parameters()]
+    computed = loss_of(plastic)
+    message = (
+        "closure must be a function that computes the loss, as in backward(lambda: criterion(model(x), y)), called "
+    )
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}under drawn masks, got "):
+        handle.backward(computed)
+    for scale in (None, "x", torch.ones(2)):
+        with pytest.raises(ConfigurationError, match=r"^scale must be a number, a scalar tensor or a torch\.amp\.Grad"):
+            handle.backward(lambda: loss_of(plastic), scale=scale)
+    assert all(torch.equal(a, b) for a, b in zip(before, plastic.model.parameters(), strict=True))
+    assert torch.isfinite(handle.backward(lambda: loss_of(plastic), scale=torch.tensor(0.5)))
+
+
+def test_optimizers_come_one_by_one():
+    plastic = attached()
+    optimizer = torch.optim.SGD(plastic.model.parameters(), lr=0.1)
+    with pytest.raises(
+        OptimizerError, match=r"^expected optimizers, one after the other: track\(first, second\); got "
+    ):
+        plastic.track([optimizer])
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    with pytest.raises(OptimizerError, match=r"; got <torch\.optim\.lr_scheduler\.StepLR object at .*>$"):
+        plastic.track(scheduler)
+    assert plastic.optimizers == []
