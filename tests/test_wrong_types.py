@@ -66,6 +66,27 @@ REFUSED = {
         "stage 'plastic': k_end needs a finite k and must itself be finite and >= 0, got k=1.0, k_end='x'; anneal to a "
         "large finite k and let the next stage have k=math.inf",
     ),
+    "until as a number": (
+        lambda: npn.Stage("plastic", 3, until=5),
+        "stage 'plastic': until must be npn.Plateau(patience=...), got 5",
+    ),
+    **{
+        f"{name}, of something else": (call, "plastic must be the handle that npn.attach returned, got 'net'")
+        for name, call in {
+            "importance": lambda: npn.importance("net", "magnitude"),
+            "start_from": lambda: npn.start_from("net", {}),
+            "fit_to_budget": lambda: npn.fit_to_budget("net"),
+            "a method": lambda: npn.methods.HardConcrete("net"),
+        }.items()
+    },
+    "save with torch.save's order": (
+        lambda: npn.save(nn.ReLU(), "net.npn"),
+        "path must be the path of a file, which comes first, as in npn.save(path, model), got ReLU()",
+    ),
+    "a state as a target": (
+        lambda: npn.load("net.npn", {}),
+        "target must be a torch.nn.Module, or the handle that npn.attach returned, got {}",
+    ),
     "a of Beta-Bernoulli": (
         lambda: npn.methods.BetaBernoulli(attached(), examples=10, a=float("nan")),
         "a must be a finite number, got nan",

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
 
-from npn._utils.validation import is_number, not_negative, whole_number
+from npn._utils.validation import instance, is_number, not_negative, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 
 
@@ -144,6 +144,8 @@ class Stage:
             raise ConfigurationError(f"{where}: k must be >= 0 (math.inf is a mode), got {self.k!r}")
         if self.anneal not in ("geometric", "linear"):
             raise ConfigurationError(f'{where}: anneal must be "geometric" or "linear", got {self.anneal!r}')
+        if self.until is not None:
+            instance(f"{where}: until", self.until, Plateau, "npn.Plateau(patience=...)")
         if self.k_end is None:
             return
         if math.isinf(self.k) or not is_number(self.k_end) or not 0.0 <= self.k_end < math.inf:

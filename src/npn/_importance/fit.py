@@ -9,8 +9,9 @@ from npn._importance.closing import best_of_each, close_down_to, refill
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import present_mask
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, units_of_sets
-from npn._utils.validation import whole_number
+from npn._utils.validation import instance, whole_number
 from npn.budget import Budget
+from npn.description import HANDLE
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 
@@ -53,6 +54,7 @@ def fit_to_budget(plastic: Plasticity, *, round_to: int = 1) -> dict[str, int]:
         >>> fit_to_budget(plastic), npn.count_params(plastic.export())
         ({'0': 5}, 37)
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
     whole_number("round_to", round_to, 1, "channels")
     budget = plastic.penalty
     if not isinstance(budget, Budget) or budget.cost not in COSTS or budget.bound is None:

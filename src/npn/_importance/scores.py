@@ -12,6 +12,8 @@ from npn._importance.weights import batchnorm_scales, group_norms
 from npn._utils import cpu
 from npn._utils.collectives import broadcast
 from npn._utils.rng import preserved_rng
+from npn._utils.validation import instance
+from npn.description import HANDLE
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 
@@ -74,6 +76,7 @@ def importance(
         Molchanov et al., "Pruning Convolutional Neural Networks for Resource Efficient Inference", ICLR 2017 (taylor);
         Liu et al., "Group Fisher Pruning for Practical Network Compression", ICML 2021 (fisher of coupled units).
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
     check_criterion(criterion, batches, loss)
     if per not in PER:
         raise ConfigurationError(f"per must be one of {', '.join(map(repr, PER))}, got {per!r}")

@@ -9,6 +9,7 @@ from torch import Tensor
 from npn import surgery
 from npn._utils import cpu
 from npn._utils.validation import instance, is_number
+from npn.description import HANDLE
 from npn.errors import ConfigurationError
 from npn.functional import logits_for
 from npn.gates import OPEN
@@ -80,6 +81,7 @@ def start_from(plastic: Plasticity, scores: Mapping[str, Tensor], mean: float = 
         >>> round(plastic.groups[0].gate.keep_probability().mean().item(), 3)
         0.95
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
     instance("scores", scores, Mapping, "a dict from group name to scores, such as npn.importance returns")
     found = {plastic.group(name): values for name, values in scores.items()}
     logits = {}

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from npn._utils.collectives import barrier, rank
 from npn._utils.files import write_atomically
+from npn._utils.validation import instance
 from npn.checkpoint.content import FORMAT, VERSION, Stateful, Target, pack, unpack
 from npn.checkpoint.matching import densified
 from npn.checkpoint.spread import gathered, read_parts, split, write_parts
+from npn.description import HANDLE
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 
@@ -48,6 +50,7 @@ def save(
         {'epoch': 7}
         >>> folder.cleanup()
     """
+    _check(path, target)
     content = pack(target, extra, stateful)
     whole = gathered(content)
     if whole is content or rank() == 0:
@@ -83,6 +86,7 @@ def save_folder(
         Linear(in_features=4, out_features=3, bias=True)
         >>> folder.cleanup()
     """
+    _check(path, target)
     content = pack(target, extra, stateful)
     file = Path(path) / REST
     if rank() == 0:
@@ -120,6 +124,7 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
         CheckpointError: the file is damaged, was not written by npn, or belongs to another model; or an optimizer or
             one of `stateful` refuses its state. Target, optimizers and `stateful` are unchanged.
     """
+    _check(path, target)
     content = _read(path)
     content = read_parts(Path(path), content, target) if Path(path).is_dir() else split(content, target)
     return unpack(content, path, target, stateful)
@@ -155,6 +160,12 @@ def read_tensors(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     content = _read(path)
     content, _ = densified(read_parts(Path(path), content, None) if Path(path).is_dir() else content)
     return {name: value for name, value in content["model"].items() if isinstance(value, Tensor)}
+
+
+def _check(path: object, target: object) -> None:
+    """Raise unless these are a path and something that has a checkpoint; torch.save has them the other way round."""
+    instance("path", path, (str, os.PathLike), "the path of a file, which comes first, as in npn.save(path, model)")
+    instance("target", target, (nn.Module, Plasticity), f"a torch.nn.Module, or {HANDLE}")
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from npn._utils.collectives import average_, per_rank_generator
 from npn._utils.patterns import match_patterns
+from npn._utils.validation import instance
+from npn.description import HANDLE
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
 from npn.methods.passes import by_batch, by_example
@@ -43,6 +45,7 @@ class Method(ABC):
     from_zero: tuple[str, ...] = ()  # tensors that are 0 for single weights added later
 
     def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
+        instance("plastic", plastic, Plasticity, HANDLE)
         name = type(self).__name__
         if plastic.k != math.inf:
             raise ConfigurationError(f"{name} needs k = inf, where no gate is random, got k = {plastic.k:g}")
