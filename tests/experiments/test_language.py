@@ -196,13 +196,14 @@ def test_a_run_follows_its_budget_and_resumes_exactly(tmp_path, folder, mode, mo
     same(tmp_path / "whole", tmp_path / "stopped")
 
 
-def test_growth_without_a_budget_reaches_the_full_size(folder, monkeypatch):
-    monkeypatch.setattr(language, "GROWTH", 4.0)
-    recipe = built(folder, "expand", width=96, layers=1)
+@pytest.mark.parametrize("epochs", ["2,2,1", "1,3,1"])
+def test_growth_without_a_budget_reaches_the_full_size(folder, epochs):
+    recipe = built(folder, "expand", width=96, layers=1, epochs=epochs)
     assert recipe.plastic.sizes() == {"blocks.0.attention.query": 2, "blocks.0.mlp.up": 77, "branches": 2}
     units = [row["units"] for _, row in training.epochs(recipe, 0)]
     assert units[-1] == {"blocks.0.attention.query": 3, "blocks.0.mlp.up": 384, "branches": 2}
-    assert [row["blocks.0.mlp.up"] for row in units[:3]] == [77, 77, 77], "grows in the plastic stage"
+    first = int(epochs[0])
+    assert [row["blocks.0.mlp.up"] for row in units[:first]] == [77] * first, "grows in the plastic stage"
 
 
 def test_branches_have_gates_where_they_are_asked_for_and_in_growth(folder):

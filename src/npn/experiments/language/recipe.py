@@ -30,7 +30,7 @@ SMALL = 0.2  # share of the heads and MLP units that expand starts with; at leas
 FIRST = 1 / 3  # share of the blocks that are open when it starts
 PATH = {"sparsify": 0.8, "expand": 0.3}  # share of the plastic stage in which the bound leads to the budget
 SETTLE = 0.5  # share of the plastic stage, at its end, in which a network with a price does not grow
-GROWTH, OVERSHOOT = 0.2, 1.3  # growth by this share of a group at a time, to at most so many times the budget
+OVERSHOOT = 1.3  # growth ends at so many times the budget, or at full size
 WINDOWS, BATCH_SIZE = 1024, 8  # of an epoch, and of a training step
 HELD_OUT = 128  # windows for validation, and for testing
 LEARNING_RATE, BETAS, WEIGHT_DECAY = 3e-3, (0.9, 0.95), 0.1
@@ -101,7 +101,7 @@ def build(options: Options) -> Recipe:
         priced = bool(budget or options.penalty)
         settle = round(SETTLE * plastic_stage.epochs) if priced else 0
         hold = max(1, plastic_stage.epochs - settle) * batches
-        growth = _growth(plastic, options, budget or whole, batches if priced else hold)
+        growth = _growth(plastic, options, budget or whole, hold // batches, batches if priced else hold)
         procedure = Deepening(layers, max(1, round(FIRST * layers)), first.epochs, hold)
         procedure.close(plastic)
     return Recipe(
@@ -161,8 +161,11 @@ def _decayed(plastic: npn.Plasticity) -> list[dict[str, Any]]:
     return [{"params": parts[0], "weight_decay": WEIGHT_DECAY}, {"params": parts[1], "weight_decay": 0.0}]
 
 
-def _growth(plastic: npn.Plasticity, options: LanguageOptions, most: float, grace: int) -> npn.Growth:
-    """The same share of every group at a time: to full size, or somewhat beyond a budget, for the gates to choose."""
+def _growth(plastic: npn.Plasticity, options: LanguageOptions, most: float, epochs: int, grace: int) -> npn.Growth:
+    """The same share of every group at a time: to full size, or somewhat beyond a budget, for the gates to choose.
+
+    If each of the epochs improves the loss, the last one has the final size.
+    """
     assert options.width and options.layers and options.context
     heads, hidden = plain(options.width, options.layers, options.context, OVERSHOOT * most)
     limit = {
@@ -170,7 +173,9 @@ def _growth(plastic: npn.Plasticity, options: LanguageOptions, most: float, grac
         for group in plastic.groups
         if group.grows
     }
-    return npn.Growth(units=GROWTH, limit=limit, grace=grace, patience=5, init=options.growth_init or "zero")
+    ratio = max(limit[group.name] / group.size for group in plastic.groups if group.name in limit)
+    share = max(ratio ** (1 / max(1, epochs - 1)) - 1, 0.01)
+    return npn.Growth(units=share, limit=limit, grace=grace, patience=5, init=options.growth_init or "zero")
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
