@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
-from npn.tracing.capture import _plain_kernels, average_at_once, model_tensors, preserved, quiet, split_inputs
+from npn.tracing.capture import model_tensors, split_inputs
+from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
+from npn.tracing.known_values import fake_inputs, with_known_values
 from npn.tracing.retrace import attributes_changed
 from npn.tracing.single import in_working_mode
 
@@ -75,25 +76,24 @@ def macs_at(model: nn.Module, example_inputs: Any, structure: Structure, change:
 def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """`count_macs` with other shapes for some tensors."""
     with quiet():
-        return in_working_mode(model, lambda: _counted(model, example_inputs, shapes))[0]
+        counted = lambda mode: _counted(model, example_inputs, shapes, mode)  # noqa: E731
+        return in_working_mode(model, lambda: with_known_values(counted))[0]
 
 
-def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
-    """Count in the present mode."""
-    args, kwargs = split_inputs(example_inputs)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]], mode: FakeTensorMode) -> int:
+    """Count in the present mode, with one kind of fake tensors."""
     state: dict[str, Tensor] = {}
     for name, tensor in model_tensors(model).items():
         state[name] = mode.from_tensor(tensor.detach())
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
-    args, kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
+    args, kwargs = fake_inputs(mode, split_inputs(example_inputs))
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist
             stack.enter_context(call.weights.step())
-        for context in (preserved(model), mode, torch.no_grad(), _plain_kernels(), counter):
+        for context in (preserved(model), mode, torch.no_grad(), plain_kernels(), counter):
             stack.enter_context(context)
         average_at_once(model)
         torch.func.functional_call(model, state, args, kwargs)

@@ -10,7 +10,7 @@ from npn._utils.collectives import mean
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.plasticity import Plasticity
-from npn.tracing.capture import preserved
+from npn.tracing.environment import preserved
 
 EMPTY = (
     "batches is empty; give at least one batch "

@@ -213,6 +213,7 @@ class Structure:
         products: products that no single weight accounts for; they cost multiply-adds, too.
         norms: calls that compute statistics over units.
         streams: whether the model was traced so that such units can be resized.
+        decided: lines at which the forward pass decides by values of its inputs, as the example inputs have them.
     """
 
     groups: tuple[Group, ...]
@@ -230,6 +231,7 @@ class Structure:
     products: tuple[Product, ...] = field(default=(), repr=False, compare=False)
     norms: tuple[Norm, ...] = field(default=(), repr=False)
     streams: bool = False
+    decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:

@@ -14,7 +14,8 @@ from npn._utils.patterns import matches
 from npn.errors import ConfigurationError, TraceError
 from npn.modules import absent
 from npn.structure import Branches, Structure, inside
-from npn.tracing.capture import output_tensors, preserved, split_inputs
+from npn.tracing.capture import output_tensors, split_inputs
+from npn.tracing.environment import preserved
 from npn.tracing.lines import raising_line
 
 _SHOWN = 12  # how many names an error message lists

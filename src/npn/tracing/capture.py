@@ -1,29 +1,31 @@
 """Capture a model's ATen graph on fake tensors, at its own or at other parameter shapes, without touching the model."""
 
 import contextlib
-import logging
 import math
-import sys
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import GraphModule
 from torch.fx._lazy_graph_module import _use_lazy_graph_module
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.hooks import RemovableHandle
 
-from npn._utils.rng import devices_of, preserved_rng
 from npn.errors import TraceError
 from npn.tracing.deadline import Deadline
+from npn.tracing.environment import (
+    announced,
+    average_at_once,
+    no_gradients,
+    plain_functions,
+    plain_kernels,
+    preserved,
+    quiet,
+)
+from npn.tracing.known_values import KnownValues, decisions, fake_inputs, with_known_values
 from npn.tracing.lines import record_lines
 from npn.tracing.norm_calls import marking
 
@@ -40,11 +42,13 @@ class Capture:
         module: the functional ATen graph; its first placeholders are the model's tensors.
         names: parameter and buffer names in placeholder order.
         outputs: shapes of the tensors that the model returned.
+        decided: lines at which the forward pass decides by values that follow from its inputs.
     """
 
     module: GraphModule
     names: tuple[str, ...]
     outputs: tuple[tuple[int, ...], ...]
+    decided: tuple[str, ...] = ()
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -75,6 +79,8 @@ def capture(
 ) -> Capture:
     """Trace one forward pass with `make_fx` over `functional_call`, on fake tensors.
 
+    Where it decides by values that follow from the inputs alone, the example inputs decide.
+
     Args:
         model: any module; its mode, attributes, buffers and the RNG are as before afterwards.
         example_inputs: what `forward` takes, see `split_inputs`.
@@ -83,8 +89,20 @@ def capture(
         deadline: of the trace; None for none.
 
     Raises:
-        TraceError: the forward pass depends on values, which a traced graph cannot follow, or the time is over.
+        TraceError: the forward pass depends on other values, which a graph cannot follow, or the time is over.
     """
+    return with_known_values(lambda mode: _captured(model, example_inputs, shapes, streams, deadline, mode))
+
+
+def _captured(
+    model: nn.Module,
+    example_inputs: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    streams: bool,
+    deadline: Deadline | None,
+    mode: FakeTensorMode,
+) -> Capture:
+    """`capture` with one kind of fake tensors."""
     deadline = deadline or Deadline(math.inf)
     args, kwargs = split_inputs(example_inputs)
     tensors = model_tensors(model)
@@ -99,16 +117,15 @@ def capture(
         outputs[:] = [tuple(t.shape) for t in result]
         return result
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
-    fake_args, fake_kwargs = tree_map(lambda x: mode.from_tensor(x) if isinstance(x, Tensor) else x, (args, kwargs))
+    fake_args, fake_kwargs = fake_inputs(mode, (args, kwargs))
     graph = make_fx(
         torch.func.functionalize(call),
         tracing_mode="real",  # all inputs are fake already
         _disable_torch_fn_metadata_mode=True,  # what it notes of each call, nobody reads
     )
-    contexts = (preserved(model), quiet(), _plain_kernels(), announced(), plain_functions(), no_gradients())
+    contexts = (preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
         for context in (*contexts, torch.enable_grad(), mode, _use_lazy_graph_module(True)):  # the graph is never run
             stack.enter_context(context)
@@ -128,19 +145,8 @@ def capture(
                 "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
-    return Capture(traced, names, tuple(outputs))
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep torch from logging what fails on fake tensors: the error says it, or the failure is expected."""
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+    decided = decisions(traced.graph, len(names)) if isinstance(mode, KnownValues) else ()
+    return Capture(traced, names, tuple(outputs), decided)
 
 
 def output_shapes(
@@ -157,16 +163,26 @@ def output_shapes(
         meta: whether all tensors are on the meta device, instead of fake ones on their own device: faster at sizes not
             met before, but some code does not run there, at any size.
     """
-    args, kwargs = split_inputs(example_inputs)
-    mode: Any = torch.device("meta") if meta else FakeTensorMode(allow_non_fake_inputs=True)
-    inside: Callable[[Tensor], Tensor] = (lambda x: x.to("meta")) if meta else mode.from_tensor
+    if meta:
+        return _shapes_in(torch.device("meta"), model, example_inputs, shapes)
+    return with_known_values(lambda mode: _shapes_in(mode, model, example_inputs, shapes))
+
+
+def _shapes_in(
+    mode: Any, model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[tuple[int, ...], ...]:
+    """`output_shapes` on the meta device, or with one kind of fake tensors."""
+    inputs, meta = split_inputs(example_inputs), isinstance(mode, torch.device)
+    if meta:
+        args, kwargs = tree_map(lambda x: x.to(mode) if isinstance(x, Tensor) else x, inputs)
+    else:
+        args, kwargs = fake_inputs(mode, inputs)
     with mode:
         state = {
             name: _fake(tensor, shapes.get(name), mode if meta else None)
             for name, tensor in model_tensors(model).items()
         }
-    args, kwargs = tree_map(lambda x: inside(x) if isinstance(x, Tensor) else x, (args, kwargs))
-    with preserved(model), _plain_kernels(), announced(), plain_functions(), no_gradients(), torch.no_grad(), mode:
+    with preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients(), torch.no_grad(), mode:
         average_at_once(model)
         result = torch.func.functional_call(model, state, args, kwargs)
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
@@ -199,197 +215,3 @@ def _is_cache(value: Any) -> bool:
     """By its class's name or by what it can do, as no library of models is imported here."""
     named = any(base.__name__.endswith("Cache") for base in type(value).__mro__)
     return named or (hasattr(value, "get_seq_length") and hasattr(value, "update"))
-
-
-@contextlib.contextmanager
-def _plain_kernels() -> Iterator[None]:
-    """Kernels that decompose into elementary ops: no fused attention, recurrent layer or encoder layer."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            _without_mkldnn(),
-            _without_decisions(),
-            torch.backends.cudnn.flags(enabled=False),
-        ):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-@contextlib.contextmanager
-def announced() -> Iterator[None]:
-    """`torch.compiler.is_exporting()` holds inside: code that asks takes no decision by the values of a tensor."""
-    flags = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
-    before = {name: getattr(torch.compiler, name) for name in flags}
-    try:
-        for name in flags:
-            setattr(torch.compiler, name, True)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.compiler, name, value)
-
-
-class _Context:
-    """What the forward pass of a `torch.autograd.Function` is given, where there is no backward pass."""
-
-    def __init__(self, args: tuple[Any, ...]) -> None:
-        self.needs_input_grad = tuple(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        self.saved_tensors: tuple[Any, ...] = ()
-
-    def save_for_backward(self, *tensors: Any) -> None:
-        self.saved_tensors = tensors
-
-    def save_for_forward(self, *tensors: Any) -> None: ...
-    def mark_dirty(self, *tensors: Any) -> None: ...
-    def mark_non_differentiable(self, *tensors: Any) -> None: ...
-    def mark_shared_storage(self, *pairs: Any) -> None: ...
-    def set_materialize_grads(self, value: bool) -> None: ...
-
-
-@contextlib.contextmanager
-def plain_functions() -> Iterator[None]:
-    """Inside, in this thread, a `torch.autograd.Function` is its forward pass: functorch cannot see through others."""
-    function, thread = torch.autograd.Function, threading.get_ident()
-    before = vars(function)["apply"]
-
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != thread:
-            return before.__func__(cls, *args, **kwargs)
-        with torch.no_grad():  # as PyTorch calls it
-            if cls.setup_context is not function.setup_context:
-                return cls.forward(*args, **kwargs)
-            return cls.forward(_Context(args), *args, **kwargs)
-
-    function.apply = classmethod(apply)  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        function.apply = before  # type: ignore[method-assign]
-
-
-@contextlib.contextmanager
-def no_gradients() -> Iterator[None]:
-    """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
-    instead: dict[str, Callable[..., Any]] = {
-        "requires_grad_": lambda tensor, requires_grad=True: tensor,
-        "retain_grad": lambda tensor: None,
-        "register_hook": lambda tensor, hook: RemovableHandle(OrderedDict()),
-    }
-    thread = threading.get_ident()
-    own = {name: vars(Tensor).get(name) for name in instead}
-
-    def replacement(name: str) -> Callable[..., Any]:
-        before: Callable[..., Any] = getattr(Tensor, name)
-        return lambda *args, **kwargs: (instead[name] if threading.get_ident() == thread else before)(*args, **kwargs)
-
-    for name in instead:
-        setattr(Tensor, name, replacement(name))
-    try:
-        yield
-    finally:
-        for name, method in own.items():
-            if method is None:  # inherited
-                delattr(Tensor, name)
-            else:
-                setattr(Tensor, name, method)
-
-
-@contextlib.contextmanager
-def _without_mkldnn() -> Iterator[None]:
-    """`torch.backends.mkldnn.flags` would also set TF32, and warn every user that there is none."""
-    before = torch._C._get_mkldnn_enabled()
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(before)
-
-
-@contextlib.contextmanager
-def _without_decisions() -> Iterator[None]:
-    """PyTorch's own code looks at no values: is a mask causal, do a distribution's arguments fit, is a row too long."""
-    layers, distribution = torch.nn.modules.transformer, torch.distributions.Distribution
-    lookup: Any = F
-    before = layers._detect_is_causal_mask, distribution._validate_args, lookup._no_grad_embedding_renorm_
-    lookup._no_grad_embedding_renorm_ = lambda *args: None
-    layers._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
-    distribution.set_default_validate_args(False)
-    try:
-        yield
-    finally:
-        layers._detect_is_causal_mask = before[0]
-        distribution.set_default_validate_args(before[1])
-        lookup._no_grad_embedding_renorm_ = before[2]
-
-
-def average_at_once(model: nn.Module) -> None:
-    """Give norms with `momentum=None` a momentum: they read the number of batches, which a trace does not know.
-
-    Args:
-        model: inside of `preserved`, which undoes it.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None:
-            module.momentum = 1.0
-
-
-@contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG.
-
-    Inside, modules and functions that `torch.compile` was called on run as they are written.
-    """
-    modules = [(module, _snapshot(vars(module))) for module in model.modules()]
-    closures = [(box, _contents(box)) for box in _hook_boxes(model)]
-    try:
-        with preserved_rng(devices_of(model)), _not_compiled():
-            yield
-    finally:
-        for module, snapshot in modules:
-            vars(module).clear()
-            for key, (value, inner) in snapshot.items():
-                _refill(value, inner)
-                vars(module)[key] = value
-        for box, inner in closures:
-            _refill(box, inner)
-
-
-def _not_compiled() -> contextlib.AbstractContextManager[Any]:
-    """The stance that runs compiled code as it is written; nothing is compiled before torch's compiler is imported."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {key: (value, _contents(value)) for key, value in attributes.items()}
-
-
-def _contents(value: Any) -> Any:
-    if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
-        return value.detach().clone()  # code may count in a tensor that is neither parameter nor buffer
-    return type(value)(value) if type(value) in (list, set) else dict(value) if isinstance(value, dict) else None
-
-
-def _refill(value: Any, contents: Any) -> None:
-    if contents is None:
-        return
-    if isinstance(value, Tensor):
-        if not torch.equal(value, contents):
-            value.detach().copy_(contents)
-        return
-    value.clear()
-    (value.extend if isinstance(value, list) else value.update)(contents)
-
-
-def _hook_boxes(model: nn.Module) -> list[Any]:
-    """Lists, sets and dicts that forward hooks can write to through their closure."""
-    boxes = []
-    for module in model.modules():
-        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            for cell in getattr(hook, "__closure__", None) or ():
-                with contextlib.suppress(ValueError):  # an empty cell
-                    if isinstance(cell.cell_contents, (list, set, dict)):
-                        boxes.append(cell.cell_contents)
-    return boxes

@@ -10,7 +10,7 @@ from torch import nn
 
 from npn.structure import Frozen, Group, Structure
 from npn.tracing.attributes import divisors, known, pattern, transfer, trials
-from npn.tracing.capture import quiet
+from npn.tracing.environment import quiet
 from npn.tracing.rehearsal import Problem, Rehearsal
 from npn.tracing.retrace import Attribute
 

@@ -3,11 +3,11 @@
 import traceback
 from pathlib import Path
 
-from npn.tracing.lines import TORCH, raising_line
+from npn.tracing.known_values import needs_values
+from npn.tracing.lines import OWN, TORCH, raising_line
 
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
-_NO_VALUES = "tensor with unallocated storage"  # what tolist() says of a tensor without values
 _OPS = {  # ATen op -> (what user code calls, what to do instead)
     "_pack_padded_sequence": ("pack_padded_sequence", "give the recurrent layer the padded batch, mask its output"),
     "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
@@ -38,7 +38,7 @@ def explain(error: Exception) -> str:
             f"the shape of a tensor depends on values at {line}, which a traced graph cannot follow: {what}; expected "
             f"shapes that are the same for every input: {instead}, {_PART}"
         )
-    if "DataDependent" not in name and _NO_VALUES not in str(error):
+    if not needs_values(error):
         return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
     inside = _torchs_own(error)
     if inside is not None:
@@ -58,6 +58,8 @@ def _torchs_own(error: Exception) -> str | None:
     found = None
     for frame in traceback.extract_tb(error.__traceback__):
         path = Path(frame.filename)
+        if path.is_relative_to(OWN):
+            continue
         if not path.is_relative_to(TORCH):
             found = None
         elif path.relative_to(TORCH).parts[0] in ("nn", "distributions") and path.name not in _NO_CODE:

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from npn.tracing.deadline import Deadline
 
 TORCH = str(Path(torch.__file__).parent)
-_OWN = str(Path(__file__).parent)
+OWN = str(Path(__file__).parent)
 _UNKNOWN = "unknown line"
 _TRACER = (os.path.join(TORCH, "fx"), os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))  # no layers
 
@@ -69,7 +69,7 @@ def raising_line(error: BaseException) -> str:
         error: with its traceback.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    rest = [f for f in frames if not f.filename.startswith(_OWN)]
+    rest = [f for f in frames if not f.filename.startswith(OWN)]
     own = [f for f in rest if TORCH not in f.filename]
     layers = [f for f in rest if f.filename.startswith(os.path.join(TORCH, "nn"))]
     if own or not layers:

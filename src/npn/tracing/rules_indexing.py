@@ -188,6 +188,7 @@ def _met(call: Call, base: Value, source: Value, axes: list[int], differs: set[i
 @rule("index")
 def read_at(call: Call) -> Value:
     """Several indices at once pick pairs of positions, as a diagonal does."""
+    call = replace(call, args=(call.args[0], _positions_of_masks(call), *call.args[2:]))
     value: Value = call.args[0]
     given = [(a, i) for a, i in enumerate(call.args[1]) if isinstance(i, Value)]
     paired: set[int] = set()
@@ -199,6 +200,26 @@ def read_at(call: Call) -> Value:
     reason = f"picked together with another axis at {call.where}"
     parts = tuple(restrict(call.ledger, part, paired, reason) for part in value.parts)
     return cast(Value, pick(replace(call, args=(replace(value, parts=parts), *call.args[1:]))))
+
+
+def _positions_of_masks(call: Call) -> list[Any]:
+    """The indices of a read; in place of a mask the places where it holds: one index for each of its axes."""
+    given: list[Any] = list(call.args[1])
+    masks = [i for i in given if isinstance(i, Value) and i.const is None and _is_mask(call, i)]
+    if not masks:
+        return given
+    for part in (part for mask in masks for part in mask.parts):
+        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+    wide = [len(i.shape) if any(i is mask for mask in masks) else 1 for i in given]
+    used = [a for a, i in enumerate(i for i, n in zip(given, wide, strict=True) for _ in range(n)) if i is not None]
+    front = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
+    picked = max(len(i.shape) if n == 1 else 1 for i, n in zip(given, wide, strict=True) if isinstance(i, Value))
+    places = Value((call.shapes[0][front + picked - 1],))
+    return [
+        each
+        for i, n in zip(given, wide, strict=True)
+        for each in ([places] * n if any(i is mask for mask in masks) else [i])
+    ]
 
 
 @rule("tril", "triu")

@@ -101,7 +101,8 @@ def _attempt(
         captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
-        return replace(group_units(walk(captured, tensors, deadline), sizes, captured.outputs), streams=streams)
+        structure = group_units(walk(captured, tensors, deadline), sizes, captured.outputs)
+        return replace(structure, streams=streams, decided=captured.decided)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The entry to tracing: find everything that can have gates, and rehearse every resize."""
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from npn._utils.patterns import as_patterns, matches, require_matches
+from npn.errors import TraceError
 from npn.structure import LEFT_OUT, Frozen, Structure
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
@@ -52,6 +54,17 @@ def trace(
     only, skip = as_patterns(only, "only"), as_patterns(skip, "skip")
     branches, columns = as_patterns(branches, "branches") or (), as_patterns(columns, "columns") or ()
     structure = trace_units(model, example_inputs, streams)
+    if structure.decided and structure.norms:
+        raise TraceError(
+            "streams=True follows norms in the order of their calls, which values of the inputs may change at "
+            f"{structure.decided[0]}; attach without streams=True"
+        )
+    if structure.decided:
+        warnings.warn(
+            f"the forward pass decides by values of its inputs at {', '.join(structure.decided[:5])}: what was found "
+            "holds for inputs that decide as example_inputs do; others have to use the weights in the same way",
+            stacklevel=3,
+        )
     structure = select_groups(structure, only, skip)
     structure = with_branches(model, example_inputs, structure, branches)
     if structure.branches is not None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from npn.tracing.capture import announced, model_tensors, no_gradients, preserved, split_inputs
+from npn.tracing.capture import model_tensors, split_inputs
+from npn.tracing.environment import announced, no_gradients, preserved
 
 
 def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:

@@ -1,0 +1,153 @@
+"""Fake tensors with values where these follow from the inputs alone, so that decisions by them can be traced."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx import Graph, Node
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from npn.errors import TraceError
+from npn.tracing.lines import source_line
+
+T = TypeVar("T")
+MOST = 2**20  # entries of a value that is worth computing
+_DECIDES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
+_NO_VALUES = "tensor with unallocated storage"  # what tolist() says of a tensor without values
+
+
+class KnownValues(FakeTensorMode):
+    """Tensors without values, but for those that a forward pass computes from its inputs and from constants.
+
+    `.item()`, `if`, `nonzero()` and `x[mask]` on these give what they give for the example inputs; what depends on a
+    weight has no value, and is refused as by `FakeTensorMode`.
+
+    Example:
+        >>> mode = KnownValues()
+        >>> mask = mode.from_input(torch.tensor([True, False, True]))
+        >>> with mode:
+        ...     bool(mask.any()), mask.sum().item(), torch.empty(3, 4)[mask].shape
+        (True, 2, torch.Size([2, 4]))
+    """
+
+    def __init__(self) -> None:
+        super().__init__(allow_non_fake_inputs=True)
+        self._known = WeakTensorKeyDictionary()
+
+    def from_input(self, value: Any) -> Any:
+        """A fake tensor that has a value; what is no tensor stays as it is.
+
+        Args:
+            value: one of the model's inputs.
+        """
+        if not isinstance(value, Tensor):
+            return value
+        fake = self.from_tensor(value)
+        self._known[fake] = value.detach()
+        return fake
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        compute = self._computation(func, args, kwargs or {})
+        if compute is not None and torch.Tag.data_dependent_output in func.tags:
+            return compute()
+        if compute is not None and torch.Tag.dynamic_output_shape in func.tags:
+            return tree_map(self.from_input, compute())
+        result = super().__torch_dispatch__(func, types, args, kwargs or {})
+        fakes = tree_leaves(result)
+        if compute is not None and all(isinstance(fake, FakeTensor) and fake.numel() <= MOST for fake in fakes):
+            for fake, value in zip(fakes, tree_leaves(compute()), strict=True):
+                self._known[fake] = value
+        return result
+
+    def _computation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
+        """Computes an operator on values; None if an argument has none, or the result is none that stays."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        if func._schema.is_mutable:
+            for tensor in tensors:
+                self._known.pop(tensor, None)
+            return None
+        unknown = any(isinstance(tensor, FakeTensor) and tensor not in self._known for tensor in tensors)
+        if unknown or torch.Tag.nondeterministic_seeded in func.tags or "empty" in func._schema.name:
+            return None
+
+        def compute() -> Any:
+            real = tree_map(
+                lambda leaf: self._known.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+            )
+            with torch.no_grad():
+                return func(*real[0], **real[1])
+
+        return compute
+
+
+def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
+    """Call something with fake tensors; where it decides by values, again with those that follow from the inputs.
+
+    Args:
+        call: runs a forward pass on fake tensors of this mode.
+    """
+    try:
+        return call(FakeTensorMode(allow_non_fake_inputs=True))
+    except Exception as error:
+        if not needs_values(error):
+            raise
+    return call(KnownValues())
+
+
+def fake_inputs(mode: FakeTensorMode, inputs: T) -> T:
+    """Replace the tensors among a model's inputs by fake ones.
+
+    Args:
+        mode: of the fake tensors.
+        inputs: any nested structure.
+    """
+    fake = mode.from_input if isinstance(mode, KnownValues) else mode.from_tensor
+    found: T = tree_map(lambda leaf: fake(leaf) if isinstance(leaf, Tensor) else leaf, inputs)
+    return found
+
+
+def needs_values(error: Exception) -> bool:
+    """Whether an error says that a forward pass decides by values that fake tensors do not have.
+
+    Args:
+        error: raised on fake tensors.
+    """
+    name = type(error).__name__
+    return "DynamicOutputShape" in name or "DataDependent" in name or _NO_VALUES in str(error)
+
+
+def decisions(graph: Graph, tensors: int) -> tuple[str, ...]:
+    """The lines at which a forward pass decides by values, in their order.
+
+    Args:
+        graph: of the forward pass, with its lines recorded.
+        tensors: number of the placeholders that are the model's own tensors, the first ones.
+
+    Raises:
+        TraceError: a decision leaves a weight without any input, so that nobody sees what it couples.
+    """
+    nodes = [node for node in graph.nodes if _decides(node)]
+    weights = set(itertools.islice((node for node in graph.nodes if node.op == "placeholder"), tensors))
+    for node in graph.nodes if nodes else ():
+        inputs, value = set(node.all_input_nodes), node.meta.get("val")
+        if inputs and inputs <= weights:
+            weights.add(node)  # a weight in another form
+        elif inputs & weights and isinstance(value, Tensor) and not value.numel():
+            raise TraceError(
+                "the forward pass decides by values of its inputs, and example_inputs leave a weight nothing to do at "
+                f"{source_line(node)}; give example_inputs for which every part of the model has work"
+            )
+    return tuple(dict.fromkeys(map(source_line, nodes)))
+
+
+def _decides(node: Node) -> bool:
+    tags = getattr(node.target, "tags", ())
+    if node.target is torch.ops.aten.index.Tensor:  # which says of any index that it may be a mask
+        return any(index.meta["val"].dtype == torch.bool for index in node.all_input_nodes[1:])
+    return any(tag in tags for tag in _DECIDES)

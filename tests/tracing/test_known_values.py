@@ -1,0 +1,153 @@
+"""Forward passes that decide by values of their inputs: the example inputs decide, a warning says where."""
+
+import copy
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import npn
+from npn.errors import TraceError
+from npn.tracing.known_values import KnownValues
+
+from ..zoo.checks import check_grow, check_shrink
+
+ROWS = 5
+X, MASK = torch.randn(ROWS, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0, 1, 1, 0]).bool()
+
+
+class Net(nn.Module):
+    """Two layers, a function of what is between them and of a mask, a third layer."""
+
+    def __init__(self, code):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.code = code
+
+    def forward(self, x, mask):
+        return self.c(self.code(self, torch.tanh(self.a(x)), mask))
+
+
+HERE = Path(__file__).name
+LINE = f"{HERE}:{Net.forward.__code__.co_firstlineno + 1}"  # of the forward pass that calls the function
+
+
+def branch(net, h, mask):
+    return h + torch.tanh(net.b(h)) if mask.any() else h
+
+
+def count(net, h, mask):
+    for _ in range(int(mask.sum())):
+        h = h * 1.5
+    return h
+
+
+def rows(net, h, mask):
+    return h[mask]
+
+
+def some_rows_only(net, h, mask):
+    y = torch.zeros_like(h)
+    y[mask] = torch.tanh(net.b(h[mask]))
+    return h + y
+
+
+def places(net, h, mask):
+    return h[mask.nonzero()[:, 0]] + h[torch.where(mask)[0].flip(0)]
+
+
+def entries(net, h, mask):
+    """A mask over two axes, of which one is that of the units' rows."""
+    return h.unflatten(0, (1, ROWS))[mask[None]]
+
+
+def beside_an_index(net, h, mask):
+    return h[None].expand(2, ROWS, -1)[torch.zeros(3, dtype=torch.long), mask]
+
+
+def lengths(net, h, mask):
+    return h[: mask.sum().item()].cumsum(0)
+
+
+@pytest.mark.parametrize(
+    "code", [branch, count, rows, some_rows_only, places, entries, beside_an_index, lengths], ids=lambda f: f.__name__
+)
+def test_units_come_and_go(code):
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="^the forward pass decides by values of its inputs at test_known_values.py:"):
+        plastic = npn.attach(Net(code), (X, MASK))
+    assert {group.name: group.size for group in plastic.groups if group.name != "b"} == {"a": 8}
+    assert npn.count_macs(plastic.model, (X, MASK)) > 0
+    second = copy.deepcopy(plastic)
+    check_shrink(plastic, (X, MASK))
+    check_grow(second, (X, MASK))
+
+
+def test_the_warning_names_the_lines():
+    class Twice(Net):
+        def forward(self, x, mask):
+            h = torch.tanh(self.a(x))
+            h = h * 2 if mask.all() else h
+            return self.c(h[mask])
+
+    first = Twice.forward.__code__.co_firstlineno
+    message = (
+        f"the forward pass decides by values of its inputs at {HERE}:{first + 2}, {HERE}:{first + 3}: what was found "
+        "holds for inputs that decide as example_inputs do; others have to use the weights in the same way"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as caught:
+        npn.attach(Twice(None), (X, MASK))
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+def test_a_mask_over_units_keeps_them():
+    def code(net, h, mask):
+        return torch.tanh(net.b(h * h[:, mask].sum(1, keepdim=True)))
+
+    with pytest.warns(UserWarning, match="decides by values"):
+        plastic = npn.attach(Net(code), (X, torch.ones(8).bool()))
+    assert [group.name for group in plastic.groups] == ["b"]
+    reasons = [frozen.reason for frozen in plastic.frozen if ("a.weight", 0) in frozen.slots]
+    assert set(reasons) == {f"picked by the input at {LINE}"}
+
+
+def test_what_a_weight_has_computed_decides_nothing():
+    for code in (lambda net, h, mask: h[h[:, 0] > 0], lambda net, h, mask: h if mask.any() and h.sum() > 0 else -h):
+        with pytest.raises(TraceError, match="which a traced graph cannot follow"):
+            npn.attach(Net(code), (X, MASK))
+
+
+def test_a_weight_that_example_inputs_leave_nothing_to_do_is_refused():
+    message = (
+        "the forward pass decides by values of its inputs, and example_inputs leave a weight nothing to do at "
+        f"{LINE}; give example_inputs for which every part "
+        "of the model has work"
+    )
+    with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
+        npn.attach(Net(some_rows_only), (X, torch.zeros(ROWS).bool()))
+
+
+def test_norms_are_not_followed_where_their_calls_depend_on_values():
+    class Normed(Net):
+        def __init__(self):
+            super().__init__(lambda net, h, mask: net.norm(h) if mask.any() else h)
+            self.norm = nn.LayerNorm(8)
+
+    message = f"streams=True follows norms in the order of their calls, which values of the inputs may change at {LINE}"
+    with pytest.raises(TraceError, match=f"^{re.escape(message)}; attach without streams=True$"):
+        npn.attach(Normed(), (X, MASK), streams=True)
+
+
+def test_only_what_follows_from_inputs_is_known():
+    mode = KnownValues()
+    mask, weight = mode.from_input(MASK), mode.from_tensor(torch.ones(ROWS))
+    with mode:
+        assert mask.sum().item() == 3 and torch.arange(4)[mask[:4]].tolist() == [0, 2, 3]
+        assert torch.zeros(3).sum().item() == 0.0
+        written = torch.zeros(3)
+        written.add_(weight[:3])
+        for unknown in (weight.sum(), (mask * weight).sum(), torch.rand(3).sum(), torch.empty(3).sum(), written.sum()):
+            with pytest.raises(Exception, match="local_scalar_dense"):
+                unknown.item()
