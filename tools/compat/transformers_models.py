@@ -70,7 +70,8 @@ def _inputs(name: str, kind: str, config: Any) -> dict[str, Any]:
     if kind == "causal":
         return {"input_ids": ids}
     if kind in ("masked", "sequence", "tokens"):
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        languages = {"lang_ids": torch.arange(2)} if name == "xmod" else {}  # each of its adapters has work
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | languages
     if kind == "seq2seq":
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids[:, :6]}
     if kind == "speech":
