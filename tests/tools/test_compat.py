@@ -93,6 +93,17 @@ def test_a_sound_model_is_measured_as_exact(tmp_path: Path) -> None:
     assert set(found["errors"]) == {"export", "compact", "grow"}
 
 
+def test_a_model_in_which_only_a_stream_can_go_is_tried_with_streams(tmp_path: Path) -> None:
+    from compat import measure, page, records
+
+    report = measure.Report(str(tmp_path / "record.json"))
+    measure.measure("fake_models", "normed", report, onnx=False)
+    report.put(stage="done")
+    found = json.loads((tmp_path / "record.json").read_text())
+    assert records.status(found) == "exact" and found["groups"] == 1
+    assert page.remark(found) == "with streams=True"
+
+
 def test_an_unequal_answer_is_an_error() -> None:
     from compat import numbers
 

@@ -89,7 +89,7 @@ def measure(module: str, name: str, report: Report, onnx: bool) -> None:
     if full is None:
         return
     start, clock = time.process_time(), time.perf_counter()
-    plastic = report.stage("attach", lambda: npn.attach(model, inputs))
+    plastic = report.stage("attach", lambda: _attached(model, inputs, report))
     report.put(seconds=round(time.process_time() - start, 2), wall=round(time.perf_counter() - clock, 2))
     if plastic is None:
         return
@@ -103,6 +103,20 @@ def measure(module: str, name: str, report: Report, onnx: bool) -> None:
         frozen=dict(frozen.most_common()),
     )
     _resizes(plastic, inputs, report, onnx)
+
+
+def _attached(model: Any, inputs: Any, report: Report) -> Any:
+    """Attach; where nothing can be resized otherwise, with `streams=True`, as the error advises."""
+    import npn
+    from npn.errors import TraceError
+
+    try:
+        return npn.attach(model, inputs)
+    except TraceError as error:
+        if "streams=True gives" not in str(error):
+            raise
+        report.put(streams=True)
+        return npn.attach(model, inputs, streams=True)
 
 
 def _resizes(plastic: Any, single: Any, report: Report, onnx: bool) -> None:

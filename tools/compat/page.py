@@ -54,8 +54,9 @@ groups, which must change nothing; one training step is taken under gates (k = 7
 *Error* is the greatest difference of any output relative to that output's largest value, in double precision where the
 model's code allows it; up to 1e-5 counts as exact. *Share that can go* is 1 - (parameters with one unit left in every
 group) / parameters. *Attach* is CPU time of one process on one core, after a first small model has loaded torch's
-parts; *wall* is what the clock said meanwhile on a machine with other work, so limits are judged by CPU time. Aims: 98%
-attach, all of those exact, attach in 3 s in the median and in 30 s at most.
+parts; *wall* is what the clock said meanwhile on a machine with other work, so limits are judged by CPU time. Where
+nothing can be resized but channels under a norm, `streams=True` is tried, as the error advises, and the remark says so.
+Aims: 98% attach, all of those exact, attach in 3 s in the median and in 30 s at most.
 
 {summary}
 
@@ -234,6 +235,8 @@ def remark(record: Record) -> str:
     word = status(record)
     parts = [f"ended by the limit of {word} at {record.get('stage')}"] if word in ("time", "memory") else []
     parts += [f"{stage}: {what['error'][:160]}" for stage, what in record.get("failed", {}).items()]
+    if record.get("streams"):
+        parts.append("with streams=True")
     if record.get("moved") is False:
         parts.append("closing a third changed nothing")
     if record.get("precision") == "float32":
