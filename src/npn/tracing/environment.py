@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
+from npn.tracing.packed import padded_sequences
 
 
 @contextlib.contextmanager
@@ -39,6 +40,7 @@ def plain_kernels() -> Iterator[None]:
             sdpa_kernel(SDPBackend.MATH),
             _without_mkldnn(),
             _without_decisions(),
+            padded_sequences(),
             torch.backends.cudnn.flags(enabled=False),
         ):
             yield

@@ -9,7 +9,6 @@ from npn.tracing.lines import OWN, TORCH, raising_line
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
 _OPS = {  # ATen op -> (what user code calls, what to do instead)
-    "_pack_padded_sequence": ("pack_padded_sequence", "give the recurrent layer the padded batch, mask its output"),
     "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
     "masked_select": ("masked_select", "multiply by the mask, use torch.where(mask, a, b)"),
     "_unique2": ("unique", "compute it outside of the model, pass it as an input"),

@@ -1,6 +1,5 @@
 """Fake tensors with values where these follow from the inputs alone, so that decisions by them can be traced."""
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -123,7 +122,7 @@ def needs_values(error: Exception) -> bool:
 
 
 def decisions(graph: Graph, tensors: int) -> tuple[str, ...]:
-    """The lines at which a forward pass decides by values, in their order.
+    """The lines at which a forward pass decides by values of its inputs, in their order.
 
     Args:
         graph: of the forward pass, with its lines recorded.
@@ -132,18 +131,23 @@ def decisions(graph: Graph, tensors: int) -> tuple[str, ...]:
     Raises:
         TraceError: a decision leaves a weight without any input, so that nobody sees what it couples.
     """
-    nodes = [node for node in graph.nodes if _decides(node)]
-    weights = set(itertools.islice((node for node in graph.nodes if node.op == "placeholder"), tensors))
-    for node in graph.nodes if nodes else ():
-        inputs, value = set(node.all_input_nodes), node.meta.get("val")
-        if inputs and inputs <= weights:
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    weights, inputs = set(placeholders[:tensors]), set(placeholders[tensors:])  # and what follows from these alone
+    lines: dict[str, None] = {}
+    for node in graph.nodes:
+        needed, value = set(node.all_input_nodes), node.meta.get("val")
+        if needed and needed <= weights:
             weights.add(node)  # a weight in another form
-        elif inputs & weights and isinstance(value, Tensor) and not value.numel():
+        elif needed & weights and isinstance(value, Tensor) and not value.numel() and lines:
             raise TraceError(
                 "the forward pass decides by values of its inputs, and example_inputs leave a weight nothing to do at "
                 f"{source_line(node)}; give example_inputs for which every part of the model has work"
             )
-    return tuple(dict.fromkeys(map(source_line, nodes)))
+        if needed & inputs:
+            inputs.add(node)
+            if _decides(node) and not node.meta.get("own"):
+                lines[source_line(node)] = None
+    return tuple(lines)
 
 
 def _decides(node: Node) -> bool:

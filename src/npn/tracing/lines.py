@@ -15,6 +15,7 @@ from npn.tracing.deadline import Deadline
 TORCH = str(Path(torch.__file__).parent)
 OWN = str(Path(__file__).parent)
 _UNKNOWN = "unknown line"
+_STAND_INS = str(Path(__file__).with_name("packed.py"))
 _TRACER = (os.path.join(TORCH, "fx"), os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))  # no layers
 
 
@@ -31,7 +32,8 @@ def record_lines(deadline: Deadline) -> None:
 
     def create_node(*args: Any, **kwargs: Any) -> Node:
         node: Node = make(*args, **kwargs)
-        line = node.meta["line"] = _calling_line()
+        line, node.meta["own"] = _calling_line()
+        node.meta["line"] = line
         deadline.check(f"{next(count):,} operations recorded", node.name, line)
         return node
 
@@ -48,18 +50,22 @@ def source_line(node: Node) -> str:
     return line
 
 
-def _calling_line() -> str:
-    """The innermost call of a `forward` outside of PyTorch; where there is none, of one of its layers."""
-    layer = _UNKNOWN
+def _calling_line() -> tuple[str, bool]:
+    """The innermost call of a `forward` outside of PyTorch; where there is none, of one of its layers.
+
+    And whether a stand-in for one of PyTorch's operators makes the node.
+    """
+    layer, own = _UNKNOWN, False
     for frame, line in traceback.walk_stack(None):
+        file = frame.f_code.co_filename
+        own = own or file == _STAND_INS
         if frame.f_code.co_name != "forward":
             continue
-        file = frame.f_code.co_filename
         if TORCH not in file and "<eval_with_key>" not in file:
-            return f"{os.path.basename(file)}:{line}"
+            return f"{os.path.basename(file)}:{line}", own
         if layer == _UNKNOWN and not file.startswith(_TRACER):
             layer = f"{os.path.basename(file)}:{line}"
-    return layer
+    return layer, own
 
 
 def raising_line(error: BaseException) -> str:
