@@ -14,7 +14,7 @@ from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.capture import model_tensors, split_inputs
 from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
-from npn.tracing.known_values import fake_inputs, with_known_values
+from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values
 from npn.tracing.retrace import attributes_changed
 from npn.tracing.single import in_working_mode
 
@@ -39,9 +39,10 @@ def count_params(model: nn.Module, biases: bool = True) -> int:
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Count the multiply-adds of one forward pass over all of `example_inputs`; FLOPs are twice as many.
 
-    Convolutions and matrix products count, including those of attention; elementwise ops do not. Nothing is computed:
-    the model runs on fake tensors, in its present mode; in eval mode if it fails in train mode, as BatchNorm does on
-    one example. Pass a batch of one for the usual "MACs of a model".
+    Convolutions and matrix products count, including those of attention; elementwise ops do not. Nothing is computed,
+    unless the model picks rows by what it computes, as routers do: it runs on fake tensors, in its present mode; in
+    eval mode if it fails in train mode, as BatchNorm does on one example. Pass a batch of one for the usual "MACs of a
+    model".
 
     Args:
         model: any module.
@@ -81,20 +82,24 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
 
 
 def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]], mode: FakeTensorMode) -> int:
-    """Count in the present mode, with one kind of fake tensors."""
+    """Count in the present mode, with one kind of fake tensors; for real where the model picks rows by its weights."""
+    real = isinstance(mode, KnownValues) and mode.assume_half and not shapes
     state: dict[str, Tensor] = {}
-    for name, tensor in model_tensors(model).items():
+    for name, tensor in model_tensors(model).items() if not real else ():
         state[name] = mode.from_tensor(tensor.detach())
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
-    args, kwargs = fake_inputs(mode, split_inputs(example_inputs))
+    args, kwargs = split_inputs(example_inputs) if real else fake_inputs(mode, split_inputs(example_inputs))
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist
             stack.enter_context(call.weights.step())
-        for context in (preserved(model), mode, torch.no_grad(), plain_kernels(), counter):
+        for context in (preserved(model), torch.no_grad(), plain_kernels()):
             stack.enter_context(context)
+        if not real:
+            stack.enter_context(mode)
+        stack.enter_context(counter)
         average_at_once(model)
         torch.func.functional_call(model, state, args, kwargs)
     return counter.get_total_flops() // 2

@@ -114,7 +114,7 @@ def test_a_mask_over_units_keeps_them():
 
 
 def test_what_a_weight_has_computed_decides_nothing():
-    for code in (lambda net, h, mask: h[h[:, 0] > 0], lambda net, h, mask: h if mask.any() and h.sum() > 0 else -h):
+    for code in (lambda net, h, mask: h.split(h[:, 0].long().tolist()), lambda net, h, mask: -h if h.sum() > 0 else h):
         with pytest.raises(TraceError, match="which a traced graph cannot follow"):
             npn.attach(Net(code), (X, MASK))
 
@@ -151,3 +151,54 @@ def test_only_what_follows_from_inputs_is_known():
         for unknown in (weight.sum(), (mask * weight).sum(), torch.rand(3).sum(), torch.empty(3).sum(), written.sum()):
             with pytest.raises(Exception, match="local_scalar_dense"):
                 unknown.item()
+
+
+class Experts(nn.Module):
+    """Three experts, of which a router chooses two for each row; each works on the rows that chose it."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.a, self.router, self.c = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 8)) for _ in range(3))
+        self.mask = mask
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        weights, chosen = self.router(h).softmax(-1).topk(2)
+        y = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            if self.mask:
+                mine = (chosen == number).any(-1)
+                y[mine] += expert(h[mine])
+            else:
+                rows, slot = torch.where(chosen == number)
+                if len(rows):
+                    y.index_add_(0, rows, expert(h[rows]) * weights[rows, slot, None])
+        return self.c(h + y)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_experts_that_work_on_the_rows_that_chose_them(mask):
+    torch.manual_seed(0)
+    x = torch.randn(12, 4)
+    with pytest.warns(
+        UserWarning, match="^the forward pass picks rows by values that it computes itself at test_known"
+    ):
+        plastic = npn.attach(Experts(mask), x)
+    model = plastic.model
+    assert plastic.sizes() == {"a": 8, **{f"experts.{i}.0": 6 for i in range(3)}}
+    rows = 12 * 2  # every row chooses two of the experts
+    assert npn.count_macs(model, x) == 12 * (4 * 8 + 8 * 3 + 8 * 2) + rows * (8 * 6 + 6 * 8)
+    half = 3 * 12 // 2 if mask else 3 * 24 // 2  # of the places of each expert's mask
+    assert plastic.full_cost("macs") == 12 * (4 * 8 + 8 * 3 + 8 * 2) + half * (8 * 6 + 6 * 8)
+    second = copy.deepcopy(plastic)
+    check_shrink(plastic, x)
+    check_grow(second, x)
+
+
+def test_the_first_reason_is_told_where_half_of_the_rows_fails():
+    def rows_of_pairs(net, h, mask):
+        return h[h[:, 0] > -9].reshape(ROWS, -1, 8)[:, 0]
+
+    with pytest.raises(TraceError, match=r"^the shape of a tensor depends on values at test_known_values\.py"):
+        npn.attach(Net(rows_of_pairs), (X, MASK))

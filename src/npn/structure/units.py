@@ -214,6 +214,7 @@ class Structure:
         norms: calls that compute statistics over units.
         streams: whether the model was traced so that such units can be resized.
         decided: lines at which the forward pass decides by values of its inputs, as the example inputs have them.
+        assumed: lines at which it picks rows by what weights have computed; half of them are assumed.
     """
 
     groups: tuple[Group, ...]
@@ -232,6 +233,7 @@ class Structure:
     norms: tuple[Norm, ...] = field(default=(), repr=False)
     streams: bool = False
     decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    assumed: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:

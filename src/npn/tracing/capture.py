@@ -43,12 +43,14 @@ class Capture:
         names: parameter and buffer names in placeholder order.
         outputs: shapes of the tensors that the model returned.
         decided: lines at which the forward pass decides by values that follow from its inputs.
+        assumed: lines at which it picks rows by other values; half of the rows are assumed.
     """
 
     module: GraphModule
     names: tuple[str, ...]
     outputs: tuple[tuple[int, ...], ...]
     decided: tuple[str, ...] = ()
+    assumed: tuple[str, ...] = ()
 
 
 def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -145,8 +147,8 @@ def _captured(
                 "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
-    decided = decisions(traced.graph, len(names)) if isinstance(mode, KnownValues) else ()
-    return Capture(traced, names, tuple(outputs), decided)
+    decided = decisions(traced.graph, len(names)) if isinstance(mode, KnownValues) else ((), ())
+    return Capture(traced, names, tuple(outputs), *decided)
 
 
 def output_shapes(

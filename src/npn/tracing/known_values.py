@@ -1,5 +1,7 @@
 """Fake tensors with values where these follow from the inputs alone, so that decisions by them can be traced."""
 
+import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -25,6 +27,10 @@ class KnownValues(FakeTensorMode):
     `.item()`, `if`, `nonzero()` and `x[mask]` on these give what they give for the example inputs; what depends on a
     weight has no value, and is refused as by `FakeTensorMode`.
 
+    Args:
+        assume_half: of a mask without values, which a router's choice is, `nonzero()` and `x[mask]` take half of the
+            places in place of an error.
+
     Example:
         >>> mode = KnownValues()
         >>> mask = mode.from_input(torch.tensor([True, False, True]))
@@ -33,8 +39,9 @@ class KnownValues(FakeTensorMode):
         (True, 2, torch.Size([2, 4]))
     """
 
-    def __init__(self) -> None:
+    def __init__(self, assume_half: bool = False) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self.assume_half = assume_half
         self._known = WeakTensorKeyDictionary()
 
     def from_input(self, value: Any) -> Any:
@@ -57,6 +64,10 @@ class KnownValues(FakeTensorMode):
             return compute()
         if compute is not None and torch.Tag.dynamic_output_shape in func.tags:
             return tree_map(self.from_input, compute())
+        if compute is None and self.assume_half and func is torch.ops.aten.nonzero.default:
+            (mask,) = args
+            with self:
+                return mask.new_empty((math.ceil(mask.numel() / 2), mask.dim()), dtype=torch.int64)
         result = super().__torch_dispatch__(func, types, args, kwargs or {})
         fakes = tree_leaves(result)
         if compute is not None and all(isinstance(fake, FakeTensor) and fake.numel() <= MOST for fake in fakes):
@@ -88,6 +99,8 @@ class KnownValues(FakeTensorMode):
 def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
     """Call something with fake tensors; where it decides by values, again with those that follow from the inputs.
 
+    Where it picks rows by other values, half of them, if nothing fails then.
+
     Args:
         call: runs a forward pass on fake tensors of this mode.
     """
@@ -96,7 +109,14 @@ def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
     except Exception as error:
         if not needs_values(error):
             raise
-    return call(KnownValues())
+    try:
+        return call(KnownValues())
+    except Exception as error:
+        if "DynamicOutputShape" not in type(error).__name__:
+            raise
+        with contextlib.suppress(Exception):
+            return call(KnownValues(assume_half=True))
+        raise
 
 
 def fake_inputs(mode: FakeTensorMode, inputs: T) -> T:
@@ -121,8 +141,8 @@ def needs_values(error: Exception) -> bool:
     return "DynamicOutputShape" in name or "DataDependent" in name or _NO_VALUES in str(error)
 
 
-def decisions(graph: Graph, tensors: int) -> tuple[str, ...]:
-    """The lines at which a forward pass decides by values of its inputs, in their order.
+def decisions(graph: Graph, tensors: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The lines at which a forward pass decides by values: of its inputs, and of others. In their order.
 
     Args:
         graph: of the forward pass, with its lines recorded.
@@ -132,26 +152,34 @@ def decisions(graph: Graph, tensors: int) -> tuple[str, ...]:
         TraceError: a decision leaves a weight without any input, so that nobody sees what it couples.
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    weights, inputs = set(placeholders[:tensors]), set(placeholders[tensors:])  # and what follows from these alone
-    lines: dict[str, None] = {}
+    weights, inputs = set(placeholders[:tensors]), set(placeholders[tensors:])
+    unknown = set(weights)  # what depends on weights or on chance
+    by_inputs, by_others = dict[str, None](), dict[str, None]()
     for node in graph.nodes:
         needed, value = set(node.all_input_nodes), node.meta.get("val")
         if needed and needed <= weights:
             weights.add(node)  # a weight in another form
-        elif needed & weights and isinstance(value, Tensor) and not value.numel() and lines:
+        elif needed & weights and isinstance(value, Tensor) and not value.numel() and by_inputs:
             raise TraceError(
                 "the forward pass decides by values of its inputs, and example_inputs leave a weight nothing to do at "
                 f"{source_line(node)}; give example_inputs for which every part of the model has work"
             )
+        if needed & unknown or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            unknown.add(node)
         if needed & inputs:
             inputs.add(node)
-            if _decides(node) and not node.meta.get("own"):
-                lines[source_line(node)] = None
-    return tuple(lines)
+        mask = _decided_by(node)
+        if mask in unknown:
+            by_others[source_line(node)] = None
+        elif mask in inputs and not node.meta.get("own"):
+            by_inputs[source_line(node)] = None
+    return tuple(by_inputs), tuple(by_others)
 
 
-def _decides(node: Node) -> bool:
-    tags = getattr(node.target, "tags", ())
+def _decided_by(node: Node) -> Node | None:
+    """The node by whose values this one decides."""
     if node.target is torch.ops.aten.index.Tensor:  # which says of any index that it may be a mask
-        return any(index.meta["val"].dtype == torch.bool for index in node.all_input_nodes[1:])
-    return any(tag in tags for tag in _DECIDES)
+        masks = (index for index in node.all_input_nodes[1:] if index.meta["val"].dtype == torch.bool)
+        return next(masks, None)
+    decides = any(tag in getattr(node.target, "tags", ()) for tag in _DECIDES)
+    return node.all_input_nodes[0] if decides and node.all_input_nodes else None

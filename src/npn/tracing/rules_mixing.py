@@ -223,6 +223,8 @@ def index(call: Call) -> Value:
     if call.name != "index":
         return Value(call.shapes[0], tuple(_refit(p, call.shapes[0]) for p in value.parts))
     zero = [None if i is None else (i.const if i.const is not None else _zeros(i.shape)) for i in wanted]
+    if value.const is not None and not any(value.fixed(axis) for axis in axes):  # the same wherever the input picks
+        return Value(call.shapes[0], const=call.node.target(value.const, zero))  # type: ignore[operator]
     picked: Value = movement(replace(call, args=(value, zero)))
     return picked
 

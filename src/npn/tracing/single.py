@@ -102,7 +102,7 @@ def _attempt(
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
         structure = group_units(walk(captured, tensors, deadline), sizes, captured.outputs)
-        return replace(structure, streams=streams, decided=captured.decided)
+        return replace(structure, streams=streams, decided=captured.decided, assumed=captured.assumed)
 
 
 @contextlib.contextmanager

@@ -59,6 +59,12 @@ def trace(
             "streams=True follows norms in the order of their calls, which values of the inputs may change at "
             f"{structure.decided[0]}; attach without streams=True"
         )
+    if structure.assumed:
+        warnings.warn(
+            f"the forward pass picks rows by values that it computes itself at {', '.join(structure.assumed[:5])}: "
+            "multiply-adds count half of the rows there",
+            stacklevel=3,
+        )
     if structure.decided:
         warnings.warn(
             f"the forward pass decides by values of its inputs at {', '.join(structure.decided[:5])}: what was found "
