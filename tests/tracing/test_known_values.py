@@ -141,16 +141,29 @@ def test_norms_are_not_followed_where_their_calls_depend_on_values():
 
 
 def test_only_what_follows_from_inputs_is_known():
-    mode = KnownValues()
+    mode, before = KnownValues(), MASK.clone()
     mask, weight = mode.from_input(MASK), mode.from_tensor(torch.ones(ROWS))
     with mode:
         assert mask.sum().item() == 3 and torch.arange(4)[mask[:4]].tolist() == [0, 2, 3]
         assert torch.zeros(3).sum().item() == 0.0
-        written = torch.zeros(3)
+        written, flags = torch.zeros(3), torch.zeros(4)
+        view = written[1:]
         written.add_(weight[:3])
-        for unknown in (weight.sum(), (mask * weight).sum(), torch.rand(3).sum(), torch.empty(3).sum(), written.sum()):
+        flags[1:].fill_(1.0)
+        assert flags.sum().item() == 3.0
+        for unknown in (
+            weight.sum(),
+            (mask * weight).sum(),
+            torch.rand(3).sum(),
+            torch.empty(3).sum(),
+            written.sum(),
+            view.sum(),
+        ):
             with pytest.raises(Exception, match="local_scalar_dense"):
                 unknown.item()
+        mask.zero_()
+        assert not mask.any()
+    assert torch.equal(MASK, before)
 
 
 class Experts(nn.Module):

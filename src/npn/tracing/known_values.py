@@ -53,47 +53,62 @@ class KnownValues(FakeTensorMode):
         if not isinstance(value, Tensor):
             return value
         fake = self.from_tensor(value)
-        self._known[fake] = value.detach()
+        self._known[fake] = value.detach().clone()  # code may write into it
         return fake
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        compute = self._computation(func, args, kwargs or {})
-        if compute is not None and torch.Tag.data_dependent_output in func.tags:
-            return compute()
-        if compute is not None and torch.Tag.dynamic_output_shape in func.tags:
-            return tree_map(self.from_input, compute())
-        if compute is None and self.assume_half and func is torch.ops.aten.nonzero.default:
+        kwargs = kwargs or {}
+        known = self._follows(func, args, kwargs)
+        if known and torch.Tag.data_dependent_output in func.tags:
+            return self._computed(func, args, kwargs)
+        if known and torch.Tag.dynamic_output_shape in func.tags:
+            return tree_map(self.from_input, self._computed(func, args, kwargs))
+        if not known and self.assume_half and func is torch.ops.aten.nonzero.default:
             (mask,) = args
             with self:
                 return mask.new_empty((math.ceil(mask.numel() / 2), mask.dim()), dtype=torch.int64)
-        result = super().__torch_dispatch__(func, types, args, kwargs or {})
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         fakes = tree_leaves(result)
-        if compute is not None and all(isinstance(fake, FakeTensor) and fake.numel() <= MOST for fake in fakes):
-            for fake, value in zip(fakes, tree_leaves(compute()), strict=True):
+        if known and all(isinstance(fake, FakeTensor) and fake.numel() <= MOST for fake in fakes):
+            for fake, value in zip(fakes, tree_leaves(self._computed(func, args, kwargs)), strict=True):
                 self._known[fake] = value
+        elif func._schema.is_mutable:
+            self._forget(tree_leaves(_written(func, args, kwargs)))
         return result
 
-    def _computation(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Callable[[], Any] | None:
-        """Computes an operator on values; None if an argument has none, or the result is none that stays."""
-        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        if func._schema.is_mutable:
-            for tensor in tensors:
-                self._known.pop(tensor, None)
-            return None
-        unknown = any(isinstance(tensor, FakeTensor) and tensor not in self._known for tensor in tensors)
-        if unknown or torch.Tag.nondeterministic_seeded in func.tags or "empty" in func._schema.name:
-            return None
+    def _follows(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the result follows from known values and constants."""
+        if torch.Tag.nondeterministic_seeded in func.tags or "empty" in func._schema.name:
+            return False
+        return all(leaf in self._known for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor))
 
-        def compute() -> Any:
-            real = tree_map(
-                lambda leaf: self._known.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
-            )
-            with torch.no_grad():
-                return func(*real[0], **real[1])
+    def _computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """The operator on values; views are views, so that what is written in place is seen by all of them."""
+        values = tree_map(
+            lambda leaf: self._known.get(leaf, leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+        )
+        with torch.no_grad():
+            return func(*values[0], **values[1])
 
-        return compute
+    def _forget(self, written: Sequence[Any]) -> None:
+        """Tensors into which something unknown has been written have no value any more, nor have their views."""
+        lost = {
+            self._known[leaf].untyped_storage().data_ptr()
+            for leaf in written
+            if isinstance(leaf, Tensor) and leaf in self._known
+        }
+        for fake in [fake for fake, value in self._known.items() if value.untyped_storage().data_ptr() in lost]:
+            del self._known[fake]
+
+
+def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arguments into which an operator writes."""
+    specs = func._schema.arguments
+    given = {spec.name: value for spec, value in zip(specs, args, strict=False)} | dict(kwargs)
+    writes = [spec.name for spec in specs if spec.alias_info is not None and spec.alias_info.is_write]
+    return [given[name] for name in writes if isinstance(given.get(name), (Tensor, list, tuple))]
 
 
 def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
