@@ -1,6 +1,7 @@
 """Count a model's parameters and multiply-adds."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from npn._utils.inputs import copied
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.capture import model_tensors, split_inputs
@@ -89,7 +91,7 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
         state[name] = mode.from_tensor(tensor.detach())
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
-    args, kwargs = split_inputs(example_inputs) if real else fake_inputs(mode, split_inputs(example_inputs))
+    args, kwargs = (copied if real else functools.partial(fake_inputs, mode))(split_inputs(example_inputs))
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:

@@ -4,6 +4,7 @@ import copy
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -71,9 +72,28 @@ def lengths(net, h, mask):
     return h[: mask.sum().item()].cumsum(0)
 
 
-@pytest.mark.parametrize(
-    "code", [branch, count, rows, some_rows_only, places, entries, beside_an_index, lengths], ids=lambda f: f.__name__
-)
+def listed(net, h, mask):
+    return torch.stack([h[i, :] * k for i, (k,) in enumerate(mask[:, None].tolist()) if k])
+
+
+def as_array(net, h, mask):
+    return h[torch.as_tensor(np.flatnonzero(mask[None].cpu().numpy()[0]))]
+
+
+def written_in_place(net, h, mask):
+    kept = torch.zeros_like(mask)
+    kept |= mask
+    kept ^= False
+    return h[kept]
+
+
+CODES = [
+    branch, count, rows, some_rows_only, places, entries, beside_an_index, lengths, listed, as_array, written_in_place,
+]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:b.weight, b.bias take no part")
+@pytest.mark.parametrize("code", CODES, ids=lambda f: f.__name__)
 def test_units_come_and_go(code):
     torch.manual_seed(0)
     with pytest.warns(UserWarning, match="^the forward pass decides by values of its inputs at test_known_values.py:"):
@@ -85,10 +105,25 @@ def test_units_come_and_go(code):
     check_grow(second, (X, MASK))
 
 
+@pytest.mark.filterwarnings("ignore:b.weight, b.bias take no part")
+def test_inputs_may_lie_in_memory_as_they_like():
+    wide = torch.zeros(ROWS + 1, 3, dtype=torch.bool)
+    mask = wide[1:, 0].copy_(MASK)
+    assert (mask.stride(), mask.storage_offset()) == ((3,), 3)
+
+    def padded(net, h, mask):
+        return h[mask.as_strided((ROWS,), mask.stride(), mask.storage_offset())]
+
+    for code in (rows, padded):
+        with pytest.warns(UserWarning, match="decides by values"):
+            plastic = npn.attach(Net(code), (X, mask))
+        check_shrink(plastic, (X, mask))
+
+
 def test_the_warning_names_the_lines():
     class Twice(Net):
         def forward(self, x, mask):
-            h = torch.tanh(self.a(x))
+            h = torch.tanh(self.b(torch.tanh(self.a(x))))
             h = h * 2 if mask.all() else h
             return self.c(h[mask])
 
@@ -127,6 +162,33 @@ def test_a_weight_that_example_inputs_leave_nothing_to_do_is_refused():
     )
     with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
         npn.attach(Net(some_rows_only), (X, torch.zeros(ROWS).bool()))
+
+
+def no_places(net, h, mask):
+    places = mask.nonzero()[:, 0]
+    return h + torch.tanh(net.b(h)) if len(places) else h
+
+
+def as_many_as_chosen(net, h, mask):
+    for _ in range(len((net.c(h)[:, 0] > 0).nonzero()) - 3):
+        h = h + torch.tanh(net.b(h))
+    return h
+
+
+@pytest.mark.parametrize("code", [branch, no_places, as_many_as_chosen], ids=lambda f: f.__name__)
+def test_a_weight_that_is_left_out_by_values_is_named(code):
+    message = (
+        f"b.weight, b.bias take no part in the forward pass on example_inputs, which decides by values at {LINE}: if "
+        "other inputs use them, neither gates nor resizes reach what they read; give example_inputs for which every "
+        "part of the model has work"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$") as caught:
+        npn.attach(Net(code), (X, torch.zeros(ROWS).bool()))
+    assert all(each.filename == __file__ for each in caught)
+    if code is not as_many_as_chosen:
+        with pytest.warns(UserWarning, match="decides by values") as caught:
+            npn.attach(Net(code), (X, MASK))
+        assert len(caught) == 1
 
 
 def test_norms_are_not_followed_where_their_calls_depend_on_values():
@@ -207,6 +269,31 @@ def test_experts_that_work_on_the_rows_that_chose_them(mask):
     second = copy.deepcopy(plastic)
     check_shrink(plastic, x)
     check_grow(second, x)
+
+
+class Alone(Experts):
+    """The experts' sum has the width of what they read by its shape alone; the input is written into."""
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x.mul_(2.0)))
+        chosen = self.router(h).argmax(-1)
+        y = torch.zeros_like(h)
+        for number, expert in enumerate(self.experts):
+            y[chosen == number] = expert(h[chosen == number])
+        return self.c(y)
+
+
+def test_sizes_that_rows_of_experts_fix_name_the_reason_and_inputs_stay_as_they_are():
+    torch.manual_seed(0)
+    x = torch.randn(12, 4)
+    before = x.clone()
+    with pytest.warns(UserWarning, match="picks rows by values"):
+        plastic = npn.attach(Alone(True), x)
+    assert plastic.sizes() == {f"experts.{i}.0": 6 for i in range(3)}
+    (reason,) = (frozen.reason for frozen in plastic.frozen if ("a.weight", 0) in frozen.slots)
+    assert re.match(r"the code fixes this size at test_known_values\.py:\d+: .*12, 7\] X \[8, 2\]", reason)
+    assert npn.count_macs(plastic.model, x) == 12 * (4 * 8 + 8 * 3 + 8 * 2) + 12 * (8 * 6 + 6 * 8)
+    assert torch.equal(x, before)
 
 
 def test_the_first_reason_is_told_where_half_of_the_rows_fails():

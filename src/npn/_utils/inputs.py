@@ -28,6 +28,20 @@ def moved(inputs: Any, device: torch.device, dtypes: tuple[torch.dtype, torch.dt
     return tree_map(move, inputs)
 
 
+def copied(inputs: Any) -> Any:
+    """The same inputs in memory of their own, which code may write into.
+
+    Args:
+        inputs: a tensor, or tensors in tuples, lists and dicts.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> copied((x, 3))[0].zero_(), x
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+
+
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of a model's first floating-point parameter; float32 where it has none."""
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -5,7 +5,7 @@ import logging
 import sys
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
+from npn.tracing.methods import read_by_entry, replaced_methods
 from npn.tracing.packed import padded_sequences
 
 
@@ -41,6 +42,7 @@ def plain_kernels() -> Iterator[None]:
             _without_mkldnn(),
             _without_decisions(),
             padded_sequences(),
+            read_by_entry(),
             torch.backends.cudnn.flags(enabled=False),
         ):
             yield
@@ -100,31 +102,15 @@ def plain_functions() -> Iterator[None]:
         function.apply = before  # type: ignore[method-assign]
 
 
-@contextlib.contextmanager
-def no_gradients() -> Iterator[None]:
+def no_gradients() -> contextlib.AbstractContextManager[None]:
     """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
-    instead: dict[str, Callable[..., Any]] = {
-        "requires_grad_": lambda tensor, requires_grad=True: tensor,
-        "retain_grad": lambda tensor: None,
-        "register_hook": lambda tensor, hook: RemovableHandle(OrderedDict()),
-    }
-    thread = threading.get_ident()
-    own = {name: vars(Tensor).get(name) for name in instead}
-
-    def replacement(name: str) -> Callable[..., Any]:
-        before: Callable[..., Any] = getattr(Tensor, name)
-        return lambda *args, **kwargs: (instead[name] if threading.get_ident() == thread else before)(*args, **kwargs)
-
-    for name in instead:
-        setattr(Tensor, name, replacement(name))
-    try:
-        yield
-    finally:
-        for name, method in own.items():
-            if method is None:  # inherited
-                delattr(Tensor, name)
-            else:
-                setattr(Tensor, name, method)
+    return replaced_methods(
+        {
+            "requires_grad_": lambda before, tensor, requires_grad=True: tensor,
+            "retain_grad": lambda before, tensor: None,
+            "register_hook": lambda before, tensor, hook: RemovableHandle(OrderedDict()),
+        }
+    )
 
 
 @contextlib.contextmanager

@@ -1,6 +1,5 @@
 """Fake tensors with values where these follow from the inputs alone, so that decisions by them can be traced."""
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -18,7 +17,6 @@ from npn.tracing.lines import source_line
 T = TypeVar("T")
 MOST = 2**20  # entries of a value that is worth computing
 _DECIDES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
-_NO_VALUES = "tensor with unallocated storage"  # what tolist() says of a tensor without values
 
 
 class KnownValues(FakeTensorMode):
@@ -52,8 +50,9 @@ class KnownValues(FakeTensorMode):
         """
         if not isinstance(value, Tensor):
             return value
-        fake = self.from_tensor(value)
-        self._known[fake] = value.detach().clone()  # code may write into it
+        known = value.detach().clone()  # code may write into it
+        fake = self.from_tensor(value if _layout(known) == _layout(value) else known)
+        self._known[fake] = known
         return fake
 
     def __torch_dispatch__(
@@ -82,7 +81,11 @@ class KnownValues(FakeTensorMode):
         """Whether the result follows from known values and constants."""
         if torch.Tag.nondeterministic_seeded in func.tags or "empty" in func._schema.name:
             return False
-        return all(leaf in self._known for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor))
+        fakes = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, FakeTensor)]
+        if not all(fake in self._known for fake in fakes):
+            return False
+        walks = "as_strided" in func._schema.name  # through memory, which has to be laid out alike
+        return not walks or all(_layout(fake) == _layout(self._known[fake]) for fake in fakes)
 
     def _computed(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """The operator on values; views are views, so that what is written in place is seen by all of them."""
@@ -103,6 +106,10 @@ class KnownValues(FakeTensorMode):
             del self._known[fake]
 
 
+def _layout(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.stride(), tensor.storage_offset()
+
+
 def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """The arguments into which an operator writes."""
     specs = func._schema.arguments
@@ -118,6 +125,9 @@ def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
 
     Args:
         call: runs a forward pass on fake tensors of this mode.
+
+    Raises:
+        Exception: what `call` raised; where it picks rows by other values, from what it raised with half of them.
     """
     try:
         return call(FakeTensorMode(allow_non_fake_inputs=True))
@@ -129,9 +139,10 @@ def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
     except Exception as error:
         if "DynamicOutputShape" not in type(error).__name__:
             raise
-        with contextlib.suppress(Exception):
+        try:
             return call(KnownValues(assume_half=True))
-        raise
+        except Exception as then:
+            raise error from then
 
 
 def fake_inputs(mode: FakeTensorMode, inputs: T) -> T:
@@ -153,7 +164,7 @@ def needs_values(error: Exception) -> bool:
         error: raised on fake tensors.
     """
     name = type(error).__name__
-    return "DynamicOutputShape" in name or "DataDependent" in name or _NO_VALUES in str(error)
+    return "DynamicOutputShape" in name or "DataDependent" in name
 
 
 def decisions(graph: Graph, tensors: int) -> tuple[tuple[str, ...], tuple[str, ...]]:

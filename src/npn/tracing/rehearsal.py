@@ -11,6 +11,7 @@ from torch import nn
 from npn.errors import TraceError
 from npn.structure import Structure, difference, match_groups, moved, resized_shapes, unmatched, without_units
 from npn.tracing.capture import output_shapes
+from npn.tracing.known_values import needs_values
 from npn.tracing.lines import raising_line
 from npn.tracing.retrace import attributes_changed, retrace
 from npn.tracing.single import in_mode
@@ -201,6 +202,8 @@ def _failure(error: Exception) -> Problem:
     cause = error.__cause__ if isinstance(error, TraceError) else error
     if cause is None:
         return Problem(f"the code fixes this size: {error}")
+    if isinstance(cause, Exception) and needs_values(cause) and cause.__cause__ is not None:  # with half of the rows
+        cause = cause.__cause__
     line = raising_line(cause)
     reason = f"the code fixes this size at {line}: {str(cause).strip() or type(cause).__name__}"
     return Problem(reason + _UNFUSE if "multi_head_attention_forward" in line else reason)

@@ -71,6 +71,14 @@ def trace(
             "holds for inputs that decide as example_inputs do; others have to use the weights in the same way",
             stacklevel=3,
         )
+    if structure.unreached and (structure.decided or structure.assumed):
+        line = (structure.decided + structure.assumed)[0]
+        warnings.warn(
+            f"{', '.join(structure.unreached[:5])} take no part in the forward pass on example_inputs, which decides "
+            f"by values at {line}: if other inputs use them, neither gates nor resizes reach what they read; give "
+            "example_inputs for which every part of the model has work",
+            stacklevel=3,
+        )
     structure = select_groups(structure, only, skip)
     structure = with_branches(model, example_inputs, structure, branches)
     if structure.branches is not None:

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from npn._utils.inputs import copied
 from npn.tracing.capture import model_tensors, split_inputs
 from npn.tracing.environment import announced, no_gradients, preserved
 
@@ -30,7 +31,7 @@ def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:
     if any(torch.nn.parameter.is_lazy(tensor) for tensor in model_tensors(model).values()):
         return []
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    args, kwargs = tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, split_inputs(example_inputs))
+    args, kwargs = copied(split_inputs(example_inputs))
     parameters = dict(model.named_parameters())
     watch = _Watch(parameters)
     with (
