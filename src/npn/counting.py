@@ -87,8 +87,8 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
     """Count in the present mode, with one kind of fake tensors; for real where the model picks rows by its weights."""
     real = isinstance(mode, KnownValues) and mode.assume_half and not shapes
     state: dict[str, Tensor] = {}
-    for name, tensor in model_tensors(model).items() if not real else ():
-        state[name] = mode.from_tensor(tensor.detach())
+    for name, tensor in model_tensors(model).items():
+        state[name] = tensor.detach().clone() if real else mode.from_tensor(tensor.detach())  # code may write into it
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
     args, kwargs = (copied if real else functools.partial(fake_inputs, mode))(split_inputs(example_inputs))

@@ -272,10 +272,14 @@ def test_experts_that_work_on_the_rows_that_chose_them(mask):
 
 
 class Alone(Experts):
-    """The experts' sum has the width of what they read by its shape alone; the input is written into."""
+    """The experts' sum has the width of what they read by its shape alone; the input and a buffer are written into."""
+
+    def __init__(self, mask):
+        super().__init__(mask)
+        self.norm = nn.BatchNorm1d(4)
 
     def forward(self, x):
-        h = torch.tanh(self.a(x.mul_(2.0)))
+        h = torch.tanh(self.a(self.norm(x.mul_(2.0))))
         chosen = self.router(h).argmax(-1)
         y = torch.zeros_like(h)
         for number, expert in enumerate(self.experts):
@@ -283,17 +287,18 @@ class Alone(Experts):
         return self.c(y)
 
 
-def test_sizes_that_rows_of_experts_fix_name_the_reason_and_inputs_stay_as_they_are():
+def test_sizes_that_rows_of_experts_fix_name_the_reason_and_nothing_is_written_into():
     torch.manual_seed(0)
-    x = torch.randn(12, 4)
-    before = x.clone()
+    x, model = torch.randn(12, 4), Alone(True)
+    before, state, random = x.clone(), copy.deepcopy(model.state_dict()), torch.get_rng_state()
     with pytest.warns(UserWarning, match="picks rows by values"):
-        plastic = npn.attach(Alone(True), x)
+        plastic = npn.attach(model, x)
     assert plastic.sizes() == {f"experts.{i}.0": 6 for i in range(3)}
     (reason,) = (frozen.reason for frozen in plastic.frozen if ("a.weight", 0) in frozen.slots)
     assert re.match(r"the code fixes this size at test_known_values\.py:\d+: .*12, 7\] X \[8, 2\]", reason)
     assert npn.count_macs(plastic.model, x) == 12 * (4 * 8 + 8 * 3 + 8 * 2) + 12 * (8 * 6 + 6 * 8)
-    assert torch.equal(x, before)
+    assert torch.equal(x, before) and torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
 def test_the_first_reason_is_told_where_half_of_the_rows_fails():
