@@ -148,8 +148,19 @@ def test_a_mask_over_units_keeps_them():
     assert set(reasons) == {f"picked by the input at {LINE}"}
 
 
+def test_a_mask_of_bytes_is_refused_with_the_way_out():
+    line = f"{HERE}:{rows.__code__.co_firstlineno + 1}"
+    message = rf"^an index at {line} is of a dtype .*; write x\[mask.bool\(\)\] where it is a mask of uint8, "
+    with pytest.raises(TraceError, match=message):
+        npn.attach(Net(rows), (X, MASK.byte()))
+
+
 def test_what_a_weight_has_computed_decides_nothing():
-    for code in (lambda net, h, mask: h.split(h[:, 0].long().tolist()), lambda net, h, mask: -h if h.sum() > 0 else h):
+    for code in (
+        lambda net, h, mask: h.split(h[:, 0].long().tolist()),
+        lambda net, h, mask: h * float(h.detach().numpy().mean()),
+        lambda net, h, mask: -h if h.sum() > 0 else h,
+    ):
         with pytest.raises(TraceError, match="which a traced graph cannot follow"):
             npn.attach(Net(code), (X, MASK))
 
@@ -162,6 +173,19 @@ def test_a_weight_that_example_inputs_leave_nothing_to_do_is_refused():
     )
     with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
         npn.attach(Net(some_rows_only), (X, torch.zeros(ROWS).bool()))
+
+
+def test_a_weight_that_gets_no_rows_is_refused_whatever_the_reason():
+    def none(net, h, mask):
+        return torch.cat([h, torch.tanh(net.b(h[(h > 9).any(-1).nonzero()[:0, 0]]))])
+
+    message = (
+        f"example_inputs leave a weight nothing to do at {LINE}; give example_inputs for which every part of the model "
+        "has work"
+    )
+    for code, x in ((none, X), (rows, X[:0])):
+        with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
+            npn.attach(Net(code), (x, MASK[: len(x)]))
 
 
 def no_places(net, h, mask):

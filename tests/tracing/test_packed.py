@@ -83,6 +83,24 @@ def test_rows_may_be_read_as_they_are_packed():
     check_shrink(plastic, (x, lengths))
 
 
+def test_the_user_may_sort_and_list_the_lengths():
+    class Sorted(Net):
+        def forward(self, ids, lengths):
+            lengths, order = lengths.sort(descending=True)
+            x = torch.tanh(self.a(self.embedding(ids)))[order]
+            hidden = self.rnn(pack_padded_sequence(x, lengths.tolist(), batch_first=True))[1]
+            return self.c(torch.tanh(self.b(hidden[-1][order.argsort()])))
+
+    torch.manual_seed(0)
+    lengths, other = torch.tensor([3, 6, 4]), torch.tensor([1, 5, 6])
+    with pytest.warns(UserWarning, match="decides by values of its inputs"):
+        plastic = npn.attach(Sorted(nn.GRU, False), (IDS, lengths))
+    assert plastic.sizes() == {"embedding": 6, "a": 7, "rnn": 5, "b": 4}
+    plastic.close("rnn", [0, 3])
+    masked = plastic.model(IDS, other)
+    torch.testing.assert_close(plastic.export()(IDS, other), masked)
+
+
 def test_macs_count_the_longest_sequence_and_pytorch_is_as_before():
     net = Net(nn.LSTM, False)
     found = [npn.count_macs(net, (IDS, torch.tensor(lengths))) for lengths in ([5, 5, 5], [5, 2, 1])]

@@ -25,7 +25,7 @@ from npn.tracing.environment import (
     preserved,
     quiet,
 )
-from npn.tracing.known_values import KnownValues, decisions, fake_inputs, with_known_values
+from npn.tracing.known_values import decisions, fake_inputs, with_known_values
 from npn.tracing.lines import record_lines
 from npn.tracing.norm_calls import marking
 
@@ -147,8 +147,8 @@ def _captured(
                 "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
-    decided = decisions(traced.graph, len(names)) if isinstance(mode, KnownValues) else ((), ())
-    return Capture(traced, names, tuple(outputs), *decided)
+    decided, assumed = decisions(traced.graph, len(names))
+    return Capture(traced, names, tuple(outputs), decided, assumed)
 
 
 def output_shapes(

@@ -37,6 +37,11 @@ def explain(error: Exception) -> str:
             f"the shape of a tensor depends on values at {line}, which a traced graph cannot follow: {what}; expected "
             f"shapes that are the same for every input: {instead}, {_PART}"
         )
+    if "tensors used as indices" in str(error):
+        return (
+            f"an index at {line} is of a dtype that fake tensors do not index by: {error}; write x[mask.bool()] where "
+            "it is a mask of uint8, x[index.long()] where it is an index"
+        )
     if not needs_values(error):
         return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
     inside = _torchs_own(error)

@@ -16,6 +16,7 @@ from npn.tracing.lines import source_line
 
 T = TypeVar("T")
 MOST = 2**20  # entries of a value that is worth computing
+_PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.convolution.default)
 _DECIDES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -141,6 +142,8 @@ def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
             raise
         try:
             return call(KnownValues(assume_half=True))
+        except TraceError:
+            raise
         except Exception as then:
             raise error from then
 
@@ -175,7 +178,7 @@ def decisions(graph: Graph, tensors: int) -> tuple[tuple[str, ...], tuple[str, .
         tensors: number of the placeholders that are the model's own tensors, the first ones.
 
     Raises:
-        TraceError: a decision leaves a weight without any input, so that nobody sees what it couples.
+        TraceError: a weight is left without any input, so that nobody sees what it couples.
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     weights, inputs = set(placeholders[:tensors]), set(placeholders[tensors:])
@@ -185,10 +188,13 @@ def decisions(graph: Graph, tensors: int) -> tuple[tuple[str, ...], tuple[str, .
         needed, value = set(node.all_input_nodes), node.meta.get("val")
         if needed and needed <= weights:
             weights.add(node)  # a weight in another form
-        elif needed & weights and isinstance(value, Tensor) and not value.numel() and by_inputs:
+        elif (needed & weights and isinstance(value, Tensor) and not value.numel()) and (
+            by_inputs or by_others or node.target in _PRODUCTS
+        ):
+            cause = "the forward pass decides by values of its inputs, and " if by_inputs else ""
             raise TraceError(
-                "the forward pass decides by values of its inputs, and example_inputs leave a weight nothing to do at "
-                f"{source_line(node)}; give example_inputs for which every part of the model has work"
+                f"{cause}example_inputs leave a weight nothing to do at {source_line(node)}; give example_inputs for "
+                "which every part of the model has work"
             )
         if needed & unknown or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             unknown.add(node)
