@@ -255,11 +255,11 @@ def test_only_what_follows_from_inputs_is_known():
 class Experts(nn.Module):
     """Three experts, of which a router chooses two for each row; each works on the rows that chose it."""
 
-    def __init__(self, mask):
+    def __init__(self, mask, asks=False):
         super().__init__()
         self.a, self.router, self.c = nn.Linear(4, 8), nn.Linear(8, 3), nn.Linear(8, 2)
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 8)) for _ in range(3))
-        self.mask = mask
+        self.mask, self.asks = mask, asks
 
     def forward(self, x):
         h = torch.tanh(self.a(x))
@@ -268,7 +268,8 @@ class Experts(nn.Module):
         for number, expert in enumerate(self.experts):
             if self.mask:
                 mine = (chosen == number).any(-1)
-                y[mine] += expert(h[mine])
+                if not self.asks or (mine.any() and mine.sum() > 0):
+                    y[mine] += expert(h[mine])
             else:
                 rows, slot = torch.where(chosen == number)
                 if len(rows):
@@ -276,14 +277,14 @@ class Experts(nn.Module):
         return self.c(h + y)
 
 
-@pytest.mark.parametrize("mask", [True, False])
-def test_experts_that_work_on_the_rows_that_chose_them(mask):
+@pytest.mark.parametrize(("mask", "asks"), [(True, False), (True, True), (False, False)])
+def test_experts_that_work_on_the_rows_that_chose_them(mask, asks):
     torch.manual_seed(0)
     x = torch.randn(12, 4)
     with pytest.warns(
         UserWarning, match="^the forward pass picks rows by values that it computes itself at test_known"
     ):
-        plastic = npn.attach(Experts(mask), x)
+        plastic = npn.attach(Experts(mask, asks), x)
     model = plastic.model
     assert plastic.sizes() == {"a": 8, **{f"experts.{i}.0": 6 for i in range(3)}}
     rows = 12 * 2  # every row chooses two of the experts

@@ -17,6 +17,11 @@ from npn.tracing.lines import source_line
 T = TypeVar("T")
 MOST = 2**20  # entries of a value that is worth computing
 _PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.convolution.default)
+_OF_MASKS: dict[Any, Any] = {  # operator -> what it gives where half of the places of a mask hold
+    torch.ops.aten.nonzero.default: None,
+    torch.ops.aten.any.default: bool,
+    torch.ops.aten.sum.default: int,
+}
 _DECIDES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -28,7 +33,7 @@ class KnownValues(FakeTensorMode):
 
     Args:
         assume_half: of a mask without values, which a router's choice is, `nonzero()` and `x[mask]` take half of the
-            places in place of an error.
+            places in place of an error, `mask.any()` holds, and `mask.sum()` is half.
 
     Example:
         >>> mode = KnownValues()
@@ -65,10 +70,13 @@ class KnownValues(FakeTensorMode):
             return self._computed(func, args, kwargs)
         if known and torch.Tag.dynamic_output_shape in func.tags:
             return tree_map(self.from_input, self._computed(func, args, kwargs))
-        if not known and self.assume_half and func is torch.ops.aten.nonzero.default:
-            (mask,) = args
-            with self:
-                return mask.new_empty((math.ceil(mask.numel() / 2), mask.dim()), dtype=torch.int64)
+        if not known and self.assume_half and func in _OF_MASKS and isinstance(args[0], FakeTensor):
+            half = math.ceil(args[0].numel() / 2)
+            if func is torch.ops.aten.nonzero.default:
+                with self:
+                    return args[0].new_empty((half, args[0].dim()), dtype=torch.int64)
+            if args[0].dtype == torch.bool:
+                return self.from_input(torch.tensor(_OF_MASKS[func](half), device=args[0].device))
         result = super().__torch_dispatch__(func, types, args, kwargs)
         fakes = tree_leaves(result)
         if known and all(isinstance(fake, FakeTensor) and fake.numel() <= MOST for fake in fakes):
@@ -138,7 +146,7 @@ def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
     try:
         return call(KnownValues())
     except Exception as error:
-        if "DynamicOutputShape" not in type(error).__name__:
+        if not needs_values(error):
             raise
         try:
             return call(KnownValues(assume_half=True))
