@@ -63,7 +63,7 @@ NETWORKS = {
         title="LeNet-5, 430,500 weights",
         experiment=lenet5.EXPERIMENT,
         options=LeNetOptions(),
-        stages={**lenet5.STAGES, "sparsify": lenet5.SINGLE_STAGES},
+        stages={"sparsify": lenet5.SINGLE_STAGES, "scratch": (sum(lenet5.SINGLE_STAGES),)},
         arms={
             "weights": Arm("sparsify", (lenet5.SINGLE_WEIGHTS,), {"weights": True}),
             "augmented": Arm("sparsify", (lenet5.SINGLE_WEIGHTS,), {"weights": True, **AUGMENTED}),
