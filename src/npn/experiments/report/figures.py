@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from npn.experiments.report.scores import ACCURACY, score_of
 from npn.functional import keep_probability
@@ -68,6 +69,17 @@ def named_point(
     """
     axis.plot(x, y, marker=marker, ms=size, color="0.25", ls="")
     axis.annotate(name, (x, y), textcoords="offset points", xytext=(5, above), fontsize=7.5)
+
+
+def plain_log_ticks(axis: Axes) -> None:
+    """Write the numbers 1, 2 and 5 times powers of ten along a logarithmic x axis, so that none touches another.
+
+    Args:
+        axis: with such a scale.
+    """
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -63,11 +63,11 @@ NETWORKS = {
         title="LeNet-5, 430,500 weights",
         experiment=lenet5.EXPERIMENT,
         options=LeNetOptions(),
-        stages={"sparsify": lenet5.SINGLE_STAGES, "scratch": (sum(lenet5.SINGLE_STAGES),)},
+        stages={**lenet5.STAGES, "sparsify": lenet5.SINGLE_STAGES},
         arms={
             "weights": Arm("sparsify", (lenet5.SINGLE_WEIGHTS,), {"weights": True}),
             "augmented": Arm("sparsify", (lenet5.SINGLE_WEIGHTS,), {"weights": True, **AUGMENTED}),
-            "scratch": Arm("scratch", (lenet5.SINGLE_WEIGHTS,)),
+            "scratch": Arm("scratch", (lenet5.SINGLE_WEIGHTS,), {"epochs": str(sum(lenet5.SINGLE_STAGES))}),
         },
         published={"SparseVD": (1_540, 0.75), "SWS": (2_150, 0.97), "DNS": (3_880, 0.91), "Han": (35_900, 0.77)},
     ),
@@ -213,5 +213,6 @@ def draw(path: Path, entries: Sequence[Mapping[str, Any]]) -> Path:
             figures.named_point(axis, name, each["params"], each["error"])
         axis.set(xscale="log", title=entry["title"], xlabel="weights that are left", ylabel="test error in %")
         axis.margins(0.2)
+        figures.plain_log_ticks(axis)
         axis.legend(loc="lower right", fontsize=7.5)  # published points lie above
     return figures.save(figure, path)
