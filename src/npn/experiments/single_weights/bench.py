@@ -114,7 +114,8 @@ def bench(
     for name in networks:
         network = NETWORKS[name]
         own = replace(network.options, epochs=options.epochs, device=options.device, data=options.data)
-        campaign = Campaign(runs / name, network.experiment, own, network.stages, network.arms, train)
+        arms = network.arms if options.epochs is None else {mode: _unset(arm) for mode, arm in network.arms.items()}
+        campaign = Campaign(runs / name, network.experiment, own, network.stages, arms, train)
         made = campaign.trained(seeds, modes)
         results = [{**run.result(), "mode": arm} for arm, run in made]
         entries.append(
@@ -141,6 +142,11 @@ def _with_open_weights(point: dict[str, Any], results: Sequence[Result]) -> dict
     own = [result for result in results if result["mode"] == point["mode"]]
     layers = {result["seed"]: result["layers"] for result in own if "layers" in result}
     return {**point, "sparse_macs": spread([run.get("sparse_macs", run["macs"]) for run in own]), "layers": layers}
+
+
+def _unset(arm: Arm) -> Arm:
+    """The arm without epochs of its own."""
+    return replace(arm, settings={key: value for key, value in arm.settings.items() if key != "epochs"})
 
 
 def page(summary: Mapping[str, Any], picture: str) -> str:
