@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from npn._utils.validation import is_number
 from npn.errors import ConfigurationError
 
 LEAST_P = 1.05  # |v|^(1/(p-1)) leaves float32 below
@@ -20,7 +19,7 @@ def check_p(p: float) -> float:
     Raises:
         ConfigurationError: it does not.
     """
-    if not is_number(p) or not LEAST_P <= p <= 2:
+    if not (isinstance(p, (int, float)) and LEAST_P <= p <= 2):
         raise ConfigurationError(
             f"p must lie in [{LEAST_P}, 2], got {p!r}; nearer to 1 is sparser, but |v|^(1/(p-1)) leaves float32 there"
         )

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npn._utils import cpu
+
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
 
@@ -38,7 +40,7 @@ def _pack(batch: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Te
     """The rows of all steps, (steps * sequences, ...), and the number of sequences in each step."""
     steps = batch.transpose(0, 1) if batch_first else batch
     steps = steps[: int(lengths.max())]
-    return steps.flatten(0, 1), torch.tensor([steps.shape[1]] * len(steps))
+    return steps.flatten(0, 1), cpu.tensor([steps.shape[1]] * len(steps))
 
 
 def _pad(rows: Tensor, sizes: Tensor, batch_first: bool, value: float, length: int) -> tuple[Tensor, Tensor]:
@@ -46,7 +48,7 @@ def _pad(rows: Tensor, sizes: Tensor, batch_first: bool, value: float, length: i
     steps = _in_steps(rows, sizes)
     if length > len(steps):
         steps = torch.cat([steps, steps.new_full((length - len(steps), *steps.shape[1:]), value)])
-    lengths = torch.tensor([len(sizes)] * steps.shape[1])
+    lengths = cpu.tensor([len(sizes)] * steps.shape[1])
     return steps.transpose(0, 1) if batch_first else steps, lengths
 
 
