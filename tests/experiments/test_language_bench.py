@@ -84,14 +84,19 @@ def test_what_the_files_say(written):
     # of three epochs ends at the same loss by construction
     expected = {"expand": 5 * 1500 / 18000, "dense-macs": 3 * 3000 / 18000}
     for entry in summary["reached"]:
-        assert entry["macs"] == pytest.approx([expected[entry["mode"]]] * 2)
+        share = expected.get(entry["mode"])  # smaller nets do not reach it
+        assert entry["macs"] == ([None] * 2 if share is None else pytest.approx([share] * 2))
         assert entry["seeds"] == [0, 1]
+    assert [(entry["mode"], entry["budget"]) for entry in summary["reached"]] == [
+        ("expand", None), ("dense-macs", None), ("sparsify", 0.5), ("scratch", 0.5)
+    ]  # fmt: skip
     assert summary["reached"][0]["seconds"] == pytest.approx([5 / 6] * 2)
     pairs = {(each["first"], each["second"]): each["bits_per_byte"] for each in summary["differences"]}
     assert pairs["expand", "dense"]["mean"] == pytest.approx(-0.1)
     assert pairs["sparsify", "scratch"]["mean"] == pytest.approx(-0.3)
     page = files[1].read_text()
     assert "| full net | 6 | 2 | 0.000 M | 100.0% | 0.00 T | 100.0% | **2.005** ± 0.007 | **2.505** ± 0.007 |" in page
+    assert "| shrunk by npn, budget 0.5 | 0 of 2 |  |  |" in page
     assert "| grown by npn from a fifth | 2 of 2 | 0.42 ± 0.00 | 0.83 ± 0.00 |" in page
     assert "| expand - dense |  | 2 | -0.100 ± 0.000 | -0.100 ± 0.000 |" in page
     assert "| bits per byte | budget | seeds | test loss | validation loss |" in page
@@ -101,7 +106,8 @@ def test_what_the_files_say(written):
 def test_a_loss_that_is_never_reached(written, monkeypatch):
     monkeypatch.setitem(LOSS, "expand", 2.05)
     files, _, summary = written(["dense", "expand"])
-    assert summary["reached"] == [{"mode": "expand", "seeds": [0, 1], "macs": [None, None], "seconds": [None, None]}]
+    never = {"seeds": [0, 1], "macs": [None, None], "seconds": [None, None]}
+    assert summary["reached"] == [{"mode": "expand", "budget": None, **never}]
     assert "| grown by npn from a fifth | 0 of 2 |  |  |" in files[1].read_text()
 
 

@@ -85,15 +85,14 @@ def reached(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
         runs: results and measurements.
 
     Yields:
-        For each arm without a budget but "dense" the shares of the full net's training MACs and seconds, one entry per
-        seed, None for a seed that does not reach it.
+        For each arm but "dense", and each budget, the shares of the full net's training MACs and seconds, one entry
+        per seed, None for a seed that does not reach it.
     """
     full = {result["seed"]: (result, rows) for result, rows in runs if result["mode"] == "dense"}
-    for name in LABELS:
-        others = [run for run in runs if run[0]["mode"] == name and run[0]["options"]["budget"] is None]
-        others = [run for run in others if run[0]["seed"] in full]
-        if name == "dense" or not others:
-            continue
+    paired = [run for run in runs if run[0]["mode"] != "dense" and run[0]["seed"] in full]
+    arms = dict.fromkeys((result["mode"], result["options"]["budget"]) for result, _ in paired)
+    for name, budget in sorted(arms, key=lambda arm: list(LABELS).index(arm[0])):
+        others = [run for run in paired if (run[0]["mode"], run[0]["options"]["budget"]) == (name, budget)]
         shares: dict[str, list[float | None]] = {"macs": [], "seconds": []}
         for result, rows in others:
             theirs, their_rows = full[result["seed"]]
@@ -104,7 +103,7 @@ def reached(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 ("seconds", result["epochs_ended"], theirs["seconds"]),
             ):
                 shares[key].append(None if epoch is None else line[epoch] / whole)
-        yield {"mode": name, "seeds": [result["seed"] for result, _ in others], **shares}
+        yield {"mode": name, "budget": budget, "seeds": [result["seed"] for result, _ in others], **shares}
 
 
 def spent(rows: figures.Rows) -> list[int]:
@@ -195,7 +194,7 @@ def _reached_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         cells = [
             f"{spread(found)['mean']:.2f} ± {spread(found)['std']:.2f}" if found else "" for found in there.values()
         ]
-        rows.append((LABELS[entry["mode"]], f"{len(there['macs'])} of {len(entry['seeds'])}", *cells))
+        rows.append((point_title(entry, LABELS), f"{len(there['macs'])} of {len(entry['seeds'])}", *cells))
     return [
         "## Until the full net's last validation loss",
         "",
