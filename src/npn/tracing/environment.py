@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
-from npn.tracing.methods import read_by_entry, replaced_methods
 from npn.tracing.packed import padded_sequences
+from npn.tracing.tensor_methods import read_by_entry, replaced_methods
 
 
 @contextlib.contextmanager
