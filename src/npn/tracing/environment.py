@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
 from npn.tracing.packed import padded_sequences
-from npn.tracing.tensor_methods import read_by_entry, replaced_methods
+from npn.tracing.replacing import replaced
+from npn.tracing.tensor_methods import read_by_entry
 
 
 @contextlib.contextmanager
@@ -104,12 +105,13 @@ def plain_functions() -> Iterator[None]:
 
 def no_gradients() -> contextlib.AbstractContextManager[None]:
     """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
-    return replaced_methods(
+    return replaced(
+        Tensor,
         {
             "requires_grad_": lambda before, tensor, requires_grad=True: tensor,
             "retain_grad": lambda before, tensor: None,
             "register_hook": lambda before, tensor, hook: RemovableHandle(OrderedDict()),
-        }
+        },
     )
 
 

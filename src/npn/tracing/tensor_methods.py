@@ -1,14 +1,15 @@
 """Methods of tensors that a trace cannot follow as they are written, by others that it can."""
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+
+from npn.tracing.replacing import replaced
 
 _IN_PLACE = {  # `mask &= other`, of which PyTorch can make no function
     "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
@@ -22,39 +23,7 @@ def read_by_entry() -> contextlib.AbstractContextManager[None]:
     PyTorch's own methods read its memory, of which a traced tensor has none.
     """
     in_place = {name: _named(instead) for name, instead in _IN_PLACE.items()}
-    return replaced_methods({"tolist": _tolist, "numpy": _numpy, **in_place})
-
-
-@contextlib.contextmanager
-def replaced_methods(instead: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, in this thread, tensors have other methods.
-
-    Args:
-        instead: name of a method -> function of the method as it was, the tensor and the arguments.
-    """
-    thread = threading.get_ident()
-    own = {name: vars(Tensor).get(name) for name in instead}
-
-    def replacement(name: str) -> Callable[..., Any]:
-        before: Callable[..., Any] = getattr(Tensor, name)
-
-        def method(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread:
-                return before(*args, **kwargs)
-            return instead[name](before, *args, **kwargs)
-
-        return method
-
-    for name in instead:
-        setattr(Tensor, name, replacement(name))
-    try:
-        yield
-    finally:
-        for name, method in own.items():
-            if method is None:  # inherited
-                delattr(Tensor, name)
-            else:
-                setattr(Tensor, name, method)
+    return replaced(Tensor, {"tolist": _tolist, "numpy": _numpy, **in_place})
 
 
 def _named(name: str) -> Callable[..., Any]:
