@@ -11,7 +11,7 @@ from npn._utils.patterns import as_patterns
 from npn._utils.validation import instance
 from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
-from npn.functional.table import ESTIMATORS
+from npn.functional.table import check_estimator
 from npn.masking.calls import attached_parts
 from npn.masking.single import named_weights
 from npn.penalty import CostTerm
@@ -84,8 +84,7 @@ def attach(
     if penalty is not None:
         instance("penalty", penalty, CostTerm, "npn.Penalty(...), npn.Budget(...) or another npn.CostTerm")
     unstructured = as_patterns(unstructured, "unstructured")
-    if estimator not in tuple(ESTIMATORS):
-        raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {estimator!r}")
+    check_estimator(estimator)
     if masks not in ("batch", "example"):
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
     if masks == "example" and branches:

@@ -16,10 +16,9 @@ from npn._utils.copies import deep_copy
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
 from npn.counting import count_params
-from npn.errors import ConfigurationError
 from npn.following import AnyModule, Follower
 from npn.functional import GateFunction
-from npn.functional.table import ESTIMATORS
+from npn.functional.table import check_estimator
 from npn.gates import CLOSED, OPEN, Gates, Pricing, UnitGroup, WeightGates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.modules import materialize_selects
@@ -111,8 +110,7 @@ class Plasticity:
 
     @estimator.setter
     def estimator(self, name: str) -> None:
-        if name not in tuple(ESTIMATORS):
-            raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
+        check_estimator(name)
         self._estimator = name
 
     @property

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from npn.errors import ConfigurationError
 from npn.functional.estimators import antithetic_masks, arm, disarm, double_cv, reinmax, rloo, straight_through
 
 
@@ -87,3 +88,16 @@ ESTIMATORS: Mapping[str, Estimator] = {
     "straight_through": Estimator(_one, _GRADIENT, lambda pi, d, f, g: straight_through(g[0], pi), unbiased=False),
     "reinmax": Estimator(_one, _GRADIENT, lambda pi, d, f, g: reinmax(g[0], d.masks[0], pi), unbiased=False),
 }
+
+
+def check_estimator(name: object) -> None:
+    """Raise unless this is the name of an estimator.
+
+    Args:
+        name: the argument.
+
+    Raises:
+        ConfigurationError: it is none; the message lists them.
+    """
+    if name not in tuple(ESTIMATORS):  # a tuple, as what is no name may have no hash
+        raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")

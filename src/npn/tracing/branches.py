@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from npn._utils.inputs import copied
 from npn._utils.patterns import matches
 from npn.errors import ConfigurationError, TraceError
 from npn.modules import absent
@@ -118,7 +119,7 @@ def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> See
 
 def _called(seen: Seen, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook: record a branch's arguments."""
-    seen.calls[path] = _copied((args, kwargs))
+    seen.calls[path] = copied((args, kwargs))
 
 
 def _returned(seen: Seen, path: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -130,12 +131,7 @@ def _run(model: nn.Module, example_inputs: Any, values: dict[str, Tensor]) -> li
     """Run the model on the example inputs with some tensors replaced; return the output tensors."""
     args, kwargs = split_inputs(example_inputs)
     with preserved(model):  # functional_call does not restore a module that is registered under two names
-        return output_tensors(torch.func.functional_call(model, values, _copied(args), _copied(kwargs)))
-
-
-def _copied(inputs: Any) -> Any:
-    """Clone all tensors among the inputs."""
-    return tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, inputs)
+        return output_tensors(torch.func.functional_call(model, values, copied(args), copied(kwargs)))
 
 
 def _scales(model: nn.Module, path: str, seen: Seen) -> tuple[str, ...]:
