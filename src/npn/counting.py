@@ -79,7 +79,7 @@ def macs_at(model: nn.Module, example_inputs: Any, structure: Structure, change:
 def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """`count_macs` with other shapes for some tensors."""
     with quiet():
-        counted = lambda mode: _counted(model, example_inputs, shapes, mode)  # noqa: E731
+        counted = functools.partial(_counted, model, example_inputs, shapes)
         return in_working_mode(model, lambda: with_known_values(counted))[0]
 
 
@@ -91,7 +91,8 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
         state[name] = tensor.detach().clone() if real else mode.from_tensor(tensor.detach())  # code may write into it
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
-    args, kwargs = (copied if real else functools.partial(fake_inputs, mode))(split_inputs(example_inputs))
+    inputs = split_inputs(example_inputs)
+    args, kwargs = copied(inputs) if real else fake_inputs(mode, inputs)
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:

@@ -29,8 +29,10 @@ def as_patterns(given: str | Iterable[str] | None, option: str) -> list[str] | N
         >>> as_patterns("fc*", "only"), as_patterns(None, "only")
         (['fc*'], None)
     """
-    if given is None or isinstance(given, str):
-        return None if given is None else [given]
+    if given is None:
+        return None
+    if isinstance(given, str):
+        return [given]
     patterns = list(given) if isinstance(given, Iterable) else [given]
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise ConfigurationError(f'{option} must be a name pattern such as "fc*", or several, got {shown(given)}')

@@ -46,6 +46,8 @@ class CostTables:
 
     def without_single(self) -> "CostTables":
         """The tables in which weights with their own gates cost nothing."""
+        if not bool(self.single.any()):
+            return self
         return replace(
             self,
             fan_out=self.fan_out.masked_fill(self.single[:, None], 0),

@@ -39,9 +39,8 @@ class CostModel:
         self.gated = list(gated)
         names = [name for name, _ in model.named_parameters()]
         whole = cost_tables(structure, names, self.gated)
-        rest, host = whole.without_single(), torch.device("cpu")
-        self._whole, self._exact = whole.to(host, torch.float64), rest.to(host, torch.float64)
-        self._device_copy = rest.to(device, torch.float32)
+        self._whole, self._exact = whole, whole.without_single()
+        self._device_copy = self._exact.to(device, torch.float32)
         self._has_shared = {kind: bool(worth.any()) for kind, worth in whole.shared.items()}
         self._least = {group.name: float(group.multiple) for group in structure.groups}
         self.branches = structure.branches if structure.branches and structure.branches.name in self.gated else None

@@ -17,11 +17,6 @@ from npn.tracing.lines import source_line
 T = TypeVar("T")
 MOST = 2**20  # entries of a value that is worth computing
 _PRODUCTS = (torch.ops.aten.addmm.default, torch.ops.aten.mm.default, torch.ops.aten.convolution.default)
-_OF_MASKS: dict[Any, Any] = {  # operator -> what it gives where half of the places of a mask hold
-    torch.ops.aten.nonzero.default: None,
-    torch.ops.aten.any.default: bool,
-    torch.ops.aten.sum.default: int,
-}
 _DECIDES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
@@ -70,13 +65,10 @@ class KnownValues(FakeTensorMode):
             return self._computed(func, args, kwargs)
         if known and torch.Tag.dynamic_output_shape in func.tags:
             return tree_map(self.from_input, self._computed(func, args, kwargs))
-        if not known and self.assume_half and func in _OF_MASKS and isinstance(args[0], FakeTensor):
-            half = math.ceil(args[0].numel() / 2)
-            if func is torch.ops.aten.nonzero.default:
-                with self:
-                    return args[0].new_empty((half, args[0].dim()), dtype=torch.int64)
-            if args[0].dtype == torch.bool:
-                return self.from_input(torch.tensor(_OF_MASKS[func](half), device=args[0].device))
+        if not known and self.assume_half and args and isinstance(args[0], FakeTensor):
+            assumed = self._of_half(func, args[0])
+            if assumed is not None:
+                return assumed
         result = super().__torch_dispatch__(func, types, args, kwargs)
         fakes = tree_leaves(result)
         if known and all(isinstance(fake, FakeTensor) and fake.numel() <= MOST for fake in fakes):
@@ -85,6 +77,18 @@ class KnownValues(FakeTensorMode):
         elif func._schema.is_mutable:
             self._forget(tree_leaves(_written(func, args, kwargs)))
         return result
+
+    def _of_half(self, func: Any, mask: FakeTensor) -> Any:
+        """What an operator gives for a mask of which half of the places hold; None for other operators."""
+        half = math.ceil(mask.numel() / 2)
+        if func is torch.ops.aten.nonzero.default:
+            with self:
+                return mask.new_empty((half, mask.dim()), dtype=torch.int64)
+        if mask.dtype == torch.bool and func is torch.ops.aten.any.default:
+            return self.from_input(torch.tensor(half > 0, device=mask.device))
+        if mask.dtype == torch.bool and func is torch.ops.aten.sum.default:
+            return self.from_input(torch.tensor(half, device=mask.device))
+        return None
 
     def _follows(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether the result follows from known values and constants."""

@@ -1,7 +1,7 @@
 """The entry to tracing: find everything that can have gates, and rehearse every resize."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,6 +54,17 @@ def trace(
     only, skip = as_patterns(only, "only"), as_patterns(skip, "skip")
     branches, columns = as_patterns(branches, "branches") or (), as_patterns(columns, "columns") or ()
     structure = trace_units(model, example_inputs, streams)
+    _tell_of_values(structure)
+    structure = select_groups(structure, only, skip)
+    structure = with_branches(model, example_inputs, structure, branches)
+    if structure.branches is not None:
+        sets = [group.name for group in structure.groups if group.multiple > 1]
+        structure = freeze(structure, sets, "its units come and go in sets, which is not possible beside branches=")
+    return with_columns(model, example_inputs, structure, columns)
+
+
+def _tell_of_values(structure: Structure) -> None:
+    """Warn of what the structure takes from the values of the example inputs; refuse norms whose calls they decide."""
     if structure.decided and structure.norms:
         raise TraceError(
             "streams=True follows norms in the order of their calls, which values of the inputs may change at "
@@ -63,13 +74,13 @@ def trace(
         warnings.warn(
             f"the forward pass picks rows by values that it computes itself at {', '.join(structure.assumed[:5])}: "
             "multiply-adds count half of the rows there",
-            stacklevel=3,
+            stacklevel=4,
         )
     if structure.decided:
         warnings.warn(
             f"the forward pass decides by values of its inputs at {', '.join(structure.decided[:5])}: what was found "
             "holds for inputs that decide as example_inputs do; others have to use the weights in the same way",
-            stacklevel=3,
+            stacklevel=4,
         )
     if structure.unreached and (structure.decided or structure.assumed):
         line = (structure.decided + structure.assumed)[0]
@@ -77,14 +88,8 @@ def trace(
             f"{', '.join(structure.unreached[:5])} take no part in the forward pass on example_inputs, which decides "
             f"by values at {line}: if other inputs use them, neither gates nor resizes reach what they read; give "
             "example_inputs for which every part of the model has work",
-            stacklevel=3,
+            stacklevel=4,
         )
-    structure = select_groups(structure, only, skip)
-    structure = with_branches(model, example_inputs, structure, branches)
-    if structure.branches is not None:
-        sets = [group.name for group in structure.groups if group.multiple > 1]
-        structure = freeze(structure, sets, "its units come and go in sets, which is not possible beside branches=")
-    return with_columns(model, example_inputs, structure, columns)
 
 
 def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) -> Structure:
@@ -104,7 +109,7 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
     return freeze_fixed_sizes(model, example_inputs, structure)
 
 
-def select_groups(structure: Structure, only: Patterns, skip: Patterns) -> Structure:
+def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequence[str] | None) -> Structure:
     """Leave out the groups that the patterns exclude; they become frozen.
 
     Args:
@@ -118,12 +123,11 @@ def select_groups(structure: Structure, only: Patterns, skip: Patterns) -> Struc
     Raises:
         ConfigurationError: a pattern matches no group.
     """
-    chosen, left = as_patterns(only, "only"), as_patterns(skip, "skip")
     names = [group.name for group in structure.groups]
-    require_matches((*(chosen or ()), *(left or ())), names)
+    require_matches((*(only or ()), *(skip or ())), names)
     kept, frozen = [], list(structure.frozen)
     for group in structure.groups:
-        if (chosen is None or matches(group.name, chosen)) and not matches(group.name, left or ()):
+        if (only is None or matches(group.name, only)) and not matches(group.name, skip or ()):
             kept.append(group)
         else:
             keys = tuple(slot.key for slot in group.slots)
