@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import npn
-from npn.errors import ConfigurationError, OptimizerError
+from npn.errors import CheckpointError, ConfigurationError, OptimizerError
 
 X = torch.zeros(4, 4)
 
@@ -46,6 +46,14 @@ REFUSED = {
         lambda: npn.start_from(attached(), torch.ones(8)),
         "scores must be a dict from group name to scores, such as npn.importance returns, got "
         "tensor([1., 1., 1., 1., 1., 1., 1., 1.])",
+    ),
+    "one factor for all groups": (
+        lambda: attached().expected_cost("layerwise", weights=5),
+        "weights must be a dict from group name to factor, got 5",
+    ),
+    "a factor as text": (
+        lambda: attached().expected_cost("layerwise", weights={"0": "x"}),
+        "the factor of '0' must be a finite number, got 'x'",
     ),
     "groups to grow as a list": (
         lambda: attached().grow(["0"]),
@@ -110,6 +118,25 @@ def test_patterns_are_text(option, given):
     message = f'{option} must be a name pattern such as "fc*", or several, got {given!r}'
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         npn.attach(net(), X, **{option: given})
+
+
+STATES = {
+    "a Plasticity": (attached, "plastic"),
+    "a Penalty": (npn.Penalty, "penalty"),
+    "a Budget": (lambda: npn.Budget("params", 0.5), "penalty"),
+    "a Growth": (npn.Growth, "growth"),
+    "a Schedule": (lambda: npn.Schedule(npn.Stage("train", 1)), "schedule"),
+    "a RigL": (lambda: npn.methods.RigL(attached(), until=10), "method"),
+}
+
+
+@pytest.mark.parametrize("of", STATES)
+@pytest.mark.parametrize("given", [None, 5], ids=str)
+def test_states_are_dicts(of, given):
+    make, name = STATES[of]
+    wrong = rf"^not the state of {of}: got {given}; give what {name}\.state_dict\(\) returned$"
+    with pytest.raises((ConfigurationError, CheckpointError), match=wrong):
+        make().load_state_dict(given)
 
 
 def handles():

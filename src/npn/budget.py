@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn._utils.validation import not_negative, positive, target_size, whole_number
-from npn.errors import CheckpointError, ConfigurationError
+from npn._utils.validation import complete_state, not_negative, positive, target_size, whole_number
+from npn.errors import ConfigurationError
 from npn.penalty import CostKind, CostTerm, Priced
 
 PathKind = Literal["geometric", "cubic"]
@@ -325,9 +325,7 @@ class Budget(CostTerm):
             CheckpointError: the state belongs to another kind of penalty or is incomplete; nothing was loaded.
         """
         super().load_state_dict(state)
-        missing = {"target", "bound", "multiplier"} - set(state)
-        if missing:
-            raise CheckpointError(f"not the whole state of a Budget: it lacks {', '.join(sorted(missing))}")
+        complete_state(state, ("target", "bound", "multiplier"), "a Budget", "penalty")
         # A fraction refers to the model that was attached first; the model attached now may be smaller.
         if state["target"] == self.target and state["bound"] is not None:
             self.bound = float(state["bound"])

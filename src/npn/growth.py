@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from npn._utils.patterns import as_patterns, match_patterns
-from npn._utils.validation import is_number, not_negative, whole_number
+from npn._utils.validation import complete_state, is_number, not_negative, whole_number
 from npn.candidates import check_start
-from npn.errors import CheckpointError, ConfigurationError, NonFiniteLossError
+from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.surgery import checked_init
 
 Report = TypeVar("Report", covariant=True)
@@ -338,9 +338,7 @@ class Growth:
         Raises:
             CheckpointError: the state does not belong to a Growth; nothing was loaded.
         """
-        missing = set(self.state_dict()) - set(state)
-        if missing:
-            raise CheckpointError(f"not the state of a Growth: it lacks {', '.join(sorted(missing))}")
+        complete_state(state, self.state_dict(), "a Growth", "growth")
         history = [GrowthEvent(**event) for event in state["history"]]
         self._steps, self._stale = int(state["steps"]), int(state["stale"])
         self._best, self._loss_at_last_growth = float(state["best"]), float(state["bar"])

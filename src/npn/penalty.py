@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, final, get_args
 from torch import Tensor
 
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import not_negative
+from npn._utils.validation import complete_state, not_negative
 from npn.errors import CheckpointError, ConfigurationError
 
 CostKind = Literal["params", "weights", "macs", "units", "layerwise"]
@@ -97,6 +97,7 @@ class CostTerm(ABC):
             CheckpointError: the state belongs to another kind of penalty; nothing was loaded.
         """
         mine = CostTerm.state_dict(self)
+        complete_state(state, (), f"a {type(self).__name__}", "penalty")
         theirs = {key: state.get(key) for key in mine}
         if mine != theirs:
             raise CheckpointError(f"the state belongs to another penalty: expected {mine}, got {theirs}")

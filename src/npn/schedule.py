@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
 
-from npn._utils.validation import instance, is_number, not_negative, whole_number
+from npn._utils.validation import complete_state, instance, is_number, not_negative, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 
 
@@ -327,9 +327,7 @@ class Schedule:
         Raises:
             CheckpointError: the state does not belong to a schedule with these stages; nothing was loaded.
         """
-        missing = {"stages", "epoch", "ends", "best", "stale"} - set(state)
-        if missing:
-            raise CheckpointError(f"not the state of a schedule: it lacks {', '.join(sorted(missing))}")
+        complete_state(state, ("stages", "epoch", "ends", "best", "stale"), "a Schedule", "schedule")
         here, there = self.state_dict()["stages"], [list(stage) for stage in state["stages"]]
         if here != there:
             raise CheckpointError(f"the state belongs to other stages: expected {here}, got {there}; build those")

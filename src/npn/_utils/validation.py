@@ -1,10 +1,11 @@
 """Check arguments; the error message gives the argument's name, the expected values and the value that came."""
 
 import math
+from collections.abc import Collection, Mapping
 from numbers import Real
 from typing import Any, TypeGuard
 
-from npn.errors import ConfigurationError
+from npn.errors import CheckpointError, ConfigurationError, PlasticityError
 
 
 def whole_number(name: str, value: object, least: int, unit: str = "") -> int:
@@ -81,6 +82,35 @@ def shown(value: object) -> str:
     """
     text = repr(value)
     return text if len(text) <= 60 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def complete_state(
+    state: object, keys: Collection[str], of: str, name: str, error: type[PlasticityError] = CheckpointError
+) -> None:
+    """Raise unless a state that is to be loaded is a dict with all keys.
+
+    Args:
+        state: what was given.
+        keys: that it must have.
+        of: what the state belongs to.
+        name: of the object whose `state_dict()` gives such a state.
+        error: class of the error.
+
+    Raises:
+        CheckpointError: it is not, or as `error` says.
+
+    Example:
+        >>> complete_state({"steps": 3}, ["best", "steps"], "a Growth", "growth")
+        Traceback (most recent call last):
+        npn.errors.CheckpointError: not the state of a Growth: it lacks best; give what growth.state_dict() returned
+    """
+    wrong = f"got {shown(state)}"
+    if isinstance(state, Mapping):
+        missing = sorted(set(keys) - set(state))
+        if not missing:
+            return
+        wrong = f"it lacks {', '.join(missing)}"
+    raise error(f"not the state of {of}: {wrong}; give what {name}.state_dict() returned")
 
 
 def positive(name: str, value: float, *, below: float = math.inf) -> float:

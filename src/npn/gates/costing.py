@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from npn._utils import cpu
+from npn._utils.validation import finite, instance
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates, product_cost, shared_unit_correction
 from npn.gates.cost_tables import CostTables, cost_tables
@@ -127,6 +128,9 @@ class CostModel:
     def _factors(self, weights: Mapping[str, float], device: torch.device) -> Tensor:
         """(groups,): the factors on the device, cached because every step passes the same ones."""
         if self._prices is None or self._prices[0] != weights:
+            instance("weights", weights, Mapping, "a dict from group name to factor")
+            for name, factor in weights.items():
+                finite(f"the factor of {name!r}", factor)
             self._prices = (dict(weights), torch.tensor([weights.get(n, 0.0) for n in self.gated], device=device))
         return self._prices[1]
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from npn._utils.validation import complete_state
 from npn.errors import ConfigurationError
 
 
@@ -17,11 +18,7 @@ def check_state(own: Mapping[str, Any], state: Mapping[str, Any], also: Sequence
     Raises:
         ConfigurationError: the state is incomplete or belongs to other gates.
     """
-    missing = sorted((own.keys() | set(also)) - set(state))
-    if missing:
-        raise ConfigurationError(
-            f"not the state of a Plasticity: it lacks {', '.join(missing)}; give what plastic.state_dict() returned"
-        )
+    complete_state(state, (*own, *also), "a Plasticity", "plastic", ConfigurationError)
     sizes, theirs = ({name: len(gate["logits"]) for name, gate in each["gates"].items()} for each in (own, state))
     if sizes != theirs:
         raise ConfigurationError(f"expected gates of {sizes}, got {theirs}; use npn.load, which resizes the model")

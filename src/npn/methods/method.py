@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from npn._utils.collectives import average_, per_rank_generator
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import instance
+from npn._utils.validation import complete_state, instance
 from npn.description import HANDLE
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
@@ -215,9 +215,10 @@ class Method(ABC):
         Raises:
             CheckpointError: the state belongs to another method; nothing was loaded.
         """
-        if state.get("method") != type(self).__name__ or set(state["tensors"]) != set(self._tensors):
+        complete_state(state, ("method", "tensors"), f"a {type(self).__name__}", "method")
+        if state["method"] != type(self).__name__ or set(state["tensors"]) != set(self._tensors):
             raise CheckpointError(
-                f"expected a state of {type(self).__name__}, got one of {state.get('method')}; build the method as the "
+                f"expected a state of {type(self).__name__}, got one of {state['method']}; build the method as the "
                 "saved one was"
             )
         for name, tensors in state["tensors"].items():

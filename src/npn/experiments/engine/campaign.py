@@ -119,7 +119,9 @@ class Campaign:
         """
         arm = self.arms[name]
         budget = None if tuple(arm.budgets) == (None,) else budget
-        epochs = self._whole if len(self.stages[arm.mode]) == 1 else self.options.epochs
+        epochs = self.options.epochs
+        if len(stages := self.stages[arm.mode]) == 1:
+            epochs = self._whole or str(stages[0])
         depending = {
             key: str(self.run(other, seed, budget).path)
             for key, other in (("like", arm.like), ("teacher", arm.teacher), ("start", arm.start))

@@ -188,10 +188,11 @@ def _like(run: str) -> nn.Module:
 
 
 def _growth(batches: int, budget: float | None, options: LeNetOptions) -> npn.Growth:
+    assert options.overshoot
     return npn.Growth(
         init=options.growth_init or "zero",
         units=GROWTH,
-        max_params=int((options.overshoot or OVERSHOOT) * budget) if budget else None,
+        max_params=int(options.overshoot * budget) if budget else None,
         limit={"conv1": FULL[0], "conv2": FULL[1], "fc1": FULL[2]},
         grace=batches // 4,
         patience=5,

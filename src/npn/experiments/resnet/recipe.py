@@ -194,9 +194,9 @@ def _growth(
     plastic: npn.Plasticity, options: ResNetOptions, classes: int, budget: float | None, hurry: float, batches: int
 ) -> npn.Growth:
     """The same share of every layer at a time, up to somewhat more than the budget, so that the gates have a choice."""
-    assert options.depth
+    assert options.depth and options.overshoot
     per = (options.depth - 2) // 6
-    most = (options.overshoot or OVERSHOOT) * budget if budget else None
+    most = options.overshoot * budget if budget else None
     width = plain_width(options.depth, classes, most, bool(options.stream)) if most else 1.0
     limit = {}
     for group in plastic.groups:

@@ -63,11 +63,11 @@ NETWORKS = {
         title="LeNet-5, 430,500 weights",
         experiment=lenet5.EXPERIMENT,
         options=LeNetOptions(),
-        stages={**lenet5.STAGES, "sparsify": lenet5.SINGLE_STAGES},
+        stages={"sparsify": lenet5.SINGLE_STAGES, "scratch": (sum(lenet5.SINGLE_STAGES),)},
         arms={
             "weights": Arm("sparsify", (lenet5.SINGLE_WEIGHTS,), {"weights": True}),
             "augmented": Arm("sparsify", (lenet5.SINGLE_WEIGHTS,), {"weights": True, **AUGMENTED}),
-            "scratch": Arm("scratch", (lenet5.SINGLE_WEIGHTS,), {"epochs": str(sum(lenet5.SINGLE_STAGES))}),
+            "scratch": Arm("scratch", (lenet5.SINGLE_WEIGHTS,)),
         },
         published={"SparseVD": (1_540, 0.75), "SWS": (2_150, 0.97), "DNS": (3_880, 0.91), "Han": (35_900, 0.77)},
     ),
@@ -114,8 +114,7 @@ def bench(
     for name in networks:
         network = NETWORKS[name]
         own = replace(network.options, epochs=options.epochs, device=options.device, data=options.data)
-        arms = network.arms if options.epochs is None else {mode: _unset(arm) for mode, arm in network.arms.items()}
-        campaign = Campaign(runs / name, network.experiment, own, network.stages, arms, train)
+        campaign = Campaign(runs / name, network.experiment, own, network.stages, network.arms, train)
         made = campaign.trained(seeds, modes)
         results = [{**run.result(), "mode": arm} for arm, run in made]
         entries.append(
@@ -142,11 +141,6 @@ def _with_open_weights(point: dict[str, Any], results: Sequence[Result]) -> dict
     own = [result for result in results if result["mode"] == point["mode"]]
     layers = {result["seed"]: result["layers"] for result in own if "layers" in result}
     return {**point, "sparse_macs": spread([run.get("sparse_macs", run["macs"]) for run in own]), "layers": layers}
-
-
-def _unset(arm: Arm) -> Arm:
-    """The arm without epochs of its own."""
-    return replace(arm, settings={key: value for key, value in arm.settings.items() if key != "epochs"})
 
 
 def page(summary: Mapping[str, Any], picture: str) -> str:
