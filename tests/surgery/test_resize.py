@@ -156,20 +156,6 @@ def test_what_a_model_keeps_of_its_weights_is_dropped_by_a_resize() -> None:
     assert not model.training and not model.q.training
 
 
-def test_channels_last_is_kept(tiny):
-    model, plastic = tiny["conv"].attach()
-    x, y = tiny["conv"].data()
-    model.to(memory_format=torch.channels_last)
-    sgd = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
-    plastic.track(sgd)
-    steps(model, plastic, (sgd,), x.contiguous(memory_format=torch.channels_last), y)
-    plastic.close("0", [0])
-    plastic.compact()
-    plastic.grow({"3": 2})
-    assert model[3].weight.shape == (6, 2, 3, 3)
-    assert model[3].weight.is_contiguous(memory_format=torch.channels_last) and not model[3].weight.is_contiguous()
-
-
 def test_the_last_unit_stays(tiny):
     model, plastic = tiny["mlp"].attach()
     plastic.k = 3.0

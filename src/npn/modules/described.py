@@ -46,8 +46,9 @@ def described_sizes(
         convolution = isinstance(module, nn.modules.conv._ConvNd)
         per_group = getattr(module, "groups", 1) if convolution and axis == 1 else 1
         found[path, attribute] = (module, attribute, delta * per_group)
-        if convolution and (path, "groups") in apart and attribute == "out_channels":
-            found[path, "in_channels"] = (module, "in_channels", delta)  # depthwise: both follow
+        if convolution and (path, "groups") in apart and axis == 0:  # then inputs and outputs follow together
+            other = "in_channels" if attribute == "out_channels" else "out_channels"
+            found[path, other] = (module, other, delta * getattr(module, other) // getattr(module, attribute))
     return list(found.values())
 
 

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from npn._utils.collectives import broadcast
 from npn._utils.fsdp import owners, replace_shard
+from npn._utils.layout import laid_out_like
 from npn._utils.shards import full, like
 from npn.modules import described_sizes, increased
 from npn.structure import NEW, removed_paths, selected_columns
@@ -154,17 +155,7 @@ def resized(
             value.index_copy_(axis, new, initial_entries(model, name, present, axis, shape).to(value.dtype))
     for axis, positions in zeroed.items():
         value.index_fill_(axis, positions.to(value.device), 0)
-    if _is_channels_last(old):  # a copy, because `contiguous` changes nothing when there is one channel
-        return torch.empty(value.shape, dtype=value.dtype, device=value.device, memory_format=_LAST).copy_(value)
-    return value
-
-
-_LAST = torch.channels_last
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    """Whether the strides are channels-last; with one channel, `is_contiguous` is true for both formats."""
-    return tensor.dim() == 4 and tensor.is_contiguous(memory_format=_LAST) and tensor.stride(1) == 1
+    return laid_out_like(value, old)
 
 
 def _described(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, int]]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from npn._utils.layout import laid_out_like
 from npn._utils.shards import full, like
 from npn.errors import OptimizerError
 from npn.structure import NEW
@@ -82,7 +83,7 @@ def moved_state(
                 entry = gather(full(value).unsqueeze(axis), sources, mean, axis).squeeze(axis)
             else:
                 without = _FACTORED[key] % value.dim() if key in _FACTORED and value.dim() > 1 else None
-                entry = gather(full(value), sources, mean, without)
+                entry = laid_out_like(gather(full(value), sources, mean, without), value)
             moved.append((state, key, like(entry, value)))
     return moved
 
@@ -121,7 +122,7 @@ def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
         The gradient in the new shape.
     """
     if not gradient.is_sparse:
-        return gather(gradient, sources)
+        return laid_out_like(gather(gradient, sources), gradient)
     gradient = gradient.coalesce()
     shift = gradient.sparse_dim() - 1  # the first axis of `values` numbers the sparse entries
     if any(axis <= shift for axis in sources):
