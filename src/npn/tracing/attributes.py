@@ -1,7 +1,8 @@
 """Find integer attributes that modules compute with and that must follow a group's size: `num_heads`, `groups`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -22,6 +23,8 @@ _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
     (nn.RNNBase, ("weight_ih_l0", 1), "input_size"),
 )
 
+
+Trial = tuple[Attribute, ...]  # attributes that follow a group together
 
 _EACH = 4  # entries per unit that an attribute may count, beside those of the group's own axes
 _DIVISORS = 8  # tried at most
@@ -95,12 +98,50 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
     return found
 
 
-def trials(model: nn.Module, structure: Structure, group: Group) -> list[tuple[Attribute, ...]]:
-    """Combinations of attributes that may have to follow a group, the likely ones first.
+@dataclass(frozen=True)
+class Trials:
+    """Combinations of attributes that may have to follow a group.
 
-    Attributes that follow by type of layer are in all of them. Others come by name, since a class of module has the
-    same one in each of its instances: all of a name, those where the group is produced, all names but one, pairs of
-    names, single ones.
+    Those that follow by type of layer are in all of them. Others come by name, since a class of module has the same one
+    in each of its instances: all of a name, or those where the group is produced.
+
+    Attributes:
+        base: those that follow by type of layer.
+        options: the others.
+        made: paths of the modules in which the group is produced.
+    """
+
+    base: Trial
+    options: Trial
+    made: Set[str]
+
+    def by_name(self) -> list[Trial]:
+        """Those by type of layer alone, then with all others, then with those of one name."""
+        return self._distinct([(), self.options, *self._sets()])
+
+    def combined(self) -> list[Trial]:
+        """All names but one, pairs of names, single attributes."""
+        options, sets, found = self.options, self._sets(), list[Trial]()
+        if len(sets) > 3:  # with fewer names these are the pairs, or come below
+            found = [tuple(entry for entry in options if entry[1] != name) for name in {n: 0 for _, n, _ in options}]
+        found += [tuple(dict.fromkeys((*a, *b))) for i, a in enumerate(sets) for b in sets[i + 1 :]]
+        return self._distinct([*found, *((entry,) for entry in options)])[:_TRIALS]
+
+    def _sets(self) -> list[Trial]:
+        """Attributes of each name: all of them, and those where the group is produced."""
+        names: dict[tuple[str, bool], Trial] = {}
+        for entry in self.options:
+            names[entry[1], False] = (*names.get((entry[1], False), ()), entry)
+            if entry[0] in self.made:
+                names[entry[1], True] = (*names.get((entry[1], True), ()), entry)
+        return list(dict.fromkeys(names.values()))
+
+    def _distinct(self, trials: Sequence[Trial]) -> list[Trial]:
+        return list(dict.fromkeys((*self.base, *trial) for trial in trials))
+
+
+def trials(model: nn.Module, structure: Structure, group: Group) -> Trials:
+    """The attributes that may have to follow a group.
 
     Args:
         model: the model.
@@ -108,21 +149,9 @@ def trials(model: nn.Module, structure: Structure, group: Group) -> list[tuple[A
         group: the group.
     """
     base = known(model, structure, group)
-    options = [entry for entry in candidates(model, structure, group) if entry not in base]
+    options = tuple(entry for entry in candidates(model, structure, group) if entry not in base)
     made = {path for slot in group.slots if not slot.reads for path in _ancestors(slot.tensor)}
-    names: dict[tuple[str, bool], tuple[Attribute, ...]] = {}
-    for entry in options:
-        names[entry[1], False] = (*names.get((entry[1], False), ()), entry)
-        if entry[0] in made:
-            names[entry[1], True] = (*names.get((entry[1], True), ()), entry)
-    sets = list(dict.fromkeys(names.values()))
-    found = [base, (*base, *options)]
-    found += [(*base, *entries) for entries in sets]
-    if len(sets) > 3:  # with fewer names these are the pairs, or come below
-        found += [(*base, *(entry for entry in options if entry[1] != name)) for name in {n: 0 for _, n, _ in options}]
-    found += [(*base, *dict.fromkeys((*a, *b))) for i, a in enumerate(sets) for b in sets[i + 1 :]]
-    found += [(*base, entry) for entry in options]
-    return list(dict.fromkeys(trial for trial in found if trial))[:_TRIALS]
+    return Trials(base, options, made)
 
 
 def _ancestors(tensor: str) -> list[str]:

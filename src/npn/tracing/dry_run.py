@@ -9,15 +9,14 @@ from typing import Any
 from torch import nn
 
 from npn.structure import Frozen, Group, Structure
-from npn.tracing.attributes import divisors, known, pattern, transfer, trials
+from npn.tracing.attributes import Trial, Trials, divisors, known, pattern, transfer, trials
 from npn.tracing.environment import quiet
 from npn.tracing.rehearsal import Problem, Rehearsal
 from npn.tracing.retrace import Attribute
 
 SECONDS = 30.0  # of rehearsals; what is left then is frozen
 
-Check = Callable[[Structure, Sequence[str]], Problem | None]
-Passes = Callable[[Structure, Sequence[str]], bool]
+Check = Callable[[Structure, Sequence[str], bool], Problem | None]  # `Rehearsal.run` or `Rehearsal.run_and_trace`
 
 
 def freeze_fixed_sizes(
@@ -56,8 +55,8 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
     for kind in _kinds(structure):
         if rehearsal.expired:
             break
-        if not rehearsal.runs(structure, [g.name for g in kind]):
-            structure = _repair(rehearsal, structure, kind, rehearsal.run, rehearsal.runs)
+        if rehearsal.run(structure, [g.name for g in kind], quick=True) is not None:
+            structure = _repair(rehearsal, structure, kind, rehearsal.run)
         ran.update(g.name for g in kind)
     while structure.groups:
         problem = rehearsal.trace(structure, _names(structure))
@@ -84,7 +83,7 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: S
     alone = rehearsal.trace(structure, names)
     if alone is None:
         return freeze(structure, names, f"it can only change together with others: {problem.reason}")
-    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace, rehearsal.runs_and_traces)
+    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace)
     changed = repaired != structure
     return repaired if changed else freeze(structure, names, alone.reason)
 
@@ -98,25 +97,22 @@ def _failing_kind(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[li
     return kinds[-1]
 
 
-def _repair(
-    rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check, passes: Passes
-) -> Structure:
+def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure:
     """Give all groups of a failing kind the attributes or the multiple that they need, and freeze those that fail.
 
     Args:
         rehearsal: of the model.
         structure: with the kind.
         kind: groups of repeated layers.
-        check: `rehearsal.run` or `rehearsal.run_and_trace`, for the reason.
-        passes: `rehearsal.runs` or `rehearsal.runs_and_traces`, for one try of many.
+        check: `rehearsal.run` or `rehearsal.run_and_trace`.
     """
-    repaired = _find_repair(rehearsal, structure, kind, passes)
-    if repaired is not None and check(repaired, [g.name for g in kind]) is None:
+    repaired = _find_repair(rehearsal, structure, kind, check)
+    if repaired is not None and check(repaired, [g.name for g in kind], False) is None:
         return repaired
     repaired = structure if repaired is None else repaired
     failing: dict[str, str] = {}
     for group in kind:
-        problem = check(repaired, [group.name])
+        problem = check(repaired, [group.name], False)
         if problem is not None:
             failing[group.name] = problem.reason
         if rehearsal.expired or (len(failing) == 3 and len({re.sub("[0-9]+", "#", r) for r in failing.values()}) == 1):
@@ -128,40 +124,67 @@ def _repair(
     return repaired
 
 
-def _find_repair(
-    rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], passing: Passes
-) -> Structure | None:
+def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes."""
     first = kind[0]
 
-    def passes(trial: Sequence[Attribute], multiple: int = 1) -> bool:
-        return passing(_with(structure, first.name, trial, multiple), [first.name])
+    def problem(trial: Trial, multiple: int = 1) -> Problem | None:
+        return check(_with(structure, first.name, trial, multiple), [first.name], True)
 
-    options = trials(rehearsal.model, structure, first)
-    options.sort(key=lambda trial: _attribute_names(trial) not in rehearsal.repairs)  # stable: likely ones first
-    for trial in options:
-        if rehearsal.expired:
-            return None
-        if passes(trial):
-            for name in dict.fromkeys(name for _, name, _ in trial):
-                smaller = tuple(entry for entry in trial if entry[1] != name)
-                if smaller and passes(smaller):
-                    trial = smaller
-            rehearsal.repairs.add(_attribute_names(trial))
-            for group in kind:
-                structure = _with(structure, group.name, transfer(first, group, trial))
-            return structure
+    following = _following(rehearsal, trials(rehearsal.model, structure, first), problem)
+    if following is not None:
+        for group in kind:
+            structure = _with(structure, group.name, transfer(first, group, following))
+        return structure
     for multiple in divisors(rehearsal.model, structure, kind):
         if rehearsal.expired:
             return None
-        if passes((), multiple):
+        if problem((), multiple) is None:
             for group in kind:
                 structure = _with(structure, group.name, (), multiple)
             return structure
     return None
 
 
-def _attribute_names(trial: Sequence[Attribute]) -> frozenset[str]:
+def _following(rehearsal: Rehearsal, may_follow: Trials, problem: Callable[[Trial], Problem | None]) -> Trial | None:
+    """The first attributes with which a group passes, less those without which it passes, too.
+
+    Those that have helped other groups come first. Names that leave the failure as it is, to the letter, are not
+    combined with each other.
+    """
+    reasons = dict[Trial, str | None]()  # of a failure
+
+    def passes(trial: Trial) -> bool:
+        if trial not in reasons:
+            found = problem(trial)
+            reasons[trial] = None if found is None else found.reason
+        return reasons[trial] is None
+
+    base, *by_name = may_follow.by_name()
+    passes(base)  # what fails without any
+    combined = may_follow.combined()
+    likely = [trial for trial in (*by_name, *combined) if _attribute_names(trial) in rehearsal.repairs]
+    found = _first(rehearsal, [*filter(None, [base]), *likely, *by_name], passes)
+    if found is None:
+        each = by_name[1:] or by_name  # the first has all names
+        moved = {entry for t in each if reasons.get(t) != reasons[base] for entry in t if entry not in base}
+        found = _first(rehearsal, [trial for trial in combined if moved & set(trial)], passes)
+    if found is None:
+        return None
+    for name in dict.fromkeys(name for _, name, _ in found):
+        smaller = tuple(entry for entry in found if entry[1] != name)
+        if smaller and passes(smaller):
+            found = smaller
+    rehearsal.repairs.add(_attribute_names(found))
+    return found
+
+
+def _first(rehearsal: Rehearsal, trials: Sequence[Trial], passes: Callable[[Trial], bool]) -> Trial | None:
+    """The first that passes, while there is time."""
+    return next((trial for trial in trials if not rehearsal.expired and passes(trial)), None)
+
+
+def _attribute_names(trial: Trial) -> frozenset[str]:
     return frozenset(name for _, name, _ in trial)
 
 

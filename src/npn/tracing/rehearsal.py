@@ -67,51 +67,34 @@ class Rehearsal:
         """Whether the time is used up."""
         return process_time() > self._end
 
-    def run(self, structure: Structure, names: Sequence[str]) -> Problem | None:
+    def run(self, structure: Structure, names: Sequence[str], quick: bool = False) -> Problem | None:
         """Run the code with fewer, then with more units; the units themselves are not looked at.
 
         Args:
             structure: at the present sizes.
             names: of the groups that change.
+            quick: in a fraction of the time, for one try of many; the reason may be in other words.
         """
-        if not self._cheap:
+        meta = quick and self._cheapest
+        if not meta and not self._cheap:
             return self.trace(structure, names)
         for change in (_fewer(structure, names), _more(structure, names)):
-            problem = self._run(structure, change)
+            problem = self._run(structure, change, meta)
             if problem is not None:
                 return problem
         return None
 
-    def runs(self, structure: Structure, names: Sequence[str]) -> bool:
-        """Whether `run` finds no problem, in a fraction of its time.
-
-        Args:
-            structure: at the present sizes.
-            names: of the groups that change.
-        """
-        if not self._cheapest:
-            return self.run(structure, names) is None
-        changes = (_fewer(structure, names), _more(structure, names))
-        return all(self._run(structure, change, meta=True) is None for change in changes)
-
-    def runs_and_traces(self, structure: Structure, names: Sequence[str]) -> bool:
-        """Whether `run_and_trace` finds no problem; most tries of many fail where the code only runs.
-
-        Args:
-            structure: at the present sizes.
-            names: of the groups that change.
-        """
-        return self.runs(structure, names) and self.trace(structure, names) is None
-
-    def run_and_trace(self, structure: Structure, names: Sequence[str]) -> Problem | None:
+    def run_and_trace(self, structure: Structure, names: Sequence[str], quick: bool = False) -> Problem | None:
         """`run`, and `trace` if that passes.
 
         Args:
             structure: at the present sizes.
             names: of the groups that change.
+            quick: see `run`; most tries of many fail where the code only runs.
         """
-        problem = self.run(structure, names)
-        return self.trace(structure, names) if problem is None and self._cheap else problem
+        problem = self.run(structure, names, quick)
+        ran = (quick and self._cheapest) or self._cheap  # else `run` has traced
+        return self.trace(structure, names) if problem is None and ran else problem
 
     def trace(self, structure: Structure, names: Sequence[str]) -> Problem | None:
         """Shrink, then grow the named groups by different amounts, and compare the units with the present ones.
