@@ -6,28 +6,35 @@ from torch import Tensor
 _LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def laid_out_like(value: Tensor, tensor: Tensor) -> Tensor:
-    """A tensor in the memory format of another one with as many axes; the same object unless that is channels-last.
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Whether a tensor is channels-last; all other layouts count as row-major.
 
     `is_contiguous(memory_format=torch.channels_last)` holds for every kernel of 1 x 1, too, and a convolution whose
     weight has the strides of channels-last returns channels-last: only strides that no row-major tensor has count here.
 
     Args:
-        value: (...), to be laid out.
-        tensor: whose format it gets.
+        tensor: dense.
 
     Example:
         >>> kernel = torch.zeros(4, 8, 1, 1)
-        >>> laid_out_like(torch.zeros(2, 8, 1, 1), kernel).stride()
-        (8, 1, 1, 1)
-        >>> laid_out_like(torch.zeros(2, 8, 1, 1), kernel.clone(memory_format=torch.channels_last)).stride()
-        (8, 1, 8, 8)
+        >>> memory_format(kernel), memory_format(kernel.clone(memory_format=torch.channels_last))
+        (torch.contiguous_format, torch.channels_last)
     """
-    last = _LAST.get(tensor.dim())
-    if last is None or tensor.is_sparse or tensor.stride() == _strides(tensor, torch.contiguous_format):
-        return value
-    return value.clone(memory_format=last) if tensor.stride() == _strides(tensor, last) else value
+    last = _LAST.get(tensor.dim(), torch.contiguous_format)
+    row_major = tensor.stride() == _strides(tensor, torch.contiguous_format)
+    return last if tensor.stride() == _strides(tensor, last) and not row_major else torch.contiguous_format
 
 
-def _strides(tensor: Tensor, memory_format: torch.memory_format) -> tuple[int, ...]:
-    return torch.empty(tensor.shape, device="meta", memory_format=memory_format).stride()
+def laid_out_like(value: Tensor, tensor: Tensor) -> Tensor:
+    """A tensor in the memory format of another one with as many axes; the same object unless that is channels-last.
+
+    Args:
+        value: (...), to be laid out.
+        tensor: whose format it gets.
+    """
+    wanted = torch.contiguous_format if tensor.is_sparse else memory_format(tensor)
+    return value if wanted is torch.contiguous_format else value.clone(memory_format=wanted)
+
+
+def _strides(tensor: Tensor, wanted: torch.memory_format) -> tuple[int, ...]:
+    return torch.empty(tensor.shape, device="meta", memory_format=wanted).stride()

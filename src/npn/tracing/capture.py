@@ -28,6 +28,7 @@ from npn.tracing.environment import (
 from npn.tracing.known_values import decisions, fake_inputs, with_known_values
 from npn.tracing.lines import record_lines
 from npn.tracing.norm_calls import marking
+from npn.tracing.shapes_only import ShapesOnly
 
 _CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
@@ -184,7 +185,10 @@ def _shapes_in(
             name: _fake(tensor, shapes.get(name), mode if meta else None)
             for name, tensor in model_tensors(model).items()
         }
-    with preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients(), torch.no_grad(), mode:
+    contexts = (preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
+    with contextlib.ExitStack() as stack:
+        for context in (*contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
+            stack.enter_context(context)
         average_at_once(model)
         result = torch.func.functional_call(model, state, args, kwargs)
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
