@@ -1,6 +1,7 @@
 """The bench of the comparison: which runs it makes, what time leaves undone, and the files that it writes."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -121,6 +122,37 @@ def test_the_best_methods_of_the_other_networks_run_on_resnet20(bench, monkeypat
     bench(train, peers.Wanted(("resnet20",), (), (0.4,), (0,), trials=1))
     ran = {name.split("-trial")[0] for name in train.made}
     assert ran == {"reinmax", "one-shot", "scratch", "found"}, "methods on units, and plain nets"
+
+
+def test_an_earlier_table_is_added_to(bench, tmp_path):
+    files, _ = bench(Trainer())
+    before = json.loads(files[0].read_text())
+    shutil.rmtree(tmp_path / "runs")
+    less = Trainer(limit=7)  # one seed of two methods
+    bench(less, peers.Wanted(("lenet300",), ARMS, (0.2, 0.1), (0, 1), trials=2))
+    found = json.loads(files[0].read_text())
+    entry, then = found["networks"][0], before["networks"][0]
+    for key in ("points", "trials"):
+        assert [each for each in entry[key] if each["budget"] == 0.1] == sorted(
+            then[key], key=lambda each: NAMES.index(each["mode"])
+        )
+    assert {(p["mode"], p["runs"]) for p in entry["points"] if p["budget"] == 0.2} == {("reinmax", 1), ("rigl", 1)}
+    assert [c["mode"] for c in entry["missing"] if c["budget"] == 0.1] == ["slimming"]
+    assert [d for d in entry["differences"] if d["budget"] == 0.1] == then["differences"]
+    assert found["earlier"] == [{key: before[key] for key in ("command", "options", "versions", "machine")}] or (
+        found["command"] == before["command"]
+    )
+    rest = Trainer()
+    bench(rest, peers.Wanted(("lenet300",), ("rigl",), (0.2,), (0, 1), trials=2))
+    assert rest.made == ["rigl-trial1-0.2-1"], "what the folder has is not run again"
+    assert len(json.loads(files[0].read_text())["networks"][0]["points"]) == 4 + 2
+
+
+def test_another_number_of_trials_begins_a_new_table(bench, tmp_path):
+    files, _ = bench(Trainer())
+    shutil.rmtree(tmp_path / "runs")
+    bench(Trainer(), peers.Wanted(("lenet300",), ("rigl",), (0.2,), (0, 1), trials=1))
+    assert [p["mode"] for p in json.loads(files[0].read_text())["networks"][0]["points"]] == ["rigl"]
 
 
 @pytest.mark.parametrize(

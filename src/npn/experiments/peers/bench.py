@@ -1,7 +1,7 @@
 """The comparison over networks, budgets, methods and seeds: runs what time allows, and writes what there is."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,6 +12,7 @@ from npn.experiments.engine.campaign import Train
 from npn.experiments.engine.rundir import make_folder, write_json
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.peers.arms import COMPARED, KINDS, NAMES
+from npn.experiments.peers.earlier import merged, read
 from npn.experiments.peers.networks import NETWORKS
 from npn.experiments.peers.options import PeerOptions
 from npn.experiments.peers.page import draw, page
@@ -72,6 +73,8 @@ def bench(out: Path, runs: Path, options: PeerOptions, wanted: Wanted, train: Tr
     """Run what is missing until it is complete or the time is over, and write `out` with .json, .md and .png.
 
     Each network and budget in turn: every method with a seed, before the first one its trials; then the next seed.
+    Methods at budgets that the files have of an earlier command, with the same seeds, trials and epochs, stay there
+    unless `runs` holds as many seeds of them.
 
     Args:
         out: path without ending.
@@ -88,16 +91,17 @@ def bench(out: Path, runs: Path, options: PeerOptions, wanted: Wanted, train: Tr
     """
     wanted.check()
     make_folder(out.parent)
+    earlier = read(out.with_suffix(".json"), wanted.seeds, wanted.trials, options.epochs)
     stopped = False
     try:
-        for cells in _parts(runs, options, wanted):
+        for cells in _parts(runs, options, wanted, earlier):
             comparison = Comparison(runs, cells[0].network, options, wanted.trials, train)
             for seed in wanted.seeds:
                 for cell in cells:
                     comparison.final(cell.arm, seed, cell.budget)
     except Interrupted:
         stopped = True
-    summary = collected(runs, options, wanted)
+    summary = merged(collected(runs, options, wanted, earlier), earlier)
     files = result_files(out)
     write_json(files[0], summary)
     draw(files[2], summary)
@@ -105,20 +109,23 @@ def bench(out: Path, runs: Path, options: PeerOptions, wanted: Wanted, train: Tr
     return files, stopped
 
 
-def collected(runs: Path, options: PeerOptions, wanted: Wanted) -> dict[str, Any]:
+def collected(
+    runs: Path, options: PeerOptions, wanted: Wanted, earlier: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Read what has run, and say what has not.
 
     Args:
         runs: folder of the single runs.
         options: settings of every run.
         wanted: what to compare.
+        earlier: result of an earlier command, for the choice of the best methods.
     """
     networks, everything = [], list[Result]()
     for network in wanted.networks:
         comparison = Comparison(runs, network, options, wanted.trials, absent)
         results, trials, lacking = list[Result](), list[dict[str, Any]](), list[dict[str, Any]]()
         for budget in wanted.budgets or NETWORKS[network].budgets:
-            for arm in _arms(runs, options, wanted, network):
+            for arm in _arms(runs, options, wanted, network, earlier):
                 reason = missing(arm, network)
                 done = [] if reason else _finished(comparison, arm, budget, wanted.seeds)
                 results += done
@@ -147,31 +154,33 @@ def collected(runs: Path, options: PeerOptions, wanted: Wanted) -> dict[str, Any
     return {"experiment": "peers", "seeds": list(wanted.seeds), "trials": wanted.trials, "networks": networks, **made}
 
 
-def _parts(runs: Path, options: PeerOptions, wanted: Wanted) -> Iterator[list[Cell]]:
+def _parts(runs: Path, options: PeerOptions, wanted: Wanted, earlier: Mapping[str, Any] | None) -> Iterator[list[Cell]]:
     """The methods that can run, for each network and budget."""
     for network in wanted.networks:
-        arms = [arm for arm in _arms(runs, options, wanted, network) if missing(arm, network) is None]
+        arms = [arm for arm in _arms(runs, options, wanted, network, earlier) if missing(arm, network) is None]
         for budget in wanted.budgets or NETWORKS[network].budgets:
             yield [Cell(network, budget, arm) for arm in arms]
 
 
-def _arms(runs: Path, options: PeerOptions, wanted: Wanted, network: str) -> Sequence[str]:
+def _arms(
+    runs: Path, options: PeerOptions, wanted: Wanted, network: str, earlier: Mapping[str, Any] | None
+) -> Sequence[str]:
     if wanted.arms:
         return wanted.arms
     if network != "resnet20":
         return NAMES
-    others = [name for name in NETWORKS if name != network]
-    return best_arms(runs, options, wanted, others)
+    others = replace(wanted, networks=[name for name in NETWORKS if name != network], budgets=())
+    found = merged(collected(runs, options, others), earlier)["networks"]
+    return best_arms([entry for entry in found if entry["network"] != network], len(wanted.seeds), runs)
 
 
-def best_arms(runs: Path, options: PeerOptions, wanted: Wanted, networks: Sequence[str]) -> list[str]:
+def best_arms(networks: Sequence[Mapping[str, Any]], seeds: int, runs: Path) -> list[str]:
     """Choose the methods on units of the highest validation accuracy, on average over networks and budgets.
 
     Args:
-        runs: folder of the single runs.
-        options: settings of every run.
-        wanted: seeds and trials count.
-        networks: that have run.
+        networks: what has run, see `collected`.
+        seeds: number of runs of each that counts.
+        runs: folder of the runs, for the error message.
 
     Returns:
         The best, and plain nets.
@@ -180,15 +189,10 @@ def best_arms(runs: Path, options: PeerOptions, wanted: Wanted, networks: Sequen
         ConfigurationError: too few methods have run.
     """
     means: dict[str, list[float]] = {}
-    for network in networks:
-        comparison = Comparison(runs, network, options, wanted.trials, absent)
-        for budget in NETWORKS[network].budgets:
-            for arm in NAMES:
-                if KINDS[arm].single or KINDS[arm].role == "plain" or missing(arm, network):
-                    continue
-                done = _finished(comparison, arm, budget, wanted.seeds)
-                if len(done) == len(wanted.seeds):
-                    means.setdefault(arm, []).append(fmean(run["validation_accuracy"] for run in done))
+    for point in (point for entry in networks for point in entry["points"]):
+        kind = KINDS[point["mode"]]
+        if not kind.single and kind.role != "plain" and point["runs"] == seeds:
+            means.setdefault(point["mode"], []).append(point["validation_accuracy"]["mean"])
     most = max((len(values) for values in means.values()), default=0)
     complete = {arm: fmean(values) for arm, values in means.items() if len(values) == most}
     if len(complete) < BEST:

@@ -47,6 +47,8 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
         parts += ["### Trials", "", _trials(entry), ""]
     if "machine" in summary:
         parts += [made_by(summary, per=" a run"), ""]
+    for before in summary.get("earlier", ()):
+        parts += [made_by(before, per=" a run", first="Parts that it did not run: made by"), ""]
     return "\n".join(parts)
 
 

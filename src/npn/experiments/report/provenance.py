@@ -69,17 +69,18 @@ def common(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: found[0] if len(found) == 1 else " / ".join(map(str, found)) for name, found in values.items()}
 
 
-def made_by(summary: Mapping[str, Any], per: str = "") -> str:
+def made_by(summary: Mapping[str, Any], per: str = "", first: str = "Made by") -> str:
     """Write the line that says how a page was made.
 
     Args:
         summary: with `command`, `machine` and `versions`, as the functions here give them.
         per: unit that the number of threads refers to, if not the command: " a run".
+        first: words before the command.
     """
     used = summary["machine"]
     made_with = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     return (
-        f"Made by `{summary['command']}` on {used['processor']}, {used['cores']} cores, "
+        f"{first} `{summary['command']}` on {used['processor']}, {used['cores']} cores, "
         f"{used['threads']} threads{per}, device {used['device']}, with {made_with}."
     )
 
