@@ -48,7 +48,8 @@ def described_sizes(
         found[path, attribute] = (module, attribute, delta * per_group)
         if convolution and (path, "groups") in apart and axis == 0:  # then inputs and outputs follow together
             other = "in_channels" if attribute == "out_channels" else "out_channels"
-            found[path, other] = (module, other, delta * getattr(module, other) // getattr(module, attribute))
+            if (path, other) not in apart:
+                found[path, other] = (module, other, delta * getattr(module, other) // getattr(module, attribute))
     return list(found.values())
 
 
