@@ -125,8 +125,8 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
     context, whole, text = summary["context"], summary["base"]["macs"], summary["text"]
     dense = next((point["training_macs"]["mean"] for point in summary["points"] if point["mode"] == "dense"), None)
     header = (
-        "network", "epochs", "seeds", "MACs per byte", "of the full net", "training MACs", "of the full net's",
-        "validation bits per byte", "test bits per byte", "seconds",
+        "network", "epochs", "seeds", "MACs per byte", "of the full net", "training MACs",
+        *(["of the full net's"] if dense else []), "validation bits per byte", "test bits per byte", "seconds",
     )  # fmt: skip
     rows = [
         (
@@ -136,7 +136,7 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
             f"{point['macs']['mean'] / context / 1e6:.3f} M",
             percent(point["macs"]["mean"] / whole, 1),
             f"{point['training_macs']['mean'] / 1e12:.2f} T",
-            "" if dense is None else percent(point["training_macs"]["mean"] / dense, 1),
+            *([percent(point["training_macs"]["mean"] / dense, 1)] if dense else []),
             _written(point[VALIDATION]),
             _written(point["bits_per_byte"]),
             f"{point['seconds']['mean']:,.0f} ± {point['seconds']['std']:.0f}",
