@@ -36,7 +36,8 @@ def test_the_memory_format_is_kept(make, shape, last):
         optimizer.zero_grad()
         plastic.backward(lambda: model(x).square().mean())
         optimizer.step()
-        plastic.close("0", [0]), plastic.close("2", [1])
+        plastic.close("0", [0])
+        plastic.close("2", [1])
         change()
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
@@ -54,10 +55,8 @@ def test_the_memory_format_is_kept(make, shape, last):
     "layer", [nn.Conv2d(6, 12, 3, groups=6), nn.ConvTranspose2d(6, 12, 3, groups=6)], ids=lambda x: type(x).__name__
 )
 def test_the_channels_of_a_grouped_layer_follow(layer):
-    model, x = (
-        nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(12, 2, 1)),
-        torch.randn(2, 3, 7, 7),
-    )
+    model = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), layer, nn.ReLU(), nn.Conv2d(12, 2, 1))
+    x = torch.randn(2, 3, 7, 7)
     plastic = npn.attach(model, x)
     plastic.close(plastic.groups[0], [1, 4])
     plastic.compact()
