@@ -85,6 +85,9 @@ def test_differences_are_paired_by_seed():
     assert entry["validation_accuracy"]["mean"] == pytest.approx((0.0 + 0.13) / 2)
     assert "| a - b | 2 | 2 | +5.00 ± 63.53 | +6.50 ± 82.59 |" in "\n".join(difference_lines([entry]))
     assert difference_lines([]) == []
+    full = [result("full", 0, 0.8, budget=None), result("full", 1, 0.8, budget=None)]  # no budget: beside every one
+    (beside,) = differences([*runs, *full], [("a", "full")])
+    assert beside["budget"] == 2.0 and beside["accuracy"]["mean"] == pytest.approx(-0.2)
 
 
 def test_arms_without_runs_to_depend_on(tmp_path):

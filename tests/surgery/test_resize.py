@@ -274,3 +274,37 @@ def test_many_resizes_in_a_row(tiny, history, seed):
             for p, state in o.state.items():
                 assert all(v.shape == p.shape for v in state.values() if v.dim())
         assert ids == [id(p) for p in (*model.parameters(), *plastic.logits())]
+
+
+class Recorded(dict):
+    """A dict that keeps which entries have been set."""
+
+    def __init__(self, entries):
+        super().__init__(entries)
+        self.set = set()
+
+    def __setitem__(self, key, value):
+        self.set.add(key)
+        super().__setitem__(key, value)
+
+
+@pytest.mark.parametrize("change", ["compact", "grow", "load"])
+def test_a_resize_puts_tensors_into_their_modules_anew(tiny, change, tmp_path):
+    """Guards of torch.compile pass over the tensors of modules whose dicts are as they were, in PyTorch 2.11."""
+    model, plastic = tiny["conv"].attach()
+    group = plastic.groups[0]
+    npn.save(tmp_path / "large.pt", plastic)
+    plastic.close(group, [0])
+    if change == "load":
+        plastic.compact()
+    places = [(module, kind) for module in model.modules() for kind in ("_parameters", "_buffers")]
+    for module, kind in places:
+        setattr(module, kind, Recorded(getattr(module, kind)))
+    parameters = list(model.parameters())
+    if change == "load":
+        npn.load(tmp_path / "large.pt", plastic)
+    else:
+        plastic.compact() if change == "compact" else plastic.grow({group.name: 2})
+    for module, kind in places:
+        assert getattr(module, kind).set == set(getattr(module, kind))
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))

@@ -36,7 +36,16 @@ from npn.masking.calls import attached_parts
 from npn.modules import absent_paths, materialize_selects
 from npn.plasticity import Plasticity
 from npn.structure import selected_columns
-from npn.surgery import Edit, carry_out, forget_edits, removal_edits, replace_data, select_columns, set_attribute
+from npn.surgery import (
+    Edit,
+    carry_out,
+    forget_edits,
+    removal_edits,
+    renew_places,
+    replace_data,
+    select_columns,
+    set_attribute,
+)
 
 FORMAT, VERSION = "npn", 1
 Target = TypeVar("Target", nn.Module, Plasticity)
@@ -154,6 +163,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             for layer, index in selected_columns(structure).items():
                 edits.append(select_columns(model.get_submodule(layer), index))
         carry_out(edits)  # nothing after this line can fail
+        renew_places(model)
         for tensor, value in tensors.values():
             if _keeps_storage(tensor, value):
                 local(tensor).copy_(local(value))

@@ -14,7 +14,16 @@ from npn._utils.shards import full, like
 from npn.modules import described_sizes, increased
 from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
-from npn.surgery.edits import Edit, carry_out, replace_data, select_columns, set_attribute, set_gradient, set_item
+from npn.surgery.edits import (
+    Edit,
+    carry_out,
+    renew_places,
+    replace_data,
+    select_columns,
+    set_attribute,
+    set_gradient,
+    set_item,
+)
 from npn.surgery.fill import initial_entries
 from npn.surgery.initial import Finish
 from npn.surgery.optimizer import gather, gather_gradient, moved_state
@@ -76,6 +85,7 @@ def apply_plan(
         selected = selected_columns(plan.after)
         edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
     carry_out(edits, lambda: check_shapes(model, plan.after))
+    renew_places(model)
     with in_mode(model, True):  # what a model keeps of its weights for eval(), as a table of positions, it drops here
         pass
 

@@ -54,6 +54,26 @@ def set_data(tensor: Tensor, value: Tensor) -> None:
     tensor.data = value
 
 
+def renew_places(model: nn.Module) -> None:
+    """Put every parameter and buffer into its module anew, so that compiled code looks at them again.
+
+    In some versions, 2.11 among them, `torch.compile` passes over the tensors of a module whose dicts are as they were
+    (github.com/pytorch/pytorch/issues/163064), and would run code that was made for the old shapes.
+
+    Args:
+        model: whose tensors have changed.
+    """
+
+    def renew(places: dict[str, Any]) -> None:
+        for name, tensor in places.items():
+            places[name] = None
+            places[name] = tensor
+
+    for module in model.modules():
+        renew(module._parameters)
+        renew(module._buffers)
+
+
 def replace_data(tensor: Tensor, value: Tensor) -> Edit:
     """Edit: give a tensor another value, of any shape, and drop its gradient.
 

@@ -87,7 +87,9 @@ def made_with(results: Sequence[Result], different: Collection[str]) -> dict[str
 
 
 def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Compare the score of modes on test and validation data, paired by seed, at each budget that both have.
+    """Compare the score of modes on test and validation data, paired by seed, at each budget of the first.
+
+    Where the second has no such budget, its runs without one are taken: those of the full net.
 
     Args:
         results: contents of `result.json` of finished runs; `mode` may be the name of an arm.
@@ -103,7 +105,7 @@ def differences(results: Sequence[Result], compared: Sequence[tuple[str, str]]) 
     found = []
     for first, second in compared:
         for mode, budget in sorted((kind for kind in runs if kind[0] == first), key=lambda kind: kind[1] or 0.0):
-            ours, others = runs[mode, budget], runs.get((second, budget), {})
+            ours, others = runs[mode, budget], runs.get((second, budget)) or runs.get((second, None), {})
             if seeds := sorted(set(ours) & set(others)):
                 pairs = {
                     key: paired([ours[seed][key] - others[seed][key] for seed in seeds])

@@ -10,7 +10,7 @@ from npn.experiments.engine.bench import result_files
 from npn.experiments.engine.rundir import write_json
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, percent, percent_spread
+from npn.experiments.report.tables import markdown_table, number_spread, percent, percent_spread
 
 Summary = Mapping[str, Any]
 MARKERS = {"equal epochs": "o", "equal time": "^"}
@@ -149,8 +149,8 @@ def _ends(summary: Summary) -> str:
                     entry["epochs"],
                     entry["runs"],
                     percent_spread(accuracy, bold=False),
-                    f"{params['mean']:,.0f} ± {params['std']:,.0f}",
-                    f"{seconds['mean']:.0f} ± {seconds['std']:.0f}",
+                    number_spread(params),
+                    number_spread(seconds),
                 ]
             )
     header = ["protocol", "estimator", "epochs", "runs", "test accuracy", "parameters", "seconds"]

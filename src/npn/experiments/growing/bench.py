@@ -16,7 +16,7 @@ from npn.experiments.engine.rundir import write_json
 from npn.experiments.registry import EXPERIMENTS
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, paired, percent_spread, spread
+from npn.experiments.report.tables import markdown_table, number_spread, paired, percent_spread, spread
 from npn.surgery import INITS
 
 Rows = list[dict[str, Any]]
@@ -123,7 +123,7 @@ def _page(summary: Mapping[str, Any], picture: str) -> str:
                 percent_spread(entry["validation_accuracy"]),
                 compared,
                 percent_spread(entry["accuracy"], bold=False),
-                f"{entry['params']['mean']:,.1f} ± {entry['params']['std']:,.1f}",
+                number_spread(entry["params"], 1),
                 f"{entry['training_macs']['mean']:.3g}",
             ]
         )

@@ -13,7 +13,7 @@ from npn.experiments.language.options import LanguageOptions
 from npn.experiments.language.recipe import EXPERIMENT, STAGES
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, percent, spread
+from npn.experiments.report.tables import markdown_table, number_spread, percent, spread
 
 Run = tuple[Mapping[str, Any], figures.Rows]  # result, under the name of its arm, and measurements
 VALIDATION = "validation_bits_per_byte"
@@ -137,9 +137,9 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
             percent(point["macs"]["mean"] / whole, 1),
             f"{point['training_macs']['mean'] / 1e12:.2f} T",
             *([percent(point["training_macs"]["mean"] / dense, 1)] if dense else []),
-            _written(point[VALIDATION]),
-            _written(point["bits_per_byte"]),
-            f"{point['seconds']['mean']:,.0f} ± {point['seconds']['std']:.0f}",
+            number_spread(point[VALIDATION], 3, bold=True),
+            number_spread(point["bits_per_byte"], 3, bold=True),
+            number_spread(point["seconds"]),
         )
         for point in summary["points"]
     ]
@@ -181,19 +181,13 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
     )
 
 
-def _written(values: Mapping[str, float]) -> str:
-    return f"**{values['mean']:.3f}** ± {values['std']:.3f}"
-
-
 def _reached_lines(entries: Sequence[Mapping[str, Any]]) -> list[str]:
     if not entries:
         return []
     rows = []
     for entry in entries:
         there = {key: [share for share in entry[key] if share is not None] for key in ("macs", "seconds")}
-        cells = [
-            f"{spread(found)['mean']:.2f} ± {spread(found)['std']:.2f}" if found else "" for found in there.values()
-        ]
+        cells = [number_spread(spread(found), 2) if found else "" for found in there.values()]
         rows.append((point_title(entry, LABELS), f"{len(there['macs'])} of {len(entry['seeds'])}", *cells))
     return [
         "## Until the full net's last validation loss",

@@ -13,7 +13,7 @@ from npn.experiments.lenet5.arms import ARMS
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.lenet5.recipe import DECAYED, EXPERIMENT, LEARNING_RATE, STAGES, WEIGHT_DECAY
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, percent_spread, spread
+from npn.experiments.report.tables import markdown_table, number_spread, percent_spread, spread
 
 # (learning rate, weight decay): one of them changed at a time from (0.0035, 0.2), then from the best of those
 TRIALS = (
@@ -126,7 +126,7 @@ def page(summary: dict[str, Any], seeds: Sequence[int]) -> str:
         (
             name,
             percent_spread(trial["validation_accuracy"], bold=False),
-            f"{trial['validation_loss']['mean']:.4f} ± {trial['validation_loss']['std']:.4f}",
+            number_spread(trial["validation_loss"], 4),
             f"{trial['params']['mean']:,.0f}",
         )
         for name, trial in summary["trials"].items()

@@ -9,12 +9,13 @@ Result = Mapping[str, Any]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Return mean, standard deviation of a sample (0 for a single value), minimum and maximum.
+    """Return count, mean, standard deviation of a sample (0 for a single value), minimum and maximum.
 
     Args:
         values: at least one.
     """
     return {
+        "n": len(values),
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else 0.0,
         "min": min(values),
@@ -87,7 +88,7 @@ def percent(share: float, digits: int = 2) -> str:
 
 
 def percent_spread(accuracy: Mapping[str, float], bold: bool = True) -> str:
-    """Write the mean of shares as a percentage, with their standard deviation.
+    """Write the mean of shares as a percentage, with their standard deviation if there is more than one.
 
     Args:
         accuracy: as `spread` gives it.
@@ -97,8 +98,27 @@ def percent_spread(accuracy: Mapping[str, float], bold: bool = True) -> str:
         >>> percent_spread({"mean": 0.99, "std": 0.001})
         '**99.00%** ± 0.10'
     """
+    return _spread(percent(accuracy["mean"]), f"{100 * accuracy['std']:.2f}", accuracy, bold)
+
+
+def number_spread(values: Mapping[str, float], digits: int = 0, bold: bool = False) -> str:
+    """Write a mean, with its standard deviation if there is more than one value.
+
+    Args:
+        values: as `spread` gives it.
+        digits: decimals.
+        bold: emphasise the mean.
+
+    Example:
+        >>> number_spread({"mean": 1250.4, "std": 12.0}), number_spread(spread([7.0]), 1)
+        ('1,250 ± 12', '7.0')
+    """
+    return _spread(f"{values['mean']:,.{digits}f}", f"{values['std']:,.{digits}f}", values, bold)
+
+
+def _spread(mean: str, deviation: str, values: Mapping[str, float], bold: bool) -> str:
     mark = "**" if bold else ""
-    return f"{mark}{percent(accuracy['mean'])}{mark} ± {100 * accuracy['std']:.2f}"
+    return f"{mark}{mean}{mark}" + ("" if values.get("n") == 1 else f" ± {deviation}")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -135,9 +155,9 @@ def seeds_table(modes: Mapping[str, Mapping[str, Any]]) -> str:
                 f"**{mode}**",
                 f"n = {entry['runs']}",
                 percent_spread(entry["accuracy"]),
-                f"**{params['mean']:.1f}** ± {params['std']:.1f}",
+                number_spread(params, 1, bold=True),
                 "",
-                f"{seconds['mean']:.1f} ± {seconds['std']:.1f}",
+                number_spread(seconds, 1),
             ]
         )
     return markdown_table(["mode", "seed", "test accuracy", "parameters", "architecture", "seconds"], rows)

@@ -13,9 +13,10 @@ from npn.experiments.engine.campaign import Campaign, Train
 from npn.experiments.engine.rundir import RunDirectory, make_folder, write_json
 from npn.experiments.report import figures
 from npn.experiments.report.provenance import made_by
-from npn.experiments.report.tables import markdown_table, percent, percent_spread
+from npn.experiments.report.tables import markdown_table, number_spread, percent, percent_spread
 from npn.experiments.resnet.arms import COMPARED, LABELS, arms
 from npn.experiments.resnet.options import ResNetOptions
+from npn.experiments.resnet.published import published_lines
 from npn.experiments.resnet.recipe import EXPERIMENT, STAGES
 
 
@@ -120,7 +121,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             f"{point['training_macs']['mean'] / 1e12:.1f} T",
             percent_spread(point["validation_accuracy"], bold=False),
             percent_spread(point["accuracy"]),
-            f"{point['seconds']['mean']:,.0f} ± {point['seconds']['std']:.0f}",
+            number_spread(point["seconds"]),
         )
         for point in summary["points"]
     ]
@@ -150,6 +151,7 @@ def page(summary: Mapping[str, Any], picture: str, runs: Sequence[str] = ()) -> 
             "Seconds include an evaluation of both after each epoch, and whatever else the machine did meanwhile.",
             "",
             *difference_lines(summary["differences"]),
+            *published_lines(summary),
             *runs,
             "## Every run",
             "",
