@@ -11,7 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +37,19 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--out", type=Path, default=Path("runs/gpu"), help="results, and the runs' folders in OUT/runs")
     made.add_argument("--from", type=Path, dest="earlier", help="the --out of an earlier call, whose runs go on")
     made.add_argument("--data", help="folder of the CIFAR files [default: $NPN_DATA]")
-    made.add_argument("--leg", default=LEGS, help="legs to train, in this order; one after the other")
+    made.add_argument("--leg", default=LEGS, help="legs to train, in this order; sparsify:0.4 has a budget of its own")
     made.add_argument("--epochs", type=int, default=220, help="of every leg")
     made.add_argument("--depth", type=int, default=56)
     made.add_argument("--dataset", default="cifar10")
     made.add_argument("--decay", default="steps", help="steps (the paper's) or cosine")
     made.add_argument("--precision", default="bf16")
-    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--seeds", default="0", help="of the legs: 0-2 or 0,3; all legs of one before the next")
     made.add_argument("--budget", type=float, default=0.5, help="of the MACs")
+    made.add_argument("--at-once", type=int, default=1, help="legs that train at a time, each in a process of its own")
     made.add_argument("--rounds", type=int, default=15, help="of each time")
     made.add_argument("--part", help=argparse.SUPPRESS)  # set for the process of one part
     made.add_argument("--until", type=float, help=argparse.SUPPRESS)  # by the monotonic clock, the same everywhere
+    made.add_argument("--file", default="train.json", help=argparse.SUPPRESS)  # of the states of legs
     return made.parse_args()
 
 
@@ -66,15 +70,16 @@ def plan(options: argparse.Namespace, parts: Sequence[str]) -> dict[str, float]:
     return shares
 
 
-def run_part(part: str, seconds: float) -> str:
+def run_part(part: str, seconds: float, *more: str) -> str:
     """Run one part in a process; return how it ended.
 
     Args:
         part: its name.
         seconds: after these it should end by itself, and is made to a little later.
+        more: arguments that replace those of the command line.
     """
-    until = time.monotonic() + seconds
-    process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--part", part, "--until", str(until)])
+    until = str(time.monotonic() + seconds)
+    process = subprocess.Popen([sys.executable, __file__, *sys.argv[1:], "--part", part, "--until", until, *more])
     for late, stop in ((seconds, process.terminate), (END / 2, process.kill)):
         try:
             code = process.wait(late)
@@ -83,6 +88,42 @@ def run_part(part: str, seconds: float) -> str:
             stop()
     process.wait()
     return f"killed after {seconds + END / 2:.0f} seconds"
+
+
+def run_legs(options: argparse.Namespace, seconds: float) -> str:
+    """Train several legs at a time, each in a process; return how they ended.
+
+    Args:
+        options: of the command line.
+        seconds: for all of them.
+    """
+    from gpu_train import Leg, legs
+
+    end = time.monotonic() + seconds
+
+    def run(leg: Leg) -> str:
+        if (left := end - time.monotonic()) <= 0:
+            return "no time left"
+        mode = leg.mode if leg.budget is None else f"{leg.mode}:{leg.budget:g}"
+        chosen = ("--leg", mode, "--seeds", str(leg.seed), "--file", f"train-{leg.name}.json")
+        return run_part("train", left, *chosen)
+
+    with ThreadPoolExecutor(options.at_once) as pool:
+        ends = Counter(pool.map(run, legs(options.leg, options.budget, options.seeds)))
+    return ", ".join(f"{number} {end}" for end, number in ends.items())
+
+
+def collected(out: Path) -> dict[str, Any]:
+    """Read what the parts have written: part -> content.
+
+    Args:
+        out: folder of the results.
+    """
+    found = {part: json.loads(file.read_text()) for part in PARTS if (file := out / f"{part}.json").exists()}
+    for file in sorted(out.glob("train-*.json")):
+        content = json.loads(file.read_text())
+        found.setdefault("train", {**content, "legs": {}})["legs"].update(content["legs"])
+    return found
 
 
 def page(results: Mapping[str, Any], ends: Mapping[str, str], about: Mapping[str, Any]) -> str:
@@ -119,6 +160,10 @@ def page(results: Mapping[str, Any], ends: Mapping[str, str], about: Mapping[str
     return "\n".join([*lines, f"GPU: {gpu}. {made_by(about)}", ""])
 
 
+def _legs_line(options: argparse.Namespace) -> str:
+    return f"({options.leg}; seeds {options.seeds}; {options.epochs} epochs; {options.at_once} at a time)"
+
+
 def main() -> None:
     """Print the plan, run the parts, write the page."""
     options, began = parsed(), time.monotonic()
@@ -133,21 +178,23 @@ def main() -> None:
     parts = [part for part in PARTS if part in options.parts.split(",")]
     seconds = plan(options, parts)
     options.out.mkdir(parents=True, exist_ok=True)
-    for part in PARTS:
-        (options.out / f"{part}.json").unlink(missing_ok=True)  # an earlier call's
+    for file in (*(options.out / f"{part}.json" for part in PARTS), *options.out.glob("train-*.json")):
+        file.unlink(missing_ok=True)  # an earlier call's
     if options.earlier and (options.earlier / "runs").is_dir() and options.earlier.resolve() != options.out.resolve():
         shutil.copytree(options.earlier / "runs", options.out / "runs", dirs_exist_ok=True)
     print(f"plan: {options.minutes:g} minutes on {options.device}, results in {options.out}")
     for part, share in seconds.items():
-        print(f"  {part}: at most {share:.0f} seconds", f"({options.leg}; {options.epochs} epochs)" * (part == "train"))
+        print(f"  {part}: at most {share:.0f} seconds", _legs_line(options) * (part == "train"))
     ends = {}
     for part in parts:
         left = 60 * options.minutes - END - (time.monotonic() - began)
         mine = left if part == parts[-1] else min(left, seconds[part])
-        ends[part] = run_part(part, mine) if mine > 0 else "no time left"
+        several = part == "train" and options.at_once > 1
+        ends[part] = "no time left"
+        if mine > 0:
+            ends[part] = run_legs(options, mine) if several else run_part(part, mine)
         print(f"{part}: {ends[part]}", flush=True)
-    files = {part: options.out / f"{part}.json" for part in parts}
-    results = {part: json.loads(file.read_text()) for part, file in files.items() if file.exists()}
+    results = collected(options.out)
     about = environment("cpu")
     about["machine"] = next((found["machine"] for found in results.values()), about["machine"])
     write_json(options.out / "gpu.json", {**about, "ends": ends, **results})

@@ -6,11 +6,12 @@ import time
 import traceback
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from npn.experiments.engine import runner
+from npn.experiments.engine.options import parse_seeds
 from npn.experiments.engine.recipe import Outcome, Row
 from npn.experiments.engine.rundir import RunDirectory, write_json
 from npn.experiments.engine.stopping import Interrupted
@@ -51,18 +52,53 @@ class Printer:
         """
 
 
-def settings(options: argparse.Namespace, leg: str, graphs: bool) -> ResNetOptions:
+class Leg(NamedTuple):
+    """One run.
+
+    Attributes:
+        mode: way to train.
+        budget: of the MACs; None for the full net.
+        seed: of the run.
+    """
+
+    mode: str
+    budget: float | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Name of its folder, as `npn bench resnet56` looks for it."""
+        return "-".join([self.mode, *([] if self.budget is None else [f"{self.budget:g}"]), str(self.seed)])
+
+
+def legs(given: str, budget: float, seeds: str) -> list[Leg]:
+    """List the legs of a command line; all of one seed before the next.
+
+    Args:
+        given: modes, "dense,sparsify,sparsify:0.4"; a number after a colon is a leg's own budget.
+        budget: of the others.
+        seeds: "0-2" or "0,3".
+    """
+    found = []
+    for seed in parse_seeds(seeds):
+        for each in given.split(","):
+            mode, _, own = each.partition(":")
+            found.append(Leg(mode, None if mode == "dense" else float(own or budget), seed))
+    return found
+
+
+def settings(options: argparse.Namespace, leg: Leg, graphs: bool) -> ResNetOptions:
     """Make the settings of a leg.
 
     Args:
         options: of the command line.
-        leg: mode.
+        leg: to train.
         graphs: whether to use CUDA graphs.
     """
     return ResNetOptions(
-        mode=leg,
-        seed=options.seed,
-        budget=None if leg == "dense" else options.budget,
+        mode=leg.mode,
+        seed=leg.seed,
+        budget=leg.budget,
         epochs=str(options.epochs),
         device=options.device,
         data=options.data,
@@ -75,16 +111,15 @@ def settings(options: argparse.Namespace, leg: str, graphs: bool) -> ResNetOptio
     )
 
 
-def folder(options: argparse.Namespace, leg: str) -> Path:
-    """Return the folder of a leg's run, named as `npn bench resnet56` looks for it.
+def folder(options: argparse.Namespace, leg: Leg) -> Path:
+    """Return the folder of a leg's run.
 
     Args:
         options: of the command line.
-        leg: mode.
+        leg: to train.
     """
-    budget = [] if leg == "dense" else [f"{options.budget:g}"]
     name = f"{options.dataset}-{options.depth}-{options.epochs}-{options.decay}"
-    return Path(options.out / "runs" / name / "-".join([leg, *budget, str(options.seed)]))
+    return Path(options.out / "runs" / name / leg.name)
 
 
 def draw(path: Path, outcome: Outcome) -> None:
@@ -114,26 +149,26 @@ def state(directory: RunDirectory, epochs: int) -> dict[str, Any]:
 
 
 def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
-    """Train the legs in turn until the time is over, and write train.json after each.
+    """Train the legs in turn until the time is over, and write their states to `options.file` after each.
 
     Args:
         options: of the command line.
         end: time by the monotonic clock.
 
     Returns:
-        Leg -> its state.
+        Name of each leg -> its state.
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     experiment = replace(resnet.EXPERIMENT, draw=draw, checkpoint_every=10)
     used = machine(options.device)
     graphs = torch.device(options.device).type == "cuda" and not _graphs_failed(options.out / "checks.json")
     found: dict[str, Any] = {}
-    for leg in options.leg.split(","):
+    for leg in legs(options.leg, options.budget, options.seeds):
         directory, reason, began = RunDirectory(folder(options, leg)), "", time.monotonic()
         before = len(directory.metrics()) if directory.metrics_file.exists() else 0
         left = end - began
         try:
-            if leg not in resnet.STAGES:
+            if leg.mode not in resnet.STAGES:
                 reason = f"expected one of {', '.join(resnet.STAGES)}"
             elif not directory.finished and left < LEAST:
                 reason = "no time left"
@@ -142,19 +177,19 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
                 chosen = settings(options, leg, graphs)
                 if resume:  # it began with graphs or without; both lead to the same numbers
                     chosen = replace(chosen, graphs=None)
-                runner.run(experiment, chosen, directory, Printer(leg), resume=resume, stop_after=left / 60)
+                runner.run(experiment, chosen, directory, Printer(leg.name), resume=resume, stop_after=left / 60)
         except Interrupted:
             reason = "stopped in time; --from goes on with it"
         except Exception as error:
             text = " ".join(str(error).split())[:300].replace("|", "/")
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
-        found[leg] = {**state(directory, options.epochs), "reason": reason}
-        done = found[leg]["epochs"] - before
+        entry = found[leg.name] = {**state(directory, options.epochs), "reason": reason}
+        done = entry["epochs"] - before
         if done > 0:
-            found[leg]["seconds_per_epoch"] = round((time.monotonic() - began) / done, 3)
-        print(f"  {leg}: {found[leg]}", flush=True)
-        write_json(options.out / "train.json", {"machine": used, "graphs": graphs, "legs": found})
+            entry["seconds_per_epoch"] = round((time.monotonic() - began) / done, 3)
+        print(f"  {leg.name}: {entry}", flush=True)
+        write_json(options.out / options.file, {"machine": used, "graphs": graphs, "legs": found})
     return found
 
 

@@ -28,8 +28,9 @@ def benchmarks(monkeypatch):
 
 @pytest.fixture
 def options(tmp_path):
-    given = {"device": "cpu", "out": tmp_path, "data": None, "leg": "dense", "epochs": 3, "depth": 8, "seed": 0}
+    given = {"device": "cpu", "out": tmp_path, "data": None, "leg": "dense", "epochs": 3, "depth": 8, "seeds": "0"}
     given |= {"dataset": "cifar10", "decay": "steps", "precision": "fp32", "budget": 0.5, "rounds": 1}
+    given |= {"file": "train.json", "at_once": 1}
     return argparse.Namespace(**given)
 
 
@@ -123,28 +124,30 @@ def test_legs_stop_in_time_and_go_on(options, tiny, monkeypatch, capsys):
     import gpu_train
 
     monkeypatch.setattr(gpu_train, "LEAST", 0.0)
-    for leg in ("dense", "sparsify"):
+    monkeypatch.setattr(gpu_train, "time", argparse.Namespace(monotonic=lambda: 0.0))  # none passes until a leg begins
+    for leg, name in (("dense", "dense-0"), ("sparsify", "sparsify-0.5-0")):
         options.leg, found = leg, []
         for _ in range(3):
-            found.append(gpu_train.main(options, later(1e-3))[leg])  # less than any epoch takes
+            found.append(gpu_train.main(options, 1e-3)[name])  # less than any epoch takes
         assert [state["epochs"] for state in found] == [1, 2, 3]
         assert [state["state"] for state in found] == ["open", "open", "finished"]
         assert [state["reason"][:15] for state in found] == ["stopped in time", "stopped in time", ""]
     options.leg = "dense,other"
-    found = gpu_train.main(options, later(-1.0))
-    assert found["other"]["reason"] == "expected one of sparsify, expand, dense, scratch"
-    assert found["dense"]["accuracy"].endswith("%") and json.loads((options.out / "train.json").read_text())["legs"]
+    found = gpu_train.main(options, -1.0)
+    assert found["other-0.5-0"]["reason"] == "expected one of sparsify, expand, dense, scratch"
+    assert found["dense-0"]["accuracy"].endswith("%") and json.loads((options.out / "train.json").read_text())["legs"]
     options.epochs = 4
-    assert gpu_train.main(options, later(-1.0))["dense"]["reason"] == "no time left"
+    assert gpu_train.main(options, -1.0)["dense-0"]["reason"] == "no time left"
     options.epochs = 3
 
     def trains(*given):
         raise AssertionError("everything is there")
 
-    stored = gpu_train.settings(options, "dense", graphs=False)
+    dense = gpu_train.Leg("dense", None, 0)
+    stored = gpu_train.settings(options, dense, graphs=False)
     common = {**stored.as_dict(), "mode": None, "seed": None, "budget": None}
     campaign = Campaign(
-        gpu_train.folder(options, "dense").parent,
+        gpu_train.folder(options, dense).parent,
         resnet.EXPERIMENT,
         type(stored)(**common),
         resnet.STAGES,
@@ -154,12 +157,39 @@ def test_legs_stop_in_time_and_go_on(options, tiny, monkeypatch, capsys):
     assert [name for name, run in campaign.trained([0], ["dense", "sparsify"]) if run.finished] == ["dense", "sparsify"]
 
 
+def test_legs_of_several_seeds_and_budgets():
+    import gpu_train
+
+    found = gpu_train.legs("dense,sparsify,sparsify:0.4", 0.5, "0,2")
+    assert [leg.name for leg in found[:3]] == ["dense-0", "sparsify-0.5-0", "sparsify-0.4-0"]
+    assert [leg.name for leg in found[3:]] == ["dense-2", "sparsify-0.5-2", "sparsify-0.4-2"]
+
+
+def test_legs_train_at_a_time_in_processes_of_their_own(options, monkeypatch):
+    import gpu
+
+    options.leg, options.seeds, options.at_once = "dense,sparsify:0.4", "0-1", 3
+    begun = []
+
+    def part(name, seconds, *more):
+        begun.append((name, *more))
+        file = options.out / more[more.index("--file") + 1]
+        file.write_text(json.dumps({"machine": {}, "legs": {file.stem: {"epochs": 1}}}))
+        return "ended" if "dense" in more else "exit status 1"
+
+    monkeypatch.setattr(gpu, "run_part", part)
+    assert gpu.run_legs(options, 60.0) in ("2 ended, 2 exit status 1", "2 exit status 1, 2 ended")
+    assert ("train", "--leg", "sparsify:0.4", "--seeds", "1", "--file", "train-sparsify-0.4-1.json") in begun
+    assert len(gpu.collected(options.out)["train"]["legs"]) == 4
+    assert gpu.run_legs(options, -1.0) == "4 no time left" and len(begun) == 4
+
+
 def test_a_leg_without_its_data_says_so(options, tmp_path):
     import gpu_train
 
     options.data = str(tmp_path)
     found = gpu_train.main(options, later())
-    assert found["dense"]["reason"].startswith("ConfigurationError: expected the binary version of cifar10")
+    assert found["dense-0"]["reason"].startswith("ConfigurationError: expected the binary version of cifar10")
 
 
 def test_graphs_that_failed_their_check_are_not_used(tmp_path):
