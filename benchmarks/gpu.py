@@ -38,7 +38,7 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--from", type=Path, dest="earlier", help="the --out of an earlier call, whose runs go on")
     made.add_argument("--data", help="folder of the CIFAR files [default: $NPN_DATA]")
     made.add_argument("--leg", default=LEGS, help="legs to train, in this order; sparsify:0.4 has a budget of its own")
-    made.add_argument("--epochs", type=int, default=220, help="of every leg")
+    made.add_argument("--epochs", default="220", help="of every leg; 5,40,15: of its three stages")
     made.add_argument("--depth", type=int, default=56)
     made.add_argument("--dataset", default="cifar10")
     made.add_argument("--decay", default="steps", help="steps (the paper's) or cosine")

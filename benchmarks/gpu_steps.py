@@ -22,6 +22,7 @@ from npn.experiments.resnet.model import ResNet
 
 STEPS: Mapping[str, str | None] = {"plain": None, "k = inf": None, "reinmax": "reinmax", "disarm": "disarm"}
 WAYS = ("eager", "graphs", "compiled")
+REPEATS = 10  # calls in a row: as in training, the next one is launched while the last one runs
 Step = Callable[[], None]
 
 
@@ -197,12 +198,12 @@ def _measured(
     began = time.monotonic()
     for call in calls.values():
         seconds(call, warm=False, device=options.device)
-    each = 12 * (time.monotonic() - began)  # one call to warm up and three more, of each and of plain on both sides
+    each = 3 * (1 + REPEATS) * (time.monotonic() - began)  # and one to warm up, of each and of plain on both sides
     rounds = min(options.rounds, int((end - time.monotonic()) / 2 / each) - 1)  # one more to warm up; half for the rest
     if rounds < 1:
         yield rows | {name: {**rows[name], "reason": "no time left"} for name in calls}
         return
-    for name, timing in interleaved(calls, "plain", rounds, warmup=1, device=options.device).items():
+    for name, timing in interleaved(calls, "plain", rounds, repeats=REPEATS, warmup=1, device=options.device).items():
         rows[name] |= {**timing.summary(), "rounds": rounds}
         print(f"  {way} {name}: {rows[name]}", flush=True)
     yield rows

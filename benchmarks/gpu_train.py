@@ -99,7 +99,7 @@ def settings(options: argparse.Namespace, leg: Leg, graphs: bool) -> ResNetOptio
         mode=leg.mode,
         seed=leg.seed,
         budget=leg.budget,
-        epochs=str(options.epochs),
+        epochs=options.epochs if len(resnet.STAGES[leg.mode]) > 1 else str(length(options)),
         device=options.device,
         data=options.data,
         depth=options.depth,
@@ -111,6 +111,15 @@ def settings(options: argparse.Namespace, leg: Leg, graphs: bool) -> ResNetOptio
     )
 
 
+def length(options: argparse.Namespace) -> int:
+    """Count the epochs of a leg.
+
+    Args:
+        options: of the command line.
+    """
+    return sum(int(each) for each in options.epochs.split(","))
+
+
 def folder(options: argparse.Namespace, leg: Leg) -> Path:
     """Return the folder of a leg's run.
 
@@ -118,7 +127,8 @@ def folder(options: argparse.Namespace, leg: Leg) -> Path:
         options: of the command line.
         leg: to train.
     """
-    name = f"{options.dataset}-{options.depth}-{options.epochs}-{options.decay}"
+    epochs = options.epochs.replace(",", "+")
+    name = f"{options.dataset}-{options.depth}-{epochs}-{options.decay}"
     return Path(options.out / "runs" / name / leg.name)
 
 
@@ -184,7 +194,7 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
             text = " ".join(str(error).split())[:300].replace("|", "/")
             frame = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
-        entry = found[leg.name] = {**state(directory, options.epochs), "reason": reason}
+        entry = found[leg.name] = {**state(directory, length(options)), "reason": reason}
         done = entry["epochs"] - before
         if done > 0:
             entry["seconds_per_epoch"] = round((time.monotonic() - began) / done, 3)

@@ -28,7 +28,7 @@ def benchmarks(monkeypatch):
 
 @pytest.fixture
 def options(tmp_path):
-    given = {"device": "cpu", "out": tmp_path, "data": None, "leg": "dense", "epochs": 3, "depth": 8, "seeds": "0"}
+    given = {"device": "cpu", "out": tmp_path, "data": None, "leg": "dense", "epochs": "3", "depth": 8, "seeds": "0"}
     given |= {"dataset": "cifar10", "decay": "steps", "precision": "fp32", "budget": 0.5, "rounds": 1}
     given |= {"file": "train.json", "at_once": 1}
     return argparse.Namespace(**given)
@@ -136,9 +136,9 @@ def test_legs_stop_in_time_and_go_on(options, tiny, monkeypatch, capsys):
     found = gpu_train.main(options, -1.0)
     assert found["other-0.5-0"]["reason"] == "expected one of sparsify, expand, dense, scratch"
     assert found["dense-0"]["accuracy"].endswith("%") and json.loads((options.out / "train.json").read_text())["legs"]
-    options.epochs = 4
+    options.epochs = "4"
     assert gpu_train.main(options, -1.0)["dense-0"]["reason"] == "no time left"
-    options.epochs = 3
+    options.epochs = "3"
 
     def trains(*given):
         raise AssertionError("everything is there")
@@ -163,6 +163,16 @@ def test_legs_of_several_seeds_and_budgets():
     found = gpu_train.legs("dense,sparsify,sparsify:0.4", 0.5, "0,2")
     assert [leg.name for leg in found[:3]] == ["dense-0", "sparsify-0.5-0", "sparsify-0.4-0"]
     assert [leg.name for leg in found[3:]] == ["dense-2", "sparsify-0.5-2", "sparsify-0.4-2"]
+
+
+def test_epochs_per_stage(options):
+    import gpu_train
+
+    options.epochs = "2,4,1"
+    dense, shrunk = gpu_train.legs("dense,sparsify", 0.5, "0")
+    assert gpu_train.settings(options, dense, graphs=False).epochs == "7" and gpu_train.length(options) == 7
+    assert gpu_train.settings(options, shrunk, graphs=False).epochs == "2,4,1"
+    assert gpu_train.folder(options, shrunk) == options.out / "runs" / "cifar10-8-2+4+1-steps" / "sparsify-0.5-0"
 
 
 def test_legs_train_at_a_time_in_processes_of_their_own(options, monkeypatch):
