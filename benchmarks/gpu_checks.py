@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import npn
 from gpu_subject import Subject, mlp, resize
+from npn.cuda_graphs import EAGER
 from npn.errors import NonFiniteLossError
-from npn.experiments.engine.graphs import EAGER, Graphs
 from npn.experiments.engine.rundir import write_json
 from npn.experiments.report.provenance import machine
 from npn.functional.table import ESTIMATORS
@@ -218,7 +218,7 @@ def graphs(device: str) -> None:
             budget = npn.Budget(cost="params", target=0.5, steps=40)
             subject = Subject(device, penalty=budget)
             with torch.cuda.stream(torch.cuda.Stream()):
-                recorder = Graphs(subject.plastic)
+                recorder = npn.CudaGraphs(subject.plastic)
                 losses = []
                 for number in range(5 * (EAGER + 3)):
                     if number == 2 * (EAGER + 3):

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import npn
 from common import BATCH_SIZE
+from npn.cuda_graphs import cuda_graph
 from npn.experiments.engine.execution import stream
-from npn.experiments.engine.graphs import Graphs, cuda_graph
 from npn.experiments.engine.rundir import write_json
 from npn.experiments.engine.timing import interleaved, seconds
 from npn.experiments.report.provenance import machine
@@ -105,7 +105,7 @@ def make(build: Callable[[], nn.Module], step: str, way: str, device: str, preci
     gates = torch.optim.Adam(plastic.logits(), lr=0.0, fused=True)  # the gates stay where they are, the work is done
     plastic.track(weights, gates)
     loss = loss_of(torch.compile(model) if way == "compiled" else model)
-    graphs = Graphs(plastic) if way == "graphs" else None
+    graphs = npn.CudaGraphs(plastic) if way == "graphs" else None
 
     def plastic_step() -> None:
         weights.zero_grad()

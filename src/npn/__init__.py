@@ -7,6 +7,7 @@ from npn._prune import prune
 from npn.budget import Budget
 from npn.checkpoint import load, read_extra, save, save_folder
 from npn.counting import count_macs, count_params
+from npn.cuda_graphs import CudaGraphs
 from npn.errors import PlasticityError
 from npn.gates import UnitGroup
 from npn.growth import Growth
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Budget",
     "CostTerm",
+    "CudaGraphs",
     "Frozen",
     "Growth",
     "Penalty",

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 
 import npn
 from npn.experiments.data.splits import Data
-from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.engine.teaching import untaught
@@ -77,7 +76,7 @@ class Recipe:
     prepare: Callable[[Tensor], Tensor] = lambda x: x
     forward: Callable[[nn.Module, Tensor], Tensor] = lambda model, x: model(x)
     scaler: torch.amp.GradScaler | None = None
-    graphs: Graphs | None = None
+    graphs: npn.CudaGraphs | None = None
     antithetic_eval: bool = False
     choosing: int = 1000
     start_from: str | None = None

@@ -181,7 +181,7 @@ def _backward(
 ) -> Tensor:
     scale = 1.0 if recipe.scaler is None else recipe.scaler
     if recipe.graphs is not None:
-        return recipe.graphs.backward(loss, x, y, scale)
+        return recipe.graphs.backward(loss, x, y, scale=scale)
     return recipe.procedure.backward(recipe.plastic, stage, partial(loss, x, y), scale)
 
 

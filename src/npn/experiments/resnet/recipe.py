@@ -22,7 +22,6 @@ from npn.experiments.engine.building import (
     schedule,
     set_rate,
 )
-from npn.experiments.engine.graphs import Graphs
 from npn.experiments.engine.moving import animate
 from npn.experiments.engine.options import STANDARD, Options
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
@@ -156,7 +155,7 @@ def build(options: Options) -> Recipe:
         prepare=prepare,
         forward=execution.forward(model, context, compiled=bool(options.compile)),
         scaler=execution.grad_scaler(options.precision, device),
-        graphs=Graphs(plastic) if options.graphs else None,
+        graphs=npn.CudaGraphs(plastic) if options.graphs else None,
         antithetic_eval=bool(options.antithetic_eval),
         about={"base": sizes, "dataset": options.dataset, "depth": options.depth},
     )

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import nn
 
 import npn
+from npn.cuda_graphs import EAGER
 from npn.errors import ConfigurationError
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import training
-from npn.experiments.engine.graphs import EAGER, Graphs
 from npn.experiments.resnet import recipe as resnet56
 from npn.experiments.resnet.options import ResNetOptions
 
@@ -56,7 +56,7 @@ def test_replayed_training_is_the_same(mode, monkeypatch):
         given = ResNetOptions(mode=mode, depth=8, epochs="4" if mode == "dense" else "1,4,1", seed=1)
         torch.manual_seed(0)
         recipe = resnet56.build(given.over(resnet56.defaults(given)))
-        recipe = replace(recipe, graphs=Graphs(recipe.plastic, recording) if replays else None)
+        recipe = replace(recipe, graphs=npn.CudaGraphs(recipe.plastic, recording) if replays else None)
         rows = [row for _, row in training.epochs(recipe, seed=1)]
         found.append((rows, [p.detach() for p in recipe.plastic.weights()], recipe.plastic.penalty.state_dict()))
     (rows, weights, penalty), others = found[0], found[1]
@@ -72,7 +72,7 @@ def setting(estimator="reinmax", **more):
     plastic = npn.attach(model, torch.zeros(2, 4), estimator=estimator, penalty=npn.Penalty(weight=1e-3), **more)
     plastic.k = 1.0
     recording = Recording()
-    graphs = Graphs(plastic, recording)
+    graphs = npn.CudaGraphs(plastic, recording)
     generator = torch.Generator().manual_seed(1)
 
     def step(count=EAGER + 1, size=16):
@@ -160,6 +160,32 @@ def test_accumulated_gradients_are_not_recorded():
     for parameter, one, other in zip(plastic.weights(), before, more, strict=True):
         torch.testing.assert_close(parameter.grad, one + other)
     assert recording.replayed == 2
+
+
+def test_what_cannot_be_recorded_says_so():
+    plastic, graphs, _, _ = setting()
+    x, y = torch.randn(16, 4), torch.arange(16) % 2
+    with pytest.raises(ConfigurationError, match=r"^a graph reads tensors: expected them in the batch, got float"):
+        graphs.backward(lambda x, y, t: F.cross_entropy(plastic.model(x) / t, y), x, y, 2.0)
+    with pytest.raises(ConfigurationError, match=r"^CudaGraphs needs the model on a CUDA device, got cpu; call"):
+        npn.CudaGraphs(plastic).backward(lambda x, y: F.cross_entropy(plastic.model(x), y), x, y)
+    assert all(parameter.grad is None for parameter in plastic.weights())
+
+
+def test_a_batch_of_any_number_of_tensors():
+    plastic, graphs, recording, _ = setting()
+    plastic.k = math.inf
+    x, y, weight = torch.randn(16, 4), torch.arange(16) % 2, torch.rand(16)
+
+    def loss(x, y, weight):
+        return (F.cross_entropy(plastic.model(x), y, reduction="none") * weight).mean()
+
+    for count in range(EAGER + 2):
+        for parameter in plastic.weights():
+            parameter.grad = None
+        value = graphs.backward(loss, x, y, weight * count)
+    assert recording.replayed == 2
+    torch.testing.assert_close(value, loss(x, y, weight * (EAGER + 1)).detach())
 
 
 def test_graphs_need_a_gpu_and_no_compiler():

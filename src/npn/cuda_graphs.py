@@ -7,10 +7,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-import npn
 from npn import distributed
+from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.penalty import CostTerm, Priced
+from npn.plasticity import Plasticity
 
 EAGER = 3  # ordinary steps before one is recorded: they allocate what later steps reuse, and set up the kernels
 
@@ -19,62 +20,97 @@ Record = Callable[[Call, Sequence[nn.Parameter], torch.Generator], Call]
 
 
 @final
-class Graphs:
-    """`Plasticity.backward` by replaying: masks, passes and gradients as one graph, then the price as usual.
+class CudaGraphs:
+    """`Plasticity.backward` by replaying: masks, passes and gradients as one CUDA graph, then the price as usual.
 
-    A graph repeats the very kernels of the step that was recorded, on the same memory, with new random numbers. It is
-    recorded anew when anything that it depends on has changed: sizes, sharpness, the shape of the batch. Steps that a
-    graph cannot hold are done as usual: those at k = 0, with a second pass, while units are held open, when gradients
-    are accumulated, and with several processes. The price stays outside, because a budget counts its steps in Python.
+    A small network waits on a GPU for the launches of its kernels. A graph launches all of them at once: the very
+    kernels of the step that was recorded, on the same memory, with new random numbers. It is recorded anew when
+    anything that it depends on has changed: sizes, sharpness, the shape of the batch. Steps that a graph cannot hold
+    are done as usual: those at k = 0, with a second pass, while units are held open, when gradients are accumulated,
+    and with several processes. The price stays outside, because a budget counts its steps in Python.
 
-    What else the loss reads (a scaler, a generator) must stay where it is in memory. Units that are closed by hand at
-    k = inf are noticed; the mode of a part of the model is not, only that of the whole.
+    The loss must do the same in each call, and what it reads besides the batch (a scaler, a generator) must stay where
+    it is in memory; a decision in Python is recorded as it was. Units that are closed by hand at k = inf are noticed;
+    the mode of a part of the model is not, only that of the whole.
 
     Args:
-        plastic: the attached model, with masks per batch.
+        plastic: the attached model, on a CUDA device, with masks per batch.
         record: makes the function that replays a call; a test without a GPU gives one that calls again.
+
+    Example:
+        >>> def train(model, plastic, weights, gates, batches):
+        ...     graphs = npn.CudaGraphs(plastic)
+        ...     with torch.cuda.stream(torch.cuda.Stream()):  # PyTorch cannot record on the default stream
+        ...         for x, y in batches:
+        ...             weights.zero_grad(), gates.zero_grad()
+        ...             graphs.backward(lambda x, y: F.cross_entropy(model(x), y), x, y)
+        ...             weights.step(), gates.step()
     """
 
-    def __init__(self, plastic: npn.Plasticity, record: Record | None = None) -> None:
+    def __init__(self, plastic: Plasticity, record: Record | None = None) -> None:
         self.plastic, self.record = plastic, cuda_graph if record is None else record
         self._state: tuple[Any, ...] = ()
         self._structure = plastic.structure  # kept, so that no other gets its id
-        self._seen: dict[tuple[Any, ...], int] = {}  # shape of a batch -> eager steps with it
-        self._replays: dict[tuple[Any, ...], Callable[[Tensor, Tensor], Tensor]] = {}
+        self._seen: dict[tuple[Any, ...], int] = {}  # shapes of a batch -> eager steps with them
+        self._replays: dict[tuple[Any, ...], Callable[..., Tensor]] = {}
 
     @property
     def recorded(self) -> int:
         """Number of graphs that are held now, one per shape of a batch."""
         return len(self._replays)
 
-    def backward(self, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, scale: Any = 1.0) -> Tensor:
+    def backward(self, loss: Callable[..., Tensor], *batch: Tensor, scale: Any = 1.0) -> Tensor:
         """Set every gradient, as `npn.Plasticity.backward` does.
 
         Args:
-            loss: inputs and classes -> loss, (); calls the model, always alike.
-            x: inputs of this batch.
-            y: classes of this batch.
+            loss: the batch -> loss, (); calls the model, always alike.
+            batch: the tensors of this batch, such as inputs and classes.
             scale: see `npn.Plasticity.backward`.
 
         Returns:
             The detached loss, (), without scale and penalty.
+
+        Raises:
+            ConfigurationError: a part of the batch is no tensor, or the model is on no CUDA device, or a graph would
+                have to be recorded on the default stream.
         """
         plastic = self.plastic
+        self._check(batch)
         if not self._fits():
-            return plastic.backward(lambda: loss(x, y), scale=scale)
+            return plastic.backward(lambda: loss(*batch), scale=scale)
         state = self._present()
         if state != self._state:
             self._replays.clear()  # their memory goes first
             self._state, self._structure, self._seen = state, plastic.structure, {}
-        batch = (x.shape, x.stride(), x.dtype, y.shape, y.dtype)
-        if batch not in self._replays:
-            self._seen[batch] = self._seen.get(batch, 0) + 1
-            if self._seen[batch] <= EAGER:
-                return plastic.backward(lambda: loss(x, y), scale=scale)
-            self._replays[batch] = self._recorded(loss, x, y, scale)
-        value = self._replays[batch](x, y)
+        shapes = tuple((part.shape, part.stride(), part.dtype) for part in batch)
+        if shapes not in self._replays:
+            self._seen[shapes] = self._seen.get(shapes, 0) + 1
+            if self._seen[shapes] <= EAGER:
+                return plastic.backward(lambda: loss(*batch), scale=scale)
+            self._replays[shapes] = self._recorded(loss, batch, scale)
+        value = self._replays[shapes](*batch)
         self._pay(scale)
         return value
+
+    def _check(self, batch: tuple[Any, ...]) -> None:
+        for part in batch:
+            if not isinstance(part, Tensor):
+                raise ConfigurationError(
+                    f"a graph reads tensors: expected them in the batch, got {type(part).__name__}; what stays the "
+                    "same belongs into the loss"
+                )
+        if self.record is not cuda_graph:
+            return
+        device = next(iter(self._parameters())).device
+        if device.type != "cuda":
+            raise ConfigurationError(
+                f"CudaGraphs needs the model on a CUDA device, got {device}; call plastic.backward there"
+            )
+        if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
+            raise ConfigurationError(
+                "a graph cannot be recorded on the default stream; put `with torch.cuda.stream(torch.cuda.Stream()):` "
+                "around the training"
+            )
 
     def _fits(self) -> bool:
         plastic = self.plastic
@@ -98,23 +134,21 @@ class Graphs:
         places = tuple((tensor.data_ptr(), tensor.shape, tensor.requires_grad) for tensor in tensors)
         return plastic.k, plastic.estimator, plastic.model.training, id(plastic.structure), closed, places
 
-    def _recorded(
-        self, loss: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor, scale: Any
-    ) -> Callable[[Tensor, Tensor], Tensor]:
-        plastic, inputs, classes = self.plastic, x.clone(), y.clone()
+    def _recorded(self, loss: Callable[..., Tensor], batch: tuple[Tensor, ...], scale: Any) -> Callable[..., Tensor]:
+        plastic, inputs = self.plastic, [part.clone() for part in batch]
 
         def call() -> Tensor:
             penalty, plastic.penalty = plastic.penalty, _Free()
             try:
-                return plastic.backward(lambda: loss(inputs, classes), scale=scale)
+                return plastic.backward(lambda: loss(*inputs), scale=scale)
             finally:
                 plastic.penalty = penalty
 
         replay = self.record(call, self._parameters(), plastic.gates.generator)
 
-        def step(x: Tensor, y: Tensor) -> Tensor:
-            inputs.copy_(x)
-            classes.copy_(y)
+        def step(*batch: Tensor) -> Tensor:
+            for mine, part in zip(inputs, batch, strict=True):
+                mine.copy_(part)
             return replay()
 
         return step
@@ -132,7 +166,7 @@ class Graphs:
 
 
 def cuda_graph(call: Call, parameters: Sequence[nn.Parameter], generator: torch.Generator) -> Call:
-    """Record a call that leaves gradients, without running it.
+    """Record a call that leaves gradients on the current stream, which is not the default one, without running it.
 
     Args:
         call: returns a tensor.
@@ -144,9 +178,7 @@ def cuda_graph(call: Call, parameters: Sequence[nn.Parameter], generator: torch.
     """
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(generator)
-    stream = torch.cuda.current_stream()
-    own = stream if stream != torch.cuda.default_stream() else None  # the default stream cannot be recorded
-    with torch.cuda.graph(graph, stream=own):
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
         result = call()
     gradients = [parameter.grad for parameter in parameters]
 
