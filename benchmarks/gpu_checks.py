@@ -217,8 +217,8 @@ def graphs(device: str) -> None:
         for used in (False, True):
             budget = npn.Budget(cost="params", target=0.5, steps=40)
             subject = Subject(device, penalty=budget)
-            with torch.cuda.stream(torch.cuda.Stream()):
-                recorder = npn.CudaGraphs(subject.plastic)
+            recorder = npn.CudaGraphs(subject.plastic)
+            with recorder.stream():
                 losses = []
                 for number in range(5 * (EAGER + 3)):
                     if number == 2 * (EAGER + 3):

@@ -13,8 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import npn
 from common import BATCH_SIZE
-from npn.cuda_graphs import cuda_graph
-from npn.experiments.engine.execution import stream
+from npn.cuda_graphs import cuda_graph, own_stream
 from npn.experiments.engine.rundir import write_json
 from npn.experiments.engine.timing import interleaved, seconds
 from npn.experiments.report.provenance import machine
@@ -156,7 +155,7 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     used, device = machine(options.device), options.device
-    with stream(device):
+    with own_stream(device):
         for way in WAYS:
             steps, lacking = next((steps, why) for name, steps, why in cases(device) if name == way)
             for network, build in networks(options.depth).items():

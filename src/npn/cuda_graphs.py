@@ -1,7 +1,9 @@
 """Training steps as CUDA graphs: recorded between two resizes, then replayed without Python or kernel launches."""
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, final
 
 import torch
@@ -40,7 +42,7 @@ class CudaGraphs:
     Example:
         >>> def train(model, plastic, weights, gates, batches):
         ...     graphs = npn.CudaGraphs(plastic)
-        ...     with torch.cuda.stream(torch.cuda.Stream()):  # PyTorch cannot record on the default stream
+        ...     with graphs.stream():  # PyTorch cannot record on the default stream
         ...         for x, y in batches:
         ...             weights.zero_grad(), gates.zero_grad()
         ...             graphs.backward(lambda x, y: F.cross_entropy(model(x), y), x, y)
@@ -58,6 +60,10 @@ class CudaGraphs:
     def recorded(self) -> int:
         """Number of graphs that are held now, one per shape of a batch."""
         return len(self._replays)
+
+    def stream(self) -> AbstractContextManager[None]:
+        """Work on a stream of one's own inside, after what is under way and before what follows; see `own_stream`."""
+        return own_stream(next(iter(self._parameters())).device)
 
     def backward(self, loss: Callable[..., Tensor], *batch: Tensor, scale: Any = 1.0) -> Tensor:
         """Set every gradient, as `npn.Plasticity.backward` does.
@@ -108,8 +114,7 @@ class CudaGraphs:
             )
         if torch.cuda.current_stream(device) == torch.cuda.default_stream(device):
             raise ConfigurationError(
-                "a graph cannot be recorded on the default stream; put `with torch.cuda.stream(torch.cuda.Stream()):` "
-                "around the training"
+                "a graph cannot be recorded on the default stream; put `with graphs.stream():` around the training"
             )
 
     def _fits(self) -> bool:
@@ -163,6 +168,25 @@ class CudaGraphs:
         if cost.requires_grad:
             cost.backward()
         plastic.penalty.update(plastic)
+
+
+@contextlib.contextmanager
+def own_stream(device: torch.device | str | None) -> Iterator[None]:
+    """Work on a CUDA stream of one's own, since graphs cannot be recorded on the default one; without GPU do nothing.
+
+    Args:
+        device: of the model; None for the CPU.
+    """
+    if torch.device(device or "cpu").type != "cuda":
+        yield
+        return
+    mine = torch.cuda.Stream(torch.device(device or "cuda"))
+    mine.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(mine):
+            yield
+    finally:
+        torch.cuda.current_stream().wait_stream(mine)
 
 
 def cuda_graph(call: Call, parameters: Sequence[nn.Parameter], generator: torch.Generator) -> Call:

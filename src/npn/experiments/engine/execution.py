@@ -85,25 +85,6 @@ def check_graphs(graphs: bool | None, compiled: bool | None, device: torch.devic
 
 
 @contextlib.contextmanager
-def stream(device: str | None) -> Iterator[None]:
-    """Work on a CUDA stream of one's own, since graphs cannot be recorded on the default one; without GPU do nothing.
-
-    Args:
-        device: of the model.
-    """
-    if torch.device(device or "cpu").type != "cuda":
-        yield
-        return
-    mine = torch.cuda.Stream(torch.device(device or "cuda"))
-    mine.wait_stream(torch.cuda.current_stream())
-    try:
-        with torch.cuda.stream(mine):
-            yield
-    finally:
-        torch.cuda.current_stream().wait_stream(mine)
-
-
-@contextlib.contextmanager
 def threads(count: int | None) -> Iterator[None]:
     """Set the number of torch's threads, and reset it afterwards.
 

@@ -10,8 +10,9 @@ from torch import Tensor
 
 import npn
 from npn import distributed
+from npn.cuda_graphs import own_stream
 from npn.experiments.engine import processes
-from npn.experiments.engine.execution import stream, threads
+from npn.experiments.engine.execution import threads
 from npn.experiments.engine.observers import Observer, Observers
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.pages import write_report
@@ -83,7 +84,7 @@ def run(
     else:
         options = experiment.complete(options)
     processes.check_device(options.device)
-    with processes.group(), threads(experiment.threads), stream(options.device):
+    with processes.group(), threads(experiment.threads), own_stream(options.device):
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
         macs = npn.count_macs(recipe.plastic.model, recipe.prepare(recipe.data.test.x[:1]))
