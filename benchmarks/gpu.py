@@ -104,8 +104,8 @@ def run_legs(options: argparse.Namespace, seconds: float) -> str:
     def run(leg: Leg) -> str:
         if (left := end - time.monotonic()) <= 0:
             return "no time left"
-        mode = leg.mode if leg.budget is None else f"{leg.mode}:{leg.budget:g}"
-        chosen = ("--leg", mode, "--seeds", str(leg.seed), "--file", f"train-{leg.name}.json")
+        arm = leg.arm if leg.budget is None else f"{leg.arm}:{leg.budget:g}"
+        chosen = ("--leg", arm, "--seeds", str(leg.seed), "--file", f"train-{leg.name}.json")
         return run_part("train", left, *chosen)
 
     with ThreadPoolExecutor(options.at_once) as pool:
@@ -150,6 +150,11 @@ def page(results: Mapping[str, Any], ends: Mapping[str, str], about: Mapping[str
         header = ("network", "way", "step", "ratio", "quartiles", "ms", "operators", "reason")
         lines += ["## Steps", "", "Ratio: over the plain step of the same network in the same way.", ""]
         lines += [markdown_table(header, rows), ""]
+    widths = results.get("steps", {}).get("widths", {})
+    if widths:
+        rows = [(name, f"{row['median']:.2f}", f"{1e3 * row['seconds']:.3f}") for name, row in widths.items()]
+        lines += ["## Widths", "", "A plain step of the residual network, over that of the full one.", ""]
+        lines += [markdown_table(("channels in the blocks", "ratio", "ms"), rows), ""]
     legs = results.get("train", {}).get("legs", {})
     if legs:
         keys = ("epochs", "of", "state", "accuracy", "validation_accuracy", "macs", "params", "seconds_per_epoch")

@@ -4,6 +4,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from npn.experiments.resnet.model import ResNet
 STEPS: Mapping[str, str | None] = {"plain": None, "k = inf": None, "reinmax": "reinmax", "disarm": "disarm"}
 WAYS = ("eager", "graphs", "compiled")
 REPEATS = 10  # calls in a row: as in training, the next one is launched while the last one runs
+WIDTHS = {"16, 32, 64": 1.0, "8, 16, 32": 0.5, "7, 14, 29": 29 / 64}  # channels inside the blocks of each section
 Step = Callable[[], None]
 
 
@@ -119,6 +121,29 @@ def make(build: Callable[[], nn.Module], step: str, way: str, device: str, preci
     return plastic_step
 
 
+def widths(options: argparse.Namespace, end: float) -> dict[str, dict[str, Any]]:
+    """Compare plain steps of narrower nets with that of the full one: bf16 convolutions want multiples of 8.
+
+    Args:
+        options: of the command line.
+        end: time by the monotonic clock.
+
+    Returns:
+        Name of a width -> median ratio, seconds; empty where there is no time.
+    """
+    way = "graphs" if torch.device(options.device).type == "cuda" else "eager"
+    calls = {}
+    for name, width in WIDTHS.items():
+        if time.monotonic() > end:
+            return {}
+        build = partial(ResNet, options.depth, width=width)
+        calls[name] = make(build, "plain", way, options.device, options.precision)
+        for _ in range(5):
+            calls[name]()
+    timings = interleaved(calls, next(iter(WIDTHS)), options.rounds, repeats=REPEATS, warmup=1, device=options.device)
+    return {name: timing.summary() for name, timing in timings.items()}
+
+
 def operators(step: Step) -> int:
     """Count the operators of one call.
 
@@ -154,6 +179,7 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
         "network; way; step" -> median ratio, seconds, operators.
     """
     found: dict[str, Any] = {}
+    narrow: dict[str, Any] = {}
     used, device = machine(options.device), options.device
     with own_stream(device):
         for way in WAYS:
@@ -163,7 +189,9 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
                 found |= {key + step: {"reason": lacking} for step in STEPS if step not in steps}
                 for rows in _measured(options, end, build, way, steps):
                     found |= {key + step: row for step, row in rows.items()}
-                    write_json(options.out / "steps.json", {"machine": used, "steps": found})
+                    write_json(options.out / "steps.json", {"machine": used, "steps": found, "widths": narrow})
+            if way == "graphs":  # before what takes longest
+                narrow = widths(options, end)
     return found
 
 

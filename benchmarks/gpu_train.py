@@ -17,10 +17,12 @@ from npn.experiments.engine.rundir import RunDirectory, write_json
 from npn.experiments.engine.stopping import Interrupted
 from npn.experiments.report.provenance import machine
 from npn.experiments.resnet import recipe as resnet
+from npn.experiments.resnet.arms import arms
 from npn.experiments.resnet.figures import table
 from npn.experiments.resnet.options import ResNetOptions
 
 LEAST = 20.0  # seconds: with less, no leg is begun
+ARMS = {name: arm for name, arm in arms(()).items() if arm.macs_of is None}  # the others follow from finished runs
 GRAPHS = "CUDA graphs: the same training as without, through a path and a resize"
 
 
@@ -56,34 +58,34 @@ class Leg(NamedTuple):
     """One run.
 
     Attributes:
-        mode: way to train.
+        arm: way to train, of `npn.experiments.resnet.arms`.
         budget: of the MACs; None for the full net.
         seed: of the run.
     """
 
-    mode: str
+    arm: str
     budget: float | None
     seed: int
 
     @property
     def name(self) -> str:
         """Name of its folder, as `npn bench resnet56` looks for it."""
-        return "-".join([self.mode, *([] if self.budget is None else [f"{self.budget:g}"]), str(self.seed)])
+        return "-".join([self.arm, *([] if self.budget is None else [f"{self.budget:g}"]), str(self.seed)])
 
 
 def legs(given: str, budget: float, seeds: str) -> list[Leg]:
     """List the legs of a command line; all of one seed before the next.
 
     Args:
-        given: modes, "dense,sparsify,sparsify:0.4"; a number after a colon is a leg's own budget.
+        given: arms, "dense,sparsify,sparsify:0.4"; a number after a colon is a leg's own budget.
         budget: of the others.
         seeds: "0-2" or "0,3".
     """
     found = []
     for seed in parse_seeds(seeds):
         for each in given.split(","):
-            mode, _, own = each.partition(":")
-            found.append(Leg(mode, None if mode == "dense" else float(own or budget), seed))
+            arm, _, own = each.partition(":")
+            found.append(Leg(arm, None if arm == "dense" else float(own or budget), seed))
     return found
 
 
@@ -95,11 +97,12 @@ def settings(options: argparse.Namespace, leg: Leg, graphs: bool) -> ResNetOptio
         leg: to train.
         graphs: whether to use CUDA graphs.
     """
+    arm = ARMS[leg.arm]
     return ResNetOptions(
-        mode=leg.mode,
+        mode=arm.mode,
         seed=leg.seed,
         budget=leg.budget,
-        epochs=options.epochs if len(resnet.STAGES[leg.mode]) > 1 else str(length(options)),
+        epochs=options.epochs if len(resnet.STAGES[arm.mode]) > 1 else str(length(options)),
         device=options.device,
         data=options.data,
         depth=options.depth,
@@ -108,6 +111,7 @@ def settings(options: argparse.Namespace, leg: Leg, graphs: bool) -> ResNetOptio
         precision=options.precision,
         channels_last=True,
         graphs=graphs,
+        **arm.settings,
     )
 
 
@@ -178,8 +182,8 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
         before = len(directory.metrics()) if directory.metrics_file.exists() else 0
         left = end - began
         try:
-            if leg.mode not in resnet.STAGES:
-                reason = f"expected one of {', '.join(resnet.STAGES)}"
+            if leg.arm not in ARMS:
+                reason = f"expected one of {', '.join(ARMS)}"
             elif not directory.finished and left < LEAST:
                 reason = "no time left"
             elif not directory.finished:

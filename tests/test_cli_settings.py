@@ -152,6 +152,7 @@ SETTINGS = {"mode": "expand", "seed": 3, "k": 5.5, "estimator": "arm", "function
 SETTINGS |= {"budget": 0.25, "epochs": "1,2,3", "device": "cuda", "growth_init": "pair", "start_from": "fisher"}
 OWN = {"depth": 20, "dataset": "cifar100", "decay": "cosine", "stream": True, "blocks": True, "precision": "bf16"}
 OWN |= {"channels_last": True, "compile": True, "graphs": True, "antithetic_eval": True, "overshoot": 3.0}
+OWN |= {"round_to": 8}
 LENET = {"learning_rate": 0.5, "weight_decay": 0.25, "augment": True, "teacher": "t", "like": "l", "weights": True}
 LENET |= {"preset": "paper", "overshoot": 3.0}
 HOW = {"out": Path("there"), "resume": True, "overwrite": True, "stop_after": 1.5, "tensorboard": True}

@@ -312,6 +312,22 @@ def test_a_cosine_falls_with_every_step_and_gates_hurry_in_a_short_schedule():
     assert recipe_of(epochs="1,10,1").gates.param_groups[0]["lr"] == 8e-3, "eight times is the most"
 
 
+def test_the_last_cut_keeps_multiples():
+    """As the gates leave them there is nothing to round; with one that has closed, its set goes."""
+    recipe = recipe_of(mode="sparsify", epochs="1,1,1", budget=0.9, round_to=4)
+    names = [group.name for group in recipe.plastic.groups if group.name.startswith("blocks.")]
+    for stage, _ in training.epochs(recipe, seed=0):
+        if stage.name == "plastic":
+            recipe.plastic.close(names[0], [0])
+    sizes = recipe.plastic.sizes()
+    assert sizes[names[0]] < 16 and all(sizes[name] % 4 == 0 for name in names), sizes
+
+
+def test_a_rounding_that_cannot_be():
+    with pytest.raises(ConfigurationError, match=r"^round_to must be .*got 0"):
+        recipe_of(round_to=0)
+
+
 def test_a_decay_that_there_is_not():
     with pytest.raises(ConfigurationError) as error:
         recipe_of(decay="linear")

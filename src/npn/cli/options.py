@@ -82,6 +82,9 @@ AntitheticEval = Annotated[
 Overshoot = Annotated[
     float | None, typer.Option(help="Growth ends at so many times the budget, before gates choose what stays.")
 ]
+RoundTo = Annotated[
+    int | None, typer.Option(min=1, help="The last cut keeps multiples of so many channels; 8 suits GPUs. (default: 1)")
+]
 Graphs = Annotated[
     bool | None, typer.Option("--graphs", help="CUDA graphs, recorded again after each resize; exact, for small nets.")
 ]

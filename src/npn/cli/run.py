@@ -157,6 +157,7 @@ def resnet56_cifar10(
     graphs: given.Graphs = None,
     antithetic_eval: given.AntitheticEval = None,
     overshoot: given.Overshoot = None,
+    round_to: given.RoundTo = None,
     growth_init: given.GrowthInit = None,
     start_from: given.StartFrom = None,
     out: given.RunFolder = None,
@@ -184,6 +185,7 @@ def resnet56_cifar10(
         graphs,
         antithetic_eval,
         overshoot,
+        round_to,
     )
     start(EXPERIMENT, options, Launch(out, resume, overwrite, stop_after, tensorboard, as_json, animate))
 

@@ -50,6 +50,7 @@ class Recipe:
         scaler: of the loss, if the precision needs one.
         graphs: replays training steps, if they run as CUDA graphs.
         antithetic_eval: a pass for its loss alone runs in eval mode, as in the paper's code.
+        round_to: where what is open has to fit the budget, groups keep multiples of so many units.
         choosing: training examples whose loss chooses among new units, where growth has init="select".
         start_from: criterion of `npn.importance` that the gates start from, see `Options`.
         about: further entries of the result.
@@ -78,6 +79,7 @@ class Recipe:
     scaler: torch.amp.GradScaler | None = None
     graphs: npn.CudaGraphs | None = None
     antithetic_eval: bool = False
+    round_to: int = 1
     choosing: int = 1000
     start_from: str | None = None
     about: Mapping[str, Any] = field(default_factory=dict)

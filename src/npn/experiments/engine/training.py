@@ -44,7 +44,7 @@ def epochs(recipe: Recipe, seed: int) -> Iterator[tuple[npn.Stage, Row]]:
         if position == 0:
             recipe.begin(stage)
             if recipe.fits(stage):
-                npn.fit_to_budget(recipe.plastic)
+                npn.fit_to_budget(recipe.plastic, round_to=recipe.round_to)
             if recipe.start_from is not None and 0.0 < stage.k < math.inf:
                 inform(recipe, recipe.start_from, seed, epoch)
         macs = effort.epoch(stage)

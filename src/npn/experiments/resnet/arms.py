@@ -6,6 +6,7 @@ from npn.experiments.engine.campaign import STARTS_COMPARED, Arm, arms_of_starts
 
 LABELS = {  # in the order of the tables
     "sparsify": "shrunk by npn",
+    "sparsify-8": "shrunk by npn, widths in multiples of 8",
     "expand": "grown by npn from a fifth",
     "expand-pair": "grown, new units in pairs",
     "expand-split": "grown, new units by splitting",
@@ -21,6 +22,7 @@ COMPARED = (
     ("sparsify", "scratch"),
     ("sparsify", "scratch-macs"),
     ("sparsify", "dense"),
+    ("sparsify-8", "sparsify"),
     ("expand", "scratch"),
     ("expand", "scratch-macs-grown"),
     *STARTS_COMPARED,
@@ -37,6 +39,7 @@ def arms(budgets: Sequence[float]) -> dict[str, Arm]:
     """
     return {
         "sparsify": Arm("sparsify", budgets),
+        "sparsify-8": Arm("sparsify", budgets, {"round_to": 8}),
         "expand": Arm("expand", budgets),
         **arms_of_starts(budgets),
         **{f"expand-over-{times}": Arm("expand", budgets, {"overshoot": float(times)}) for times in (1, 2)},

@@ -21,6 +21,7 @@ class ResNetOptions(Options):
         graphs: replay training steps as CUDA graphs between two resizes.
         antithetic_eval: the second pass of an estimator of two losses in eval mode, as in the paper's code.
         overshoot: growth ends at a plain net of so many times the budget, before gates choose what stays.
+        round_to: the last cut, before fine-tuning, keeps multiples of so many channels in each block.
     """
 
     depth: int | None = None
@@ -34,3 +35,4 @@ class ResNetOptions(Options):
     graphs: bool | None = None
     antithetic_eval: bool | None = None
     overshoot: float | None = None
+    round_to: int | None = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import npn
+from npn._utils.validation import whole_number
 from npn.errors import ConfigurationError
 from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import SOURCES, cifar, normalised, statistics
@@ -74,6 +75,7 @@ def defaults(options: Options) -> ResNetOptions:
         graphs=False,
         antithetic_eval=False,
         overshoot=OVERSHOOT if mode == "expand" else None,
+        round_to=1,
     )
 
 
@@ -94,6 +96,7 @@ def build(options: Options) -> Recipe:
             f"{options.estimator!r}"
         )
     check_overshoot(options.overshoot, mode)
+    whole_number("round_to", options.round_to, 1, "channels")
     device = torch.device(options.device or "cpu")
     execution.check_graphs(options.graphs, options.compile, device)
     context = execution.autocast(options.precision, device)
@@ -157,6 +160,7 @@ def build(options: Options) -> Recipe:
         scaler=execution.grad_scaler(options.precision, device),
         graphs=npn.CudaGraphs(plastic) if options.graphs else None,
         antithetic_eval=bool(options.antithetic_eval),
+        round_to=options.round_to or 1,
         about={"base": sizes, "dataset": options.dataset, "depth": options.depth},
     )
 
