@@ -74,6 +74,6 @@ def test_modes_that_there_are_not(bench):
     with pytest.raises(ConfigurationError) as error:
         bench([0], ["sparsify", "grow"], [0.5])
     assert str(error.value) == (
-        "modes must be among sparsify, expand, expand-pair, expand-split, expand-select, expand-over-1, "
+        "modes must be among sparsify, sparsify-8, expand, expand-pair, expand-split, expand-select, expand-over-1, "
         "expand-over-2, scratch, scratch-macs, scratch-macs-grown, dense, got 'grow'"
     )
