@@ -3,10 +3,11 @@
 from npn.experiments.resnet import recipe as resnet56
 from npn.experiments.resnet.options import ResNetOptions
 
-from .test_kill import check_kills
+from .test_kill import check_kills, forks
 from .test_resnet56 import images
 
 
+@forks
 def test_three_kills_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(resnet56, "cifar", images)
     monkeypatch.setattr(resnet56, "BATCH_SIZE", 16)

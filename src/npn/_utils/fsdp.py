@@ -18,7 +18,8 @@ from npn._utils.shards import is_shard, local
 from npn.errors import ConfigurationError, DistributedError
 
 # what a sharded parameter keeps when its size changes: its place in the model, its hooks, its dtypes
-_KEPT = ("_module_info", "_post_load_hook_handle", "_param_fqn", "_orig_param_uid")
+_KEPT = ("_module_info", "_post_load_hook_handle", "_param_fqn")
+_NEWER = ("_orig_param_uid",)  # likewise, where there is one
 _DTYPES = ("orig_dtype", "param_dtype", "reduce_dtype")
 _HOOKS = (
     "_forward_pre_hooks",
@@ -100,12 +101,19 @@ def owners(model: nn.Module) -> dict[int, Any]:
     """
     reshard(model)
     with _as_known():
-        groups = {id(g): g for m in sharded_modules(model) for g in m._get_fsdp_state()._fsdp_param_groups}
+        groups = {id(g): g for m in sharded_modules(model) for g in _groups(m._get_fsdp_state())}
         found = {id(each.sharded_param): each for group in groups.values() for each in group.fsdp_params}
         for each in found.values():
             if missing := [name for name in (*_KEPT, "offload_to_cpu", "mesh_info") if not hasattr(each, name)]:
                 raise AttributeError(f"FSDPParam has no {missing[0]}")
     return found
+
+
+def _groups(state: Any) -> list[Any]:
+    """The groups of parameters of a sharded module: one, or none, in torch 2.11."""
+    if hasattr(state, "_fsdp_param_groups"):
+        return list(state._fsdp_param_groups)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
 
 
 @contextlib.contextmanager
@@ -115,8 +123,8 @@ def _as_known() -> Iterator[None]:
         yield
     except (AttributeError, ImportError, TypeError) as error:
         raise DistributedError(
-            f"fully_shard of torch {torch.__version__} is built otherwise than that of torch 2.13, which npn knows: "
-            f"{error}. Use torch 2.13, or npn.distributed.wrap"
+            f"fully_shard of torch {torch.__version__} is built otherwise than in 2.11 and 2.13, which npn knows: "
+            f"{error}. Use one of these, or npn.distributed.wrap"
         ) from error
 
 
@@ -136,7 +144,7 @@ def replace_shard(owner: Any, value: Tensor) -> Callable[[], Callable[[], None]]
         where = ParamModuleInfo(nn.Module(), "value")  # nothing of the model changes yet
         policies = None, owner.mp_policy, OffloadPolicy()
         fresh = FSDPParam(whole, where, owner.mesh_info, owner.post_forward_mesh_info, owner.device, *policies)
-    kept = {name: vars(owner)[name] for name in (*_KEPT, *_DTYPES) if name in vars(owner)}
+    kept = {name: vars(owner)[name] for name in (*_KEPT, *_NEWER, *_DTYPES) if name in vars(owner)}
     other = nn.Parameter(value, parameter.requires_grad)
     other.__dict__.update(vars(parameter))
 
