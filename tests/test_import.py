@@ -1,4 +1,4 @@
-"""`import npn` is cheap: beside torch it loads nothing but npn, the standard library and little of torch."""
+"""`import npn` is cheap: beside torch it loads nothing but npn and the standard library."""
 
 import subprocess
 import sys
@@ -15,4 +15,4 @@ print(*sorted(name for name in set(sys.modules) - before if name.partition(".")[
 def test_import_loads_neither_the_compiler_nor_other_libraries():
     """The compiler and sympy alone take four times as long as all of npn; models are traced without the former."""
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["torch.utils.flop_counter", "torch.utils.module_tracker"]
+    assert done.stdout.split() == []

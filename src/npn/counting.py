@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
 
 from npn._utils.inputs import copied
 from npn.masking.calls import attached_parts
@@ -94,6 +93,8 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
     inputs = split_inputs(example_inputs)
     args, kwargs = copied(inputs) if real else fake_inputs(mode, inputs)
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where there is one
+
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist
