@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from npn.tracing.shapes_only import ShapesOnly
 
 _CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
+_SWITCH = "_disable_torch_fn_metadata_mode"  # of what make_fx notes of each call, which nobody reads; not in torch 2.9
+_WITHOUT_NOTES: dict[str, Any] = {_SWITCH: True} if _SWITCH in signature(make_fx).parameters else {}
 _COMPLEX = "does not support automatic differentiation for outputs with complex dtype"
 
 
@@ -126,7 +129,7 @@ def _captured(
     graph = make_fx(
         torch.func.functionalize(call),
         tracing_mode="real",  # all inputs are fake already
-        _disable_torch_fn_metadata_mode=True,  # what it notes of each call, nobody reads
+        **_WITHOUT_NOTES,
     )
     contexts = (preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:

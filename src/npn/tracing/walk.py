@@ -201,9 +201,10 @@ def _write(call: Call, target: Node, value: Value, env: dict[Node, Any]) -> Valu
 
 
 _IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_")  # these survive functionalisation
+# without the tag "pointwise", some of them in older versions of torch only
 _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "copy", "contiguous",
-                "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel",
-                "rrelu_with_noise")  # fmt: skip
+                "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise",
+                "leaky_relu", "_conj_physical", "ldexp")  # fmt: skip
 
 
 def _out_of_place(name: str) -> str:
