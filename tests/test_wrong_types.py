@@ -82,6 +82,7 @@ REFUSED = {
         f"{name}, of something else": (call, "plastic must be the handle that npn.attach returned, got 'net'")
         for name, call in {
             "importance": lambda: npn.importance("net", "magnitude"),
+            "CUDA graphs": lambda: npn.CudaGraphs("net"),
             "start_from": lambda: npn.start_from("net", {}),
             "fit_to_budget": lambda: npn.fit_to_budget("net"),
             "a method": lambda: npn.methods.HardConcrete("net"),

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from npn import distributed
+from npn._utils.validation import instance
+from npn.description import HANDLE
 from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.penalty import CostTerm, Priced
@@ -39,6 +41,9 @@ class CudaGraphs:
         plastic: the attached model, on a CUDA device, with masks per batch.
         record: makes the function that replays a call; a test without a GPU gives one that calls again.
 
+    Raises:
+        ConfigurationError: `plastic` is something else.
+
     Example:
         >>> def train(model, plastic, weights, gates, batches):
         ...     graphs = npn.CudaGraphs(plastic)
@@ -50,6 +55,7 @@ class CudaGraphs:
     """
 
     def __init__(self, plastic: Plasticity, record: Record | None = None) -> None:
+        instance("plastic", plastic, Plasticity, HANDLE)
         self.plastic, self.record = plastic, cuda_graph if record is None else record
         self._state: tuple[Any, ...] = ()
         self._structure = plastic.structure  # kept, so that no other gets its id
