@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from npn.experiments.engine import runner
+from npn.experiments.engine.campaign import run_name
 from npn.experiments.engine.options import parse_seeds
 from npn.experiments.engine.recipe import Outcome, Row
 from npn.experiments.engine.rundir import RunDirectory, write_json
@@ -70,7 +71,7 @@ class Leg(NamedTuple):
     @property
     def name(self) -> str:
         """Name of its folder, as `npn bench resnet56` looks for it."""
-        return "-".join([self.arm, *([] if self.budget is None else [f"{self.budget:g}"]), str(self.seed)])
+        return run_name(*self)
 
 
 def legs(given: str, budget: float, seeds: str) -> list[Leg]:

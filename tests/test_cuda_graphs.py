@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from torch import nn
 import npn
 from npn.cuda_graphs import EAGER
 from npn.errors import ConfigurationError
-from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import training
 from npn.experiments.resnet import recipe as resnet56
 from npn.experiments.resnet.options import ResNetOptions
+
+from .experiments.test_resnet56 import images
 
 
 class Recording:
@@ -34,21 +36,10 @@ class Recording:
         return replay
 
 
-def images(dataset="cifar10", folder=None):
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(count):
-        y = torch.arange(count) % 2
-        noise = torch.randint(0, 60, (count, 3, 32, 32), generator=generator)
-        return Split((noise + 190 * y.view(-1, 1, 1, 1)).to(torch.uint8), y)
-
-    return Data(draw(44), draw(8), draw(8), classes=10)
-
-
 @pytest.mark.parametrize("mode", ["sparsify", "expand", "dense"])
 def test_replayed_training_is_the_same(mode, monkeypatch):
     """With a path of the bound, units that go or come, a smaller last batch, and back to k = inf."""
-    monkeypatch.setattr(resnet56, "cifar", images)
+    monkeypatch.setattr(resnet56, "cifar", partial(images, training=44))
     monkeypatch.setattr(resnet56, "BATCH_SIZE", 8)
     monkeypatch.setattr(resnet56, "GATE_LEARNING_RATE", 0.1)
     found, recording = [], Recording()

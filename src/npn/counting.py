@@ -84,6 +84,8 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
 
 def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]], mode: FakeTensorMode) -> int:
     """Count in the present mode, with one kind of fake tensors; for real where the model picks rows by its weights."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where there is one
+
     real = isinstance(mode, KnownValues) and mode.assume_half and not shapes
     state: dict[str, Tensor] = {}
     for name, tensor in model_tensors(model).items():
@@ -93,8 +95,6 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
     inputs = split_inputs(example_inputs)
     args, kwargs = copied(inputs) if real else fake_inputs(mode, inputs)
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton, where there is one
-
     counter = FlopCounterMode(display=False, custom_mapping=more)
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist

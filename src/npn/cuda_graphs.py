@@ -70,7 +70,7 @@ class CudaGraphs:
 
     def stream(self) -> AbstractContextManager[None]:
         """Work on a stream of one's own inside, after what is under way and before what follows; see `own_stream`."""
-        return own_stream(next(iter(self._parameters())).device)
+        return own_stream(next(self.plastic.model.parameters()).device)
 
     def backward(self, loss: Callable[..., Tensor], *batch: Tensor, scale: Any = 1.0) -> Tensor:
         """Set every gradient, as `npn.Plasticity.backward` does.
@@ -88,10 +88,11 @@ class CudaGraphs:
                 have to be recorded on the default stream.
         """
         plastic = self.plastic
-        self._check(batch)
-        if not self._fits():
+        parameters = [*plastic.weights(), *plastic.logits()]
+        self._check(batch, parameters[0].device)
+        if not self._fits(parameters):
             return plastic.backward(lambda: loss(*batch), scale=scale)
-        state = self._present()
+        state = self._present(parameters)
         if state != self._state:
             self._replays.clear()  # their memory goes first
             self._state, self._structure, self._seen = state, plastic.structure, {}
@@ -100,12 +101,12 @@ class CudaGraphs:
             self._seen[shapes] = self._seen.get(shapes, 0) + 1
             if self._seen[shapes] <= EAGER:
                 return plastic.backward(lambda: loss(*batch), scale=scale)
-            self._replays[shapes] = self._recorded(loss, batch, scale)
+            self._replays[shapes] = self._recorded(loss, batch, scale, parameters)
         value = self._replays[shapes](*batch)
         self._pay(scale)
         return value
 
-    def _check(self, batch: tuple[Any, ...]) -> None:
+    def _check(self, batch: tuple[Any, ...], device: torch.device) -> None:
         for part in batch:
             if not isinstance(part, Tensor):
                 raise ConfigurationError(
@@ -114,7 +115,6 @@ class CudaGraphs:
                 )
         if self.record is not cuda_graph:
             return
-        device = next(iter(self._parameters())).device
         if device.type != "cuda":
             raise ConfigurationError(
                 f"CudaGraphs needs the model on a CUDA device, got {device}; call plastic.backward there"
@@ -124,7 +124,7 @@ class CudaGraphs:
                 "a graph cannot be recorded on the default stream; put `with graphs.stream():` around the training"
             )
 
-    def _fits(self) -> bool:
+    def _fits(self, parameters: Sequence[nn.Parameter]) -> bool:
         plastic = self.plastic
         return (
             plastic.k > 0
@@ -132,21 +132,20 @@ class CudaGraphs:
             and not plastic.gates.grace_left
             and plastic.masks == "batch"
             and distributed.size() == 1
-            and all(parameter.grad is None for parameter in self._parameters())
+            and all(parameter.grad is None for parameter in parameters)
         )
 
-    def _parameters(self) -> list[nn.Parameter]:
-        return [*self.plastic.weights(), *self.plastic.logits()]
-
-    def _present(self) -> tuple[Any, ...]:
+    def _present(self, parameters: Sequence[nn.Parameter]) -> tuple[Any, ...]:
         """Everything that a graph has recorded as fixed."""
         plastic, logits = self.plastic, self.plastic.logits()
-        tensors = [*self._parameters(), *plastic.model.buffers()]
+        tensors = [*parameters, *plastic.model.buffers()]
         closed = tuple(each._version for each in logits) if math.isinf(plastic.k) else ()  # else each step moves them
         places = tuple((tensor.data_ptr(), tensor.shape, tensor.requires_grad) for tensor in tensors)
         return plastic.k, plastic.estimator, plastic.model.training, id(plastic.structure), closed, places
 
-    def _recorded(self, loss: Callable[..., Tensor], batch: tuple[Tensor, ...], scale: Any) -> Callable[..., Tensor]:
+    def _recorded(
+        self, loss: Callable[..., Tensor], batch: tuple[Tensor, ...], scale: Any, parameters: Sequence[nn.Parameter]
+    ) -> Callable[..., Tensor]:
         plastic, inputs = self.plastic, [part.clone() for part in batch]
 
         def call() -> Tensor:
@@ -156,7 +155,7 @@ class CudaGraphs:
             finally:
                 plastic.penalty = penalty
 
-        replay = self.record(call, self._parameters(), plastic.gates.generator)
+        replay = self.record(call, parameters, plastic.gates.generator)
 
         def step(*batch: Tensor) -> Tensor:
             for mine, part in zip(inputs, batch, strict=True):

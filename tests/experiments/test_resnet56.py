@@ -24,7 +24,7 @@ from npn.experiments.resnet.options import ResNetOptions
 from .conftest import Recorder
 
 
-def images(dataset="cifar10", folder=None):
+def images(dataset="cifar10", folder=None, training=48):
     """Two classes, of bright and of dark images, which a small net learns at once."""
     generator = torch.Generator().manual_seed(0)
 
@@ -33,7 +33,7 @@ def images(dataset="cifar10", folder=None):
         noise = torch.randint(0, 60, (count, 3, 32, 32), generator=generator)
         return Split((noise + 190 * y.view(-1, 1, 1, 1)).to(torch.uint8), y)
 
-    return Data(draw(48), draw(8), draw(8), classes=10)
+    return Data(draw(training), draw(8), draw(8), classes=10)
 
 
 @pytest.fixture(autouse=True)

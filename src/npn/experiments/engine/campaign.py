@@ -135,8 +135,22 @@ class Campaign:
         growth_init = arm.settings.get("growth_init", self.options.growth_init)
         settings["growth_init"] = growth_init if arm.mode == "expand" else None
         options = replace(self.options, **settings)
-        path = self.runs / "-".join([name, *([] if budget is None else [f"{budget:g}"]), str(seed)])
-        return finished(path, self.experiment, options, self.train)
+        return finished(self.runs / run_name(name, budget, seed), self.experiment, options, self.train)
+
+
+def run_name(arm: str, budget: float | None, seed: int) -> str:
+    """Name the folder of a run.
+
+    Args:
+        arm: name of its arm.
+        budget: of the run, None for an arm without one.
+        seed: of the run.
+
+    Example:
+        >>> run_name("sparsify", 0.5, 0), run_name("dense", None, 2)
+        ('sparsify-0.5-0', 'dense-2')
+    """
+    return "-".join([arm, *([] if budget is None else [f"{budget:g}"]), str(seed)])
 
 
 def finished(path: Path, experiment: Experiment, options: Options, train: Train) -> RunDirectory:
