@@ -4,9 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from npn.errors import CheckpointError
+from npn.errors import CheckpointError, ConfigurationError
+from npn.experiments.engine import runner
+from npn.experiments.engine.observers import Observers
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
+from npn.experiments.moons.recipe import EXPERIMENT as MOONS
 
 
 @pytest.fixture
@@ -69,3 +72,18 @@ def test_a_new_run_leaves_nothing_of_the_old_one(directory: RunDirectory) -> Non
     directory.start(Options(seed=9))
     assert sorted(file.name for file in directory.path.iterdir()) == ["metrics.jsonl", "notes.txt", "options.json"]
     assert directory.metrics() == []
+
+
+def test_two_commands_cannot_train_in_one_folder(directory: RunDirectory) -> None:
+    before = {file.name: file.read_bytes() for file in directory.path.iterdir()}
+    second, asked = RunDirectory(directory.path), Options(mode="expand", seed=2, k=7.0)
+    with directory.held():
+        for resume in (False, True):
+            with pytest.raises(ConfigurationError) as refused:
+                runner.run(MOONS, asked, second, Observers(), resume=resume)
+            assert str(refused.value) == (
+                f"another process trains in {second.path}; wait until it has ended, or choose another folder with --out"
+            )
+    assert {file.name: file.read_bytes() for file in directory.path.iterdir() if file.name != ".lock"} == before
+    with second.held():
+        pass

@@ -2,9 +2,12 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
+
+from filelock import FileLock, Timeout
 
 from npn._utils.files import write_atomically
 from npn.errors import CheckpointError, ConfigurationError
@@ -40,6 +43,26 @@ class RunDirectory:
     def unfinished(self) -> bool:
         """Whether there is a checkpoint to resume from."""
         return self.checkpoint_file.exists() and not self.finished
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep other processes from training in the folder, until the context or the process ends.
+
+        Raises:
+            ConfigurationError: another process trains there, or the folder cannot be made or written to.
+        """
+        make_folder(self.path)
+        lock = FileLock(self.path / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigurationError(
+                f"another process trains in {self.path}; wait until it has ended, or choose another folder with --out"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, options: Options) -> None:
         """Begin a new run; delete the files of an earlier one, the exports of its model included.

@@ -1,6 +1,7 @@
 """Prepares a run, trains it to its end, and stops and resumes it without changing the result."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -75,7 +76,8 @@ def run(
     Raises:
         Interrupted: after SIGINT or SIGTERM, once the epoch has ended and a checkpoint is written.
         OutOfTime: the same, because of `stop_after`.
-        ConfigurationError: a setting is not allowed, or differs from that of the run to resume.
+        ConfigurationError: a setting is not allowed, or differs from that of the run to resume; another command trains
+            in the folder.
         CheckpointError: there is no checkpoint, or it is damaged.
     """
     deadline = Deadline(stop_after)
@@ -84,10 +86,11 @@ def run(
     else:
         options = experiment.complete(options)
     processes.check_device(options.device)
-    with processes.group(), threads(experiment.threads), own_stream(options.device):
+    with processes.group(), threads(experiment.threads), own_stream(options.device), ExitStack() as held:
         torch.manual_seed(options.seed or 0)
         recipe = experiment.build(options)
         macs = npn.count_macs(recipe.plastic.model, recipe.prepare(recipe.data.test.x[:1]))
+        processes.from_first(lambda: held.enter_context(directory.held()))
         if resume:
             progress = _resume(recipe, directory)
         else:
