@@ -1,4 +1,4 @@
-"""All that waits for a GPU, within some minutes: checks, times of steps, and ResNet-56 on CIFAR leg by leg.
+"""All that waits for a GPU, within some minutes: checks, times of steps, ResNet-56 on CIFAR leg by leg, other methods.
 
 Each part is a process of its own with a limit of time, so that one that fails or hangs does not take the others along.
 
@@ -6,6 +6,7 @@ Run: benchmarks/gpu.sh 8 --data FOLDER
 """
 
 import argparse
+import importlib
 import json
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ from npn.experiments.report.provenance import made_by
 from npn.experiments.report.tables import markdown_table
 
 PARTS = ("checks", "steps", "train")
-SHARE = {"checks": 0.2, "steps": 0.3}  # of the time; training has what is left
+ALL = (*PARTS, "peers")  # the last one only when it is asked for
+SHARE = {"checks": 0.2, "steps": 0.3}  # of the time; the others divide what is left
 END = 10.0  # seconds kept for the last words of a part, and for the page
 LEGS = "dense,scratch,sparsify,expand"
 
@@ -32,7 +34,7 @@ def parsed() -> argparse.Namespace:
     """Parse the command line."""
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--minutes", type=float, default=8.0, help="for everything together")
-    made.add_argument("--parts", default=",".join(PARTS), help="of checks, steps, train")
+    made.add_argument("--parts", default=",".join(PARTS), help="of checks, steps, train, peers")
     made.add_argument("--device", default="cuda")
     made.add_argument("--out", type=Path, default=Path("runs/gpu"), help="results, and the runs' folders in OUT/runs")
     made.add_argument("--from", type=Path, dest="earlier", help="the --out of an earlier call, whose runs go on")
@@ -46,10 +48,13 @@ def parsed() -> argparse.Namespace:
     made.add_argument("--seeds", default="0", help="of the legs: 0-2 or 0,3; all legs of one before the next")
     made.add_argument("--budget", type=float, default=0.5, help="of the MACs")
     made.add_argument("--at-once", type=int, default=1, help="legs that train at a time, each in a process of its own")
+    made.add_argument("--networks", default="resnet20", help="of peers; lenet5:0.05 has a budget, others their three")
+    made.add_argument("--arms", default="", help="methods of peers [default: all]")
+    made.add_argument("--trials", type=int, default=2, help="of each method of peers")
     made.add_argument("--rounds", type=int, default=15, help="of each time")
     made.add_argument("--part", help=argparse.SUPPRESS)  # set for the process of one part
     made.add_argument("--until", type=float, help=argparse.SUPPRESS)  # by the monotonic clock, the same everywhere
-    made.add_argument("--file", default="train.json", help=argparse.SUPPRESS)  # of the states of legs
+    made.add_argument("--file", help=argparse.SUPPRESS)  # of the states of the legs of this process
     return made.parse_args()
 
 
@@ -62,8 +67,8 @@ def plan(options: argparse.Namespace, parts: Sequence[str]) -> dict[str, float]:
     """
     seconds = 60 * options.minutes - END
     shares = {part: SHARE[part] * seconds for part in parts if part in SHARE}
-    if "train" in parts:
-        shares["train"] = seconds - sum(shares.values())
+    if long := [part for part in parts if part not in SHARE]:
+        shares |= dict.fromkeys(long, (seconds - sum(shares.values())) / len(long))
     elif shares:
         total = sum(shares.values())
         shares = {part: seconds * share / total for part, share in shares.items()}
@@ -90,26 +95,38 @@ def run_part(part: str, seconds: float, *more: str) -> str:
     return f"killed after {seconds + END / 2:.0f} seconds"
 
 
-def run_legs(options: argparse.Namespace, seconds: float) -> str:
-    """Train several legs at a time, each in a process; return how they ended.
+def pieces(part: str, options: argparse.Namespace) -> list[tuple[str, ...]]:
+    """List what of a part can run at a time, as arguments of processes.
 
     Args:
+        part: its name.
+        options: of the command line.
+    """
+    if part == "peers":
+        from gpu_peers import cells
+
+        return [cell.arguments for cell in cells(options.networks, options.arms)]
+    from gpu_train import legs
+
+    return [leg.arguments for leg in legs(options.leg, options.budget, options.seeds)]
+
+
+def run_pieces(part: str, options: argparse.Namespace, seconds: float) -> str:
+    """Run pieces of a part at a time, each in a process; return how they ended.
+
+    Args:
+        part: its name.
         options: of the command line.
         seconds: for all of them.
     """
-    from gpu_train import Leg, legs
-
     end = time.monotonic() + seconds
 
-    def run(leg: Leg) -> str:
-        if (left := end - time.monotonic()) <= 0:
-            return "no time left"
-        arm = leg.arm if leg.budget is None else f"{leg.arm}:{leg.budget:g}"
-        chosen = ("--leg", arm, "--seeds", str(leg.seed), "--file", f"train-{leg.name}.json")
-        return run_part("train", left, *chosen)
+    def run(arguments: tuple[str, ...]) -> str:
+        left = end - time.monotonic()
+        return run_part(part, left, *arguments) if left > 0 else "no time left"
 
     with ThreadPoolExecutor(options.at_once) as pool:
-        ends = Counter(pool.map(run, legs(options.leg, options.budget, options.seeds)))
+        ends = Counter(pool.map(run, pieces(part, options)))
     return ", ".join(f"{number} {end}" for end, number in ends.items())
 
 
@@ -123,6 +140,9 @@ def collected(out: Path) -> dict[str, Any]:
     for file in sorted(out.glob("train-*.json")):
         content = json.loads(file.read_text())
         found.setdefault("train", {**content, "legs": {}})["legs"].update(content["legs"])
+    for file in sorted(out.glob("peers*.json")):
+        content = json.loads(file.read_text())
+        found.setdefault("peers", {**content, "peers": {}})["peers"].update(content["peers"])
     return found
 
 
@@ -161,43 +181,47 @@ def page(results: Mapping[str, Any], ends: Mapping[str, str], about: Mapping[str
         rows = [(name, *(leg.get(key, "-") for key in keys), leg["reason"]) for name, leg in legs.items()]
         header = ("leg", "epochs", "of", "state", "test", "validation", "MACs", "weights", "s per epoch", "reason")
         lines += ["## ResNet on CIFAR", "", markdown_table(header, rows), ""]
+    peers = results.get("peers", {}).get("peers", {})
+    if peers:
+        rows = [(*name.split(), found["accuracies"], found["reason"]) for name, found in peers.items()]
+        header = ("network", "budget", "method", "test accuracy of each seed", "reason")
+        lines += ["## Methods", "", markdown_table(header, rows), ""]
     gpu = about["machine"].get("gpu", "none")
     return "\n".join([*lines, f"GPU: {gpu}. {made_by(about)}", ""])
 
 
-def _legs_line(options: argparse.Namespace) -> str:
-    return f"({options.leg}; seeds {options.seeds}; {options.epochs} epochs; {options.at_once} at a time)"
+def _about(part: str, options: argparse.Namespace) -> str:
+    if part in SHARE:
+        return ""
+    what = options.leg if part == "train" else f"{options.networks}; {options.arms or 'all methods'}"
+    return f"({what}; seeds {options.seeds}; {options.epochs} epochs; {options.at_once} at a time)"
 
 
 def main() -> None:
     """Print the plan, run the parts, write the page."""
     options, began = parsed(), time.monotonic()
     if options.part:
-        import gpu_checks
-        import gpu_steps
-        import gpu_train
-
-        run = {"checks": gpu_checks.main, "steps": gpu_steps.main, "train": gpu_train.main}[options.part]
-        run(options, options.until)
+        options.file = options.file or f"{options.part}.json"
+        importlib.import_module(f"gpu_{options.part}").main(options, options.until)
         return
-    parts = [part for part in PARTS if part in options.parts.split(",")]
+    parts = [part for part in ALL if part in options.parts.split(",")]
     seconds = plan(options, parts)
     options.out.mkdir(parents=True, exist_ok=True)
-    for file in (*(options.out / f"{part}.json" for part in PARTS), *options.out.glob("train-*.json")):
-        file.unlink(missing_ok=True)  # an earlier call's
+    for file in (file for part in ALL for file in options.out.glob(f"{part}*.json")):
+        file.unlink()  # an earlier call's
     if options.earlier and (options.earlier / "runs").is_dir() and options.earlier.resolve() != options.out.resolve():
         shutil.copytree(options.earlier / "runs", options.out / "runs", dirs_exist_ok=True)
     print(f"plan: {options.minutes:g} minutes on {options.device}, results in {options.out}")
     for part, share in seconds.items():
-        print(f"  {part}: at most {share:.0f} seconds", _legs_line(options) * (part == "train"))
+        print(f"  {part}: at most {share:.0f} seconds", _about(part, options))
     ends = {}
     for part in parts:
         left = 60 * options.minutes - END - (time.monotonic() - began)
         mine = left if part == parts[-1] else min(left, seconds[part])
-        several = part == "train" and options.at_once > 1
+        several = part not in SHARE and options.at_once > 1
         ends[part] = "no time left"
         if mine > 0:
-            ends[part] = run_legs(options, mine) if several else run_part(part, mine)
+            ends[part] = run_pieces(part, options, mine) if several else run_part(part, mine)
         print(f"{part}: {ends[part]}", flush=True)
     results = collected(options.out)
     about = environment("cpu")

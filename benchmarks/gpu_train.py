@@ -41,9 +41,10 @@ class Printer:
             epochs: of the run.
         """
         seconds, self.began = time.monotonic() - self.began, time.monotonic()
+        size = f"{row['macs'] / 1e6:.1f} M MACs" if "macs" in row else f"{row['params']:,} weights"
         print(
             f"  {self.leg} {row['epoch'] + 1}/{epochs} {row['stage']}: loss {row['loss']:.3f}, validation "
-            f"{row['validation_accuracy']:.2%}, {row['macs'] / 1e6:.1f} M MACs, {seconds:.2f} s",
+            f"{row['validation_accuracy']:.2%}, {size}, {seconds:.2f} s",
             flush=True,
         )
 
@@ -72,6 +73,12 @@ class Leg(NamedTuple):
     def name(self) -> str:
         """Name of its folder, as `npn bench resnet56` looks for it."""
         return run_name(*self)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Of the command line that trains this leg alone."""
+        arm = self.arm if self.budget is None else f"{self.arm}:{self.budget:g}"
+        return ("--leg", arm, "--seeds", str(self.seed), "--file", f"train-{self.name}.json")
 
 
 def legs(given: str, budget: float, seeds: str) -> list[Leg]:
@@ -196,9 +203,7 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
         except Interrupted:
             reason = "stopped in time; --from goes on with it"
         except Exception as error:
-            text = " ".join(str(error).split())[:300].replace("|", "/")
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
+            reason = why(error)
         entry = found[leg.name] = {**state(directory, length(options)), "reason": reason}
         done = entry["epochs"] - before
         if done > 0:
@@ -206,6 +211,17 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
         print(f"  {leg.name}: {entry}", flush=True)
         write_json(options.out / options.file, {"machine": used, "graphs": graphs, "legs": found})
     return found
+
+
+def why(error: Exception) -> str:
+    """Say in a line of a table what was raised, and where.
+
+    Args:
+        error: that was raised.
+    """
+    text = " ".join(str(error).split())[:300].replace("|", "/")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {text} ({Path(frame.filename).name}:{frame.lineno})"
 
 
 def _graphs_failed(checks: Path) -> bool:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import torch
 import npn
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine.campaign import Campaign
+from npn.experiments.peers.arms import NAMES
+from npn.experiments.peers.bench import Wanted, bench
+from npn.experiments.peers.networks import NETWORKS
+from npn.experiments.peers.options import PeerOptions
 from npn.experiments.resnet import recipe as resnet
 from npn.experiments.resnet.arms import arms
 
@@ -57,6 +62,7 @@ def test_the_time_is_divided_without_rest(options):
     assert list(shares) == ["checks", "steps", "train"] and sum(shares.values()) == pytest.approx(480 - gpu.END)
     assert gpu.plan(options, ["train"]) == {"train": pytest.approx(480 - gpu.END)}
     assert sum(gpu.plan(options, ["checks", "steps"]).values()) == pytest.approx(480 - gpu.END)
+    assert gpu.plan(options, ["train", "peers"]) == dict.fromkeys(("train", "peers"), pytest.approx(240 - gpu.END / 2))
 
 
 def test_torch_and_numpy_are_enough():
@@ -64,7 +70,7 @@ def test_torch_and_numpy_are_enough():
     code = (
         f"import sys; sys.modules.update(dict.fromkeys({MISSING!r}))\n"
         f"sys.path.insert(0, {str(BENCHMARKS)!r})\n"
-        "import gpu, gpu_checks, gpu_steps, gpu_train\n"
+        "import gpu, gpu_checks, gpu_steps, gpu_train, gpu_peers\n"
         "from npn.experiments.engine import runner\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(npn.__file__).parents[1])}
@@ -189,10 +195,53 @@ def test_legs_train_at_a_time_in_processes_of_their_own(options, monkeypatch):
         return "ended" if "dense" in more else "exit status 1"
 
     monkeypatch.setattr(gpu, "run_part", part)
-    assert gpu.run_legs(options, 60.0) in ("2 ended, 2 exit status 1", "2 exit status 1, 2 ended")
+    assert gpu.run_pieces("train", options, 60.0) in ("2 ended, 2 exit status 1", "2 exit status 1, 2 ended")
     assert ("train", "--leg", "sparsify:0.4", "--seeds", "1", "--file", "train-sparsify-0.4-1.json") in begun
     assert len(gpu.collected(options.out)["train"]["legs"]) == 4
-    assert gpu.run_legs(options, -1.0) == "4 no time left" and len(begun) == 4
+    assert gpu.run_pieces("train", options, -1.0) == "4 no time left" and len(begun) == 4
+
+
+def test_methods_run_in_processes_of_their_own_but_for_those_that_follow():
+    import gpu_peers
+
+    found = gpu_peers.cells("lenet5:0.01,resnet20", "reinmax,found,scratch")
+    assert [(cell.network, cell.budget) for cell in found[::2]] == [
+        ("lenet5", 0.01), *(("resnet20", budget) for budget in (0.6, 0.4, 0.25))
+    ]  # fmt: skip
+    assert {cell.arms for cell in found} == {("reinmax", "found"), ("scratch",)}
+    assert found[0].arguments[-1] == "peers-lenet5-0.01-reinmax.json"
+    assert [cell.arms for cell in gpu_peers.cells("lenet5:0.1", "found,scratch")] == [("found",), ("scratch",)]
+    assert sum(len(cell.arms) for cell in gpu_peers.cells("lenet5:0.1", "")) == len(NAMES)
+
+
+def test_methods_stop_in_time_and_go_on(options, monkeypatch, tmp_path, capsys):
+    """A bench takes the finished runs as they are."""
+    import gpu
+    import gpu_peers
+
+    images = Split(torch.rand(32, 1, 28, 28), torch.arange(32) % 10)
+    few = replace(NETWORKS["lenet300"], data=lambda folder: Data(images, images, images, classes=10), batch_size=16)
+    monkeypatch.setitem(NETWORKS, "lenet300", few)
+    options.networks, options.arms, options.epochs, options.trials = "lenet300:0.2", "reinmax,slimming", "1,1,1", 1
+    options.file, name = "peers.json", "lenet300 0.2 reinmax"
+    assert gpu_peers.main(options, later(0.0))[name] == {
+        "accuracies": "",
+        "reason": "no time left; --from goes on with it",
+    }
+    found = gpu_peers.main(options, later())
+    assert found[name]["accuracies"].count("%") == 1 and not found[name]["reason"]
+    assert found["lenet300 0.2 slimming"] == {"accuracies": "", "reason": "needs BatchNorm"}
+    results = gpu.collected(options.out)
+    about = {"machine": results["peers"]["machine"], "versions": {}, "command": "c"}
+    assert "| lenet300 | 0.2 | slimming |  | needs BatchNorm |" in gpu.page(results, {}, about)
+    files, stopped = bench(
+        tmp_path / "page",
+        options.out / "runs" / "bench-peers",
+        PeerOptions(epochs="1,1,1", device="cpu"),
+        Wanted(["lenet300"], ["reinmax"], [0.2], [0], trials=1),
+        lambda *given: pytest.fail("everything is there"),
+    )
+    assert not stopped and "NPN, ReinMax | 20.0% | 1 |" in files[1].read_text()
 
 
 def test_a_leg_without_its_data_says_so(options, tmp_path):

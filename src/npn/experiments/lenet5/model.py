@@ -4,6 +4,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 FULL = (20, 50, 500)  # channels, channels, hidden units: where sparsify starts, and the most that expand may reach
+PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scratch for comparison
 
 
 class LeNet5(nn.Module):

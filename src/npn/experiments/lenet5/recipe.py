@@ -30,14 +30,13 @@ from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
 from npn.experiments.engine.rundir import finished_run
 from npn.experiments.engine.teaching import taught, untaught
 from npn.experiments.lenet5.figures import filters, first_filters, table
-from npn.experiments.lenet5.model import FULL, LeNet5, count_weights
+from npn.experiments.lenet5.model import FULL, PLAIN, LeNet5, count_weights
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report import figures
 from npn.penalty import CostKind
 
 FULL_WEIGHTS = count_weights(*FULL[:2], 16 * FULL[1], FULL[2])
 SMALL = (3, 3, 3)  # widths that expand starts with
-PLAIN = (8, 10, 18)  # proportions of the plain nets that are trained from scratch for comparison
 STAGES = {"sparsify": (3, 10, 50), "expand": (3, 14, 46), "dense": (20,), "scratch": (63,)}
 BUDGET = {"sparsify": 5320.0, "expand": 2304.0, "scratch": 5320.0}  # the paper's Table I
 SINGLE_WEIGHTS, SINGLE_STAGES = 1500.0, (3, 40, 40)  # budget and epochs where single weights have gates

@@ -12,8 +12,7 @@ from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import cifar, normalised, statistics
 from npn.experiments.data.mnist import mnist
 from npn.experiments.data.splits import Data
-from npn.experiments.lenet5.model import LeNet5
-from npn.experiments.lenet5.recipe import PLAIN
+from npn.experiments.lenet5.model import PLAIN, LeNet5
 from npn.experiments.lenet300.model import LeNet300
 from npn.experiments.resnet.model import ResNet
 
