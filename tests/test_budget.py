@@ -11,6 +11,8 @@ from npn.errors import CheckpointError, ConfigurationError
 
 from .priced import FakePlastic, NoReadBack, train
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 @pytest.mark.parametrize(
     ("target", "bound"), [(0.5, 50.0), (1.0, 100.0), (1, 1.0), (60, 60.0), (60.5, 60.5), (500, 500.0)]

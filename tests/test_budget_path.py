@@ -14,6 +14,8 @@ from npn.errors import CheckpointError
 
 from .priced import FakePlastic, NoReadBack, train
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Units:
     """A model of so many units, of which a number that the test sets are open."""

@@ -13,6 +13,8 @@ import npn
 from npn import candidates
 from npn.errors import ConfigurationError, NonFiniteLossError
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 def closure(plastic, x, y):
     return lambda: F.cross_entropy(plastic.model(x), y)

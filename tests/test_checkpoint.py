@@ -18,6 +18,8 @@ from npn.errors import CheckpointError
 
 from .checkpoints import build, everything, same, seed_all, train
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 @pytest.mark.parametrize("name", ["dropping", "conv"])
 @pytest.mark.parametrize("estimator", npn.step.ESTIMATORS)

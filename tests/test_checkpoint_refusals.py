@@ -13,6 +13,8 @@ from npn.errors import CheckpointError
 
 from .checkpoints import build, everything, same, train
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 def schedule(*epochs):
     return npn.Schedule(*(npn.Stage(f"stage {number}", count, k=7.0) for number, count in enumerate(epochs)))

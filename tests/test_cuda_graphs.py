@@ -18,6 +18,8 @@ from npn.experiments.resnet.options import ResNetOptions
 
 from .experiments.test_resnet56 import images
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Recording:
     """Stands for a CUDA graph: replaying calls again, on the tensors that were there when it was recorded."""

@@ -10,6 +10,8 @@ from torch import nn
 import npn
 from npn.errors import ConfigurationError
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 X = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
 
 

@@ -7,6 +7,8 @@ from torch import nn
 import npn
 from npn.errors import CheckpointError, OptimizerError
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 def attached(**options):
     torch.manual_seed(0)

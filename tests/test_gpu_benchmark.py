@@ -22,6 +22,8 @@ from npn.experiments.peers.options import PeerOptions
 from npn.experiments.resnet import recipe as resnet
 from npn.experiments.resnet.arms import arms
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 MISSING = ("matplotlib", "plotly", "scipy", "sklearn", "pooch", "typer", "rich", "pytest", "hypothesis", "tensorboard")
 

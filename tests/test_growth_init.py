@@ -14,6 +14,8 @@ import npn
 from npn.errors import ConfigurationError
 from npn.integrations.session import Session
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Attention(nn.Module):
     def __init__(self):

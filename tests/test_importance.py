@@ -13,6 +13,8 @@ from npn._importance import mean_of_gradients
 
 from .conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 Readers = list[tuple[str, str, int, int]]  # group, parameter, axis, columns per unit; axis -1: all of the parameter
 
 

@@ -15,6 +15,8 @@ from npn.errors import ConfigurationError, NonFiniteLossError
 from .processes import together
 from .test_importance import CASES, cross_entropy
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Counting(nn.Module):
     """Dropout, BatchNorm, a counter that is no buffer, and a frozen layer."""

@@ -11,6 +11,8 @@ from npn.errors import ConfigurationError
 
 from .conftest import TINY
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 @pytest.mark.parametrize("function", ["sigmoid", "hard_sigmoid", "shifted_sigmoid"])
 @pytest.mark.parametrize(("mean", "spread"), [(0.95, 2.0), (0.5, 4.0), (0.05, 1.0), (0.95, 0.0)])

@@ -10,6 +10,8 @@ import npn
 from npn._importance.reconstruct import RIDGE
 from npn.errors import ConfigurationError, NonFiniteLossError
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(256, 6, generator=GENERATOR)
 IMAGES = torch.randn(32, 3, 9, 9, generator=GENERATOR)

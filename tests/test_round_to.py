@@ -9,6 +9,8 @@ from torch import Tensor, nn
 import npn
 from npn.errors import ConfigurationError
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 

@@ -22,6 +22,8 @@ from .stepping import (
     weights_of,
 )
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 @pytest.mark.parametrize("function", FUNCTIONS)
 @pytest.mark.parametrize("estimator", UNBIASED)

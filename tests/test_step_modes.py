@@ -18,6 +18,8 @@ from .stepping import (
     set_probability,
 )
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 @pytest.mark.parametrize("estimator", npn.step.ESTIMATORS)
 def test_penalty_gradient_is_exact(tiny, estimator):

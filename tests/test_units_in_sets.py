@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 import npn
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Shuffled(nn.Module):
     """Channels that are shuffled in `groups` of a fixed number, and with `residual` read each other in a block."""

@@ -17,6 +17,8 @@ from npn.errors import ConfigurationError
 from .single_weights import data, mlp, optimizers, set_pi, train
 from .stepping import UNBIASED
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 @pytest.mark.parametrize("adam", [False, True])
 def test_closed_weights_stay_zero_through_momentum_and_decay(adam):

@@ -15,6 +15,8 @@ from npn.functional import exact_expectation, exact_gradient
 from .single_weights import K, Net, mlp, set_pi, small
 from .stepping import UNBIASED, every_draw
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 def masked_loss(plastic, name, x, y):
     """Loss at a mask over all gates of `small`, by a functional call: units on columns of 2.weight, then weights."""

@@ -13,6 +13,8 @@ from npn.errors import ConfigurationError, TraceError
 
 from ..test_branches import Net, Residual, units
 
+pytestmark = pytest.mark.usefixtures("traces_are_shared")
+
 
 class Attend(nn.Module):
     """Self-attention with the output projection inside a fused call; its biases start at zero."""

@@ -20,6 +20,7 @@ class RunDirectory:
 
     A run starts with `options.json`, adds a line to `metrics.jsonl` after each epoch, replaces `checkpoint.pt` now and
     then, and ends with `model.pt` and `result.json`; then the checkpoint is deleted. `report.html` shows what is there.
+    `.lock` stays, empty: who trains there holds it.
 
     Args:
         path: the folder; made when first written to.
