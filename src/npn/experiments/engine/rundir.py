@@ -50,9 +50,10 @@ class RunDirectory:
         """Keep other processes from training in the folder, until the context or the process ends.
 
         Raises:
-            ConfigurationError: another process trains there, or the folder cannot be made or written to.
+            ConfigurationError: another process trains there, or the folder cannot be made or written to, or holds files
+                that no run has written.
         """
-        make_folder(self.path)
+        self._make()
         lock = FileLock(self.path / ".lock", blocking=False)
         try:
             lock.acquire()
@@ -74,11 +75,7 @@ class RunDirectory:
         Raises:
             ConfigurationError: the folder cannot be made or written to, or holds files that no run has written.
         """
-        make_folder(self.path)
-        there = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
-        if there and not self.options_file.exists():
-            some = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
-            raise ConfigurationError(f"{self.path} holds what is no run of npn ({some}); --out takes another folder")
+        self._make()
         left = (self.result_file, self.checkpoint_file, self.metrics_file, self.path / "table.md", self.report_file)
         for file in (
             *left,
@@ -89,6 +86,14 @@ class RunDirectory:
                 file.unlink()
         write_json(self.options_file, options.as_dict())
         self.metrics_file.touch()
+
+    def _make(self) -> None:
+        """Make the folder; raise if it holds files of others."""
+        make_folder(self.path)
+        there = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
+        if there and not self.options_file.exists():
+            some = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
+            raise ConfigurationError(f"{self.path} holds what is no run of npn ({some}); --out takes another folder")
 
     def options(self, kind: type[Options] = Options) -> Options:
         """Read the settings that the run began with.
