@@ -269,33 +269,13 @@ class Growth:
                 "Look at the training loss: a lower learning rate or gradient clipping may help"
             )
         start = self._start(loss)
-        groups = self._groups(plastic)
-        names = _names(plastic)
-        limits = match_patterns(self.limits, names, "limit") if self.limits else {}
-        paces = match_patterns(self.units, names, "units")
-        closed = {group.name: len(closed_units(group)) for group in groups}
+        limits = match_patterns(self.limits, _names(plastic), "limit") if self.limits else {}
+        closed = {group.name: len(closed_units(group)) for group in self._groups(plastic)}
         waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
-
         stale = 0 if value < self._best - self.min_delta else self._stale + 1
         exhausted = stale >= self.patience or self._is_full(plastic, limits)
-        plan: dict[str, tuple[int, int]] = {}
         improved = not exhausted and value < self._loss_at_last_growth - self.min_delta
-        if improved:
-            for group in groups:
-                reopened_units, new = units_to_open(
-                    group.size,
-                    closed[group.name],
-                    waited[group.name],
-                    units=paces[group.name],
-                    limit=_limit(group, limits),
-                    revive=self.revive,
-                )
-                if self.init == "pair" and isinstance(paces[group.name], float) and new % 2:
-                    new += int(group.size + new < _limit(group, limits))
-                multiple = getattr(group, "multiple", 1)
-                plan[group.name] = reopened_units, -(-new // multiple) * multiple
-        added = {name: new for name, (_, new) in plan.items() if new}
-        reopened = {name: old for name, (old, _) in plan.items() if old}
+        added, reopened = self._chosen(plastic, limits, closed, waited) if improved else ({}, {})
 
         # Only this call can fail, and then it changes nothing; so it comes before every other change.
         report = plastic.grow(added, grace=self.grace, **start) if added else None
@@ -359,6 +339,24 @@ class Growth:
         grows = [group for group in plastic.groups if getattr(group, "grows", True)]
         return [group for group in grows if group.name in chosen and group.name in paces]
 
+    def _chosen(
+        self, plastic: Growable[Any], limits: Mapping[str, int], closed: Mapping[str, int], waited: Mapping[str, int]
+    ) -> tuple[dict[str, int], dict[str, int]]:
+        """Rule (a): group -> units to add, and group -> closed units to open again; groups without any are left out."""
+        paces = match_patterns(self.units, _names(plastic), "units")
+        added, reopened = dict[str, int](), dict[str, int]()
+        for group in self._groups(plastic):
+            name, pace, limit, multiple = group.name, paces[group.name], _limit(group, limits), _multiple(group)
+            counts = group.size, closed[name], waited[name]
+            old, new = units_to_open(*counts, units=pace, limit=limit, revive=self.revive)
+            if self.init == "pair" and isinstance(pace, float) and new % 2:
+                new += int(group.size + new < limit)
+            if old:
+                reopened[name] = old
+            if new:
+                added[name] = -(-new // multiple) * multiple
+        return added, reopened
+
     def _is_full(self, plastic: Growable[Any], limits: Mapping[str, int]) -> bool:
         """Whether rule (b) ends growth."""
         if self.max_params is not None and sum(weight.numel() for weight in plastic.weights()) >= self.max_params:
@@ -371,8 +369,13 @@ class Growth:
 
 def _limit(group: _Group, limits: Mapping[str, int]) -> float:
     """The most units that a group may have, in whole sets."""
-    limit, multiple = limits.get(group.name, math.inf), getattr(group, "multiple", 1)
+    limit, multiple = limits.get(group.name, math.inf), _multiple(group)
     return limit if math.isinf(limit) else limit // multiple * multiple
+
+
+def _multiple(group: _Group) -> int:
+    """Number of units that come and go together."""
+    return getattr(group, "multiple", 1)
 
 
 def _names(plastic: Growable[Any]) -> list[str]:
