@@ -73,7 +73,11 @@ def test_the_results_of_a_run_and_of_an_export_as_json(finished):
     assert {key: found[key] for key in ("seed", "mode", "stages")} == {
         key: json.loads((out / "result.json").read_text())[key] for key in ("seed", "mode", "stages")
     }
-    assert str(out / "model.pt") in found["files"] and "finished already" in run.stderr
+    assert (
+        str(out / "model.pt") in found["files"]
+        and str(out / ".lock") not in found["files"]
+        and "finished already" in run.stderr
+    )
     exported = json.loads(call("export", out, "--format", "safetensors", "--json").stdout)
     file = out / "model.safetensors"
     assert exported == {"file": str(file), "format": "safetensors", "bytes": file.stat().st_size}

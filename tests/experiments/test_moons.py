@@ -78,7 +78,7 @@ def test_units_come_or_go_in_the_plastic_stage_only(finished: Finished) -> None:
 
 def test_the_folder_holds_what_is_promised(finished: Finished) -> None:
     outcome, directory = finished
-    files = {file.name for file in directory.path.iterdir() if file.name != ".lock"}
+    files = {file.name for file in directory.files()}
     pictures = {"boundary.png", "curves.png", "keep_probability.png", "gates.png"}
     assert files == {"result.json", "metrics.jsonl", "options.json", "model.pt", "report.html"} | pictures
     result = json.loads(directory.result_file.read_text())

@@ -259,7 +259,7 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
         return
     result = directory.result()
     if launch.json:
-        typer.echo(json.dumps({**result, "files": [str(file) for file in sorted(out.iterdir())]}, indent=2))
+        typer.echo(json.dumps({**result, "files": [str(file) for file in directory.files()]}, indent=2))
         return
     score = score_of(result)
     console.print(
@@ -267,7 +267,7 @@ def start(experiment: Experiment, options: Options, launch: Launch) -> None:
         f"parameters ({result['architecture']}; {result['params_with_biases']:,} with biases, {result['macs']:,} MACs)",
         highlight=False,
     )
-    list_files(sorted(out.iterdir()), console)
+    list_files(directory.files(), console)
 
 
 def _resumes(directory: RunDirectory, launch: Launch, console: Console) -> bool | None:

@@ -45,6 +45,10 @@ class RunDirectory:
         """Whether there is a checkpoint to resume from."""
         return self.checkpoint_file.exists() and not self.finished
 
+    def files(self) -> list[Path]:
+        """List what the folder holds, but for hidden files."""
+        return sorted(file for file in self.path.iterdir() if not file.name.startswith("."))
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep other processes from training in the folder, until the context or the process ends.
@@ -90,7 +94,7 @@ class RunDirectory:
     def _make(self) -> None:
         """Make the folder; raise if it holds files of others."""
         make_folder(self.path)
-        there = sorted(file.name for file in self.path.iterdir() if not file.name.startswith("."))
+        there = [file.name for file in self.files()]
         if there and not self.options_file.exists():
             some = ", ".join(there[:3]) + (f" and {len(there) - 3} more" if len(there) > 3 else "")
             raise ConfigurationError(f"{self.path} holds what is no run of npn ({some}); --out takes another folder")
