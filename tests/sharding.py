@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 
 import npn
 from npn import distributed
@@ -66,11 +67,16 @@ class Both:
 
 
 def build(seed=0, **options):
-    """The model with gates and its optimizers, sharded if there are several processes."""
+    """The model with gates and its optimizers, sharded if there are several processes: two pairs if there are four."""
     torch.manual_seed(seed)
     plastic = npn.attach(GPT(), EXAMPLE, **options)
     if dist.is_initialized():
-        distributed.shard(plastic, plastic.model.blocks)
+        pairs = (
+            {"mesh": init_device_mesh("cpu", (2, 2), mesh_dim_names=("copy", "rows"))}
+            if distributed.size() == 4
+            else {}
+        )
+        distributed.shard(plastic, plastic.model.blocks, **pairs)
     weights, gates = Both(plastic), torch.optim.Adam(plastic.logits(), lr=0.1)
     plastic.track(*weights.parts, gates)
     return plastic, weights, gates

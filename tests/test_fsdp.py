@@ -42,6 +42,11 @@ def test_training_under_masks_is_that_of_one_process():
     assert one[0][-1] < one[0][0] - 0.3
 
 
+def test_training_on_replicas_of_shards_is_that_of_one_process():
+    """Two replicas (HSDP), each of which two processes share."""
+    assert_same(masked(), together(4, masked))
+
+
 # -- sizes
 
 
@@ -78,6 +83,14 @@ def test_resizes_are_those_of_one_process():
     assert first[4] == other[4] == shapes
     assert first[3] == [-(-length // 2) for length in lengths]  # each process has its rows only
     assert other[3] == [length // 2 for length in lengths]
+
+
+def test_resizes_of_replicas_are_those_of_one_process():
+    *one, lengths, _ = resized()
+    every = together(4, resized)
+    assert_same(one, [each[:3] for each in every])
+    assert every[0][3] == every[2][3] == [-(-length // 2) for length in lengths]
+    assert every[1][3] == every[3][3] == [length // 2 for length in lengths]
 
 
 def failing():
@@ -163,15 +176,17 @@ def read(path, *names):
 
 
 def test_files_and_folders_go_on_with_any_number_of_processes(tmp_path):
-    both, one = tmp_path / "both", tmp_path / "one"
-    results = {both: together(2, written, both)[0], one: written(one)}
+    both, one, pairs = (tmp_path / name for name in ("both", "one", "pairs"))
+    results = {both: together(2, written, both)[0], one: written(one), pairs: together(4, written, pairs)[0]}
     for path, (saved, (kind, kinds, logits, plain), masked, losses) in results.items():
         assert kind is GPT and set(kinds) == {nn.Parameter}
         torch.testing.assert_close(logits, masked, rtol=1e-4, atol=1e-5)
         assert plain["blocks.0.wide.weight"].shape == (6, 6) and plain["blocks.1.narrow.weight"].shape == (6, 8)
         names = ("file.npn", "folder") if path is both else ("folder", "file.npn")
         for loaded, others in (
-            found for each in (read(path, *names), *together(2, read, path, *names)) for found in each
+            found
+            for each in (read(path, *names), *together(4 if path is one else 2, read, path, *names))
+            for found in each
         ):
             assert loaded.keys() == saved.keys()
             assert all(torch.equal(saved[name], value) for name, value in loaded.items())

@@ -49,7 +49,6 @@ def refusals():
     early = attached()
     early.track(torch.optim.SGD(early.weights(), lr=0.1))
     refused(distributed.shard, early)
-    refused(distributed.shard, attached(), mesh=init_device_mesh("cpu", (2, 1), mesh_dim_names=("a", "b")))
     refused(distributed.shard, attached(), shard_placement_fn=lambda p: Shard(1) if p.shape == (4, 6) else None)
     refused(distributed.shard, attached(), offload_policy=CPUOffloadPolicy(pin_memory=False))
     parted = attached()
@@ -84,8 +83,8 @@ WHOLE = (
     "or with a copy made by plastic.export()"
 )
 PLACED = (
-    ". Tensor parallelism, replicas of shards (HSDP) and other placements are not supported: call fully_shard on whole "
-    "parameters, with a mesh of one dimension"
+    ". Tensor parallelism and other placements are not supported: call fully_shard on whole parameters, with a mesh of "
+    "one dimension, or of two for replicas of shards (HSDP)"
 )
 
 
@@ -107,7 +106,6 @@ def test_what_is_refused():
         f"shard does not support branches{GO_WITHOUT}",
         f"shard does not support a wrapper or a copy that follows the model{GO_WITHOUT}",
         "fully_shard replaces the parameters, which tracked optimizers hold already; make and track them after it",
-        placed("0.weight", "(Replicate(), Shard(dim=0)) on a mesh of shape (2, 1)"),
         placed("2.weight", "(Shard(dim=1),) on a mesh of shape (2,)"),
         "CPUOffloadPolicy is not supported: call fully_shard without offload_policy",
         "2.weight is not sharded, and its gradient would differ between processes; call fully_shard on the whole "

@@ -136,13 +136,16 @@ def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any)
     the same masks, each sees its own data. Gates, sizes and price are the same on all. dL/dz is summed over the
     processes in one collective. A resize gathers one parameter at a time, so the whole model is never on one process.
 
+    With a `mesh` of two named dimensions, rows are split along the second one and replicated along the first (HSDP): on
+    several nodes parameters are then gathered within each.
+
     Where a block needs options of its own, call `fully_shard` on it yourself first: what is sharded stays as it is.
 
     Args:
         plastic: the attached model.
         blocks: parts of the model that are gathered at a time, such as the blocks of a transformer; inner ones first.
             The model itself is sharded after them.
-        options: options of `fully_shard`, such as `mp_policy`.
+        options: options of `fully_shard`, such as `mp_policy` or `mesh`.
 
     Returns:
         The model, to be called inside `Plasticity.backward`.

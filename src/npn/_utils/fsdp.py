@@ -53,7 +53,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def check_sharded(model: nn.Module, wholly: bool = True) -> None:
-    """Raise unless every parameter of a model is split by rows over all processes, by `fully_shard`.
+    """Raise unless `fully_shard` has split every parameter of a model by rows over all processes, or groups of them.
 
     Args:
         model: to which `fully_shard` was applied.
@@ -62,9 +62,9 @@ def check_sharded(model: nn.Module, wholly: bool = True) -> None:
     Raises:
         ConfigurationError: naming the first parameter that is laid out otherwise.
     """
-    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor import Replicate, Shard
 
-    known = owners(model)
+    known, allowed = owners(model), ((Shard(0),), (Replicate(), Shard(0)))
     for name, parameter in model.named_parameters():
         if not is_shard(parameter):
             if not wholly:
@@ -74,13 +74,12 @@ def check_sharded(model: nn.Module, wholly: bool = True) -> None:
                 "whole model, without ignored_params"
             )
         mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
-        split = id(parameter) in known and placements == (Shard(0),) and mesh.size() == dist.get_world_size()
-        if not split or mesh.ndim != 1:
+        if id(parameter) not in known or placements not in allowed or mesh.size() != dist.get_world_size():
             raise ConfigurationError(
                 f"expected {name} split by rows over all {dist.get_world_size()} processes by fully_shard, got "
-                f"{placements} on a mesh of shape {tuple(mesh.shape)}. Tensor parallelism, replicas of shards (HSDP) "
-                "and other placements are not supported: call fully_shard on whole parameters, with a mesh of one "
-                "dimension"
+                f"{placements} on a mesh of shape {tuple(mesh.shape)}. Tensor parallelism and other placements are not "
+                "supported: call fully_shard on whole parameters, with a mesh of one dimension, or of two for replicas "
+                "of shards (HSDP)"
             )
     for owner in known.values():
         if owner.offload_to_cpu:

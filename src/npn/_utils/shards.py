@@ -48,10 +48,24 @@ def rows(tensor: Any) -> slice:
     return _rows(tensor.shape[0], tensor.device_mesh)
 
 
+def replicas(tensor: Any) -> int:
+    """Number of processes that have the same rows, this one included; 1 unless shards are replicated (HSDP).
+
+    Args:
+        tensor: split by rows.
+    """
+    mesh = tensor.device_mesh
+    return int(mesh.size() // mesh.size(mesh.ndim - 1))
+
+
 def _rows(length: int, mesh: Any) -> slice:
-    """Which of so many rows are on this process: as `torch.chunk` splits them, and none on the last ones at times."""
-    each = -(-length // mesh.size())
-    start = min(mesh.get_local_rank() * each, length)
+    """Which of so many rows are on this process: as `torch.chunk` splits them, and none on the last ones at times.
+
+    They are split along the last dimension of the mesh, and replicated along one before it (HSDP).
+    """
+    along = mesh.ndim - 1
+    each = -(-length // mesh.size(along))
+    start = min(mesh.get_local_rank(along) * each, length)
     return slice(start, min(start + each, length))
 
 
@@ -88,7 +102,7 @@ def empty_like(shape: torch.Size, dtype: torch.dtype, shard: Any) -> Tensor:
 
 
 def _by_rows(shard: Any) -> bool:
-    return bool(shard.placements[0].is_shard(0))
+    return bool(shard.placements[-1].is_shard(0))
 
 
 def _spread(part: Tensor, shape: torch.Size, shard: Any) -> Tensor:
@@ -96,5 +110,6 @@ def _spread(part: Tensor, shape: torch.Size, shard: Any) -> Tensor:
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     stride = torch.empty(shape, device="meta").stride()
-    placement = Shard(0) if _by_rows(shard) else Replicate()
-    return DTensor.from_local(part, shard.device_mesh, (placement,), run_check=False, shape=shape, stride=stride)
+    last = Shard(0) if _by_rows(shard) else Replicate()
+    places = (*[Replicate()] * (shard.device_mesh.ndim - 1), last)
+    return DTensor.from_local(part, shard.device_mesh, places, run_check=False, shape=shape, stride=stride)

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from npn._utils.collectives import size, sum_
 from npn._utils.fsdp import reshard
-from npn._utils.shards import is_shard, local
+from npn._utils.shards import is_shard, local, replicas
 from npn.errors import ConfigurationError
 from npn.masking.norms import OpenNorms
 from npn.masking.table import MaskTable
@@ -185,7 +185,7 @@ class MaskedWeights:
             if parameter.grad is not None:
                 part = local(parameter.grad)
                 if self._arrived is not None:
-                    self._arrived[i] = part.clone()
+                    self._arrived[i] = part / replicas(parameter)  # all processes are summed over later
                 for factor in masks[i]:
                     part.mul_(factor)
                 if before is not None:
