@@ -101,6 +101,19 @@ def test_every_change_is_recorded_anew(change):
     assert (recording.made, graphs.recorded) == (2, 1)
 
 
+def test_another_scale_is_recorded_anew():
+    plastic, graphs, recording, _ = setting()
+    plastic.k, x, y = math.inf, torch.ones(4, 4), torch.arange(4) % 2
+    norms = []
+    for scale in [1.0] * (EAGER + 1) + [0.5] * (EAGER + 2):
+        for parameter in (*plastic.weights(), *plastic.logits()):
+            parameter.grad = None
+        graphs.backward(lambda x, y: F.cross_entropy(plastic.model(x), y), x, y, scale=scale)
+        norms.append(float(plastic.model[2].bias.grad.norm()) / scale)
+    assert (recording.made, graphs.recorded) == (2, 2)
+    assert norms == pytest.approx([norms[0]] * len(norms)) and norms[0] > 0
+
+
 def test_units_closed_by_hand_count_where_logits_rest():
     plastic, _, recording, step = setting()
     plastic.k = math.inf

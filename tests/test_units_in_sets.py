@@ -99,3 +99,15 @@ def test_a_last_cut_counts_what_is_left_of_a_set(
     assert count(small, cost) <= bound or smallest
     torch.testing.assert_close(small(X), model(X))
     assert npn.fit_to_budget(plastic) == {}
+
+
+def test_units_that_no_column_reads_stay_until_a_whole_set_is_unread() -> None:
+    model = made(2, 4, residual=False)
+    plastic = npn.attach(model, X, columns="c")
+    plastic.close("c.columns", [0])
+    masked = model(X)
+    small = plastic.export()
+    assert small.b.out_channels == 8
+    torch.testing.assert_close(small(X), masked)
+    plastic.compact()
+    torch.testing.assert_close(model(X), masked)

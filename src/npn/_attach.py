@@ -12,6 +12,7 @@ from npn._utils.validation import instance
 from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.functional.table import check_estimator
+from npn.gates.gate import check_function
 from npn.masking.calls import attached_parts
 from npn.masking.single import named_weights
 from npn.penalty import CostTerm
@@ -97,6 +98,7 @@ def attach(
         who = f"its part {name!r} has" if name else "the model has"
         raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again")
     gate = gate_function(function)
+    check_function(gate)
     structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches, streams=streams)
     if unstructured is not None:
         structure = replace(structure, unstructured=named_weights(model, unstructured))

@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 
 from npn._utils.collectives import mean
 from npn.gates import OPEN, Gates
+from npn.gates.decision import check_undecided
 from npn.masking import MaskedWeights
 from npn.surgery import forget_momentum
 
@@ -32,6 +33,7 @@ def reconnect(
     References:
         Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020.
     """
+    check_undecided(gates.decision, "they are not opened by hand")
     gates.to(weights.device)
     gradients = weights.dense_gradients()
     tensors = dict(zip(weights.table.names, weights.table.parameters, strict=True))

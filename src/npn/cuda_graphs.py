@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from npn import distributed
 from npn._utils import cpu
-from npn._utils.validation import instance
+from npn._utils.validation import instance, is_number
 from npn.description import HANDLE
 from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
@@ -65,7 +65,7 @@ class CudaGraphs:
 
     @property
     def recorded(self) -> int:
-        """Number of graphs that are held now, one per shape of a batch."""
+        """Number of graphs that are held now, one per shape of a batch and scale."""
         return len(self._replays)
 
     def stream(self) -> AbstractContextManager[None]:
@@ -96,7 +96,8 @@ class CudaGraphs:
         if state != self._state:
             self._replays.clear()  # their memory goes first
             self._state, self._structure, self._seen = state, plastic.structure, {}
-        shapes = tuple((part.shape, part.stride(), part.dtype) for part in batch)
+        fixed = scale if is_number(scale) else id(scale)  # a tensor or a scaler is read anew in each replay
+        shapes = (fixed, *((part.shape, part.stride(), part.dtype) for part in batch))
         if shapes not in self._replays:
             self._seen[shapes] = self._seen.get(shapes, 0) + 1
             if self._seen[shapes] <= EAGER:

@@ -12,6 +12,7 @@ from npn._utils.patterns import as_patterns, match_patterns
 from npn._utils.validation import complete_state, is_number, not_negative, whole_number
 from npn.candidates import check_start
 from npn.errors import ConfigurationError, NonFiniteLossError
+from npn.gates.decision import check_undecided
 from npn.surgery import checked_init
 
 Report = TypeVar("Report", covariant=True)
@@ -277,19 +278,17 @@ class Growth:
         improved = not exhausted and value < self._loss_at_last_growth - self.min_delta
         added, reopened = self._chosen(plastic, limits, closed, waited) if improved else ({}, {})
 
-        # Only this call can fail, and then it changes nothing; so it comes before every other change.
+        # Only these calls can fail, and then they change nothing; so they come before every other change.
+        if reopened and hasattr(plastic, "gates"):
+            check_undecided(plastic.gates.decision, "they are not opened by hand")
         report = plastic.grow(added, grace=self.grace, **start) if added else None
         for group in plastic.groups:
             if group.name in reopened:  # looked up again, because growing may have moved the units
                 units = closed_units(group)[: reopened[group.name]]
                 plastic.open(group.name, units, grace=self.grace)
-
         connected = plastic.reconnect(self.connections, grace=self.grace) if improved and self.connections else {}
-
-        self._steps += 1
-        self._stale = stale
-        if stale == 0:
-            self._best = value
+        self._steps, self._stale = self._steps + 1, stale
+        self._best = value if stale == 0 else self._best
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
         if added or reopened or connected:
             self._loss_at_last_growth, self._stale = value, 0

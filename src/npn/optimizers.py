@@ -12,12 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from npn._utils.rng import preserved_rng
 from npn._utils.validation import shown
-from npn.errors import OptimizerError
+from npn.errors import ConfigurationError, OptimizerError
 from npn.gates import Gates
+from npn.masking.weights import CHANGED, MaskedWeights
 from npn.surgery import unmovable
 
 
@@ -160,19 +161,20 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], 
                     )
 
 
-_ATTACHED: "weakref.WeakSet[Gates]" = weakref.WeakSet()
+_ATTACHED: "weakref.WeakSet[MaskedWeights]" = weakref.WeakSet()
 _STEPPED: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 _hooks: list[Any] = []  # at most one hook on all optimizers, registered with the first gates
 
 
-def watch(gates: Gates) -> None:
+def watch(weights: MaskedWeights) -> None:
     """Record every optimizer that steps from now on, so that a resize can detect untracked ones.
 
     Args:
-        gates: the gates of a newly attached model.
+        weights: of a newly attached model.
     """
-    _ATTACHED.add(gates)
+    _ATTACHED.add(weights)
     if not _hooks:
+        _hooks.append(register_optimizer_step_pre_hook(_stepping))
         _hooks.append(register_optimizer_step_post_hook(_stepped))
 
 
@@ -195,6 +197,15 @@ def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> N
                 f"{type(optimizer).__name__} keeps state of {held[0]} and {len(held) - 1} more, but was never tracked: "
                 "a resize would leave that state behind. Call plastic.track with every optimizer first"
             )
+
+
+def _stepping(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    """Optimizer hook: raise if the step would change masked copies of weights; fused ones leave no other trace."""
+    for weights in [each for each in _ATTACHED if each.swapped]:
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for name, parameter in zip(weights.table.names, weights.table.parameters, strict=True):
+            if id(parameter) in held:
+                raise ConfigurationError(CHANGED.format(name=name))
 
 
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

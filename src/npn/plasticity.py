@@ -15,6 +15,7 @@ from npn._utils.collectives import broadcast
 from npn._utils.copies import deep_copy
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
+from npn.after_step import AfterStep
 from npn.counting import count_params
 from npn.following import AnyModule, Follower
 from npn.functional import GateFunction
@@ -26,7 +27,6 @@ from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
 from npn.surgery import ResizeReport
-from npn.warmup import Warmup
 
 Loss = Callable[[], Tensor]
 
@@ -83,10 +83,10 @@ class Plasticity:
         self.pricing = Pricing(model, structure, self.gates)
         self._params_at_attach, self._dtype_at_attach = count_params(model), model_dtype(model)
         self._call = MaskedCall(self.gates, self.masked_weights)
-        self._warmup = Warmup(self.gates, self.masked_weights)
+        self._after_step = AfterStep(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
-        checks.watch(self.gates)
+        checks.watch(self.masked_weights)
 
     @property
     def model(self) -> nn.Module:
@@ -197,12 +197,12 @@ class Plasticity:
             OptimizerError: a parameter is in two, gates decay, or no resize can move an optimizer's state.
         """
         self.optimizers = checks.tracked(self.optimizers, optimizers, self.model, self.gates)
-        self._warmup.watch(self.optimizers)
+        self._after_step.watch(self.optimizers)
 
     def untrack(self, *optimizers: Optimizer) -> None:
         """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
         self.optimizers = checks.forgotten(self.optimizers, optimizers)
-        self._warmup.watch(self.optimizers)
+        self._after_step.watch(self.optimizers)
 
     def backward(self, closure: Loss, *, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of E_z[loss] + penalty, for weights and gates.
@@ -314,6 +314,7 @@ class Plasticity:
             broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
             following.resize(copies, plan, self.optimizers, start.copies)
             self.restructure(plan.after)
+            resizing.warn_of_frozen(self._model, plan)
         return report
 
     def _inputs(self, model: nn.Module | None = None) -> Any:
@@ -369,7 +370,7 @@ class Plasticity:
         model = self.model
         following.stop(self.followers)
         self.masked_weights.remove()
-        self._warmup.watch(())
+        self._after_step.watch(())
         self._call.unregister(model)
         materialize_selects(model)
         return model
@@ -390,9 +391,9 @@ class Plasticity:
             "optimizers": [],
             "followers": weakref.WeakValueDictionary(),
             "pricing": None,
-            "_warmup": None,
+            "_after_step": None,
         }
         new = deep_copy(self, memo, fresh)
-        new._warmup = Warmup(new.gates, new.masked_weights)
+        new._after_step = AfterStep(new.gates, new.masked_weights)
         new.pricing = self.pricing.copied(new._model, new.gates)
         return new

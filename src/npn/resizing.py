@@ -29,6 +29,24 @@ from npn.tracing import grown, shrunk
 from npn.tracing.capture import model_tensors
 
 
+def check_numbers(gates: Gates) -> None:
+    """Raise if a logit is NaN: its unit would count as closed, and go for good.
+
+    Args:
+        gates: of the model.
+
+    Raises:
+        ResizeError: naming the first group of such a logit.
+    """
+    names = [*(group.name for group in gates.groups), *(gate.name for gate in gates.weights)]
+    for name, gate in zip(names, gates.each, strict=True):
+        if count := int(gate.logits.isnan().sum()):
+            raise ResizeError(
+                f"{count} of {gate.logits.numel()} logits of {name!r} are NaN, so which of its units stay is not "
+                "known. Look at the gates' gradients and learning rate, and go back to a checkpoint"
+            )
+
+
 def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[str, list[int]]:
     """Group name -> closed units that are less likely than `below` or closed by hand, in whole sets.
 
@@ -40,6 +58,7 @@ def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[st
         below: keep probability.
     """
     gates.decide()
+    check_numbers(gates)
     for gate in gates.each:
         gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -225,12 +244,16 @@ def resize(
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
     surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), finish)
-    _warn_of_frozen(model, plan)
     return surgery.report(plan, before, count_params(model))
 
 
-def _warn_of_frozen(model: nn.Module, plan: Plan) -> None:
-    """Warn if new units have weights that do not learn."""
+def warn_of_frozen(model: nn.Module, plan: Plan) -> None:
+    """Warn if new units have weights that do not learn; last, since a filter may turn a warning into an error.
+
+    Args:
+        model: after the resize.
+        plan: of the resize.
+    """
     new = {name for name, sources in plan.sources.items() if any(bool((s == NEW).any()) for s in sources.values())}
     frozen = [name for name, parameter in model.named_parameters() if name in new and not parameter.requires_grad]
     if frozen:
@@ -238,7 +261,7 @@ def _warn_of_frozen(model: nn.Module, plan: Plan) -> None:
         warnings.warn(
             f"new units have entries in frozen parameters, which will not learn: {', '.join(frozen[:3])}{more}. Call "
             "requires_grad_(True) on them and give them to an optimizer, or do not grow these groups",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
@@ -252,9 +275,11 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
 
     Raises:
         ConfigurationError: an attribute of the model cannot be copied.
+        ResizeError: a logit is NaN.
     """
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
+    check_numbers(gates)
     without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
     with unsharded(model, lambda parameter: full(parameter.detach()).to("cpu", copy=True)):
         clone = model_copy(model, without | detached_leftovers(model))

@@ -66,7 +66,7 @@ class RandomState:
             (module._buffers, name, buffer)
             for module in model.modules()
             for name, buffer in module._buffers.items()
-            if buffer is not None
+            if buffer is not None and 0 not in buffer.stride()  # nothing can write into an expanded one in place
         ]
         alike: dict[tuple[Any, ...], list[Tensor]] = {}
         for _, _, buffer in places:

@@ -31,6 +31,7 @@ from npn.checkpoint.matching import (
     selects,
     without_removed_branches,
 )
+from npn.checkpoint.plain import plain
 from npn.errors import CheckpointError
 from npn.masking.calls import attached_parts
 from npn.modules import absent_paths, materialize_selects
@@ -74,7 +75,8 @@ def pack(
         The content.
 
     Raises:
-        CheckpointError: one of `stateful` follows the sizes of a model, so that the file could not be loaded.
+        CheckpointError: one of `stateful` follows the sizes of a model, or a value is no plain one, so that the file
+            could not be loaded.
     """
     for name, thing in (stateful or {}).items():
         if isinstance(thing, nn.Module) and attached_parts(thing):
@@ -101,7 +103,7 @@ def pack(
         content["branches"], content["weights"] = pack_branches(target), pack_weights(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
         content["rng"] = rng_state_dict()
-    return content
+    return {key: plain(value, key) for key, value in content.items()}
 
 
 def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapping[str, Stateful]) -> Target:

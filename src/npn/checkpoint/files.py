@@ -40,6 +40,9 @@ def save(
         extra: plain values and tensors to keep, see `read_extra`.
         stateful: objects whose `state_dict` is saved, under names that `load` is given again.
 
+    Raises:
+        CheckpointError: a value could not be loaded again, see `npn.checkpoint.content.pack`; nothing was written.
+
     Example:
         >>> import tempfile
         >>> folder = tempfile.TemporaryDirectory()

@@ -37,6 +37,23 @@ class Sharpness:
         return float(logits_for(cpu.tensor(probability, dtype=torch.float64), self.scale, self.function))
 
 
+def check_function(function: GateFunction) -> None:
+    """Raise unless a gate that is open has a logit above 0, and one that is closed below: k = inf cuts at 0.
+
+    Args:
+        function: the gate function g.
+
+    Raises:
+        ConfigurationError: g puts one of them on the other side.
+    """
+    opened, closed = (Sharpness(function=function).logit(probability) for probability in (OPEN, CLOSED))
+    if not opened > 0 > closed:
+        raise ConfigurationError(
+            f"function must reach {OPEN} at a logit above 0 and {CLOSED} below, since k = inf cuts at 0, got "
+            f"{function} with logits of {opened:.3g} and {closed:.3g}; shift it less"
+        )
+
+
 class Gate:
     """Stochastic gates of one group: z_j ~ Bernoulli(pi_j), pi_j = g(k phi_j).
 

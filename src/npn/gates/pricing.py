@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from npn.gates.costing import CostModel
+from npn.gates.gate import Gate
 from npn.gates.gates import Gates
 from npn.gates.group import UnitGroup
 from npn.structure import Structure
@@ -116,6 +117,11 @@ class Priced:
     def groups(self) -> Sequence[UnitGroup]:
         """Everything that has gates."""
         return self.pricing.gates.groups
+
+    @property
+    def unstructured(self) -> Mapping[str, Gate]:
+        """The gates of single weights, by the name of the parameter."""
+        return {gate.name: gate for gate in self.pricing.gates.weights}
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)], scalar, differentiable in the logits.

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from npn._utils.collectives import size, sum_
@@ -26,6 +27,10 @@ from npn.surgery import Extra, check_shapes
 CLOSURE = (
     "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns it: "
     "plastic.backward runs the backward pass; set gradients to zero before it"
+)
+CHANGED = (
+    "{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step optimizers, and "
+    "normalise or clip weights in place, after plastic.backward"
 )
 
 
@@ -63,9 +68,9 @@ class MaskedWeights:
     @property
     def table(self) -> MaskTable:
         """The table of masked weights, rebuilt after parameters were replaced or moved to another device."""
-        if self.sharded and not self._swapped:
+        if self.sharded and not self.swapped:
             reshard(self.model)
-        if self._table is not None and not self._swapped and not self._table.follow():
+        if self._table is not None and not self.swapped and not self._table.follow():
             self.remove()
         if self._table is None:
             check_shapes(self.model, self.structure)
@@ -91,7 +96,7 @@ class MaskedWeights:
             handle.remove()
         self._handles.clear()
         self._table = None
-        self._swapped = False  # whether the parameters hold masked copies now
+        self.swapped = False  # whether the parameters hold masked copies now
         self._masks: list[list[Tensor]] | None = None  # factors of each weight, while its gradients are masked
         self._outside: list[list[Tensor]] | None = None  # those of the last call outside a step
         self._leaf: Tensor | None = None  # the mask of a step whose gates move the statistics of norms
@@ -197,10 +202,7 @@ class MaskedWeights:
         """Raise if a masked copy was changed in place, since the change is lost."""
         for name, parameter, version in zip(self.table.names, self._parameters, versions, strict=True):
             if parameter._version != version:
-                raise ConfigurationError(
-                    f"{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step "
-                    "optimizers, and normalise or clip weights in place, after plastic.backward"
-                )
+                raise ConfigurationError(CHANGED.format(name=name))
 
     def mask_gradient(self) -> Tensor:
         """dL/dz of the last `applied(collect=True)`: weight times gradient, summed over the weights that read a unit.
@@ -266,13 +268,21 @@ class MaskedWeights:
             factors = table.factors(mask)
             stacks, self._masks = [stack.empty(table.device) for stack in table.stacks], table.unstacked(factors)
             self._swap_in(factors, stacks)
-        self._watch()
-        norms, saved = contextlib.ExitStack(), None
-        if torch.is_grad_enabled():
-            saved = torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t)
-            saved.__enter__()  # before the norms, which notice what is entered later
-        norms.enter_context(self._norms.under(mask, self.model))
-        return norms, saved
+        entered = contextlib.ExitStack()
+        try:
+            self._watch()
+            grad = torch.is_grad_enabled()
+            if grad:  # before the norms, which notice what is entered later
+                hooks = torch.autograd.graph.saved_tensors_hooks
+                entered.enter_context(hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t))
+            entered.enter_context(self._norms.under(mask, self.model))
+        except BaseException:
+            self._masks = None
+            with contextlib.suppress(RuntimeError):
+                entered.close()
+            self._swap_out()
+            raise
+        return entered, grad
 
     def unmask_call(self, saved: Any) -> None:
         """Undo `mask_call`; gradients that arrive later are still masked.
@@ -280,13 +290,12 @@ class MaskedWeights:
         Args:
             saved: the result of `mask_call`.
         """
-        norms, saved = saved
-        norms.close()
-        if saved is not None:
-            saved.__exit__(None, None, None)
-            self._outside = self._masks
-        self._masks = None
-        self._swap_out()
+        entered, grad = saved
+        try:
+            entered.close()
+        finally:
+            self._outside, self._masks = self._masks if grad else self._outside, None
+            self._swap_out()
 
     def forget_call(self) -> None:
         """Stop masking gradients of an earlier call outside a training step."""
@@ -336,26 +345,26 @@ class MaskedWeights:
             for (stack, values), out, each in zip(table.members(table.values), stacks, factors, strict=True):
                 (stack.mask_in_place if self.sharded else stack.masked)(out, values, each)
         if self.sharded:
-            self._swapped, self._saved = True, stacks
+            self.swapped, self._saved = True, stacks
             return
         copies = (copy for stack in stacks for copy in stack.unbind())
-        self._swapped = True
+        self.swapped = True
         for parameter, masked in zip(table.parameters, copies, strict=True):
             parameter.data = masked
-        torch.clear_autocast_cache()  # the cache may hold casts of these weights under another mask
+        _clear_caches()
 
     def _swap_out(self) -> None:
         """Restore the weights' own data."""
-        if self._table is not None and self._swapped and self.sharded:
+        if self._table is not None and self.swapped and self.sharded:
             reshard(self.model)  # what was gathered under masks
             with torch.inference_mode(False), torch.no_grad():
                 for (_, values), out in zip(self._table.members(self._table.values), self._saved, strict=True):
                     torch._foreach_copy_(values, out.unbind())
-        elif self._table is not None and self._swapped:
+        elif self._table is not None and self.swapped:
             for parameter, value in zip(self._table.parameters, self._table.values, strict=True):
                 parameter.data = value
-        self._swapped, self._saved = False, []
-        torch.clear_autocast_cache()
+        self.swapped, self._saved = False, []
+        _clear_caches()
 
     def _hook(self, i: int) -> Any:
         """The gradient hook of one weight: keep its gradient for dL/dz, and mask it."""
@@ -382,3 +391,9 @@ class MaskedWeights:
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
         return new
+
+
+def _clear_caches() -> None:
+    """Forget casts of the weights (autocast), and what parametrizations made of them, under another mask."""
+    torch.clear_autocast_cache()
+    parametrize._cache.clear()

@@ -222,6 +222,12 @@ class Method(ABC):
                 "saved one was"
             )
         for name, tensors in state["tensors"].items():
+            if set(tensors) != set(self._tensors[name]):
+                raise CheckpointError(
+                    f"expected {name} of {', '.join(self._tensors[name])}, got it of {', '.join(tensors)}; build the "
+                    "method on the saved one's model"
+                )
+        for name, tensors in state["tensors"].items():
             for group, value in tensors.items():
                 mine = self._tensors[name][group]
                 if mine.shape != value.shape:

@@ -44,6 +44,7 @@ def with_unread_units(structure: Structure, removed: Mapping[str, Sequence[int]]
         unread = [unit for unit in (~read).nonzero().reshape(-1).tolist() if unit not in asked]
         if len(unread) + len(asked) == group.size:
             unread = unread[1:]
+        unread = unread[: len(unread) // group.multiple * group.multiple]  # the others stay, unread
         if unread:
             done[group.name] = sorted(asked | set(unread))
     return done

@@ -84,10 +84,16 @@ def apply_plan(
         ]
         selected = selected_columns(plan.after)
         edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
-    carry_out(edits, lambda: check_shapes(model, plan.after))
+
+    def check() -> None:
+        check_shapes(model, plan.after)
+        with in_mode(
+            model, True
+        ):  # what a model keeps of its weights for eval(), as a table of positions, it drops here
+            pass
+
+    carry_out(edits, check)
     renew_places(model)
-    with in_mode(model, True):  # what a model keeps of its weights for eval(), as a table of positions, it drops here
-        pass
 
 
 def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], finish: Finish | None) -> list[Edit]:

@@ -1,4 +1,4 @@
-"""Learning-rate warm-up of new units: each step moves their entries by a share that rises to one."""
+"""What follows a step of an optimizer: the warm-up of new units, and removed weights that stay zero."""
 
 import functools
 import weakref
@@ -15,12 +15,15 @@ from npn.masking import MaskedWeights
 from npn.tracing.capture import model_tensors
 
 
-class Warmup:
-    """Scales what an optimizer's step has done to the entries of new units, by t / n in the t-th of n steps.
+class AfterStep:
+    """Scales what a step has done to new units, by t / n in the t-th of n, and takes it back of removed weights.
 
     An entry w, moved by a step to w', is set to w + (t / n) (w' - w), which is exact for any optimizer; a factor of the
     gradient would cancel out in Adam. Where an entry belongs to two new units, the smaller share counts. The gates keep
     t and n for each unit; the steps of the first optimizer that holds weights count.
+
+    Single weights that `compact` has removed have neither momentum nor gradient, but an update that mixes entries, as
+    Muon's, moves them all the same; they are set to zero again.
 
     Args:
         gates: of the model.
@@ -69,8 +72,15 @@ class Warmup:
             ]
 
     def _scale(self, optimizer: Optimizer, *_: Any) -> None:
-        """After a step: take back a part of the changes of new entries."""
+        """After a step: take back a part of the changes of new entries, and all those of removed weights."""
         with torch.no_grad():
+            if self.gates.weights:
+                table = self.weights.table
+                removed = {gate.name: gate.removed for gate in self.gates.weights}
+                held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+                for name, parameter in zip(table.names, table.parameters, strict=True):
+                    if name in removed and id(parameter) in held:
+                        parameter.masked_fill_(removed[name].to(parameter.device), 0)
             for parameter, before, share in self._before.pop(id(optimizer), ()):
                 parameter.copy_(torch.lerp(before, parameter.detach(), share))
 
