@@ -3,6 +3,7 @@
 from npn import distributed, functional, methods
 from npn._attach import attach
 from npn._importance import fit_to_budget, importance, start_from
+from npn._masked import masked
 from npn._prune import prune
 from npn.budget import Budget
 from npn.checkpoint import load, read_extra, save, save_folder
@@ -45,6 +46,7 @@ __all__ = [
     "importance",
     "inspect",
     "load",
+    "masked",
     "methods",
     "prune",
     "read_extra",

@@ -18,7 +18,8 @@ from npn._utils.rng import preserved_rng
 from npn._utils.validation import shown
 from npn.errors import ConfigurationError, OptimizerError
 from npn.gates import Gates
-from npn.masking.weights import CHANGED, MaskedWeights
+from npn.masking import MaskedWeights
+from npn.masking.refusals import CHANGED
 from npn.surgery import unmovable
 
 

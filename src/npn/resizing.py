@@ -236,6 +236,11 @@ def resize(
     before = count_params(model)
     if not plan.units:
         return surgery.report(plan, before, before)
+    if call.weights.in_step or call.weights.swapped:
+        raise ResizeError(
+            "a resize inside plastic.backward or npn.masked would change the weights under their masks; call it "
+            "afterwards"
+        )
     if torch.is_inference_mode_enabled():
         raise ResizeError(
             "a resize inside torch.inference_mode() would make parameters that cannot be trained; call it outside"

@@ -124,6 +124,44 @@ def test_the_net_shrinks_inside_the_trainer_and_comes_out_plain(target):
     torch.testing.assert_close(small.eval()(X), module.eval()(X) if target is None else module.net.eval()(X))
 
 
+class Direct(Plain):
+    """Validates and predicts through a part of itself, past its own call."""
+
+    def validation_step(self, batch, index):
+        self.seen = self.net(batch[0])
+        self.log("val_loss", F.cross_entropy(self.seen, batch[1]))
+
+    def predict_step(self, batch, index):
+        return self.net(batch[0])
+
+
+class Compared(pl.Callback):
+    """After each validation: the last logits that it saw, those of the masked network, and the number of closed units."""
+
+    def __init__(self, plasticity):
+        self.plasticity, self.found = plasticity, []
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            masked = module(X[-16:])
+            plastic = self.plasticity.plastic
+            self.found.append((module.seen, masked, plastic.groups[0].size - plastic.sizes()["net.0"]))
+
+
+def test_validation_and_prediction_run_without_closed_units_whatever_they_call():
+    module, plasticity = build(Direct), callback(three_stages(6), weight=1e-3)
+    compared = Compared(plasticity)
+    run = trainer(plasticity, compared)
+    run.fit(module, loader(), loader())
+    assert max(closed for *_, closed in compared.found) > 0, "nothing was closed: the test shows nothing"
+    for seen, masked, _ in compared.found:
+        torch.testing.assert_close(seen, masked)
+    plasticity.plastic.close("net.0", [0])
+    expected = plasticity.export().eval()(X)
+    torch.testing.assert_close(torch.cat(run.predict(module, loader())), expected)
+    assert not torch.allclose(module.eval().net(X), expected)  # the weights are back
+
+
 class Normed(Plain):
     """A stream under a norm, and a branch."""
 

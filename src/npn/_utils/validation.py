@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Collection, Mapping
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, TypeGuard
 
 from npn.errors import CheckpointError, ConfigurationError, PlasticityError
@@ -30,10 +30,10 @@ def whole_number(name: str, value: object, least: int, unit: str = "") -> int:
         Traceback (most recent call last):
         npn.errors.ConfigurationError: grace must be a whole number >= 0 of calls of backward, got 0.5
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         of = f" of {unit}" if unit else ""
         raise ConfigurationError(f"{name} must be a whole number >= {least}{of}, got {value!r}")
-    return value
+    return int(value)
 
 
 def is_number(value: object) -> TypeGuard[float]:

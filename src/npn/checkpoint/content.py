@@ -75,8 +75,8 @@ def pack(
         The content.
 
     Raises:
-        CheckpointError: one of `stateful` follows the sizes of a model, or a value is no plain one, so that the file
-            could not be loaded.
+        CheckpointError: the target is an attached model with closed units, one of `stateful` follows the sizes of a
+            model, or a value is no plain one, so that the file could not be loaded.
     """
     for name, thing in (stateful or {}).items():
         if isinstance(thing, nn.Module) and attached_parts(thing):
@@ -85,6 +85,11 @@ def pack(
                 f"sizes; save extra={{{name!r}: {name}.state_dict()}}, and after npn.load give "
                 f"npn.read_extra(path)[{name!r}] to a new copy of the model"
             )
+    if isinstance(target, nn.Module) and any(call.mask() is not None for call in attached_parts(target).values()):
+        raise CheckpointError(
+            "units of the model are closed, which its weights do not tell; save the handle that npn.attach returned, "
+            "or plastic.export()"
+        )
     model = target.model if isinstance(target, Plasticity) else target
     content: dict[str, Any] = {
         "format": FORMAT,

@@ -55,7 +55,7 @@ def prune(
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Refit the layers that read what goes, by least squares on --batches.")
     ] = False,
-    format: Annotated[str, typer.Option(help="pt2, onnx or safetensors.")] = "pt2",
+    format: Annotated[str, typer.Option(help="pt2, onnx, safetensors, bitmap or csr.")] = "pt2",
     out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
     as_json: JSON = False,
 ) -> None:

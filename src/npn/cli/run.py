@@ -125,7 +125,7 @@ def lenet300_mnist(
     animate: given.Animate = False,
     as_json: given.JSON = False,
 ) -> None:
-    """LeNet-300-100 on MNIST, with a gate on every single weight; the modes are sparsify and dense."""
+    """LeNet-300-100 on MNIST, with a gate on every single weight; the modes are sparsify, dense and scratch."""
     from npn.experiments.lenet300.options import LeNet300Options
     from npn.experiments.lenet300.recipe import EXPERIMENT
 

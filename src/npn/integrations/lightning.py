@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from npn import distributed
+from npn._masked import masked
 from npn.checkpoint import pack, unpack
 from npn.errors import ConfigurationError
 from npn.integrations.session import Session, check_processes
@@ -76,6 +77,7 @@ class PlasticityCallback(Session, Callback):
 
     target: str | None = None
     rewrapping: _Rewrapping | None = None
+    _evaluating: contextlib.ExitStack = field(default_factory=contextlib.ExitStack, init=False)
 
     # -- Lightning's hooks, in the order of the calls
 
@@ -122,14 +124,32 @@ class PlasticityCallback(Session, Callback):
         self.step_gates(getattr(trainer.precision_plugin, "scaler", None))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compact, so that validation runs on the network that the epoch leaves."""
+        """Compact, so that validation runs on the network that the epoch leaves, without the units closed in it."""
         if _training(trainer):
             self.compact()
+        self._evaluate()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Observe the metric and grow, before a checkpoint is written."""
+        self._evaluating.close()
         if _training(trainer):
             self.validated(trainer.callback_metrics)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Test without the closed units."""
+        self._evaluate()
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the weights back."""
+        self._evaluating.close()
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Predict without the closed units."""
+        self._evaluate()
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the weights back."""
+        self._evaluating.close()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compact, log, and stop when the schedule has ended."""
@@ -147,6 +167,7 @@ class PlasticityCallback(Session, Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Restore the Trainer's own methods."""
+        self._evaluating.close()
         _restore_method(trainer.strategy, "load_model_state_dict")
         _restore_method(trainer.fit_loop.epoch_loop.automatic_optimization, "_make_closure")
 
@@ -160,6 +181,11 @@ class PlasticityCallback(Session, Callback):
         return content
 
     # -- helpers
+
+    def _evaluate(self) -> None:
+        """Mask the weights until the end of the loop: `validation_step` calls parts of the module, not the module."""
+        if self.handle is not None:
+            self._evaluating.enter_context(masked(self.handle))
 
     def _begin(self, trainer: Trainer) -> None:
         """Attach the module or its target."""

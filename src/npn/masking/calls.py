@@ -1,5 +1,6 @@
 """Hooks on the attached model's own call: outside training steps, closed units are absent from `model(x)` too."""
 
+import contextlib
 import copy
 import sys
 import threading
@@ -15,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from npn._utils.validation import instance
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
+from npn.masking.refusals import THREADS
 from npn.masking.weights import MaskedWeights
 
 
@@ -34,6 +36,8 @@ class MaskedCall:
         self.gates, self.weights = gates, weights
         self.entered = False
         self._inner = 0  # depth of calls of the model inside its own call
+        self._held = False  # whether `held` keeps the masks on
+        self._lock = threading.Lock()  # of entering
         self._saved: Any = None
         self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
         self._ids: tuple[int, int, int] = (0, 0, 0)
@@ -84,12 +88,12 @@ class MaskedCall:
             module: the model.
             args: its positional arguments, not used.
         """
-        if self.weights.in_step:
+        if self.weights.in_step or self._held:
             return
         if self.entered:
             self.recover()
         if self.entered:
-            self._inner += 1
+            self._nest()
         else:
             self._enter()
 
@@ -101,10 +105,8 @@ class MaskedCall:
             args: its positional arguments, not used.
             output: its output, not used.
         """
-        if self._inner:
-            self._inner -= 1
-        elif self.entered:
-            self._leave()
+        if self.entered and not self._held:
+            self._end()
 
     def saving(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
         """State dict pre-hook: restore the weights before they are saved, since many loops save the model after Ctrl-C.
@@ -128,9 +130,38 @@ class MaskedCall:
                 self._inner = 0
                 self._leave()
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the weights masked inside, whichever part of the model is called; see `npn.masked`."""
+        if self.weights.in_step or self._held:
+            yield
+            return
+        self.recover()
+        self._enter()
+        self._held, self._caller = True, None  # a call that fails inside ends nothing
+        try:
+            yield
+        finally:
+            self._held = False
+            if self.entered:
+                self._leave()
+
+    @not_compiled
+    def _nest(self) -> None:
+        """Count a call of the model inside its own call."""
+        if self._caller is None or self._caller[0] != threading.get_ident():
+            raise ConfigurationError(THREADS)
+        self._inner += 1
+
     @not_compiled
     def _enter(self) -> None:
         """Mask the weights for a call."""
+        with self._lock:
+            if self.entered:
+                raise ConfigurationError(THREADS)
+            self._mask_weights()
+
+    def _mask_weights(self) -> None:
         self.weights.forget_call()
         with torch.inference_mode(False), torch.no_grad():  # training uses the tensors cached here
             transformed = torch._C._functorch.peek_interpreter_stack() is not None  # the weights have no memory then
@@ -147,6 +178,15 @@ class MaskedCall:
         self.entered = True
 
     @not_compiled
+    def _end(self) -> None:
+        """Restore the weights at the end of the outermost call; that of a thread that was refused ends nothing."""
+        if self._caller is None or self._caller[0] != threading.get_ident():
+            return
+        if self._inner:
+            self._inner -= 1
+        else:
+            self._leave()
+
     def _leave(self) -> None:
         """Restore the weights after a call."""
         self.entered, self._caller = False, None
@@ -163,7 +203,7 @@ class MaskedCall:
         new = object.__new__(type(self))
         memo[id(self)] = new
         vars(new).update(vars(self))
-        new._saved, new._caller = None, None
+        new._saved, new._caller, new._held, new._lock = None, None, False, threading.Lock()
         new.gates, new.weights = copy.deepcopy(self.gates, memo), copy.deepcopy(self.weights, memo)
         return new
 

@@ -20,18 +20,10 @@ from npn._utils.fsdp import reshard
 from npn._utils.shards import is_shard, local, replicas
 from npn.errors import ConfigurationError
 from npn.masking.norms import OpenNorms
+from npn.masking.refusals import CHANGED, CLOSURE, UNUSED
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
-
-CLOSURE = (
-    "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns it: "
-    "plastic.backward runs the backward pass; set gradients to zero before it"
-)
-CHANGED = (
-    "{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step optimizers, and "
-    "normalise or clip weights in place, after plastic.backward"
-)
 
 
 class MaskedWeights:
@@ -110,6 +102,8 @@ class MaskedWeights:
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Give a training step control of the masks inside the context; the hooks on the model's call do nothing."""
+        if self.swapped and not self.in_step:
+            raise ConfigurationError("masks are on the weights; do this after `with npn.masked(plastic):` has ended")
         before, self.in_step = self.in_step, True
         try:
             yield
@@ -217,6 +211,12 @@ class MaskedWeights:
                 "set_requires_gradient_sync(True) on in plastic.backward"
             )
         table, arrived, self._arrived = self.table, self._arrived, None
+        if (
+            arrived
+            and all(gradient is None for gradient in arrived)
+            and (self._leaf is None or self._leaf.grad is None)
+        ):
+            raise ConfigurationError(UNUSED)
         with torch.no_grad():
             parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
             for (stack, values), (_, gradients), out in parts:  # the masked copies are no longer read

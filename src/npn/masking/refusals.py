@@ -1,0 +1,18 @@
+"""What is said of calls, passes and steps that masks do not allow."""
+
+CLOSURE = (
+    "the closure has changed gradients: it called backward() or zero_grad(). It only computes the loss and returns it: "
+    "plastic.backward runs the backward pass; set gradients to zero before it"
+)
+UNUSED = (
+    "the loss depends on no weight of the attached model that has a mask; the closure must call that model, not a "
+    "copy, nor plastic.export()"
+)
+CHANGED = (
+    "{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step optimizers, and "
+    "normalise or clip weights in place, after plastic.backward"
+)
+THREADS = (
+    "another thread is inside the model's call while units are closed, with masks in its weights; serve "
+    "plastic.export(), call plastic.compact() first, or put `with npn.masked(plastic):` around all threads"
+)
