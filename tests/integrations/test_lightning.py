@@ -136,7 +136,7 @@ class Direct(Plain):
 
 
 class Compared(pl.Callback):
-    """After each validation: the last logits that it saw, those of the masked network, and the number of closed units."""
+    """After each validation: the last logits that it saw, those of the masked network, how many units are closed."""
 
     def __init__(self, plasticity):
         self.plasticity, self.found = plasticity, []
