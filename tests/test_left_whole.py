@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import weight_norm
 
 import npn
-from npn.errors import CheckpointError, ConfigurationError, ResizeError
+from npn.errors import CheckpointError, ConfigurationError, OptimizerError, ResizeError
 from npn.masking.refusals import THREADS
 
 pytestmark = pytest.mark.usefixtures("traces_are_shared")
@@ -356,3 +356,39 @@ def test_a_closure_that_calls_another_model_is_refused() -> None:
             plastic.backward(lambda: F.cross_entropy(small(X), Y))
     assert plastic.logits()[0].grad is None
     plastic.backward(lambda: model.loss(X, Y))
+
+
+def test_a_detached_handle_is_of_no_use() -> None:
+    model, plastic = parts()
+    plastic.detach()
+    before = state(model)
+    with pytest.raises(
+        ConfigurationError, match=r"^this handle was detached from its model; npn.attach the model again$"
+    ):
+        plastic.backward(lambda: model.loss(X, Y))
+    for action in (plastic.compact, lambda: plastic.grow({"0": 1})):
+        with pytest.raises((ConfigurationError, ResizeError), match=r"^this handle was detached"):
+            action()
+    assert same(model, before) and npn.attach(model, X).compact().changes == {}
+
+
+class Preconditioned(torch.optim.Optimizer):
+    """Shampoo in short: a matrix for each axis, and a setting that is an attribute."""
+
+    def __init__(self, parameters: Any, eps: float = 1e-4) -> None:
+        super().__init__(parameters, {"lr": 0.1})
+        self.eps = eps
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in (p for group in self.param_groups for p in group["params"] if p.grad is not None):
+            if p.dim() == 2 and not self.state[p]:
+                self.state[p] = {f"axis{axis}": self.eps * torch.eye(size) for axis, size in enumerate(p.shape)}
+
+
+def test_a_matrix_for_each_axis_is_refused_whatever_the_optimizer_keeps() -> None:
+    plastic = npn.attach(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), X)
+    with pytest.raises(
+        OptimizerError, match=r"^Preconditioned keeps 'axis0' of a parameter of shape \(3, 5\) as shape"
+    ):
+        plastic.track(Preconditioned(plastic.weights()))

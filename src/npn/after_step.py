@@ -52,7 +52,7 @@ class AfterStep:
             if id(optimizer) not in self._handles:
                 self._handles[id(optimizer)] = [
                     optimizer.register_step_pre_hook(self._remember),
-                    optimizer.register_step_post_hook(self._scale),
+                    optimizer.register_step_post_hook(self._correct),
                 ]
         own = {id(parameter) for parameter in self.weights.model.parameters()}
         held = (o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"]))
@@ -71,7 +71,7 @@ class AfterStep:
                 (parameter, parameter.detach().clone(), share) for parameter, share in self._shares(held)
             ]
 
-    def _scale(self, optimizer: Optimizer, *_: Any) -> None:
+    def _correct(self, optimizer: Optimizer, *_: Any) -> None:
         """After a step: take back a part of the changes of new entries, and all those of removed weights."""
         with torch.no_grad():
             if self.gates.weights:

@@ -119,6 +119,8 @@ def _state_after_a_step(optimizer: Optimizer) -> dict[Tensor, dict[str, object]]
     with preserved_rng(), torch.no_grad(), warnings.catch_warnings(), contextlib.suppress(Exception):
         warnings.simplefilter("ignore")
         probe = copy.deepcopy(optimizer, memo)
+        for key in vars(optimizer).keys() - vars(probe).keys():  # its own attributes, which Optimizer does not copy
+            setattr(probe, key, copy.deepcopy(vars(optimizer)[key], memo))
         inspect.unwrap(type(probe).step)(probe)  # without the hooks that all optimizers share
         return dict(probe.state)
     return {}

@@ -370,6 +370,7 @@ class Plasticity:
         model = self.model
         following.stop(self.followers)
         self.masked_weights.remove()
+        self.masked_weights.detached = True
         self._after_step.watch(())
         self._call.unregister(model)
         materialize_selects(model)

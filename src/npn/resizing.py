@@ -21,6 +21,7 @@ from npn.errors import ConfigurationError, ResizeError
 from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
+from npn.masking.refusals import DETACHED
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
 from npn.structure import NEW, Group, Structure, with_dead_units
@@ -236,6 +237,8 @@ def resize(
     before = count_params(model)
     if not plan.units:
         return surgery.report(plan, before, before)
+    if call.weights.detached:
+        raise ResizeError(DETACHED)
     if call.weights.in_step or call.weights.swapped:
         raise ResizeError(
             "a resize inside plastic.backward or npn.masked would change the weights under their masks; call it "

@@ -16,3 +16,5 @@ THREADS = (
     "another thread is inside the model's call while units are closed, with masks in its weights; serve "
     "plastic.export(), call plastic.compact() first, or put `with npn.masked(plastic):` around all threads"
 )
+UNDER_MASKED = "masks are on the weights; do this after `with npn.masked(plastic):` has ended"
+DETACHED = "this handle was detached from its model; npn.attach the model again"

@@ -20,7 +20,7 @@ from npn._utils.fsdp import reshard
 from npn._utils.shards import is_shard, local, replicas
 from npn.errors import ConfigurationError
 from npn.masking.norms import OpenNorms
-from npn.masking.refusals import CHANGED, CLOSURE, UNUSED
+from npn.masking.refusals import CHANGED, CLOSURE, DETACHED, UNDER_MASKED, UNUSED
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
@@ -35,13 +35,14 @@ class MaskedWeights:
 
     Attributes:
         model, structure: the arguments.
+        detached: whether the model is plain again, and the handle of no use.
         in_step: whether a training step has control of the masks; the hooks on the model's call then do nothing.
         sharded: whether `fully_shard` has split the parameters over processes. It copies from them what a pass reads,
             and adds gradients to them after it, so masks are multiplied into the parameters themselves for a pass.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
-        self.in_step = self.sharded = False
+        self.in_step = self.sharded = self.detached = False
         self._handles: dict[int, RemovableHandle] = {}
         self._table: MaskTable | None = None
         self._dense: dict[str, Tensor] = {}
@@ -102,8 +103,8 @@ class MaskedWeights:
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Give a training step control of the masks inside the context; the hooks on the model's call do nothing."""
-        if self.swapped and not self.in_step:
-            raise ConfigurationError("masks are on the weights; do this after `with npn.masked(plastic):` has ended")
+        if self.detached or (self.swapped and not self.in_step):
+            raise ConfigurationError(DETACHED if self.detached else UNDER_MASKED)
         before, self.in_step = self.in_step, True
         try:
             yield

@@ -87,10 +87,8 @@ def apply_plan(
 
     def check() -> None:
         check_shapes(model, plan.after)
-        with in_mode(
-            model, True
-        ):  # what a model keeps of its weights for eval(), as a table of positions, it drops here
-            pass
+        with in_mode(model, True):
+            pass  # here a model drops what it keeps of its weights for eval(), such as a table of positions
 
     carry_out(edits, check)
     renew_places(model)
