@@ -136,13 +136,11 @@ def collected(out: Path) -> dict[str, Any]:
     Args:
         out: folder of the results.
     """
-    found = {part: json.loads(file.read_text()) for part in PARTS if (file := out / f"{part}.json").exists()}
-    for file in sorted(out.glob("train-*.json")):
-        content = json.loads(file.read_text())
-        found.setdefault("train", {**content, "legs": {}})["legs"].update(content["legs"])
-    for file in sorted(out.glob("peers*.json")):
-        content = json.loads(file.read_text())
-        found.setdefault("peers", {**content, "peers": {}})["peers"].update(content["peers"])
+    found = {part: json.loads(file.read_text()) for part in ALL if (file := out / f"{part}.json").exists()}
+    for part, key in (("train", "legs"), ("peers", "peers")):
+        for file in sorted(out.glob(f"{part}-*.json")):
+            content = json.loads(file.read_text())
+            found.setdefault(part, {**content, key: {}})[key].update(content[key])
     return found
 
 

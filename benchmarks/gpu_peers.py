@@ -51,15 +51,15 @@ def cells(networks: str, arms: str) -> list[Cell]:
         arms: names of methods; empty for all.
     """
     names = arms.split(",") if arms else list(NAMES)
-    groups = [tuple(["found"] * ("found" in names) if name == WIDTHS_OF else []) for name in names]
+    both = {WIDTHS_OF, "found"} <= set(names)  # one follows from the other's runs
+    if both:
+        names.remove("found")
+    groups = [(name, "found") if both and name == WIDTHS_OF else (name,) for name in names]
     found = []
     for each in networks.split(","):
         network, _, given = each.partition(":")
         budgets = (float(given),) if given else NETWORKS[network].budgets
-        for budget in budgets:
-            for name, after in zip(names, groups, strict=True):
-                if name != "found" or WIDTHS_OF not in names:
-                    found.append(Cell(network, budget, (name, *after)))
+        found += [Cell(network, budget, group) for budget in budgets for group in groups]
     return found
 
 
@@ -78,11 +78,12 @@ def main(options: argparse.Namespace, end: float) -> dict[str, Any]:
     settings = PeerOptions(epochs=options.epochs, device=options.device, data=options.data)
 
     def train(experiment: Experiment, chosen: Options, path: Path, resume: bool) -> Outcome:
-        if end - time.monotonic() < LEAST:
+        left = deadline.left()
+        if left is not None and 60 * left < LEAST:
             raise Interrupted
         quiet = replace(experiment, checkpoint_every=1000)  # the last epoch before the end has one in any case
         shown = Printer(f"{path.parent.name} {path.name}")
-        return runner.run(quiet, chosen, RunDirectory(path), shown, resume=resume, stop_after=deadline.left())
+        return runner.run(quiet, chosen, RunDirectory(path), shown, resume=resume, stop_after=left)
 
     found: dict[str, Any] = {}
     for cell in cells(options.networks, options.arms):

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from npn._utils import cpu
 from npn.gates import Gates
 from npn.masking import MaskedWeights
+from npn.surgery import held_by
 from npn.tracing.capture import model_tensors
 
 
@@ -55,8 +56,7 @@ class AfterStep:
                     optimizer.register_step_post_hook(self._correct),
                 ]
         own = {id(parameter) for parameter in self.weights.model.parameters()}
-        held = (o for o in optimizers if any(id(p) in own for group in o.param_groups for p in group["params"]))
-        first = next(held, None)
+        first = next((optimizer for optimizer in optimizers if own & held_by(optimizer)), None)
         self._counts = None if first is None else weakref.ref(first)
 
     def _remember(self, optimizer: Optimizer, *_: Any) -> None:
@@ -65,7 +65,7 @@ class AfterStep:
             return
         if self._counts is not None and self._counts() is optimizer:
             self.gates.warm()
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        held = held_by(optimizer)
         with torch.no_grad():
             self._before[id(optimizer)] = [
                 (parameter, parameter.detach().clone(), share) for parameter, share in self._shares(held)
@@ -75,12 +75,11 @@ class AfterStep:
         """After a step: take back a part of the changes of new entries, and all those of removed weights."""
         with torch.no_grad():
             if self.gates.weights:
-                table = self.weights.table
-                removed = {gate.name: gate.removed for gate in self.gates.weights}
-                held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-                for name, parameter in zip(table.names, table.parameters, strict=True):
-                    if name in removed and id(parameter) in held:
-                        parameter.masked_fill_(removed[name].to(parameter.device), 0)
+                held, tensors = held_by(optimizer), self.weights.table.named
+                for gate in self.gates.weights:
+                    parameter = tensors[gate.name]
+                    if id(parameter) in held:
+                        parameter.masked_fill_(gate.removed.to(parameter.device), 0)
             for parameter, before, share in self._before.pop(id(optimizer), ()):
                 parameter.copy_(torch.lerp(before, parameter.detach(), share))
 

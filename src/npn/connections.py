@@ -36,7 +36,7 @@ def reconnect(
     check_undecided(gates.decision, "they are not opened by hand")
     gates.to(weights.device)
     gradients = weights.dense_gradients()
-    tensors = dict(zip(weights.table.names, weights.table.parameters, strict=True))
+    tensors = weights.table.named
     opened = {}
     for gate in gates.weights:
         if gate.name not in gradients:

@@ -20,7 +20,7 @@ from npn.errors import ConfigurationError, OptimizerError
 from npn.gates import Gates
 from npn.masking import MaskedWeights
 from npn.masking.refusals import CHANGED
-from npn.surgery import unmovable
+from npn.surgery import held_by, unmovable
 
 
 def union(known: Sequence[Optimizer], more: Iterable[Optimizer]) -> list[Optimizer]:
@@ -205,8 +205,8 @@ def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> N
 def _stepping(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
     """Optimizer hook: raise if the step would change masked copies of weights; fused ones leave no other trace."""
     for weights in [each for each in _ATTACHED if each.swapped]:
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        for name, parameter in zip(weights.table.names, weights.table.parameters, strict=True):
+        held = held_by(optimizer)
+        for name, parameter in weights.table.named.items():
             if id(parameter) in held:
                 raise ConfigurationError(CHANGED.format(name=name))
 

@@ -126,7 +126,7 @@ class Plasticity:
     @property
     def unstructured(self) -> dict[str, WeightGates]:
         """The gates of single weights, by the name of the parameter."""
-        return {gate.name: gate for gate in self.gates.weights}
+        return self.gates.unstructured
 
     @property
     def names(self) -> list[str]:

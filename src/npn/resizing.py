@@ -30,7 +30,7 @@ from npn.tracing import grown, shrunk
 from npn.tracing.capture import model_tensors
 
 
-def check_numbers(gates: Gates) -> None:
+def check_logits(gates: Gates) -> None:
     """Raise if a logit is NaN: its unit would count as closed, and go for good.
 
     Args:
@@ -59,7 +59,7 @@ def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[st
         below: keep probability.
     """
     gates.decide()
-    check_numbers(gates)
+    check_logits(gates)
     for gate in gates.each:
         gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -91,7 +91,7 @@ def remove_weights(
     if not gates.weights:
         return {}
     gates.to(weights.device)
-    tensors = dict(zip(weights.table.names, weights.table.parameters, strict=True))
+    tensors = weights.table.named
     removed = {}
     with torch.no_grad():
         for gate in gates.weights:
@@ -287,7 +287,7 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     """
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
-    check_numbers(gates)
+    check_logits(gates)
     without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
     with unsharded(model, lambda parameter: full(parameter.detach()).to("cpu", copy=True)):
         clone = model_copy(model, without | detached_leftovers(model))

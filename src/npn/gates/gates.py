@@ -103,6 +103,11 @@ class Gates:
         return [*(group.gate for group in self.groups), *self.weights]
 
     @property
+    def unstructured(self) -> dict[str, WeightGates]:
+        """The gates of single weights, by the name of the parameter."""
+        return {gate.name: gate for gate in self.weights}
+
+    @property
     def device(self) -> torch.device:
         """Device of the logits."""
         return self.each[0].logits.device

@@ -121,7 +121,7 @@ class Priced:
     @property
     def unstructured(self) -> Mapping[str, Gate]:
         """The gates of single weights, by the name of the parameter."""
-        return {gate.name: gate for gate in self.pricing.gates.weights}
+        return self.pricing.gates.unstructured
 
     def expected_cost(self, kind: str, /, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)], scalar, differentiable in the logits.

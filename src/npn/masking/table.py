@@ -89,6 +89,11 @@ class MaskTable:
         feeding = unit_of_column(structure)
         self.unit_of_column = None if feeding is None else feeding.to(self.device)
 
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """Name of each weight -> the parameter."""
+        return dict(zip(self.names, self.parameters, strict=True))
+
     def follow(self) -> bool:
         """Look up where the parameters' data lie at present.
 

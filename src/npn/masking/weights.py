@@ -237,7 +237,7 @@ class MaskedWeights:
         Returns:
             name -> gradient, without weights that have had none since the model was attached, loaded or moved.
         """
-        present = dict(zip(self.table.names, self.table.parameters, strict=True))
+        present = self.table.named
         return {
             name: gradient
             for name, gradient in self._dense.items()
@@ -278,10 +278,8 @@ class MaskedWeights:
                 entered.enter_context(hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t))
             entered.enter_context(self._norms.under(mask, self.model))
         except BaseException:
-            self._masks = None
             with contextlib.suppress(RuntimeError):
-                entered.close()
-            self._swap_out()
+                self.unmask_call((entered, False))
             raise
         return entered, grad
 

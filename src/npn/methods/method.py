@@ -124,8 +124,7 @@ class Method(ABC):
 
     def single_weights(self) -> dict[str, Tensor]:
         """Name -> parameter, for the parameters whose single weights have gates."""
-        table = self.plastic.masked_weights.table
-        found = dict(zip(table.names, table.parameters, strict=True))
+        found = self.plastic.masked_weights.table.named
         return {gate.name: found[gate.name] for gate in self.plastic.gates.weights}
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ def moved_state(
     """
     moved = []
     for optimizer in optimizers:
-        if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state and _holds(optimizer, parameter):
+        if isinstance(optimizer, torch.optim.LBFGS) and optimizer.state and id(parameter) in held_by(optimizer):
             # LBFGS keeps one flat vector over all parameters, in the state of the first
             raise OptimizerError(_strange(optimizer, "old_dirs", name, parameter, "a list of flat tensors"))
         state = optimizer.state.get(parameter, {})
@@ -149,9 +149,13 @@ def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, where: T
                 value.masked_fill_(where, 0)
 
 
-def _holds(optimizer: Optimizer, parameter: Tensor) -> bool:
-    """Whether a parameter is in a group of the optimizer."""
-    return any(p is parameter for group in optimizer.param_groups for p in group["params"])
+def held_by(optimizer: Optimizer) -> set[int]:
+    """`id` of each parameter in the groups of an optimizer.
+
+    Args:
+        optimizer: any.
+    """
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
 def _strange(optimizer: Optimizer, key: str, name: str, parameter: Tensor, came: str) -> str:

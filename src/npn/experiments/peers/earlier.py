@@ -22,10 +22,6 @@ def read(path: Path, seeds: Sequence[int], trials: int, epochs: str | None) -> d
         return None
     found: dict[str, Any] = json.loads(path.read_text())
     made = found.get("seeds"), found.get("trials"), found.get("options", {}).get("epochs")
-    for point in (point for network in found.get("networks", ()) for point in network["points"]):
-        for value in point.values():
-            if isinstance(value, dict) and "std" in value:
-                value.setdefault("n", point["runs"])  # which older files lack
     return found if made == (list(seeds), trials, epochs) else None
 
 
