@@ -17,6 +17,7 @@ from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.penalty import CostTerm, Priced
 from npn.plasticity import Plasticity
+from npn.step import loss_factor, penalise
 
 EAGER = 3  # ordinary steps before one is recorded: they allocate what later steps reuse, and set up the kernels
 
@@ -104,7 +105,8 @@ class CudaGraphs:
                 return plastic.backward(lambda: loss(*batch), scale=scale)
             self._replays[shapes] = self._recorded(loss, batch, scale, parameters)
         value = self._replays[shapes](*batch)
-        self._pay(scale)
+        if math.isfinite(plastic.k):  # the price, which no graph holds
+            penalise(plastic.penalty, plastic, loss_factor(scale, parameters[0].device))
         return value
 
     def _check(self, batch: tuple[Any, ...], device: torch.device) -> None:
@@ -164,17 +166,6 @@ class CudaGraphs:
             return replay()
 
         return step
-
-    def _pay(self, scale: Any) -> None:
-        """Add the gradient of the penalty, and update the penalty, as a step does after its passes."""
-        plastic = self.plastic
-        if math.isinf(plastic.k):
-            return
-        cost = plastic.penalty.loss(plastic)
-        cost = scale.scale(cost) if hasattr(scale, "scale") else cost * scale
-        if cost.requires_grad:
-            cost.backward()
-        plastic.penalty.update(plastic)
 
 
 @contextlib.contextmanager

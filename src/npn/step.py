@@ -17,7 +17,7 @@ from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.gates import Gates, Pricing
 from npn.masking import MaskedWeights, examples
-from npn.penalty import CostTerm
+from npn.penalty import CostTerm, Priced
 
 Closure = Callable[[], Tensor]
 Evaluate = Callable[[float | Tensor, bool], Tensor]  # (factor, gradient) -> loss, see `Step.step_with`
@@ -103,7 +103,7 @@ class Step:
                 gradient = gradient * functional.chain_factor(phi, gates.k, gates.function)
                 gradient = gradient if held is None else gradient.masked_fill(held, 0)
         if gates.k > 0:
-            self._penalise(probability, scale)
+            penalise(self.penalty, self.pricing.at(probability), scale)
             found = [each for each in (gradient, phi.grad) if each is not None]
             if found:
                 gates.add_gradient(sum(found[1:], start=found[0]))
@@ -137,14 +137,20 @@ class Step:
         assert isinstance(mean, Tensor)
         return mean, estimator.combine(pi, draw, losses, gradients)
 
-    def _penalise(self, probability: Tensor, scale: float | Tensor) -> None:
-        """Add the gradient of the penalty, and update the penalty."""
-        priced = self.pricing.at(probability)
-        with torch.enable_grad():
-            cost = _times(self.penalty.loss(priced), scale)
-            if cost.requires_grad:
-                cost.backward()
-        self.penalty.update(priced)
+
+def penalise(penalty: CostTerm, priced: Priced, scale: float | Tensor) -> None:
+    """Add the gradient of the price of size, and let the penalty adapt to the present cost.
+
+    Args:
+        penalty: the price of size.
+        priced: costs at the present keep probabilities.
+        scale: factor on the price.
+    """
+    with torch.enable_grad():
+        cost = _times(penalty.loss(priced), scale)
+        if cost.requires_grad:
+            cost.backward()
+    penalty.update(priced)
 
 
 def check_closure(closure: object) -> None:
