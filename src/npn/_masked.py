@@ -2,8 +2,7 @@
 
 from contextlib import AbstractContextManager
 
-from npn._utils.validation import instance
-from npn.description import HANDLE
+from npn._utils.validation import HANDLE, instance
 from npn.plasticity import Plasticity
 
 

@@ -11,13 +11,17 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from npn._utils.inputs import copied
+from npn._utils.validation import instance
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.capture import model_tensors, split_inputs
 from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
 from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values
+from npn.tracing.refusals import check_sized
 from npn.tracing.retrace import attributes_changed
 from npn.tracing.single import in_working_mode
+
+MODEL = "a torch.nn.Module (of a handle, plastic.model)"  # what messages expect
 
 
 def count_params(model: nn.Module, biases: bool = True) -> int:
@@ -30,10 +34,14 @@ def count_params(model: nn.Module, biases: bool = True) -> int:
     Returns:
         Number of parameters.
 
+    Raises:
+        ConfigurationError: `model` is something else.
+
     Example:
         >>> count_params(nn.Linear(10, 5)), count_params(nn.Linear(10, 5), biases=False)
         (55, 50)
     """
+    instance("model", model, nn.Module, MODEL)
     return sum(p.numel() for p in model.parameters() if biases or p.dim() > 1)
 
 
@@ -52,10 +60,16 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
     Returns:
         Number of multiply-adds.
 
+    Raises:
+        ConfigurationError: `model` is something else.
+        TraceError: a lazy module of it has not been called yet.
+
     Example:
         >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
         50
     """
+    instance("model", model, nn.Module, MODEL)
+    check_sized(model)
     return _count(model, example_inputs, {})
 
 

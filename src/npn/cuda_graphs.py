@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from npn import distributed
 from npn._utils import cpu
-from npn._utils.validation import instance, is_number
-from npn.description import HANDLE
+from npn._utils.validation import HANDLE, instance, is_number
 from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.penalty import CostTerm, Priced

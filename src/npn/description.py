@@ -11,7 +11,6 @@ from npn.gates import Gates, UnitGroup
 from npn.penalty import CostTerm
 from npn.structure import Frozen
 
-HANDLE = "the handle that npn.attach returned"  # what messages call it
 SHOWN = 8  # groups in the line
 ROWS = 100  # groups, and frozen dimensions, in a table
 

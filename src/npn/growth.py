@@ -3,53 +3,18 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol, TypeVar, final
+from numbers import Real
+from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from npn._utils.patterns import as_patterns, match_patterns
-from npn._utils.validation import complete_state, is_number, not_negative, whole_number
+from npn._utils.validation import HANDLE, complete_state, instance, is_number, not_negative, shown, whole_number
 from npn.candidates import check_start
 from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.gates.decision import check_undecided
+from npn.growable import Growable, GrowableGroup, Report, closed_units, limit_of, multiple_of, names_of
 from npn.surgery import checked_init
-
-Report = TypeVar("Report", covariant=True)
-
-
-class _Gate(Protocol):
-    @property
-    def mask(self) -> Tensor: ...
-    @property
-    def grace(self) -> Tensor: ...
-    def keep_probability(self) -> Tensor: ...
-
-
-class _Group(Protocol):
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def gate(self) -> _Gate: ...
-
-
-class Growable(Protocol[Report]):
-    """The interface that growth needs: `npn.Plasticity`.
-
-    It has the `groups`, the `weights()` that count against a limit, and the methods `grow`, `open` and, for single
-    weights, `reconnect`.
-    """
-
-    @property
-    def groups(self) -> Sequence[_Group]: ...
-    def weights(self) -> Any: ...
-    def grow(
-        self, added: dict[str, int], /, *, grace: int, init: str = "zero", warmup: int = 0, loss: Any = None
-    ) -> Report: ...
-    def open(self, group: str, units: list[int], /, *, grace: int) -> Any: ...
-    def reconnect(self, share: int | float, /, *, grace: int) -> dict[str, int]: ...
 
 
 @final
@@ -258,9 +223,13 @@ class Growth:
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ConfigurationError: a pattern of `only`, `units` or `limit` matches no group, or init="select" lacks a loss.
+            ConfigurationError: an argument is something else, a pattern of `only`, `units` or `limit` matches no
+                group, or init="select" lacks a loss.
             ResizeError: the model cannot grow. After each of these errors nothing has changed.
         """
+        instance("validation_loss", validation_loss, (Real, Tensor), "a number, as in growth.step(loss, plastic)")
+        if not callable(getattr(plastic, "grow", None)):
+            raise ConfigurationError(f"plastic must be {HANDLE}, got {shown(plastic)}")
         if self._over:
             return None
         value = float(validation_loss)
@@ -270,7 +239,7 @@ class Growth:
                 "Look at the training loss: a lower learning rate or gradient clipping may help"
             )
         start = self._start(loss)
-        limits = match_patterns(self.limits, _names(plastic), "limit") if self.limits else {}
+        limits = match_patterns(self.limits, names_of(plastic), "limit") if self.limits else {}
         closed = {group.name: len(closed_units(group)) for group in self._groups(plastic)}
         waited = {name: self._waited.get(name, 0) + 1 if count else 0 for name, count in closed.items()}
         stale = 0 if value < self._best - self.min_delta else self._stale + 1
@@ -330,9 +299,9 @@ class Growth:
         given = {"init": self.init, "warmup": self.warmup, "loss": loss if self.init == "select" else None}
         return {name: value for name, value in given.items() if value not in ("zero", 0, None)}
 
-    def _groups(self, plastic: Growable[Any]) -> list[_Group]:
+    def _groups(self, plastic: Growable[Any]) -> list[GrowableGroup]:
         """The groups that may grow."""
-        names = _names(plastic)
+        names = names_of(plastic)
         chosen = match_patterns(dict.fromkeys(self.only, True), names, "only")
         paces = match_patterns(self.units, names, "units")
         grows = [group for group in plastic.groups if getattr(group, "grows", True)]
@@ -342,10 +311,10 @@ class Growth:
         self, plastic: Growable[Any], limits: Mapping[str, int], closed: Mapping[str, int], waited: Mapping[str, int]
     ) -> tuple[dict[str, int], dict[str, int]]:
         """Rule (a): group -> units to add, and group -> closed units to open again; groups without any are left out."""
-        paces = match_patterns(self.units, _names(plastic), "units")
+        paces = match_patterns(self.units, names_of(plastic), "units")
         added, reopened = dict[str, int](), dict[str, int]()
         for group in self._groups(plastic):
-            name, pace, limit, multiple = group.name, paces[group.name], _limit(group, limits), _multiple(group)
+            name, pace, limit, multiple = group.name, paces[group.name], limit_of(group, limits), multiple_of(group)
             counts = group.size, closed[name], waited[name]
             old, new = units_to_open(*counts, units=pace, limit=limit, revive=self.revive)
             if self.init == "pair" and isinstance(pace, float) and new % 2:
@@ -363,37 +332,4 @@ class Growth:
         if self.connections:
             return False
         groups = self._groups(plastic)
-        return all(group.size - len(closed_units(group)) >= _limit(group, limits) for group in groups)
-
-
-def _limit(group: _Group, limits: Mapping[str, int]) -> float:
-    """The most units that a group may have, in whole sets."""
-    limit, multiple = limits.get(group.name, math.inf), _multiple(group)
-    return limit if math.isinf(limit) else limit // multiple * multiple
-
-
-def _multiple(group: _Group) -> int:
-    """Number of units that come and go together."""
-    return getattr(group, "multiple", 1)
-
-
-def _names(plastic: Growable[Any]) -> list[str]:
-    """Names of the groups, including groups that vanished with a branch, which patterns may still name."""
-    return list(dict.fromkeys([*getattr(plastic, "names", ()), *(group.name for group in plastic.groups)]))
-
-
-def closed_units(group: _Group) -> list[int]:
-    """Find the units of a group that are closed and not in grace.
-
-    Args:
-        group: the group.
-
-    Returns:
-        Their numbers, lowest keep probability first.
-    """
-    gate = group.gate
-    closed = ~gate.mask & (gate.grace <= 0)
-    if not bool(closed.any()):
-        return []
-    order = torch.argsort(gate.keep_probability().detach(), stable=True)
-    return [int(unit) for unit in order[closed[order]].tolist()]
+        return all(group.size - len(closed_units(group)) >= limit_of(group, limits) for group in groups)

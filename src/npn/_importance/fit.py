@@ -9,9 +9,8 @@ from npn._importance.closing import best_of_each, close_down_to, refill
 from npn._importance.costs import cost_function, value_and_slope
 from npn._importance.gradients import present_mask
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, units_of_sets
-from npn._utils.validation import instance, whole_number
+from npn._utils.validation import HANDLE, instance, whole_number
 from npn.budget import Budget
-from npn.description import HANDLE
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 

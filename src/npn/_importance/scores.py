@@ -12,8 +12,7 @@ from npn._importance.weights import batchnorm_scales, group_norms
 from npn._utils import cpu
 from npn._utils.collectives import broadcast
 from npn._utils.rng import preserved_rng
-from npn._utils.validation import instance
-from npn.description import HANDLE
+from npn._utils.validation import HANDLE, instance
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 

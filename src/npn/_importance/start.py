@@ -8,8 +8,7 @@ from torch import Tensor
 
 from npn import surgery
 from npn._utils import cpu
-from npn._utils.validation import instance, is_number
-from npn.description import HANDLE
+from npn._utils.validation import HANDLE, instance, is_number
 from npn.errors import ConfigurationError
 from npn.functional import logits_for
 from npn.gates import OPEN

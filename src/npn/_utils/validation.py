@@ -7,6 +7,8 @@ from typing import Any, TypeGuard
 
 from npn.errors import CheckpointError, ConfigurationError, PlasticityError
 
+HANDLE = "the handle that npn.attach returned"  # what messages call it
+
 
 def whole_number(name: str, value: object, least: int, unit: str = "") -> int:
     """Return a value if it is a whole number >= `least`, else raise.
@@ -181,23 +183,27 @@ def not_negative(name: str, value: float) -> None:
         raise ConfigurationError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
-def target_size(value: float) -> None:
-    """Raise unless a target is a fraction, as a float up to 1, or a cost.
+def target_size(value: float) -> float:
+    """Return a target if it is a fraction, as a float up to 1, or a cost, else raise.
 
     Args:
-        value: the target; below 1 it has to be a float, since its type tells a fraction from a cost.
+        value: the target, as a number of any library.
+
+    Returns:
+        The target as an int or a float of Python; its type tells the cost 1 from the whole of the cost at attach.
 
     Raises:
         ConfigurationError: it is neither.
 
     Example:
         >>> target_size(0.5), target_size(40)
-        (None, None)
+        (0.5, 40)
     """
-    if not is_number(value) or not 0 < value < math.inf or (value < 1 and not isinstance(value, float)):
+    if not is_number(value) or not 0 < value < math.inf:
         raise ConfigurationError(
             f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {value!r}"
         )
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def share(name: str, value: float) -> float:

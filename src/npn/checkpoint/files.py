@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from npn._utils.collectives import barrier, rank
 from npn._utils.files import write_atomically
-from npn._utils.validation import instance
+from npn._utils.validation import HANDLE, instance
 from npn.checkpoint.content import FORMAT, VERSION, Stateful, Target, pack, unpack
 from npn.checkpoint.matching import densified
 from npn.checkpoint.spread import gathered, read_parts, split, write_parts
-from npn.description import HANDLE
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from npn._utils.validation import instance
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
-from npn.masking.refusals import THREADS
+from npn.masking.refusals import EXPORTED, THREADS
 from npn.masking.weights import MaskedWeights
 
 
@@ -90,6 +90,8 @@ class MaskedCall:
         """
         if self.weights.in_step or self._held:
             return
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise ConfigurationError(EXPORTED)
         if self.entered:
             self.recover()
         if self.entered:

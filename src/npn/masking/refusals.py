@@ -16,5 +16,9 @@ THREADS = (
     "another thread is inside the model's call while units are closed, with masks in its weights; serve "
     "plastic.export(), call plastic.compact() first, or put `with npn.masked(plastic):` around all threads"
 )
+EXPORTED = (
+    "a model with gates cannot be traced for export: its masks come and go with each call; export the plain copy that "
+    "plastic.export() returns"
+)
 UNDER_MASKED = "masks are on the weights; do this after `with npn.masked(plastic):` has ended"
 DETACHED = "this handle was detached from its model; npn.attach the model again"

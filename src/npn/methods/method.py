@@ -11,8 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from npn._utils.collectives import average_, per_rank_generator
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import complete_state, instance
-from npn.description import HANDLE
+from npn._utils.validation import HANDLE, complete_state, instance
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
 from npn.methods.passes import by_batch, by_example

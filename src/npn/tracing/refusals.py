@@ -20,7 +20,7 @@ _WRAPPERS = {  # class -> (what has wrapped the model, attribute that holds it, 
 
 
 def check_model(model: nn.Module) -> None:
-    """Raise unless a model is plain: not wrapped, sharded or quantized.
+    """Raise unless a model is plain: not wrapped, lazy, sharded or quantized.
 
     Args:
         model: any module.
@@ -31,6 +31,7 @@ def check_model(model: nn.Module) -> None:
     for path, module in model.named_modules():
         _check_wrapper(path, module)
         _check_quantization(path, module)
+    check_sized(model)
     for name, tensor in model_tensors(model).items():
         if is_shard(tensor):
             raise TraceError(
@@ -44,6 +45,20 @@ def check_model(model: nn.Module) -> None:
                 "weights that are sharded, quantized or of a class with operations of its own cannot be resized. "
                 f"{_FIRST}"
             )
+
+
+def check_sized(model: nn.Module) -> None:
+    """Raise if a parameter or buffer has no size yet, as in lazy modules before their first call.
+
+    Args:
+        model: any module.
+
+    Raises:
+        TraceError: naming the tensor, and what to do.
+    """
+    for name, tensor in model_tensors(model).items():
+        if torch.nn.parameter.is_lazy(tensor):
+            raise TraceError(f"{name} has no size before the first call of its module; call model(...) once before")
 
 
 def _check_wrapper(path: str, module: nn.Module) -> None:
@@ -78,8 +93,6 @@ def _check_quantization(path: str, module: nn.Module) -> None:
 def _is_plain(tensor: Tensor) -> bool:
     """Whether a parameter or buffer is an ordinary tensor; a subclass is one if it changes no operation."""
     kind = type(tensor)
-    if torch.nn.parameter.is_lazy(tensor):
-        return True
     if kind in _PLAIN or tensor.is_quantized:
         return not tensor.is_quantized
     own = {name for base in kind.__mro__ if base not in (*_PLAIN, *Tensor.__mro__) for name in vars(base)}
