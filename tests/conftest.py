@@ -1,10 +1,8 @@
 """Tiny models whose groups, readers and masks are written down by hand: what every engine test compares with."""
 
-import contextlib
 import copy
 import itertools
-import sys
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
 
 import npn
-from npn.structure import Structure
-from npn.tracing.trace import trace_units
+
+from .traces import traced_once
 
 torch.set_num_threads(1)
 
@@ -98,47 +95,6 @@ def depthwise() -> nn.Sequential:
         nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 1), nn.ReLU(),
         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 2),
     )  # fmt: skip
-
-
-_TRACED: dict[object, Structure] = {}
-
-
-def _said(value: object) -> object:
-    """An attribute as it is compared: by what it says, or, where that is only where it lies, by itself."""
-    text = repr(value)
-    if " at 0x" not in text:
-        return text
-    return value if isinstance(value, Hashable) else object()
-
-
-def _kind(model: nn.Module, inputs: Any) -> object:
-    """What a trace depends on: classes, attributes, hooks, shapes and modes; in the tests' models no tensor's value."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    modules = []
-    for name, module in model.named_modules():
-        own = tuple((key, _said(value)) for key, value in vars(module).items() if not key.startswith("_"))
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        modules.append((name, type(module), own, hooks))
-    return (
-        tuple(modules),
-        tuple((name, t.shape, t.dtype, t.requires_grad) for name, t in tensors),
-        repr(tree_map(lambda x: (x.shape, x.dtype) if isinstance(x, Tensor) else x, inputs)),
-    )
-
-
-@contextlib.contextmanager
-def traced_once() -> Iterator[None]:
-    """`attach` traces each kind of model for the first one alone."""
-
-    def cached(model: nn.Module, inputs: Any, streams: bool = False) -> Structure:
-        kind = (_kind(model, inputs), streams)
-        if kind not in _TRACED:
-            _TRACED[kind] = trace_units(model, inputs, streams)
-        return _TRACED[kind]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["npn.tracing.trace"], "trace_units", cached)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 That one has no threads. A fork of the tests' own process would inherit the locks that its threads hold.
 """
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -11,6 +12,8 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+from .traces import folder, traced_once
 
 SECONDS = 180.0  # only what hangs waits so long; a busy machine may need a minute
 PROCESSES = multiprocessing.get_context("forkserver")
@@ -42,7 +45,7 @@ def launch(count, work, *args):
     pipes, workers = [], []
     for rank in range(count):
         ours, theirs = PROCESSES.Pipe(duplex=False)
-        workers.append(PROCESSES.Process(target=_child, args=(theirs, rank, count, store.port, work, args)))
+        workers.append(PROCESSES.Process(target=_child, args=(theirs, rank, count, store.port, folder(), work, args)))
         pipes.append(ours)
         workers[-1].start()
         theirs.close()
@@ -76,14 +79,16 @@ def _grouped(work, args):
         dist.destroy_process_group()
 
 
-def _child(pipe, rank, count, port, work, args):
+def _child(pipe, rank, count, port, traces, work, args):
     where = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "TORCHELASTIC_USE_AGENT_STORE": True}
     who = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "GROUP_RANK": 0}
     who["TORCHELASTIC_RUN_ID"] = "test"
     os.environ |= {name: str(value) for name, value in (where | who).items()}
     torch.set_num_threads(1)
+    gc.freeze()  # a search for garbage would copy every page of the imports
     try:
-        answer = pickle.dumps((work(*args), None))  # the pipe's own pickling would share tensors, not send them
+        with traced_once(traces):
+            answer = pickle.dumps((work(*args), None))  # the pipe's own pickling would share tensors, not send them
     except BaseException:
         pipe.send_bytes(pickle.dumps((None, traceback.format_exc())))
         os._exit(1)

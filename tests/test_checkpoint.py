@@ -201,15 +201,22 @@ def test_live_graph_while_loading(tiny, tmp_path):
 
 
 SCRIPT = """
-    import os, signal, sys, torch, torch.nn.functional as F, npn
+    import os, signal, sys, torch, torch._dynamo, torch.nn.functional as F, npn  # all that a run imports
     from pathlib import Path
     from torch import nn
 
     torch.set_num_threads(1)
 
+    def net():
+        return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+    tracing = sys.modules["npn.tracing.trace"]  # one trace for all runs
+    traced = tracing.trace_units(net(), torch.zeros(4, 3))
+    tracing.trace_units = lambda *_: traced
+
     def train(path, end, say):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+        model = net()
         plastic = npn.attach(model, torch.zeros(4, 3), estimator="disarm", penalty=npn.Penalty(weight=1e-2))
         weights, gates = torch.optim.Adam(plastic.weights(), lr=0.02), torch.optim.Adam(plastic.logits(), lr=0.2)
         plastic.track(weights, gates)

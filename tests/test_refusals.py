@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 
 import npn
-from npn.errors import TraceError
+from npn.errors import ConfigurationError, TraceError
 
 X = torch.zeros(2, 4)
 FIRST = "Attach, train and export the plain model first, then quantize or convert what plastic.export() returns"
@@ -116,6 +116,31 @@ def test_scripted_models():
     refused(
         model, "the model is wrapped by torch.jit; attach the Python model, and script what plastic.export() returns"
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_models_with_gates_are_exported_as_plain_copies():
+    model = net()
+    plastic = npn.attach(model, X)
+    message = (
+        "a model with gates cannot be traced for export: its masks come and go with each call; export the plain copy "
+        "that plastic.export() returns"
+    )
+    for export in (torch.export.export, torch.jit.trace):
+        with pytest.raises(ConfigurationError, match="^" + re.escape(message) + "$"):
+            export(model, (X,))
+        torch.testing.assert_close(model(X), plastic.export()(X))  # nothing is left behind
+        export(plastic.export(), (X,))
+
+
+def test_lazy_modules():
+    model = nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3))
+    message = "0.weight has no size before the first call of its module; call model(...) once before"
+    refused(model, message)
+    with pytest.raises(TraceError, match="^" + re.escape(message) + "$"):
+        npn.count_macs(model, X)
+    model(X)
+    assert npn.attach(model, X).sizes() == {"0": 6}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -92,6 +93,26 @@ REFUSED = {
         lambda: npn.save(nn.ReLU(), "net.npn"),
         "path must be the path of a file, which comes first, as in npn.save(path, model), got ReLU()",
     ),
+    "multiply-adds of a handle": (
+        lambda: npn.count_macs(attached(), X),
+        "model must be a torch.nn.Module (of a handle, plastic.model), got a Plasticity",
+    ),
+    "parameters of a handle": (
+        lambda: npn.count_params(attached()),
+        "model must be a torch.nn.Module (of a handle, plastic.model), got a Plasticity",
+    ),
+    "growth in the order of other libraries": (
+        lambda: npn.Growth().step(attached(), 0.3),
+        "validation_loss must be a number, as in growth.step(loss, plastic), got a Plasticity",
+    ),
+    "a loss as text": (
+        lambda: npn.Growth().step("0.3", attached()),
+        "validation_loss must be a number, as in growth.step(loss, plastic), got '0.3'",
+    ),
+    "growth of a model": (
+        lambda: npn.Growth().step(0.3, nn.ReLU()),
+        "plastic must be the handle that npn.attach returned, got ReLU()",
+    ),
     "a state as a target": (
         lambda: npn.load("net.npn", {}),
         "target must be a torch.nn.Module, or the handle that npn.attach returned, got {}",
@@ -111,6 +132,15 @@ REFUSED = {
 def test_is_refused(call, message):
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         call()
+
+
+@pytest.mark.parametrize("half", [np.float32(0.5), np.float64(0.5)])
+def test_targets_are_numbers_of_any_library(half):
+    budget = npn.Budget("params", half)
+    assert type(budget.target) is float and budget.target == 0.5
+    assert type(npn.Budget("params", np.int64(50)).target) is int
+    small = npn.prune(net(), X, target=half, cost="params", criterion="magnitude")
+    assert npn.count_params(small) <= 0.5 * npn.count_params(net())
 
 
 @pytest.mark.parametrize("option", ["only", "skip", "columns", "branches", "unstructured"])

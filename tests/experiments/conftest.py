@@ -1,9 +1,12 @@
 """A short run of each mode, made once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import runner
@@ -11,6 +14,7 @@ from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Outcome, Row
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.moons import recipe as moons
+from npn.experiments.report import figures
 
 EPOCHS = "3,12,3"
 
@@ -43,11 +47,28 @@ def squares(train: int, others: int) -> Data:
     return Data(draw(train), draw(others), draw(others), classes=10)
 
 
+@contextmanager
+def unrendered(*but: str) -> Iterator[None]:
+    """Figures are put together, but only those of these names rendered: it takes longer than a short training."""
+    render = figures.save
+
+    def save(figure: Figure, path: Path) -> Path:
+        if path.name in but:
+            return render(figure, path)
+        path.write_bytes(b"-")
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save", save)
+        yield
+
+
 def short_run(mode: str, path: Path) -> tuple[Outcome, RunDirectory]:
     directory = RunDirectory(path)
     # a high price, so that units go within the few epochs of a test
     options = Options(mode=mode, seed=1, epochs=EPOCHS, penalty=5e-3)
-    return runner.run(moons.EXPERIMENT, options, directory, Recorder()), directory
+    with nullcontext() if mode == "sparsify" else unrendered():
+        return runner.run(moons.EXPERIMENT, options, directory, Recorder()), directory
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -93,7 +93,8 @@ def test_a_run_is_compiled_once_for_training_and_once_for_evaluation_per_size(tm
 )
 def test_a_run_resumes_to_the_same_bits(tmp_path, monkeypatch, precision, channels_last):
     few = images()  # fp16 is slow on a CPU
-    few = Data(Split(few.train.x[:16], few.train.y[:16]), few.validation, few.test, few.classes)
+    train, held_out = (Split(part.x[:count], part.y[:count]) for part, count in ((few.train, 8), (few.validation, 4)))
+    few = Data(train, held_out, Split(few.test.x[:4], few.test.y[:4]), few.classes)
     monkeypatch.setattr(resnet56, "cifar", lambda *_: few)
     monkeypatch.setattr(resnet56, "BATCH_SIZE", 16)
     monkeypatch.setattr(resnet56, "GATE_LEARNING_RATE", 0.5)

@@ -16,7 +16,7 @@ from npn.experiments.growing.bench import bench
 from npn.experiments.moons import recipe as moons
 from npn.experiments.report.tables import paired
 
-from .conftest import Recorder
+from .conftest import Recorder, unrendered
 
 Finished = tuple[Outcome, RunDirectory]
 
@@ -33,7 +33,8 @@ def test_a_run_grows_as_it_was_told(init: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(npn.Plasticity, "grow", watched)
     options = Options(mode="expand", seed=1, epochs="1,4,1", growth_init=init)
     directory = RunDirectory(tmp_path / "run")
-    outcome = runner.run(moons.EXPERIMENT, options, directory, Recorder())
+    with unrendered():
+        outcome = runner.run(moons.EXPERIMENT, options, directory, Recorder())
     assert seen and all(name == init and (init == "pair" or loss > 0) for name, loss in seen)
     assert outcome.result["options"]["growth_init"] == init
     assert directory.options(moons.EXPERIMENT.options).growth_init == init
@@ -51,7 +52,8 @@ def test_a_start_without_growth_is_refused() -> None:
 def test_the_bench_pairs_by_seed(tmp_path: Path) -> None:
     def train(experiment: Experiment, options: Options, path: Path, resume: bool) -> Outcome:
         assert options.mode == "expand" and not resume
-        return runner.run(experiment, options, RunDirectory(path), Recorder())
+        with unrendered():
+            return runner.run(experiment, options, RunDirectory(path), Recorder())
 
     arguments = tmp_path / "growth", tmp_path / "runs", "moons", Options(epochs="1,2,1"), [0, 1], ["zero", "split"]
     files = bench(*arguments, train)

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.options import LeNetOptions
 
-from .conftest import Recorder, squares
+from .conftest import Recorder, squares, unrendered
 
 
 @pytest.fixture
@@ -65,9 +66,11 @@ def digits(folder=None):
 @pytest.mark.parametrize("mode", ["sparsify", "expand"])
 def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(lenet5, "mnist", digits)
-    options = LeNetOptions(mode=mode, seed=0, epochs="20,20,30")  # two steps each
+    monkeypatch.setattr(lenet5, "BATCH_SIZE", 16)
+    options = LeNetOptions(mode=mode, seed=0, epochs="3,4,5")  # eight steps each
     seldom = replace(lenet5.EXPERIMENT, checkpoint_every=10**9)
-    outcome = runner.run(seldom, options, RunDirectory(tmp_path), Recorder())
+    with nullcontext() if mode == "sparsify" else unrendered():
+        outcome = runner.run(seldom, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["accuracy"] > 0.9
     for name in ("curves.png", "filters.png", "table.md", "model.pt"):
         assert (tmp_path / name).stat().st_size > 0
@@ -82,7 +85,8 @@ def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
 def test_nets_that_keep_their_size_are_trained_beside(tmp_path, monkeypatch, mode, widths):
     monkeypatch.setattr(lenet5, "mnist", digits)
     options = LeNetOptions(mode=mode, seed=0, epochs="2", budget=None if mode == "dense" else 2304.0)
-    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
+    with unrendered():
+        outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["architecture"] == widths
     assert [(row["stage"], row["k"]) for row in outcome.rows] == [("train", "inf")] * 2
 

@@ -1,6 +1,7 @@
 """The comparison of methods: each meets its budget on equal terms, resumes, and is tuned on validation data."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -82,17 +83,30 @@ def train(path: Path, mode: str, observer=None, resume=False, **settings):
     return runner.run(recipe.EXPERIMENT, options, RunDirectory(path), observer or Recorder(), resume=resume)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A whole run of a method, made once: its outcome and its folder."""
+
+    @cache
+    def of(mode):
+        path = tmp_path_factory.mktemp(mode)
+        return train(path, mode), path
+
+    return of
+
+
 ALONE = [name for name in NAMES if KINDS[name].role != "second"]
 
 
 @pytest.mark.parametrize("mode", ALONE)
-def test_every_method_meets_the_budget_in_the_same_steps(tmp_path, mode):
-    result = train(tmp_path, mode).result
+def test_every_method_meets_the_budget_in_the_same_steps(trained, mode):
+    outcome, path = trained(mode)
+    result = outcome.result
     assert 0.05 * result["full"] < result["params"] <= 1.02 * 0.3 * result["full"]  # npn.prune's tolerance
     assert sum(stage["epochs"] for stage in result["stages"]) == 6
     if mode == "dependent":  # its export has gates of its own
         return
-    small = npn.load(tmp_path / "model.pt", Small())
+    small = npn.load(path / "model.pt", Small())
     nonzero = sum(int(p.count_nonzero()) for p in small.parameters() if p.dim() > 1)
     assert nonzero <= result["params"], "what counts as closed is zero in the exported network"
     if not KINDS[mode].single:
@@ -102,19 +116,19 @@ def test_every_method_meets_the_budget_in_the_same_steps(tmp_path, mode):
 @pytest.mark.parametrize(
     "mode", ["hard-concrete", "dependent", "targeted-dropout", "gradual-taylor", "magnitude-weights", "rigl"]
 )
-def test_an_interrupted_run_ends_the_same(tmp_path, mode):
-    train(tmp_path / "whole", mode)
-    stopping, part = Disturbed({0, 2, 4}, interrupt), tmp_path / "part"
+def test_an_interrupted_run_ends_the_same(trained, tmp_path, mode):
+    _, whole = trained(mode)
+    stopping, part = Disturbed({0, 2, 4}, interrupt), tmp_path
     for turn in range(3):
         with pytest.raises(Interrupted):
             train(part, mode, stopping, resume=turn > 0)
         torch.manual_seed(999)
     train(part, mode, stopping, resume=True)
-    same_result(RunDirectory(tmp_path / "whole"), RunDirectory(part))
+    same_result(RunDirectory(whole), RunDirectory(part))
 
 
-def test_scores_on_training_data_cost_multiply_adds(tmp_path):
-    taylor, magnitude = (train(tmp_path / name, f"gradual-{name}").rows for name in ("taylor", "magnitude"))
+def test_scores_on_training_data_cost_multiply_adds(trained):
+    taylor, magnitude = (trained(f"gradual-{name}")[0].rows for name in ("taylor", "magnitude"))
     assert taylor[0]["training_macs"] == magnitude[0]["training_macs"] == 3 * EXAMPLES * MACS
     steps = EXAMPLES // BATCH * 4
     assert max(1, round(0.8 * steps / 16)) == 1, "a cut in every step of the path"
@@ -131,9 +145,9 @@ def test_the_smallest_weights_go_along_a_cubic_path(tmp_path):
     assert rows[1]["params"] > 0.5 * DENSE and rows[0]["params"] == DENSE
 
 
-def test_a_net_of_the_found_widths(tmp_path):
-    found = train(tmp_path / "npn", "reinmax").result
-    result = train(tmp_path / "plain", "found", like=str(tmp_path / "npn")).result
+def test_a_net_of_the_found_widths(trained, tmp_path):
+    outcome, path = trained("reinmax")
+    found, result = outcome.result, train(tmp_path, "found", like=str(path)).result
     assert result["architecture"] == found["architecture"] and result["training_macs"] < found["training_macs"]
 
 

@@ -16,6 +16,8 @@ from npn.experiments.peers.options import PeerOptions
 from npn.experiments.peers.recipe import defaults
 from npn.experiments.peers.tuning import SEED, best, settings
 
+from .conftest import unrendered
+
 ARMS = ("reinmax", "slimming", "rigl", "found", "torch-pruning")
 
 
@@ -52,14 +54,17 @@ class Trainer:
 def bench(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "missing", partial(peer_runs.missing, installed=lambda: True))
     wanted = peers.Wanted(("lenet300",), ARMS, (0.1,), (0, 1), trials=2)
-    return lambda train, wanted=wanted: peers.bench(
-        tmp_path / "out" / "p", tmp_path / "runs", PeerOptions(epochs="1,2,1"), wanted, train
-    )
+
+    def bench(train, wanted=wanted, rendered=()):
+        with unrendered(*rendered):
+            return peers.bench(tmp_path / "out" / "p", tmp_path / "runs", PeerOptions(epochs="1,2,1"), wanted, train)
+
+    return bench
 
 
 def test_trials_choose_the_settings_of_the_runs(bench, tmp_path):
     train = Trainer()
-    files, stopped = bench(train)
+    files, stopped = bench(train, rendered=["p.png"])
     assert not stopped and [file.name for file in files] == ["p.json", "p.md", "p.png"]
     assert len(train.made) == len(set(train.made)) == 4 * 4 + 4, "what torch-pruning continues is trained as well"
     assert train.made[:2] == ["reinmax-trial0-0.1-100", "reinmax-trial1-0.1-100"]
@@ -83,7 +88,8 @@ def test_trials_choose_the_settings_of_the_runs(bench, tmp_path):
 
 
 def test_what_has_not_run_is_said(bench):
-    files, stopped = bench(Trainer(limit=7))  # of two methods two trials and a seed each; a trial of the third
+    some = Trainer(limit=7)  # of two methods two trials and a seed each; a trial of the third
+    files, stopped = bench(some, rendered=["p.png"])
     assert stopped
     page = files[1].read_text()
     assert "| NPN, ReinMax | 10.0% | 1 (1 not run) | 100 |" in page
@@ -97,7 +103,7 @@ def test_what_has_not_run_is_said(bench):
 
 
 def test_nothing_has_run(bench):
-    files, stopped = bench(Trainer(limit=0))
+    files, stopped = bench(Trainer(limit=0), rendered=["p.png"])
     assert stopped and files[1].read_text().count("not run") == 4 * 2, "in the table and among the trials"
     assert all(file.stat().st_size > 0 for file in files)
 

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
+import torch.distributed.run as agent
 from typer.testing import CliRunner
 
 from npn import distributed
@@ -162,13 +161,23 @@ def test_bench_is_for_one_process(monkeypatch):
     assert result.output == "error: npn bench runs on one process, got 2; under torchrun use npn run\n"
 
 
+def torchrun(arguments, out):
+    """`torch.distributed.run` as it runs from a shell, where no torch has to be imported for it."""
+    for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        del os.environ[name]
+    with out.open("w") as file:
+        os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
+    agent.main(arguments)
+
+
 def test_torchrun_runs_it(tmp_path):
-    starter = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    starter = ["--nproc-per-node=2", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
     run = ["-m", "npn", "run", "moons", "--epochs", "1,1,1", "--out", str(tmp_path / "run")]
-    place = ["--rdzv-endpoint=localhost:0"]
-    done = subprocess.run([*starter, *place, *run], capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("on the test data with") == 1
+    try:
+        launch(1, torchrun, [*starter, *run], tmp_path / "said")
+    except Died:
+        pytest.fail((tmp_path / "said").read_text())
+    assert (tmp_path / "said").read_text().count("on the test data with") == 1
     assert json.loads((tmp_path / "run" / "result.json").read_text())["processes"] == 2
 
 

@@ -73,19 +73,23 @@ def same_result(one: RunDirectory, two: RunDirectory) -> None:
 def test_an_interrupted_run_ends_the_same(finished: Finished, tmp_path: Path, epochs: set[int]) -> None:
     whole = finished[1]
     directory, observer = RunDirectory(tmp_path), Disturbed(epochs, interrupt)
-    options, experiment = settings(whole), moons.EXPERIMENT if len(epochs) > 1 else UNDRAWN
+    options = settings(whole)
     for turn in range(len(epochs)):
         with pytest.raises(Interrupted):
-            runner.run(experiment, options, directory, observer, resume=turn > 0)
+            runner.run(UNDRAWN, options, directory, observer, resume=turn > 0)
         assert directory.unfinished
         report = directory.report_file.read_text(encoding="utf-8")
         assert f"npn run moons --resume --out {tmp_path}" in report
         torch.manual_seed(999)  # another process has another state
-    runner.run(experiment, Options(), directory, observer, resume=True)
+    ended = runner.run(UNDRAWN, Options(), directory, observer, resume=True)
     assert "--resume" not in directory.report_file.read_text(encoding="utf-8")
     assert observer.epochs == list(range(18))  # the epoch under way was finished: none is run twice
     assert observer.stages == ["pretrain", "plastic", "finetune"]
     same_result(whole, directory)
+    drawn = finished[0].snapshots  # of these and the rows the pictures are made
+    assert ended.snapshots.keys() == drawn.keys() and all(drawn.values())
+    for stage, tensors in drawn.items():
+        assert all(torch.equal(ended.snapshots[stage][name], tensors[name]) for name in tensors)
 
 
 @pytest.mark.parametrize("epochs", [{5}, {10, 11}, {17}], ids=str)

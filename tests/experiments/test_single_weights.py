@@ -1,5 +1,7 @@
 """LeNet-300-100 and LeNet-5 with gates on single weights, on a few synthetic digits."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -16,7 +18,7 @@ from npn.experiments.lenet300 import recipe as lenet300
 from npn.experiments.lenet300.options import LeNet300Options
 from npn.experiments.registry import finished_model
 
-from .conftest import Recorder, squares
+from .conftest import Recorder, squares, unrendered
 
 
 @pytest.fixture(autouse=True)
@@ -25,15 +27,25 @@ def few_digits(monkeypatch):
         monkeypatch.setattr(module, "mnist", lambda folder=None: squares(200, 60))
 
 
+@pytest.fixture
+def narrow(monkeypatch):
+    """A third of the units, for tests that train."""
+    monkeypatch.setattr(lenet300, "WIDTHS", (100, 33))
+    monkeypatch.setattr(lenet300, "WEIGHTS", 784 * 100 + 100 * 33 + 33 * 10)
+
+
 def nonzero(model):
     return sum(int((p != 0).sum()) for p in model.parameters() if p.dim() > 1)
 
 
+@pytest.mark.usefixtures("narrow")
 def test_lenet300_ends_with_the_weights_of_its_budget(tmp_path, monkeypatch):
+    monkeypatch.setattr(lenet300, "BATCH_SIZE", 25)
     monkeypatch.setattr(lenet300, "GATE_LEARNING_RATE", 2e-2)  # a twentieth of the steps of a real run
     monkeypatch.setitem(lenet300.PRICE, "rate", 2e-2)
-    options = LeNet300Options(seed=0, epochs="2,80,2", budget=2000.0)
-    outcome = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
+    options = LeNet300Options(seed=0, epochs="1,20,1", budget=2000.0)
+    seldom = replace(lenet300.EXPERIMENT, checkpoint_every=10**9)
+    outcome = runner.run(seldom, options, RunDirectory(tmp_path), Recorder())
     assert 1000 < outcome.result["params"] < 3000 and outcome.result["accuracy"] > 0.9
     assert sum(outcome.result["layers"].values()) >= outcome.result["params"] == outcome.result["sparse_macs"]
     model, _ = finished_model(tmp_path)
@@ -45,7 +57,8 @@ def test_lenet300_ends_with_the_weights_of_its_budget(tmp_path, monkeypatch):
 
 def test_lenet300_dense_and_the_modes_that_it_lacks(tmp_path):
     options = LeNet300Options(mode="dense", seed=0, epochs="1")
-    outcome = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
+    with unrendered():
+        outcome = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert (outcome.result["params"], outcome.result["architecture"]) == (266200, "784-300-100")
     assert outcome.result["params_with_biases"] == 266610
     with pytest.raises(ConfigurationError, match="mode must be one of 'sparsify', 'dense', 'scratch', got 'exp"):
@@ -54,7 +67,8 @@ def test_lenet300_dense_and_the_modes_that_it_lacks(tmp_path):
 
 def test_lenet300_from_scratch_has_the_weights_of_its_budget(tmp_path):
     options = LeNet300Options(mode="scratch", seed=0, epochs="1", budget=0.03)
-    result = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder()).result
+    with unrendered():
+        result = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path), Recorder()).result
     assert result["architecture"] == "784-9-9" and result["params"] == 784 * 9 + 9 * 9 + 9 * 10 <= 0.03 * 266200
 
 
@@ -67,13 +81,15 @@ class StopAfter(Recorder):
             raise Interrupted
 
 
+@pytest.mark.usefixtures("narrow")
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
+    undrawn = replace(lenet300.EXPERIMENT, draw=lambda *_: [])
     options = LeNet300Options(seed=0, epochs="1,4,1", budget=0.5)
-    whole = runner.run(lenet300.EXPERIMENT, options, RunDirectory(tmp_path / "whole"), Recorder())
+    whole = runner.run(undrawn, options, RunDirectory(tmp_path / "whole"), Recorder())
     part = RunDirectory(tmp_path / "part")
     with pytest.raises(Interrupted):
-        runner.run(lenet300.EXPERIMENT, options, part, StopAfter())
-    resumed = runner.run(lenet300.EXPERIMENT, LeNet300Options(), part, Recorder(), resume=True)
+        runner.run(undrawn, options, part, StopAfter())
+    resumed = runner.run(undrawn, LeNet300Options(), part, Recorder(), resume=True)
     for key in ("accuracy", "params", "layers", "architecture"):
         assert resumed.result[key] == whole.result[key]
     for a, b in zip(whole.rows, resumed.rows, strict=True):
@@ -83,7 +99,8 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path):
 def test_lenet5_counts_the_single_weights_of_all_layers(tmp_path):
     options = LeNetOptions(seed=0, weights=True, epochs="1,2,1")
     assert options.over(lenet5.defaults(options)).budget == 1500.0
-    outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
+    with unrendered():
+        outcome = runner.run(lenet5.EXPERIMENT, options, RunDirectory(tmp_path), Recorder())
     assert list(outcome.result["layers"]) == ["conv1.weight", "conv2.weight", "fc1.weight", "fc2.weight"]
     assert outcome.result["architecture"].count("-") == 2
     model, _ = finished_model(tmp_path)

@@ -12,11 +12,12 @@ from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet300 import recipe as lenet300
 from npn.experiments.single_weights.bench import bench
 
-from .conftest import Recorder, squares
+from .conftest import Recorder, squares, unrendered
 
 
 def train(experiment, options, path, resume):
-    return runner.run(experiment, options, RunDirectory(path), Recorder(), resume=resume)
+    with unrendered():
+        return runner.run(experiment, options, RunDirectory(path), Recorder(), resume=resume)
 
 
 def test_both_networks_beside_plain_nets_and_published_figures(tmp_path, monkeypatch):

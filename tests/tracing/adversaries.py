@@ -20,7 +20,7 @@ class Between(nn.Module):
         self.stem = nn.Linear(5, width)
         self.f = f
         self.head = nn.Linear(out or width, 3)
-        self.other = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))  # always resizable
+        self.other = nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 3))  # always resizable
         for name, value in parts.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)
@@ -41,7 +41,7 @@ class Image(nn.Module):
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.f = f
         self.head = nn.Conv2d(out or width, 4, 1)
-        self.other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+        self.other = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
         for name, value in parts.items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self.register_buffer(name, value)

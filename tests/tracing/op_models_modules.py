@@ -163,7 +163,8 @@ MAPS = {
 def recurrent(cls: Any, width: int, groups: dict[str, int], **options: Any) -> Case:
     make = lambda: cls(7, 8, batch_first=True, **options)  # noqa: E731
     return custom(
-        lambda m, x: m.c(torch.tanh(m.b(m.r(torch.tanh(m.a(x)))[0]))), {"a": 7, "b": 6} | groups, None, sequence,
+        lambda m, x: m.c(torch.tanh(m.b(m.r(torch.tanh(m.a(x)))[0]))), {"a": 7, "b": 6} | groups, None,
+        lambda: torch.randn(3, 2, 4),  # every step is traced
         a=linear(4, 7), r=make, b=linear(width, 6), c=linear(6, 2),
     )  # fmt: skip
 
@@ -185,11 +186,11 @@ def checkpointed(reentrant: bool) -> Case:
 
 def decoder(first: bool) -> Case:
     return custom(
-        lambda m, x: m.c(m.d(m.a(x), m.a(x).flip(1))), {"d.layers.0.linear1": 12, "d.layers.1.linear1": 12},
+        lambda m, x: m.c(m.d(m.a(x), m.a(x).flip(1))), {"d.layers.0.linear1": 12},
         {"d.layers.0.self_attn.in_proj_weight[0]": "the code fixes this size", "a.weight[0]": "layer_norm mixes"},
         sequence,
         d=lambda: nn.TransformerDecoder(
-            nn.TransformerDecoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=first), 2
+            nn.TransformerDecoderLayer(8, 2, 12, 0.0, batch_first=True, norm_first=first), 1
         ), c=linear(8, 2), **A,
     )  # fmt: skip
 

@@ -12,16 +12,16 @@ import npn
 
 from ..zoo.checks import check_grow, check_shrink
 
-IDS = torch.randint(0, 20, (3, 6), generator=torch.Generator().manual_seed(0))
+IDS = torch.randint(0, 20, (3, 4), generator=torch.Generator().manual_seed(0))
 
 
 class Net(nn.Module):
     """Embedding, layer, packed recurrent layers, mean over each sequence, two layers."""
 
-    def __init__(self, layer, bidirectional, batch_first=True, in_order=True, total=None):
+    def __init__(self, layer, bidirectional, batch_first=True, in_order=True, total=None, layers=2):
         super().__init__()
         self.embedding, self.a = nn.Embedding(20, 6), nn.Linear(6, 7)
-        self.rnn = layer(7, 5, 2, batch_first=batch_first, bidirectional=bidirectional)
+        self.rnn = layer(7, 5, layers, batch_first=batch_first, bidirectional=bidirectional)
         self.b, self.c = nn.Linear(5 * (1 + bidirectional), 4), nn.Linear(4, 3)
         self.batch_first, self.in_order, self.total = batch_first, in_order, total
 
@@ -37,9 +37,9 @@ class Net(nn.Module):
 @pytest.mark.parametrize(
     ("layer", "options", "lengths"),
     [
-        (nn.LSTM, {"bidirectional": True, "in_order": False}, [2, 5, 3]),
-        (nn.GRU, {"bidirectional": False}, [6, 4, 2]),
-        (nn.RNN, {"bidirectional": False, "batch_first": False, "total": 7}, [5, 4, 4]),
+        (nn.LSTM, {"bidirectional": True, "in_order": False}, [1, 3, 2]),
+        (nn.GRU, {"bidirectional": False}, [4, 3, 1]),
+        (nn.RNN, {"bidirectional": False, "batch_first": False, "total": 5}, [3, 2, 2]),
     ],
 )
 def test_units_come_and_go(layer, options, lengths):
@@ -56,8 +56,8 @@ def test_units_come_and_go(layer, options, lengths):
 
 def test_other_lengths_and_a_training_step():
     torch.manual_seed(0)
-    plastic = npn.attach(Net(nn.GRU, True, in_order=False), (IDS, torch.tensor([6, 6, 6])))
-    model, other = plastic.model, torch.tensor([1, 4, 2])
+    plastic = npn.attach(Net(nn.GRU, True, in_order=False, layers=1), (IDS, torch.tensor([4, 4, 4])))
+    model, other = plastic.model, torch.tensor([1, 3, 2])
     plastic.k = 7.0
     assert plastic.backward(lambda: model(IDS, other).square().mean()).isfinite()
     assert all(gate.logits.grad is not None and gate.logits.grad.isfinite().all() for gate in plastic.gates.each)
@@ -92,7 +92,7 @@ def test_the_user_may_sort_and_list_the_lengths():
             return self.c(torch.tanh(self.b(hidden[-1][order.argsort()])))
 
     torch.manual_seed(0)
-    lengths, other = torch.tensor([3, 6, 4]), torch.tensor([1, 5, 6])
+    lengths, other = torch.tensor([2, 4, 3]), torch.tensor([1, 3, 4])
     with pytest.warns(UserWarning, match="decides by values of its inputs"):
         plastic = npn.attach(Sorted(nn.GRU, False), (IDS, lengths))
     assert plastic.sizes() == {"embedding": 6, "a": 7, "rnn": 5, "b": 4}
@@ -103,6 +103,6 @@ def test_the_user_may_sort_and_list_the_lengths():
 
 def test_macs_count_the_longest_sequence_and_pytorch_is_as_before():
     net = Net(nn.LSTM, False)
-    found = [npn.count_macs(net, (IDS, torch.tensor(lengths))) for lengths in ([5, 5, 5], [5, 2, 1])]
+    found = [npn.count_macs(net, (IDS, torch.tensor(lengths))) for lengths in ([3, 3, 3], [3, 2, 1])]
     assert found[0] == found[1]
     assert "lstm" not in vars(torch._VF) and torch._VF.lstm is torch._C._VariableFunctions.lstm

@@ -93,7 +93,7 @@ def check_grow(plastic: npn.Plasticity, inputs: Any, tolerance: float = 1e-5, in
     assert_close(before, call(model, inputs), tolerance, "grown")
 
 
-def train(plastic: npn.Plasticity, inputs: Any, optimizer: Optimizer, steps: int = 4) -> None:
+def train(plastic: npn.Plasticity, inputs: Any, optimizer: Optimizer, steps: int = 2) -> None:
     model = plastic.model.train()
     for _ in range(steps):
         optimizer.zero_grad()
@@ -111,7 +111,7 @@ def check_training(
         assert twin.k == math.inf
         optimizers.append(make(twin.weights()))
         twin.track(optimizers[-1])
-        train(twin, inputs, optimizers[-1], 2)
+        train(twin, inputs, optimizers[-1])
         close_half(twin)
     first.compact()
     for twin, optimizer in zip((first, second), optimizers, strict=True):

@@ -149,19 +149,19 @@ class Bag(nn.Module):
 MISC = {
     "lstm": Entry(
         lambda: Recurrent(nn.LSTM),
-        randn(3, 4, 4),
+        randn(3, 2, 4),
         {"embed": 5, "rnn": 6, "fc1": 7},
         {"fc2.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
     ),
     "gru": Entry(
         lambda: Recurrent(nn.GRU),
-        randn(3, 4, 4),
+        randn(3, 2, 4),
         {"embed": 5, "rnn": 6, "fc1": 7},
         {"fc2.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
     ),
     "lstm_bidirectional": Entry(
         lambda: Recurrent(nn.LSTM, bidirectional=True),
-        randn(3, 4, 4),
+        randn(3, 2, 4),
         {"embed": 5, "rnn": 6, "fc1": 7},
         {"fc2.weight[0]": "it is the model's output", "embed.weight[1]": "it reads an input of fixed size"},
     ),
