@@ -160,6 +160,13 @@ def test_the_page_of_the_command_line_names_every_command() -> None:
             assert re.search(rf"^## npn {name}$", text, re.MULTILINE) and re.search(rf"\b{inside}\b", text), inside
 
 
+def test_the_layout_names_every_part_of_the_package() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("```")[1]
+    named = re.findall(r"^  (\w+)(?:\.py|/) +\S", text, re.MULTILINE)
+    there = {path.stem for path in (ROOT / "src" / "npn").iterdir() if path.suffix in ("", ".py")}
+    assert sorted(named) == sorted(there - {"__init__", "__main__", "__pycache__"})
+
+
 @functools.cache
 def commands() -> Any:
     typer = pytest.importorskip("typer")

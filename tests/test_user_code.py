@@ -1,5 +1,6 @@
 """What user code may do to a model with gates: interrupt it, watch it, differentiate it, wrap it."""
 
+import copy
 import math
 import re
 import threading
@@ -289,6 +290,12 @@ def test_a_wrapper_of_a_model_with_gates_is_refused(tiny):
         npn.attach(nn.Sequential(model, nn.Tanh()), tiny["mlp"].data()[0])
     assert str(error.value) == (
         "its part '0' has plasticity already; call detach() on its handle before attaching again"
+    )
+    with pytest.raises(ConfigurationError) as error:
+        npn.attach(copy.deepcopy(model), tiny["mlp"].data()[0])
+    assert str(error.value) == (
+        "the model has plasticity already; call detach() on its handle before attaching again; a deep copy of a model "
+        "has no handle: attach a copy of plastic.export()"
     )
 
 

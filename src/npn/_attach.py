@@ -94,9 +94,10 @@ def attach(
         raise ConfigurationError('single weights have masks="batch" only; leave out unstructured= or masks="example"')
     if masks == "example" and streams:
         raise ConfigurationError('norms have masks="batch" only; leave out streams= or masks="example"')
-    for name in attached_parts(model):
+    for name, call in attached_parts(model).items():
         who = f"its part {name!r} has" if name else "the model has"
-        raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again")
+        also = "; a deep copy of a model has no handle: attach a copy of plastic.export()" if call.copied else ""
+        raise ConfigurationError(f"{who} plasticity already; call detach() on its handle before attaching again{also}")
     gate = gate_function(function)
     check_function(gate)
     structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches, streams=streams)

@@ -30,11 +30,12 @@ class MaskedCall:
     Attributes:
         gates, weights: the arguments.
         entered: whether a call with masked weights is under way.
+        copied: whether these are the hooks of a deep copy.
     """
 
     def __init__(self, gates: Gates, weights: MaskedWeights) -> None:
         self.gates, self.weights = gates, weights
-        self.entered = False
+        self.entered, self.copied = False, False
         self._inner = 0  # depth of calls of the model inside its own call
         self._held = False  # whether `held` keeps the masks on
         self._lock = threading.Lock()  # of entering
@@ -206,6 +207,7 @@ class MaskedCall:
         memo[id(self)] = new
         vars(new).update(vars(self))
         new._saved, new._caller, new._held, new._lock = None, None, False, threading.Lock()
+        new.copied = True
         new.gates, new.weights = copy.deepcopy(self.gates, memo), copy.deepcopy(self.weights, memo)
         return new
 
