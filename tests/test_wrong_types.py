@@ -2,7 +2,6 @@
 
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -132,15 +131,6 @@ REFUSED = {
 def test_is_refused(call, message):
     with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
         call()
-
-
-@pytest.mark.parametrize("half", [np.float32(0.5), np.float64(0.5)])
-def test_targets_are_numbers_of_any_library(half):
-    budget = npn.Budget("params", half)
-    assert type(budget.target) is float and budget.target == 0.5
-    assert type(npn.Budget("params", np.int64(50)).target) is int
-    small = npn.prune(net(), X, target=half, cost="params", criterion="magnitude")
-    assert npn.count_params(small) <= 0.5 * npn.count_params(net())
 
 
 @pytest.mark.parametrize("option", ["only", "skip", "columns", "branches", "unstructured"])

@@ -120,8 +120,7 @@ def closed_to_target(
     Returns:
         The handle of the copy, with the units still in it.
     """
-    target = target_size(target)
-    _check(cost, round_to, max_pruning_ratio)
+    _check(target, cost, round_to, max_pruning_ratio)
     check_criterion(criterion, batches, loss)
     if reconstruct:
         check_data("reconstruct=True", batches, loss)
@@ -224,7 +223,8 @@ def set_open(plastic: Plasticity, open_units: Tensor) -> None:
         plastic.close(group, ~mask)
 
 
-def _check(cost: str, round_to: int, max_pruning_ratio: float) -> None:
+def _check(target: float, cost: str, round_to: int, max_pruning_ratio: float) -> None:
+    target_size(target)
     if cost not in COSTS:
         raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
     whole_number("round_to", round_to, 1, "channels")

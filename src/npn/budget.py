@@ -176,13 +176,14 @@ class Budget(CostTerm):
         ceiling: float = 1e4,
     ) -> None:
         super().__init__(cost)
+        target_size(target)
         if path not in get_args(PathKind):
             raise ConfigurationError(f"path must be one of {', '.join(map(repr, get_args(PathKind)))}, got {path!r}")
         not_negative("gain", gain)
         for name, value in (("rate", rate), ("width", width), ("scale", scale), ("ceiling", ceiling)):
             if value is not None:
                 positive(name, value)
-        self.target, self.steps, self.path, self.gain = target_size(target), steps, path, gain
+        self.target, self.steps, self.path, self.gain = target, steps, path, gain
         self.width, self.ceiling = width, ceiling
         self._rate, self._scale = rate, scale
         self.bound: float | None = None  # the target as a cost, set by `bind`

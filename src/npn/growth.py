@@ -130,6 +130,7 @@ class Growth:
         ConfigurationError: an argument is outside its range.
 
     Example:
+        >>> import torch
         >>> from types import SimpleNamespace
         >>> gate = SimpleNamespace(mask=torch.tensor([True]), grace=torch.tensor([0]))
         >>> plastic = SimpleNamespace(  # stands for the result of npn.attach: one group with one unit, and it is open

@@ -183,27 +183,23 @@ def not_negative(name: str, value: float) -> None:
         raise ConfigurationError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
-def target_size(value: float) -> float:
-    """Return a target if it is a fraction, as a float up to 1, or a cost, else raise.
+def target_size(value: float) -> None:
+    """Raise unless a target is a fraction, as a float up to 1, or a cost.
 
     Args:
-        value: the target, as a number of any library.
-
-    Returns:
-        The target as an int or a float of Python; its type tells the cost 1 from the whole of the cost at attach.
+        value: the target; below 1 it has to be a float, since its type tells a fraction from a cost.
 
     Raises:
         ConfigurationError: it is neither.
 
     Example:
         >>> target_size(0.5), target_size(40)
-        (0.5, 40)
+        (None, None)
     """
-    if not is_number(value) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf or (value < 1 and not isinstance(value, float)):
         raise ConfigurationError(
             f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {value!r}"
         )
-    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def share(name: str, value: float) -> float:
