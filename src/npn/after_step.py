@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn._utils import cpu
 from npn.gates import Gates
 from npn.masking import MaskedWeights
+from npn.structure import gate_of_entries
 from npn.surgery import held_by
 from npn.tracing.capture import model_tensors
 
@@ -105,13 +105,7 @@ class AfterStep:
         """Weight -> for each axis with units, the unit of each position; the number of units where there is none."""
         structure, tensors = self.weights.structure, model_tensors(self.weights.model)
         units = sum(group.size for group in structure.groups)
-        owners: dict[tuple[str, int], Tensor] = {}
-        start = 0
-        for group in structure.groups:
-            for slot in group.slots:
-                owner = owners.setdefault(slot.key, cpu.full((structure.shapes[slot.tensor][slot.axis],), units))
-                owner[slot.index] = cpu.arange(start, start + group.size)[:, None]
-            start += group.size
+        owners = gate_of_entries(structure, lambda slot: True, none=units)
         for columns in structure.columns:
             if columns.key in owners:
                 owners[columns.key] = owners[columns.key][columns.kept]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npn._utils import cpu
 from npn.errors import ResizeError
-from npn.structure.units import Branches, Columns, Group, Structure
+from npn.structure.units import Branches, Columns, Group, Structure, gate_of_entries
 
 NEW = -1  # marks a new entry, which has no old position
 
@@ -135,17 +135,10 @@ def unit_of_column(structure: Structure) -> Tensor | None:
     """
     if not structure.columns:
         return None
-    units = structure.gates_before_columns
-    pieces = []
-    for columns in structure.columns:
-        feeder, start = cpu.full((structure.shapes[columns.tensor][columns.axis],), units), 0
-        for group in structure.groups:
-            for slot in group.slots:
-                if slot.key == columns.key:
-                    feeder[slot.index] = cpu.arange(start, start + group.size)[:, None]
-            start += group.size
-        pieces.append(feeder[columns.kept])
-    return torch.cat(pieces)
+    units, keys = structure.gates_before_columns, {columns.key for columns in structure.columns}
+    found = gate_of_entries(structure, lambda slot: slot.key in keys, none=units)
+    fed_by_none = {each.key: cpu.full((structure.shapes[each.tensor][each.axis],), units) for each in structure.columns}
+    return torch.cat([(fed_by_none | found)[each.key][each.kept] for each in structure.columns])
 
 
 def selected_columns(structure: Structure) -> dict[str, Tensor | None]:

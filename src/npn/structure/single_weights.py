@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.structure.units import Group, Structure
+from npn.structure.units import Group, Structure, gate_of_entries
 
 
 def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Tensor]:
@@ -21,13 +21,8 @@ def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Ten
         int64 (length in memory,) twice: number of the unit's gate at each position, and of the column's gate;
         `structure.units` where there is none.
     """
-    unit = cpu.full((structure.shapes[name][axis],), structure.units)
-    start = 0
-    for group in structure.groups:
-        for slot in group.slots:
-            if slot.key == (name, axis):
-                unit[slot.index] = cpu.arange(start, start + group.size)[:, None]
-        start += group.size
+    found = gate_of_entries(structure, lambda slot: slot.key == (name, axis))
+    unit = found.get((name, axis), cpu.full((structure.shapes[name][axis],), structure.units))
     start = structure.gates_before_columns
     for columns in structure.columns:
         if columns.key == (name, axis):

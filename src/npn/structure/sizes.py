@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.structure.units import Group, Slot, Structure
+from npn.structure.units import Group, Slot, Structure, gate_of_entries
 
 
 def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -127,16 +127,13 @@ def _rank(index: Tensor) -> Tensor:
 
 def _placement(structure: Structure) -> np.ndarray:
     """Number of the unit at every position of every axis of every tensor, -1 where there is none."""
-    offset, pieces = 0, {}
-    for name, shape in sorted(structure.shapes.items()):
-        for axis, size in enumerate(shape):
-            pieces[name, axis] = np.full(size, -1, dtype=np.int64)
-    for group in structure.groups:
-        for slot in group.slots:
-            numbers = np.arange(offset, offset + group.size)[:, None]
-            pieces[slot.key][slot.index.numpy()] = np.broadcast_to(numbers, slot.index.shape)
-        offset += group.size
-    return np.concatenate([*pieces.values(), np.zeros(0, dtype=np.int64)])
+    found = gate_of_entries(structure, lambda slot: True, none=-1)
+    pieces = [
+        found[name, axis].numpy() if (name, axis) in found else np.full(size, -1, dtype=np.int64)
+        for name, shape in sorted(structure.shapes.items())
+        for axis, size in enumerate(shape)
+    ]
+    return np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
 
 
 def match_groups(structure: Structure, found: Structure) -> Structure | None:

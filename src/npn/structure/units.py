@@ -259,22 +259,25 @@ class Structure:
         return shapes
 
 
-def gate_of_entries(structure: Structure, wanted: Callable[[Slot], bool]) -> dict[tuple[str, int], Tensor]:
+def gate_of_entries(
+    structure: Structure, wanted: Callable[[Slot], bool], none: int | None = None
+) -> dict[tuple[str, int], Tensor]:
     """The gate of every entry along some axes of the model's tensors.
 
     Args:
         structure: of the model.
         wanted: chooses slots of its groups.
+        none: the number where there is no gate; None for `structure.units`.
 
     Returns:
-        (tensor name, axis) -> int64 (length of the axis,), number of the gate; `structure.units` where there is none.
+        (tensor name, axis) -> int64 (length of the axis,), number of the gate.
     """
     found: dict[tuple[str, int], Tensor] = {}
-    start = 0
+    start, none = 0, structure.units if none is None else none
     for group in structure.groups:
         for slot in filter(wanted, group.slots):
             size = structure.shapes[slot.tensor][slot.axis]
-            own = found.setdefault(slot.key, cpu.full((size,), structure.units))
+            own = found.setdefault(slot.key, cpu.full((size,), none))
             own[slot.index] = cpu.arange(start, start + group.size)[:, None]
         start += group.size
     return found
