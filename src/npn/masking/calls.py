@@ -91,7 +91,7 @@ class MaskedCall:
         """
         if self.weights.in_step or self._held:
             return
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
             raise ConfigurationError(EXPORTED)
         if self.entered:
             self.recover()
