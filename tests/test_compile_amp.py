@@ -187,10 +187,8 @@ def gradients_or_none(plastic):
     return [p.grad.clone() for p in (*plastic.weights(), *plastic.logits()) if p.grad is not None]
 
 
-@pytest.mark.parametrize(
-    ("backend", "estimator"),
-    [("eager", "double_cv"), *(("aot_eager", name) for name in ("reinmax", "disarm", "double_cv"))],
-)  # "eager" sees the others below
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("estimator", ["reinmax", "disarm", "double_cv"])
 def test_compiled_mlp(tiny, backend, estimator):
     check_compiled(tiny["mlp"], backend, estimator)
 

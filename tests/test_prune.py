@@ -237,7 +237,7 @@ def test_a_dear_unit_goes_before_a_cheap_one_of_the_same_importance() -> None:
     assert small[0].out_channels <= 3 and small[4].out_features == 6
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=15)
 @given(
     st.lists(st.integers(40, 90), min_size=1, max_size=3), st.floats(0.1, 0.9), st.sampled_from(["params", "macs"]),
     st.integers(0, 1000),

@@ -1,7 +1,7 @@
 """A short run of each mode, made once."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,8 +67,7 @@ def short_run(mode: str, path: Path) -> tuple[Outcome, RunDirectory]:
     directory = RunDirectory(path)
     # a high price, so that units go within the few epochs of a test
     options = Options(mode=mode, seed=1, epochs=EPOCHS, penalty=5e-3)
-    with nullcontext() if mode == "sparsify" else unrendered():
-        return runner.run(moons.EXPERIMENT, options, directory, Recorder()), directory
+    return runner.run(moons.EXPERIMENT, options, directory, Recorder()), directory
 
 
 @pytest.fixture(scope="module", autouse=True)

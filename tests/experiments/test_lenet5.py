@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import json
-from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -69,8 +68,7 @@ def test_a_short_run_of_both_modes(tmp_path, monkeypatch, mode):
     monkeypatch.setattr(lenet5, "BATCH_SIZE", 16)
     options = LeNetOptions(mode=mode, seed=0, epochs="3,4,5")  # eight steps each
     seldom = replace(lenet5.EXPERIMENT, checkpoint_every=10**9)
-    with nullcontext() if mode == "sparsify" else unrendered():
-        outcome = runner.run(seldom, options, RunDirectory(tmp_path), Recorder())
+    outcome = runner.run(seldom, options, RunDirectory(tmp_path), Recorder())
     assert outcome.result["accuracy"] > 0.9
     for name in ("curves.png", "filters.png", "table.md", "model.pt"):
         assert (tmp_path / name).stat().st_size > 0

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import signal
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -22,7 +21,7 @@ from npn.experiments.resnet import figures, sizes
 from npn.experiments.resnet import recipe as resnet56
 from npn.experiments.resnet.options import ResNetOptions
 
-from .conftest import Recorder, unrendered
+from .conftest import Recorder
 
 
 def images(dataset="cifar10", folder=None, training=48):
@@ -88,9 +87,7 @@ def finished(request, tmp_path_factory):
         if request.param == "sparsify":  # gates that move within the few steps of a test
             patch.setattr(resnet56, "GATE_LEARNING_RATE", 0.1)
         options = ResNetOptions(mode=request.param, depth=8, epochs="1,5,1", seed=1, budget=BUDGETS[request.param])
-        with nullcontext() if request.param == "sparsify" else unrendered():
-            outcome = runner.run(resnet56.EXPERIMENT, options, RunDirectory(path), Recorder())
-        yield outcome, path
+        yield runner.run(resnet56.EXPERIMENT, options, RunDirectory(path), Recorder()), path
 
 
 def test_a_short_run_leaves_what_a_long_one_does(finished):

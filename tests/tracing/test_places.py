@@ -147,7 +147,7 @@ def chain(moves: list[tuple[str, int]], rows: int) -> Move:
 
 
 @settings(
-    max_examples=16,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

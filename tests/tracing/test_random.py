@@ -96,7 +96,7 @@ class Graph(nn.Module):
         return self.head(torch.tanh(self.hidden(h)))
 
 
-@settings(max_examples=26, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     steps=st.lists(st.tuples(OPS, st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=7),
     recent=st.booleans(),

@@ -137,8 +137,11 @@ def unit_of_column(structure: Structure) -> Tensor | None:
         return None
     units, keys = structure.gates_before_columns, {columns.key for columns in structure.columns}
     found = gate_of_entries(structure, lambda slot: slot.key in keys, none=units)
-    fed_by_none = {each.key: cpu.full((structure.shapes[each.tensor][each.axis],), units) for each in structure.columns}
-    return torch.cat([(fed_by_none | found)[each.key][each.kept] for each in structure.columns])
+    pieces = []
+    for columns in structure.columns:
+        fed_by_none = cpu.full((structure.shapes[columns.tensor][columns.axis],), units)
+        pieces.append(found.get(columns.key, fed_by_none)[columns.kept])
+    return torch.cat(pieces)
 
 
 def selected_columns(structure: Structure) -> dict[str, Tensor | None]:

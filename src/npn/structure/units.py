@@ -275,9 +275,10 @@ def gate_of_entries(
     found: dict[tuple[str, int], Tensor] = {}
     start, none = 0, structure.units if none is None else none
     for group in structure.groups:
+        numbers = cpu.arange(start, start + group.size)[:, None]
         for slot in filter(wanted, group.slots):
-            size = structure.shapes[slot.tensor][slot.axis]
-            own = found.setdefault(slot.key, cpu.full((size,), none))
-            own[slot.index] = cpu.arange(start, start + group.size)[:, None]
+            if slot.key not in found:
+                found[slot.key] = cpu.full((structure.shapes[slot.tensor][slot.axis],), none)
+            found[slot.key][slot.index] = numbers
         start += group.size
     return found
