@@ -82,6 +82,10 @@ def spoiled(tmp_path, kind, good):
         path.write_bytes(data[: len(data) // 2])
     elif kind == "cut-by-a-byte":
         path.write_bytes(data[:-1])
+    elif kind == "another-byte":
+        weight = next(iter(torch.load(good, weights_only=True)["model"].values()))
+        at = data.find(weight.numpy().tobytes())
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :])
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "text":
@@ -115,6 +119,7 @@ class Bomb:
 @pytest.mark.parametrize(("kind", "message"), [
     ("truncated", "cannot be read as a checkpoint .*damaged, incomplete.*go back to an older file"),
     ("cut-by-a-byte", "cannot be read as a checkpoint"),
+    ("another-byte", r"cannot be read as a checkpoint \(BadZipFile\)"),
     ("empty", "cannot be read as a checkpoint"),
     ("text", "cannot be read as a checkpoint"),
     ("pickle", "cannot be read as a checkpoint"),
@@ -271,3 +276,19 @@ def test_a_copy_that_follows_is_not_saved_where_it_could_not_be_loaded(tmp_path)
         npn.save(tmp_path / "run.npn", plastic, ema=average)
     assert os.listdir(tmp_path) == []
     npn.save(tmp_path / "run.npn", plastic, head=torch.nn.Linear(2, 2))
+
+
+def test_sizes_that_no_resize_changes_have_to_agree(tmp_path):
+    """Of a file of a handle; the width between them is the saved one."""
+
+    def net(inputs, width, outputs):
+        return torch.nn.Sequential(torch.nn.Linear(inputs, width), torch.nn.ReLU(), torch.nn.Linear(width, outputs))
+
+    path = tmp_path / "a.npn"
+    npn.save(path, npn.attach(net(4, 12, 2), torch.zeros(1, 4)))
+    assert npn.load(path, net(4, 30, 2))[0].out_features == 12
+    for target, tensor in ((net(4, 12, 3), "2.weight"), (net(5, 12, 2), "0.weight")):
+        before = [parameter.detach().clone() for parameter in target.parameters()]
+        with pytest.raises(CheckpointError, match=f"has {tensor} as .* no units live along axis"):
+            npn.load(path, target)
+        assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))

@@ -84,11 +84,15 @@ def test_closure_must_return_one_loss_per_example(tiny):
 
 
 def test_double_cv_has_no_such_form(tiny):
-    model, plastic = tiny["mlp"].attach(masks="example", estimator="double_cv")
-    x, y = tiny["mlp"].data()
-    plastic.k = 1.0
-    with pytest.raises(ConfigurationError, match=r'double_cv has no per-example form here; use "reinmax"'):
-        plastic.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+    message = (
+        'double_cv has no per-example form here; with masks="example" use one of arm, disarm, rloo, straight_through'
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        tiny["mlp"].attach(masks="example", estimator="double_cv")
+    _, plastic = tiny["mlp"].attach(masks="example")
+    with pytest.raises(ConfigurationError, match=message):
+        plastic.estimator = "double_cv"
+    assert plastic.estimator == "reinmax"
 
 
 def test_layers_that_cannot_be_met_are_named(tiny):

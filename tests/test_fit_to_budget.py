@@ -99,6 +99,8 @@ def test_what_has_no_budget_of_units_is_refused() -> None:
         npn.fit_to_budget(attached(npn.Budget(cost="weights", target=0.5), unstructured="0"), round_to=8)
     plastic = attached(npn.Budget(cost="params", target=0.5))
     plastic.k = math.inf
+    for group in plastic.groups:
+        plastic.open(group, range(group.size))
     npn.methods.HardConcrete(plastic)
     with pytest.raises(ConfigurationError, match=r"but a method decides what stays; let it close them itself$"):
         npn.fit_to_budget(plastic)

@@ -210,10 +210,10 @@ def test_a_method_takes_no_state_of_another_model() -> None:
 
 def test_growth_that_a_method_refuses_changes_nothing() -> None:
     plastic = npn.attach(nn.Sequential(*net()[:2], nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2)), X)
-    plastic.close("2", [0])
     method = npn.methods.HardConcrete(plastic)
     with torch.no_grad():
         method.parameters()[1][0] = -9.0
+    method.after_step()
     growth, before = npn.Growth(units=1, revive=1), state(plastic.model)
     with pytest.raises(ConfigurationError, match=r"^HardConcrete decides which units stay, so "):
         growth.step(1.0, plastic)

@@ -334,7 +334,10 @@ def test_a_stream_is_pruned_in_one_shot(criterion: str) -> None:
 
 def test_methods_are_refused() -> None:
     plastic = attached("gpt")[2]
-    with pytest.raises(ConfigurationError, match=r"^HardConcrete may give units masks between 0 and 1, which norms"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"^units under norms have gates, and norms do not follow the masks of HardConcrete; att",
+    ):
         npn.methods.HardConcrete(plastic)
 
 

@@ -64,31 +64,39 @@ def test_such_a_stream_is_frozen_if_the_trace_sees_the_checkpoint(reentrant: boo
 
 
 class Choosing(nn.Module):
-    """Normalises its input in one mode only."""
+    """Takes a sum before it normalises: in train mode only, or once it is asked to."""
 
-    def __init__(self) -> None:
+    def __init__(self, by_mode: bool) -> None:
         super().__init__()
         self.embed, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+        self.by_mode, self.asked = by_mode, False
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.embed(x)
-        if self.training:
+        if self.training if self.by_mode else self.asked:
             h = h - h.sum(-1, keepdim=True)
         return self.head(F.layer_norm(h, (h.shape[-1],)))
 
 
 def test_another_order_of_norms_than_the_traced_one_is_an_error() -> None:
-    model, x = Choosing().eval(), torch.randn(4, 3)
+    model, x = Choosing(by_mode=False).eval(), torch.randn(4, 3)
     plastic = npn.attach(model, x, streams=True)
     plastic.close("embed", [0])
     small = plastic.export()
     torch.testing.assert_close(model(x), small(x))
-    model.train()
+    model.asked = True
     with pytest.raises(
         PlasticityError, match=r"the model has another order of norms than it had .* found sum of shape"
     ):
         model(x)
-    torch.testing.assert_close(model.eval()(x), small(x))
+    model.asked = False
+    torch.testing.assert_close(model(x), small(x))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_another_order_of_norms_in_the_other_mode_freezes_their_units(training: bool) -> None:
+    with pytest.raises(TraceError, match=r"embed.weight\[0\]: in (train|eval)\(\) other norms are computed over it"):
+        npn.attach(Choosing(by_mode=True).train(training), torch.randn(4, 3), streams=True)
 
 
 def test_what_cannot_be_followed_keeps_its_size_and_says_so() -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import npn
-from npn.errors import CheckpointError, ConfigurationError, OptimizerError
+from npn.errors import CheckpointError, ConfigurationError, OptimizerError, TraceError
 
 X = torch.zeros(4, 4)
 
@@ -33,6 +33,19 @@ REFUSED = {
     "a price as a number": (
         lambda: npn.attach(net(), X, penalty=1e-4),
         "penalty must be npn.Penalty(...), npn.Budget(...) or another npn.CostTerm, got 0.0001",
+    ),
+    "streams in words": (lambda: npn.attach(net(), X, streams="no"), "streams must be True or False, got 'no'"),
+    "reconstruct in words": (
+        lambda: npn.prune(net(), X, target=0.5, criterion="magnitude", reconstruct="no"),
+        "reconstruct must be True or False, got 'no'",
+    ),
+    "paper_code as a number": (
+        lambda: npn.methods.TargetedDropout(attached(), paper_code=2),
+        "paper_code must be True or False, got 2",
+    ),
+    "a score that is no number": (
+        lambda: npn.methods.HardConcrete(attached()).remove_below(float("nan")),
+        "score must be a number, got nan",
     ),
     "several estimators": (
         lambda: npn.attach(net(), X, estimator=["arm"]),
@@ -194,3 +207,29 @@ def test_optimizers_come_one_by_one():
     with pytest.raises(OptimizerError, match=r"; got <torch\.optim\.lr_scheduler\.StepLR object at .*>$"):
         plastic.track(scheduler)
     assert plastic.optimizers == []
+
+
+def test_an_incomplete_state_of_a_method_changes_nothing():
+    method = npn.methods.RigL(attached(), until=10)
+    state = {key: value for key, value in method.state_dict().items() if key != "done"}
+    state["tensors"] = {"active": {name: ~t for name, t in state["tensors"]["active"].items()}}
+    before = method.kept_gates()
+    with pytest.raises(CheckpointError, match=r"^not the state of a RigL: it lacks done; give what method"):
+        method.load_state_dict(state)
+    assert torch.equal(method.kept_gates(), before)
+
+
+def test_a_complex_loss_is_refused():
+    plastic = attached()
+    with pytest.raises(
+        ConfigurationError, match=r"must return a real loss, got torch.complex64; take .abs\(\) or .real"
+    ):
+        plastic.backward(lambda: loss_of(plastic) * 1j)
+
+
+def test_a_model_without_values_is_refused():
+    model = net().to("meta")
+    with pytest.raises(
+        TraceError, match=r"^0.weight is on the meta device, where nothing has a value; give it one first"
+    ):
+        npn.attach(model, X.to("meta"))

@@ -8,7 +8,7 @@ import pickle
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from npn.structure import Structure
+from npn.tracing.removal_check import why_not
 from npn.tracing.trace import trace_units
 
 _TRACED: dict[object, Structure] = {}
+_CHECKED: dict[object, str | None] = {}
 _FOLDER: Path | None = None  # of traces that processes share
 
 
@@ -49,7 +51,8 @@ def _kind(model: nn.Module, inputs: Any) -> object:
     modules = []
     for name, module in model.named_modules():
         own = tuple((key, _said(value)) for key, value in vars(module).items() if not key.startswith("_"))
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        every = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        hooks = tuple(hook for hook in every if not getattr(hook, "__module__", "").startswith("npn."))
         modules.append((name, type(module), own, hooks))
     return (
         tuple(modules),
@@ -75,7 +78,10 @@ def _shared(kind: object, trace: Callable[[], Structure]) -> Structure:
 
 @contextlib.contextmanager
 def traced_once(place: Path | None = None) -> Iterator[None]:
-    """`attach` traces each kind of model for the first one alone, of all processes that are given the same folder."""
+    """`attach` traces each kind of model for the first one alone, of all processes that are given the same folder.
+
+    Of removals, each number of units that goes from each group of a kind of model is checked once in each process.
+    """
     global _FOLDER
     _FOLDER = place or _FOLDER
 
@@ -85,6 +91,17 @@ def traced_once(place: Path | None = None) -> Iterator[None]:
             _TRACED[kind] = _shared(kind, lambda: trace_units(model, inputs, streams))
         return _TRACED[kind]
 
+    def checked(
+        model: nn.Module, inputs: Any, structure: Structure, removed: Mapping[str, Sequence[int]]
+    ) -> str | None:
+        parts = tuple((part.name, part.size) for part in structure.parts)
+        fewer = tuple((name, len(units)) for name, units in removed.items())
+        kind = (_kind(model, inputs), parts, structure.streams, fewer)
+        if kind not in _CHECKED:
+            _CHECKED[kind] = why_not(model, inputs, structure, removed)
+        return _CHECKED[kind]
+
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["npn.resizing"], "why_not", checked)
         patch.setattr(sys.modules["npn.tracing.trace"], "trace_units", cached)
         yield

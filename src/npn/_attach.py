@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from npn._utils.patterns import as_patterns
-from npn._utils.validation import instance
+from npn._utils.validation import flag, instance
 from npn.errors import ConfigurationError, TraceError
 from npn.functional import GateFunction, gate_function
 from npn.functional.table import check_estimator
@@ -84,8 +84,9 @@ def attach(
         raise ConfigurationError("gates made inside torch.inference_mode() cannot be trained; attach outside of it")
     if penalty is not None:
         instance("penalty", penalty, CostTerm, "npn.Penalty(...), npn.Budget(...) or another npn.CostTerm")
+    flag("streams", streams)
     unstructured = as_patterns(unstructured, "unstructured")
-    check_estimator(estimator)
+    check_estimator(estimator, per_example=masks == "example")
     if masks not in ("batch", "example"):
         raise ConfigurationError(f'masks must be "batch" or "example", got {masks!r}')
     if masks == "example" and branches:

@@ -17,7 +17,7 @@ from npn._importance.reconstruct import refit_readers
 from npn._importance.scores import check_data
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
 from npn._utils import cpu
-from npn._utils.validation import share, target_size, whole_number
+from npn._utils.validation import flag, share, target_size, whole_number
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
 from npn.masking.calls import detached_leftovers
@@ -65,8 +65,8 @@ def prune(
         round_to: every group keeps a multiple of so many channels, or all where they are fewer; 8 or 16 suit tensor
             cores.
         max_pruning_ratio: the largest share of a group's units that may go.
-        reconstruct: whether layers that read what goes are refitted, so that they compute from the rest what they
-            computed before, as well as a linear map can: least squares on `batches`. Needs batches and loss with any
+        reconstruct: whether layers that read what goes are refitted: the inputs or channels that go are replaced by
+            their least-squares fit from the others on `batches`. Needs batches and loss with any
             criterion, and memory for the square of each such layer's number of inputs.
 
     Returns:
@@ -122,7 +122,7 @@ def closed_to_target(
     """
     _check(target, cost, round_to, max_pruning_ratio)
     check_criterion(criterion, batches, loss)
-    if reconstruct:
+    if flag("reconstruct", reconstruct):
         check_data("reconstruct=True", batches, loss)
     clone = copy.deepcopy(model, dict(detached_leftovers(model)))
     plastic = attach(clone, example_inputs, only=only, skip=skip, streams=streams)

@@ -73,7 +73,7 @@ class Plasticity:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._model, self.structure = model, structure
         self.example_inputs = example_inputs
-        self.estimator, self.masks = estimator, masks
+        self.masks, self.estimator = masks, estimator
         self.gates = Gates(structure, function, device)
         self.masked_weights = MaskedWeights(model, structure)
         self.penalty: CostTerm = Penalty(cost="params", weight=1e-6) if penalty is None else penalty
@@ -110,7 +110,7 @@ class Plasticity:
 
     @estimator.setter
     def estimator(self, name: str) -> None:
-        check_estimator(name)
+        check_estimator(name, per_example=self.masks == "example")
         self._estimator = name
 
     @property

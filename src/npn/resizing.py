@@ -26,7 +26,7 @@ from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
 from npn.structure import NEW, Group, Structure, with_dead_units
 from npn.surgery import Finish, Plan, ResizeReport
-from npn.tracing import grown, shrunk
+from npn.tracing import grown, shrunk, why_not
 from npn.tracing.capture import model_tensors
 
 
@@ -142,7 +142,50 @@ def compaction(call: MaskedCall, structure: Structure, below: float, example_inp
     call.recover()
     removed = units_to_remove(call.gates, structure, share("below", below))
     assert_same("what compact removes", removed)
-    return removal(call.weights.model, structure, removed, call.weights, example_inputs)
+    model, weights = call.weights.model, call.weights
+    fitting = removable(model, structure, removed, weights, example_inputs)
+    return removal(model, structure, fitting, weights, example_inputs)
+
+
+def removable(
+    model: nn.Module,
+    structure: Structure,
+    removed: Mapping[str, Sequence[int]],
+    weights: MaskedWeights,
+    example_inputs: Any,
+) -> dict[str, Sequence[int]]:
+    """Leave out the units without which the model would compute something else; a warning says why.
+
+    Where code fails with a single unit, as a `squeeze` does, the group keeps a second one.
+
+    Args:
+        model, structure, weights, example_inputs: see `removal`.
+        removed: group name -> numbers of the units.
+    """
+    sizes = {group.name: group.size for group in structure.groups}
+
+    def reason(fewer: Mapping[str, Sequence[int]]) -> str | None:
+        fewer = {name: units for name, units in fewer.items() if name in sizes}
+        with weights.step(), unsharded(model), full_length(model):
+            return why_not(model, example_inputs, structure, fewer) if fewer else None
+
+    if weights.in_step or weights.swapped:  # then a resize is refused, and an export has the masks in its weights
+        return dict(removed)
+    why = reason(removed)
+    if why is None:
+        return dict(removed)
+    passing: dict[str, Sequence[int]] = {}
+    for name, units in removed.items():
+        tries = [units, units[:-1]] if sizes.get(name) == len(units) + 1 else [units]
+        fitting = next((each for each in tries if each and reason(passing | {name: each}) is None), None)
+        passing |= {} if fitting is None else {name: fitting}
+    stay = [name for name, units in removed.items() if len(passing.get(name, ())) < len(units)]
+    warnings.warn(
+        f"closed units of {', '.join(stay)} stay in the model, masked: without them it would compute something else "
+        f"({why}). Leave the groups out with skip= when attaching, or write the code so that it holds at every size",
+        stacklevel=4,
+    )
+    return passing
 
 
 def removal(
@@ -296,7 +339,10 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
         example_inputs = moved_with(clone, example_inputs, model_dtype(clone))
     call.unregister(clone)
     closed = gates.closed()
-    removed = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}
+    whole = {group.name: group.in_sets(closed[group.name]) for group in gates.groups}
+    some = {name: units for name, units in whole.items() if units}
+    fitting = removable(clone, structure, some, weights, example_inputs)
+    removed = {name: list(fitting.get(name, ())) for name in whole}
     mask = call.mask()
     # closed units of incomplete sets stay, unread; a method's mask has values other than 0 and 1
     if mask is not None and (removed != closed or gates.weights or gates.decision is not None):

@@ -215,3 +215,18 @@ def test_densities_of_layers():
 
 def test_the_replaced_share_falls_along_a_cosine():
     assert [nf.cosine_share(0.4, t) for t in (0, 0.5, 1, 3)] == pytest.approx([0.4, 0.2, 0.0, 0.0])
+
+
+def test_what_lies_outside_the_range_is_refused():
+    w = torch.tensor([0.5, 1.0])
+    for share in (-0.1, 1.5, float("nan")):
+        with pytest.raises(ConfigurationError, match=r"^share must lie in \[0, 1\], got "):
+            nf.targeted(w, share)
+    for p in (1.0, 3.0):
+        for call in (nf.dual_of, nf.primal_of):
+            with pytest.raises(ConfigurationError, match=r"^p must lie in \[1.05, 2\], got "):
+                call(w, p)
+        with pytest.raises(ConfigurationError, match=r"^p must lie in \[1.05, 2\], got "):
+            nf.dual_step(w, w, 0.1, p)
+    with pytest.raises(ConfigurationError, match=r"^alpha must be > 0, got 0.0$"):
+        nf.kumaraswamy_kl(w, w, 0.0)

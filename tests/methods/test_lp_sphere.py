@@ -191,3 +191,64 @@ def test_masked_weights_are_zero_in_the_network_and_may_come_back():
     step(model, method, torch.optim.SGD([model[4].bias], lr=0.0))
     torch.testing.assert_close(model[2].weight.detach()[-1], fresh, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(model(x), expected, atol=1e-3, rtol=1e-3)
+
+
+def test_new_units_start_at_one_and_lie_on_the_sphere_of_the_others():
+    model = nn.Sequential(nn.Linear(5, 16), nn.ReLU(), nn.Linear(16, 6), nn.ReLU(), nn.Linear(6, 2))
+    x = torch.randn(8, 5)
+    plastic = npn.attach(model, x)
+    method = methods.LpSphere(plastic, steps=9)
+    plastic.grow({"0": 3, "2": 1})
+    torch.testing.assert_close(method.evaluation_mask(), torch.ones(26))
+    before = {name: method.values(name).norm(1.3) for name in ("0", "2")}
+    for _ in range(2):
+        method.backward(lambda: model(x).square().mean())
+        method.after_step()
+    assert not torch.equal(method.evaluation_mask(), torch.ones(26))
+    for name, norm in before.items():
+        torch.testing.assert_close(method.values(name).norm(1.3), norm)
+
+
+def trained_weights(order):
+    """A step of training with the gradients cleared before or after `after_step`."""
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 5), torch.arange(32) % 3
+    model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 3))
+    plastic = npn.attach(model, x, unstructured="0")
+    method, optimizer = (
+        methods.LpSphere(plastic, steps=100, rate=0.05, every=5),
+        torch.optim.SGD(plastic.weights(), lr=0.5),
+    )
+    for _ in range(40):
+        method.backward(lambda: F.cross_entropy(model(x), y))
+        optimizer.step()
+        for call in order(optimizer, method):
+            call()
+    return model[0].weight.detach(), method.sparsity()
+
+
+def test_gradients_may_be_cleared_before_or_after():
+    one, sparse = trained_weights(lambda optimizer, method: (optimizer.zero_grad, method.after_step))
+    other, same = trained_weights(lambda optimizer, method: (method.after_step, optimizer.zero_grad))
+    assert torch.equal(one, other) and sparse == same > 0
+
+
+def test_masked_weights_return_by_the_gradient_relative_to_that_of_their_row():
+    """The last row's gradient is a hundred times that of the others, so by its size all would return there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(100, 4, bias=False), nn.Tanh(), nn.Linear(4, 1))
+    with torch.no_grad():
+        model[2].weight.copy_(torch.tensor([[1.0, 1.0, 1.0, 100.0]]))
+    x = torch.randn(64, 100)
+    plastic = npn.attach(model, x, unstructured="0")
+    method = methods.LpSphere(plastic, steps=4, every=1, rate=0.01, start=0.5)
+    before = method.kept()["0.weight"].clone()
+    method.backward(lambda: model(x).sum())
+    gradient = plastic.masked_weights.dense_gradients()["0.weight"].abs()
+    assert gradient[3].mean() > 10 * gradient[:3].mean()
+    method.after_step()
+    back = method.kept()["0.weight"] & ~before
+    promise = (gradient / gradient.norm(dim=1, keepdim=True)).masked_fill(method.kept()["0.weight"] & before, -1)
+    chosen = promise.flatten().argsort(descending=True)[: int(back.sum())]
+    assert int(back.sum()) > 2 and set(back.flatten().nonzero().flatten().tolist()) <= set(chosen.tolist())
+    assert int(back[:3].sum())

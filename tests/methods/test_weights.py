@@ -295,3 +295,79 @@ def test_drawing_inside_units_needs_gates_on_all_their_weights():
         "paper_code=True draws for each weight that produces a unit, but not all of these have gates of their own; "
         'attach with unstructured="*"'
     )
+
+
+class InOut(nn.Module):
+    """A layer with its weight as (inputs, outputs), as in GPT-2."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(inputs, outputs))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+@pytest.mark.parametrize("alone", [False, True], ids=["between gates", "without gates of units"])
+def test_the_weights_of_a_unit_are_found_whatever_the_layout(alone):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 6), InOut(6, 20), nn.ReLU(), InOut(20, 10), nn.ReLU(), nn.Linear(10, 3))
+    plastic = npn.attach(
+        model, torch.zeros(4, 2, dtype=torch.long), unstructured=["0", "3"], skip=["0"] if alone else None
+    )
+    method = methods.TargetedDropout(plastic, targeted={"*.weight": 0.5, "*": 0})
+    for name in ("0.weight", "3.weight"):
+        assert method.kept()[name].sum(0).unique().tolist() == [10]
+    assert method.kept()["3.weight"].sum(1).unique().numel() > 1
+
+
+def test_spheres_hold_the_weights_of_a_unit_whatever_the_layout():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), InOut(6, 20), nn.ReLU(), nn.Linear(20, 3))
+    x = torch.randn(8, 4)
+    sphere = methods.LpSphere(npn.attach(model, x, unstructured="2"), steps=10, rate=0.1)
+    norms, before = model[2].weight.detach().norm(1.3, dim=0), model[2].weight.detach().clone()
+    for _ in range(3):
+        sphere.backward(lambda: model(x).square().mean())
+        sphere.after_step()
+    torch.testing.assert_close(model[2].weight.detach().norm(1.3, dim=0), norms)
+    assert not torch.allclose(model[2].weight, before, atol=1e-2)
+
+
+def test_removed_weights_stay_candidates_whatever_else_goes_from_their_rows():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 3))
+    x = torch.randn(64, 6)
+    plastic = npn.attach(model, x, unstructured="*")
+    method = methods.TargetedDropout(plastic, targeted=0.5)
+    optimizer = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    plastic.track(optimizer)
+    masked = model(x)
+    assert {"0", "2"} <= method.compact().changes.keys()
+    torch.testing.assert_close(model(x), masked)
+    zeros = {name: weight == 0 for name, weight in method.single_weights().items()}
+    assert all(bool(zero.any()) for zero in zeros.values())
+    for _ in range(5):
+        optimizer.zero_grad()
+        method.backward(lambda: model(x).square().mean())
+        optimizer.step()
+        method.after_step()
+    assert all(not bool(weight[zeros[name]].any()) for name, weight in method.single_weights().items())
+
+
+@pytest.mark.parametrize("unstructured", [None, "0"])
+def test_methods_refuse_handles_whose_units_or_weights_are_closed(unstructured):
+    plastic = npn.attach(
+        nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(1, 5), unstructured=unstructured
+    )
+    name = "0" if unstructured is None else "0.weight"
+    plastic.close(name, [0, 1, 2])
+    with pytest.raises(ConfigurationError, match=f"units or weights of {name} are closed, and HardConcrete would open"):
+        methods.HardConcrete(plastic)
+    assert plastic.gates.decision is None
+    plastic.open(name, [0, 1, 2])
+    methods.HardConcrete(plastic)
+    with pytest.raises(
+        ConfigurationError, match="HardConcrete decides which units stay, so trained gates have no part"
+    ):
+        npn.start_from(plastic, {"0": torch.arange(6.0)})

@@ -171,7 +171,7 @@ def test_remembered_widths_follow_by_name(data):
 
 def test_rehearsals_have_a_time_limit(data):
     model = shuffle()
-    structure = trace_modes(model, data[0][:1])
+    structure = trace_modes(model, data[0][:1]).structure
     frozen = freeze_fixed_sizes(model, data[0][:1], structure, seconds=0.0)
     assert not frozen.groups
     reasons = [entry.reason for entry in frozen.frozen if entry.name in ("a.weight[0]", "b.weight[0]")]

@@ -12,6 +12,7 @@ from npn._utils.validation import HANDLE, instance, is_number
 from npn.errors import ConfigurationError
 from npn.functional import logits_for
 from npn.gates import OPEN
+from npn.gates.decision import check_undecided
 from npn.plasticity import Plasticity
 
 WIDEST = 8.0  # beyond, pi rounds to 1 in float32
@@ -68,8 +69,8 @@ def start_from(plastic: Plasticity, scores: Mapping[str, Tensor], mean: float = 
         spread: log-odds between the middle and either end, 0 (uniform) to 8.
 
     Raises:
-        ConfigurationError: an unknown group, another number of scores than units, a NaN, or an argument outside its
-            range; nothing was set.
+        ConfigurationError: an unknown group, another number of scores than units, a NaN, an argument outside its range,
+            or a method decides which units stay; nothing was set.
 
     Example:
         >>> import npn
@@ -82,6 +83,7 @@ def start_from(plastic: Plasticity, scores: Mapping[str, Tensor], mean: float = 
     """
     instance("plastic", plastic, Plasticity, HANDLE)
     instance("scores", scores, Mapping, "a dict from group name to scores, such as npn.importance returns")
+    check_undecided(plastic.gates.decision, "trained gates have no part in it")
     found = {plastic.group(name): values for name, values in scores.items()}
     logits = {}
     for group, values in found.items():

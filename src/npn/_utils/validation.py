@@ -51,6 +51,26 @@ def is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def flag(name: str, value: object) -> bool:
+    """Return True or False if the value is one of these, else raise.
+
+    Args:
+        name: of the argument, for the error message.
+        value: the argument.
+
+    Raises:
+        ConfigurationError: it is neither.
+
+    Example:
+        >>> flag("streams", "no")
+        Traceback (most recent call last):
+        npn.errors.ConfigurationError: streams must be True or False, got 'no'
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} must be True or False, got {shown(value)}")
+    return value
+
+
 def instance(name: str, value: object, kind: Any, what: str) -> None:
     """Raise unless a value is of a kind.
 

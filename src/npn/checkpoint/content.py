@@ -1,7 +1,7 @@
 """The content of a checkpoint: pack a model into plain values and tensors, and unpack them into a model."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -14,10 +14,13 @@ from npn._utils.rng import load_rng_state_dict, rng_state_dict
 from npn._utils.shards import local
 from npn.checkpoint.layout import (
     check_fixed,
+    fold_mask,
     pack_branches,
     pack_buffers,
     pack_columns,
+    pack_fixed,
     pack_groups,
+    pack_masks,
     pack_weights,
     zero_closed,
 )
@@ -85,6 +88,8 @@ def pack(
                 f"sizes; save extra={{{name!r}: {name}.state_dict()}}, and after npn.load give "
                 f"npn.read_extra(path)[{name!r}] to a new copy of the model"
             )
+    if isinstance(target, Plasticity):
+        check_decision(target, (stateful or {}).values(), "npn.save(path, plastic, method=method)")
     if isinstance(target, nn.Module) and any(call.mask() is not None for call in attached_parts(target).values()):
         raise CheckpointError(
             "units of the model are closed, which its weights do not tell; save the handle that npn.attach returned, "
@@ -106,6 +111,7 @@ def pack(
         content["plastic"] = target.state_dict()
         content["groups"], content["columns"] = pack_groups(target), pack_columns(target)
         content["branches"], content["weights"] = pack_branches(target), pack_weights(target)
+        content["fixed"], content["masks"] = pack_fixed(target), pack_masks(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
         content["rng"] = rng_state_dict()
     return {key: plain(value, key) for key, value in content.items()}
@@ -143,13 +149,22 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             f"{path} keeps the state of {sorted(content['stateful'])}, load was given {sorted(stateful)}; "
             "pass the same names to npn.save and npn.load"
         )
+    if isinstance(target, Plasticity):
+        check_decision(target, stateful.values(), "npn.load(path, plastic, method=method)")
+    elif content.get("masks", {}).get("needs"):
+        raise CheckpointError(
+            f"{path} holds gates of {content['masks']['needs']}, which depend on the input and are no part of this "
+            "model; save method.export() instead. Nothing was loaded"
+        )
     states = [(name, thing, content["stateful"][name]) for name, thing in stateful.items()]
     if isinstance(target, Plasticity):
         rest = without_removed_branches(path, target, gone)
         structure = saved_structure(path, target, content, rest, gone)
         remaining = {part.name for part in rest.parts}
-        lost = [group.gate.logits for group in target.groups if group.name not in remaining]
+        lost: list[Tensor] = [group.gate.logits for group in target.groups if group.name not in remaining]
         lost += [gate.logits for gate in target.gates.weights if gate.name not in structure.unstructured]
+        with_gates = remaining.union(structure.unstructured)
+        lost += [extra.tensor for extra in target.gates.carried if extra.name not in with_gates]
         target.gates.to(target.masked_weights.device)
         edits = removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost)
         pairs = zip(target.optimizers, content["optimizers"], strict=True)
@@ -157,7 +172,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         sizes = {name: len(gate["logits"]) for name, gate in content["plastic"]["gates"].items()}
     else:
         edits = removal_edits(model, gone, ())
-    check_fixed(path, target, tensors)
+    check_fixed(path, target, tensors, [(name, axis) for name, axis in content.get("fixed", ())])
     edits += [_load_state(path, name, thing, state) for name, thing, state in states]
     with torch.no_grad():
         edits += _resize_edits(model, tensors, content["attributes"])
@@ -179,10 +194,30 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             target.load_state_dict(content["plastic"])
             load_rng_state_dict(content["rng"])
         else:
+            fold_mask(model, content)
             zero_closed(model, content)
             materialize_selects(model, chosen)
             make_sparse(model, sparse)
     return target
+
+
+def check_decision(plastic: Plasticity, stateful: Iterable[object], call: str) -> None:
+    """Raise if a method decides which units stay and its state is not among what is saved or loaded.
+
+    Args:
+        plastic: the handle.
+        stateful: what is saved or loaded with it.
+        call: how that is done, for the error message.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    decision = plastic.gates.decision
+    if decision is not None and not any(thing is decision for thing in stateful):
+        raise CheckpointError(
+            f"{type(decision).__name__} decides which units stay, and its state is apart from that of the gates; give "
+            f"the method as well, as in {call}"
+        )
 
 
 def _load_state(path: Any, name: str, thing: Stateful, state: Any) -> Edit:

@@ -1,6 +1,7 @@
 """Checkpoint files: written completely or not at all, and read without unpickling objects."""
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,10 @@ def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
     if not file.is_file():
         raise CheckpointError(f"there is no checkpoint at {path}")
     try:
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()  # which torch.load leaves out
+        if damaged is not None and torch.serialization.get_crc32_options():
+            raise zipfile.BadZipFile(damaged)
         content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """The layout of gated units in a checkpoint, from which a plain model can be loaded without the closed units."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from npn.errors import CheckpointError
 from npn.gates.single import packed, unpacked
 from npn.plasticity import Plasticity
-from npn.structure import LEFT_OUT, Group
+from npn.structure import LEFT_OUT, READER_GONE, Group
 from npn.tracing.capture import model_tensors
 
 
@@ -94,13 +95,49 @@ def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
     return {name: found[name] for name in sorted(rest)}
 
 
-def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Raise unless axes without units have the saved length; of a plain model, only windows of convolutions count.
+def pack_masks(plastic: Plasticity) -> dict[str, Any]:
+    """The mask of evaluation where a method's has values between 0 and 1, which a plain model has in its weights.
+
+    Args:
+        plastic: the handle to save.
+
+    Returns:
+        "gates": (gates,), the mask, in the order of all gates; "needs": the method's name if its export is more than
+        the weights times the mask. Empty where closed units tell all.
+    """
+    decision = plastic.gates.decision
+    if decision is None:
+        return {}
+    mask = decision.evaluation_mask().detach().cpu()
+    partial = {"gates": mask} if bool(((mask != 0) & (mask != 1)).any()) else {}
+    return partial if decision.folds else partial | {"needs": type(decision).__name__}
+
+
+def pack_fixed(plastic: Plasticity) -> list[tuple[str, int]]:
+    """The tensors and axes that no resize changes: the model's outputs, inputs, and what its code fixes.
+
+    Args:
+        plastic: the handle to save.
+    """
+    never = (entry for entry in plastic.structure.frozen if entry.reason not in (LEFT_OUT, READER_GONE))
+    return sorted({key for entry in never for key in entry.slots})
+
+
+def check_fixed(
+    path: Any,
+    target: nn.Module | Plasticity,
+    pairs: Mapping[str, tuple[Tensor, Tensor]],
+    known: Sequence[tuple[str, int]] = (),
+) -> None:
+    """Raise unless axes without units have the saved length.
+
+    Of a plain model these are the windows of convolutions, and those that the file names.
 
     Args:
         path: source of the content, for the error message.
         target: a model or its `Plasticity`.
         pairs: name -> (present, saved) tensor.
+        known: what `pack_fixed` gave.
 
     Raises:
         CheckpointError: the lengths differ; the message names the first tensor.
@@ -109,7 +146,7 @@ def check_fixed(path: Any, target: nn.Module | Plasticity, pairs: Mapping[str, t
         fixed = {(id(tensor), axis) for tensor, _ in pairs.values() for axis in range(tensor.dim())}
         fixed -= _unit_axes(target)
     else:
-        fixed = _windows(target)
+        fixed = _windows(target) | {(id(pairs[name][0]), axis) for name, axis in known if name in pairs}
     for name, (tensor, value) in pairs.items():
         for axis, (ours, saved) in enumerate(zip(tensor.shape, value.shape, strict=True)):
             if (id(tensor), axis) in fixed and ours != saved:
@@ -132,6 +169,45 @@ def _windows(model: nn.Module) -> set[tuple[int, int]]:
     """(id of the tensor, axis) of the window axes of all convolution kernels."""
     layers = [module for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
     return {(id(p), axis) for layer in layers for p in layer.parameters() for axis in range(2, p.dim())}
+
+
+def fold_mask(model: nn.Module, content: Mapping[str, Any]) -> None:
+    """Multiply the weights of a model without gates by the saved mask, if it has values between 0 and 1.
+
+    Args:
+        model: changed in place, at the saved sizes.
+        content: the result of `pack`.
+    """
+    mask = content.get("masks", {}).get("gates")
+    if mask is None:
+        return
+    tensors = model_tensors(model)
+    columns = {(entry["tensor"], entry["axis"]): entry for entry in content["columns"]}
+    branches, weights = content["branches"], content["weights"]
+    sizes = [len(group["slots"][0]["index"]) for group in content["groups"]]
+    sizes += [len(entry["paths"]) for entry in branches] + [len(entry["kept"]) for entry in columns.values()]
+    pieces = iter(mask.split([*sizes, *(math.prod(entry["shape"]) for entry in weights)]))
+    for group in content["groups"]:
+        values = next(pieces)
+        for slot in (slot for slot in group["slots"] if slot["reads"]):
+            key = slot["tensor"], slot["axis"]
+            here = columns.get(key)
+            factor = mask.new_ones(tensors[key[0]].shape[key[1]] if here is None else here["full"])
+            factor[slot["index"]] = values[:, None]
+            _multiply(tensors[key[0]], key[1], factor if here is None else factor[here["kept"]])
+    for entry in branches:
+        for value, names in zip(next(pieces), entry["scales"], strict=True):
+            for name in names:
+                tensors[name].mul_(value.to(tensors[name]))
+    for name, axis in columns:
+        _multiply(tensors[name], axis, next(pieces))
+    for entry in weights:
+        tensors[entry["name"]].mul_(next(pieces).view(entry["shape"]).to(tensors[entry["name"]]))
+
+
+def _multiply(tensor: Tensor, axis: int, factor: Tensor) -> None:
+    """Multiply a tensor by one factor for each position along an axis."""
+    tensor.mul_(factor.view([-1 if a == axis else 1 for a in range(tensor.dim())]).to(tensor))
 
 
 def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:

@@ -185,6 +185,7 @@ def saved_structure(
     lost = {id(p) for name, p in plastic.model.named_parameters() if inside(name, gone)}
     lost |= {id(group.gate.logits) for group in plastic.groups if group.name not in names}
     lost |= {id(gate.logits) for gate in plastic.gates.weights if gate.name not in rest.unstructured}
+    lost |= {id(each.tensor) for each in plastic.gates.carried if each.name not in {*names, *rest.unstructured}}
     for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
         ours = [sum(id(p) not in lost for p in group["params"]) for group in optimizer.param_groups]
         theirs = [len(group["params"]) for group in state["param_groups"]]

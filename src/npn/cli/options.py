@@ -99,7 +99,9 @@ Norm = Annotated[str | None, typer.Option(help="rms or layer. (default: rms)")]
 Positions = Annotated[str | None, typer.Option(help="rotary or learned. (default: rotary)")]
 
 RunFolder = Annotated[Path | None, typer.Option(help="Folder of the run. (default: runs/EXPERIMENT-MODE-SEED)")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out where it was stopped.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue the run in --out where it was stopped; begin it if there is none.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete what an earlier run left in --out.")]
 StopAfter = Annotated[
     float | None,

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from npn.errors import ConfigurationError
+
 EULER = 0.57721566490153286
 EPSILON = 1e-6
 
@@ -60,6 +62,9 @@ def kumaraswamy_kl(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     Returns:
         (n,), >= 0, differentiable.
 
+    Raises:
+        ConfigurationError: alpha is not positive.
+
     Example:
         >>> kumaraswamy_kl(torch.tensor([2.0, 1.0]), torch.tensor([3.0, 1.0]), 1.0)
         tensor([0.2084, 0.0000])
@@ -67,6 +72,8 @@ def kumaraswamy_kl(a: Tensor, b: Tensor, alpha: float) -> Tensor:
     References:
         Lee et al., 2018, Eq. 9; Nalisnick and Smyth, "Stick-Breaking Variational Autoencoders", ICLR 2017.
     """
+    if not alpha > 0:
+        raise ConfigurationError(f"alpha must be > 0, got {alpha!r}")
     return (1 - alpha / a) * (-EULER - torch.digamma(b) - 1 / b) + torch.log(a * b / alpha) - (b - 1) / b
 
 

@@ -90,14 +90,18 @@ ESTIMATORS: Mapping[str, Estimator] = {
 }
 
 
-def check_estimator(name: object) -> None:
+def check_estimator(name: object, per_example: bool = False) -> None:
     """Raise unless this is the name of an estimator.
 
     Args:
         name: the argument.
+        per_example: whether it has to know one mask per example.
 
     Raises:
-        ConfigurationError: it is none; the message lists them.
+        ConfigurationError: it is none, or has no such form; the message lists the others.
     """
     if name not in tuple(ESTIMATORS):  # a tuple, as what is no name may have no hash
         raise ConfigurationError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
+    if per_example and not ESTIMATORS[str(name)].per_example:
+        others = ", ".join(other for other, each in ESTIMATORS.items() if each.per_example)
+        raise ConfigurationError(f'{name} has no per-example form here; with masks="example" use one of {others}')

@@ -21,6 +21,9 @@ def targeted(magnitude: Tensor, share: float) -> Tensor:
     Returns:
         bool (..., n).
 
+    Raises:
+        ConfigurationError: the share lies outside [0, 1].
+
     Example:
         >>> targeted(torch.tensor([[3.0, 1.0, 2.0, 5.0], [1.0, 4.0, 3.0, 2.0]]), 0.5)
         tensor([[False,  True,  True, False],
@@ -29,6 +32,8 @@ def targeted(magnitude: Tensor, share: float) -> Tensor:
     References:
         Gomez et al., "Learning Sparse Networks Using Targeted Dropout", 2019, Eq. 1, 2.
     """
+    if not 0 <= share <= 1:  # also refuses NaN
+        raise ConfigurationError(f"share must lie in [0, 1], got {share!r}")
     return smallest(magnitude, rounded_down(share * magnitude.shape[-1]))
 
 

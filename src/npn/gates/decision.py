@@ -9,7 +9,13 @@ from npn.surgery import Plan
 
 
 class Decision(Protocol):
-    """What decides which units and weights stay in place of trained logits, such as the methods of `npn.methods`."""
+    """What decides which units and weights stay in place of trained logits, such as the methods of `npn.methods`.
+
+    Attributes:
+        folds: whether the exported model is the model with its weights times the mask; else `finish` adds something.
+    """
+
+    folds: bool
 
     def kept_gates(self) -> Tensor:
         """Which units and weights stay, bool (gates,); at least one of each group."""
@@ -22,6 +28,9 @@ class Decision(Protocol):
 
     def unregister(self, model: nn.Module) -> None:
         """Remove these hooks."""
+
+    def restructured(self) -> None:
+        """Called after each resize, when the tensors that it carries along have their new sizes."""
 
     def finish(self, exported: nn.Module, plan: Plan) -> None:
         """Put what is not a mask into an exported copy.

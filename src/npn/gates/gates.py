@@ -339,6 +339,8 @@ class Gates:
             group.traced = parts[group.name]
         self.weights[:] = [gate for gate in self.weights if gate.name in structure.unstructured]
         self.carried = [extra for extra in self.carried if extra.name in parts or extra.name in structure.unstructured]
+        if self.decision is not None:
+            self.decision.restructured()
         self._key = None
 
     # -- state

@@ -136,11 +136,8 @@ def estimate(
         The detached mean loss, (), and the log-odds gradient, (units,); None instead of the gradient at k = 0.
 
     Raises:
-        ConfigurationError: the estimator does not support masks per example, or a gated weight is read by another
-            layer.
+        ConfigurationError: a gated weight is read by another layer.
     """
-    if not estimator.per_example:
-        raise ConfigurationError('double_cv has no per-example form here; use "reinmax", "disarm", "arm" or "rloo"')
     drawn: list[Draw] = []
 
     def first_mask(batch: int) -> Tensor:
@@ -225,7 +222,10 @@ def check_finite(loss: Tensor, last_checkpoint: str | None = None, first: bool =
 
     Raises:
         NonFiniteLossError: the loss is NaN or infinite.
+        ConfigurationError: it is complex.
     """
+    if loss.is_complex():
+        raise ConfigurationError(f"the closure must return a real loss, got {loss.dtype}; take .abs() or .real of it")
     if loss.device.type == "cpu" and not math.isfinite(value := (loss.sum() if loss.dim() else loss).item()):
         added = "no gradient of it was added" if first else "the gradients are those of the first of two passes alone"
         raise NonFiniteLossError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from npn.errors import PlasticityError
 from npn.functional.norms import over_open
 from npn.structure import Norm, Structure, gate_of_entries
+from npn.tracing.environment import unfused_layers
 from npn.tracing.norm_calls import NormCall, NormCalls, paths_of
 
 
@@ -44,16 +45,12 @@ class OpenNorms:
         if not self.norms:
             yield
             return
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # torch's fused encoder layer has its norms inside
-        try:
-            eager = torch.compiler.set_stance("force_eager")  # compiled code would not ask which units are open
-            with eager, NormCalls(self.paths, self._answer(mask), self._left) as calls:
-                if inside is not None:
-                    calls.begin(inside)
-                yield
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        eager = torch.compiler.set_stance("force_eager")  # compiled code would not ask which units are open
+        # PyTorch's fused encoder layer has its norms inside
+        with unfused_layers(), eager, NormCalls(self.paths, self._answer(mask), self._left) as calls:
+            if inside is not None:
+                calls.begin(inside)
+            yield
 
     def _answer(self, mask: Tensor) -> Callable[..., Any]:
         def answer(call: NormCall, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:

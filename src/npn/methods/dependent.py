@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from npn import functional
 from npn._utils import cpu
 from npn._utils.collectives import per_rank_generator
-from npn._utils.validation import positive, whole_number
+from npn._utils.validation import finite, positive, whole_number
 from npn.errors import ConfigurationError
 from npn.methods.beta_bernoulli import START_B, BetaBernoulli
 from npn.methods.method import Method
@@ -73,6 +73,7 @@ class DependentBetaBernoulli(Method):
     """
 
     whole_units = True
+    folds = False  # the gates look at the input
 
     def __init__(self, plastic: Plasticity, *, examples: int, shift: float = 1.0, temperature: float = 0.1) -> None:
         before = plastic.gates.decision
@@ -86,6 +87,7 @@ class DependentBetaBernoulli(Method):
         self.base = before
         self.examples = whole_number("examples", examples, 1, "training examples")
         self.temperature = positive("temperature", temperature)
+        shift = finite("shift", shift)
         readers = [_reader(plastic.model, part)[0].tensor for part in plastic.structure.parts]
         twice = [tensor for tensor in readers if readers.count(tensor) > 1]
         if twice:

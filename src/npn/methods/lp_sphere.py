@@ -1,9 +1,10 @@
 """LpSS: gates or weights on an Lp sphere, moved in its dual space; small ones are masked and may come back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from npn import functional
@@ -23,9 +24,10 @@ FIRST, LAST = 0.2, 0.8  # of the training, between which the topology changes
 class LpSphere(Method):
     """Gates or weights on an Lp sphere: near p = 1 its geometry makes most of them small, and small ones are masked.
 
-    Without single-weight gates, the gates z of a group have ``||z||_p = n^(1/p)`` and start at 1. With
-    ``attach(..., unstructured=)``, as in the paper, the weights w that produce each unit keep the norm ``||w||_p`` they
-    have at the start, and units go when nothing reads them.
+    Without single-weight gates, the gates z of a group have ``||z||_p = n^(1/p)`` and start at 1. A resize keeps the
+    gates of the units that stay, whose norm it is from then on; new units start at 1. With ``attach(...,
+    unstructured=)``, as in the paper, the weights w that produce each unit keep the norm ``||w||_p`` they have at the
+    start, and units go when nothing reads them.
 
     Each `after_step` takes a step in the dual space, on ``v = sign(z) |z|^(p-1)`` scaled to ``||v||_q = 1``, with the
     Nesterov momentum d of the gradient: ``v <- normalised_q((1 - rate) v - rate d / ||d||_q)``. Its fixed point is the
@@ -33,15 +35,17 @@ class LpSphere(Method):
 
     Between 20% and 80% of the training, every `every` steps, active entries with ``|z| < f mean |z|`` of their sphere
     are masked, ``f = 0.1 (1 + cos(pi t))``, and a share r of as many returns, those of the largest gradient in their
-    group or layer. r follows the share s of masked entries: ``0.9 s/target`` while ``s < target (1 - f/2)``, else
+    group or layer, over the norm of their sphere's, in the last `backward`; t is the part of the steps that is done. r
+    follows the share s of masked entries: ``0.9 s/target`` while ``s < target (1 - f/2)``, else
     ``1.1 s/target``. A masked entry multiplies by 0 and has no gradient or momentum, but its v stays, scaled like the
     others by (1 - rate) over their norm, so that it can come back: the paper's semi-pruning, made explicit.
 
     Masked units go with `compact`; the others keep their real-valued gate, which the export folds into weights.
 
     Deviations from the authors' code: spheres of gates, for whole units; weights keep the norm of their initial values
-    instead of 1, so that no BatchNorm is needed; every named layer is on spheres, the last one as well. What the
-    optimizer does to weights on spheres is replaced by the step here; layers with one weight per unit are free.
+    instead of 1, so that no BatchNorm is needed, and a layer that starts at zero does not move; every named layer is on
+    spheres, the last one as well. What the optimizer does to weights on spheres is replaced by the step here; layers
+    with one weight per unit are free.
 
     Args:
         plastic: the handle of the model, at k = inf.
@@ -72,8 +76,6 @@ class LpSphere(Method):
         Li et al., "LpSS", arXiv:2103.16013, and the authors' code.
     """
 
-    from_zero = ("dual",)
-
     def __init__(
         self,
         plastic: Plasticity,
@@ -96,6 +98,7 @@ class LpSphere(Method):
         self._p = self._per_group(p, "p")
         self.done, self.returned = 0, RETURNED
         self._leaf: Tensor | None = None
+        self._seen: dict[str, Tensor] = {}  # gradients, which `zero_grad` may take from the weights before `after_step`
         gates, values = plastic.gates, self.single_weights()
         drawn = torch.rand(len(gates), generator=gates.generator, dtype=torch.float32, device=gates.device)
         active = drawn >= share("start", start)
@@ -109,11 +112,10 @@ class LpSphere(Method):
             radius.append(self._from_rows(name, norm.expand_as(rows)).reshape(-1))
         self.full = self._count()
         zero = cpu.zeros(len(plastic.gates), dtype=torch.float32)
-        new = float(torch.cat(dual[: len(self.groups)]).mean())
         self._begin(
             fixed={
-                "dual": (torch.cat(dual).detach(), new),
-                "radius": (torch.cat(radius).detach(), 1.0),
+                "dual": (torch.cat(dual).detach(), 0.0),
+                "radius": (torch.cat(radius).detach(), 0.0),  # which `restructured` replaces
                 "momentum": (zero, 0.0),
                 "active": (active, 1.0),
             }
@@ -122,6 +124,24 @@ class LpSphere(Method):
     def values(self, name: str) -> Tensor:
         """z of every unit of a group, or w of every weight of a parameter, masked or not, in its shape."""
         return self._at("radius", name) * functional.primal_of(self._at("dual", name), self._p[name])
+
+    def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
+        """See `Method.backward`."""
+        loss = super().backward(closure, scale=scale)
+        self._seen = {name: w.grad for name, w in self.single_weights().items() if w.grad is not None}
+        return loss
+
+    def restructured(self) -> None:
+        """Put new entries on the sphere of the others: units with z = 1, weights where growth has put them, at 0."""
+        self._leaf, self._seen = None, {}
+        for name in self.names:
+            radius, dual = (self._rows(name, self._at(tensor, name)) for tensor in ("radius", "dual"))
+            new = radius == 0
+            radius = torch.where(new, radius.amax(-1, keepdim=True), radius)
+            if name not in self.plastic.unstructured:
+                dual = torch.where(new, functional.dual_of(1 / radius, self._p[name]), dual)
+            self._at("radius", name).data.copy_(self._from_rows(name, radius))
+            self._at("dual", name).data.copy_(self._from_rows(name, dual))
 
     def training_mask(self, batch: int | None = None) -> Tensor:
         """z of the active units, 0 for the others; 1 for active weights."""
@@ -148,7 +168,7 @@ class LpSphere(Method):
     def after_step(self) -> None:
         """Step on the sphere and, now and then, change what is active."""
         gradients, promises = self._gradients()
-        self._leaf = None
+        self._leaf, self._seen = None, {}
         self.done += 1
         for name, gradient in gradients.items():
             self._step(name, gradient)
@@ -196,18 +216,20 @@ class LpSphere(Method):
     def _gradients(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Name -> gradient, and name -> |gradient| that counts masked entries too; the same on every process."""
         if self.plastic.gates.weights:
-            weights = {n: w for n, w in self.single_weights().items() if self._moves(n) and w.grad is not None}
+            gradients = {name: gradient for name, gradient in self._seen.items() if self._moves(name)}
             dense = self.plastic.masked_weights.dense_gradients()
-            promises = {name: dense[name].detach().clone() for name in weights if name in dense}
+            promises = {name: dense[name].detach().clone() for name in gradients if name in dense}
             average_(promises.values())
-            return {n: w.grad for n, w in weights.items() if w.grad is not None}, {
-                n: g.abs() for n, g in promises.items()
-            }
+            return gradients, {name: self._by_sphere(name, gradient.abs()) for name, gradient in promises.items()}
         if self._leaf is None or self._leaf.grad is None:
             return {}, {}
         average_([self._leaf.grad])
         found = dict(zip(self.names, self._pieces(self._leaf.grad), strict=True))
         return found, {name: gradient.abs() for name, gradient in found.items()}
+
+    def _by_sphere(self, name: str, sizes: Tensor) -> Tensor:
+        """Sizes of gradients over the norm of those of the same sphere."""
+        return self._from_rows(name, F.normalize(self._rows(name, sizes), dim=-1))
 
     def _step(self, name: str, gradient: Tensor) -> None:
         """Step on the spheres of one group or parameter."""

@@ -11,12 +11,13 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from npn._utils.collectives import average_, per_rank_generator
 from npn._utils.patterns import match_patterns
-from npn._utils.validation import HANDLE, complete_state, instance
+from npn._utils.validation import HANDLE, complete_state, instance, is_number, shown
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
 from npn.methods.passes import by_batch, by_example
 from npn.plasticity import Plasticity
 from npn.step import check_closure, loss_factor
+from npn.structure import inside_branches, output_axis
 from npn.surgery import Extra, Plan, ResizeReport, replace_data
 
 
@@ -36,12 +37,12 @@ class Method(ABC):
         whole_units: whether the method decides about whole units only, not about single weights.
 
     Raises:
-        ConfigurationError: k is finite, another method decides already, single weights have gates that the method does
-            not know, or units under norms have gates.
+        ConfigurationError: k is finite, another method decides already, units are closed, single weights have gates
+            that the method does not know, or units under norms have gates.
     """
 
     whole_units = False
-    from_zero: tuple[str, ...] = ()  # tensors that are 0 for single weights added later
+    folds = True  # see `npn.gates.Decision`
 
     def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
         instance("plastic", plastic, Plasticity, HANDLE)
@@ -51,6 +52,13 @@ class Method(ABC):
         if plastic.gates.decision is not follows:
             other = type(plastic.gates.decision).__name__
             raise ConfigurationError(f"{other} decides already which units stay; attach the model anew for {name}")
+        each = zip(plastic.gates.each, _names(plastic), strict=True)
+        shut = [] if follows is not None else [called for gate, called in each if not bool(gate.present.all())]
+        if shut:
+            raise ConfigurationError(
+                f"units or weights of {', '.join(shut)} are closed, and {name} would open them, since it decides anew "
+                "what stays; call plastic.compact() before, which removes closed units, or open them"
+            )
         if self.whole_units and plastic.gates.weights:
             raise ConfigurationError(
                 f"{name} decides about whole units, but single weights of {plastic.gates.weights[0].name} have gates; "
@@ -58,7 +66,7 @@ class Method(ABC):
             )
         if plastic.structure.streams:
             raise ConfigurationError(
-                f"{name} may give units masks between 0 and 1, which norms cannot follow; attach with streams=False"
+                f"units under norms have gates, and norms do not follow the masks of {name}; attach with streams=False"
             )
         plastic.masked_weights.need_whole(name)
         self.plastic = plastic
@@ -104,6 +112,9 @@ class Method(ABC):
     def finish(self, exported: nn.Module, plan: Plan) -> None:  # noqa: B027
         """See `npn.gates.Decision`."""
 
+    def restructured(self) -> None:  # noqa: B027
+        """See `npn.gates.Decision`."""
+
     # -- what all methods share
 
     def parameters(self) -> list[nn.Parameter]:
@@ -119,7 +130,7 @@ class Method(ABC):
     @property
     def names(self) -> list[str]:
         """Names of the groups, then of the parameters whose single weights have gates."""
-        return [*(group.name for group in self.groups), *(gate.name for gate in self.plastic.gates.weights)]
+        return _names(self.plastic)
 
     def single_weights(self) -> dict[str, Tensor]:
         """Name -> parameter, for the parameters whose single weights have gates."""
@@ -181,7 +192,12 @@ class Method(ABC):
 
         Args:
             score: units with less than this go, as the second result of `chosen` gives it; the best of a group stays.
+
+        Raises:
+            ConfigurationError: it is no number.
         """
+        if not is_number(score) or math.isnan(score):
+            raise ConfigurationError(f"score must be a number, got {shown(score)}")
         self._least = score
         try:
             return self.compact()
@@ -213,16 +229,17 @@ class Method(ABC):
         Raises:
             CheckpointError: the state belongs to another method; nothing was loaded.
         """
-        complete_state(state, ("method", "tensors"), f"a {type(self).__name__}", "method")
+        complete_state(state, tuple(self.state_dict()), f"a {type(self).__name__}", "method")
         if state["method"] != type(self).__name__ or set(state["tensors"]) != set(self._tensors):
             raise CheckpointError(
                 f"expected a state of {type(self).__name__}, got one of {state['method']}; build the method as the "
                 "saved one was"
             )
+        names, with_branch = set(self.names), inside_branches(self.plastic.structure)  # lost when a branch is
         for name, tensors in state["tensors"].items():
-            if set(tensors) != set(self._tensors[name]):
+            if not names - with_branch <= set(tensors) <= names:
                 raise CheckpointError(
-                    f"expected {name} of {', '.join(self._tensors[name])}, got it of {', '.join(tensors)}; build the "
+                    f"expected {name} of {', '.join(self.names)}, got it of {', '.join(tensors)}; build the "
                     "method on the saved one's model"
                 )
         for name, tensors in state["tensors"].items():
@@ -252,9 +269,8 @@ class Method(ABC):
                 made = [kind(piece.clone().view_as(gate.logits)) for gate, piece in pieces]
                 self._tensors[name] = dict(zip(names, made, strict=True))
                 single = [isinstance(gate, WeightGates) for gate in gates.each]
-                news = [0.0 if own and name in self.from_zero else new for own in single]
-                every = zip(made, names, news, single, strict=True)
-                gates.carried += [Extra(tensor, each, value, own) for tensor, each, value, own in every]
+                every = zip(made, names, single, strict=True)
+                gates.carried += [Extra(tensor, each, new, own) for tensor, each, own in every]
         gates.decision = self
         self.register(self.plastic.model)
 
@@ -279,13 +295,15 @@ class Method(ABC):
         """The inverse of `_rows`."""
         if rows.dim() == 1:
             return rows
-        axis, shape = self._output_axis(name), list(self.single_weights()[name].shape)
+        axis, shape = self._output_axis(name), list(self.plastic.unstructured[name].logits.shape)
         shape[0], shape[axis] = shape[axis], shape[0]
         return rows.reshape(shape).transpose(0, axis)
 
     def _output_axis(self, name: str) -> int:
-        """The axis of a parameter along which its outputs lie: 1 for transposed convolutions, else 0."""
-        return int(isinstance(self.plastic.model.get_submodule(name.rpartition(".")[0]), _ConvTransposeNd))
+        """The axis of a parameter along which its outputs lie; where no unit tells, it is known by the layer."""
+        axis = output_axis(self.plastic.structure, name)
+        owner = self.plastic.model.get_submodule(name.rpartition(".")[0])
+        return int(isinstance(owner, (_ConvTransposeNd, nn.Embedding, nn.EmbeddingBag))) if axis is None else axis
 
     def _per_group(self, value: float | Mapping[str, float], option: str) -> dict[str, float]:
         """Group name -> one value for all, or the value of the first pattern that matches the group's name.
@@ -317,3 +335,8 @@ class Method(ABC):
         gates = self.plastic.gates
         generator = per_rank_generator(gates.generator)
         return torch.randn(*batch, len(gates), generator=generator, dtype=torch.float32, device=gates.device)
+
+
+def _names(plastic: Plasticity) -> list[str]:
+    """Names of the groups, then of the parameters whose single weights have gates: the order of all gates."""
+    return [*(group.name for group in plastic.groups), *(gate.name for gate in plastic.gates.weights)]

@@ -153,9 +153,8 @@ class RigL(_SparseTraining):
 class SET(_SparseTraining):
     """Train a sparse network whose smallest weights move to random places; for all else see `RigL`.
 
-    Deviations from the paper: the share that is replaced falls along a cosine, as in RigL (`drop` at first); dropped
-    are
-    the weights of least magnitude, instead of the least positive and the least negative ones.
+    Deviations from the paper: the share that is replaced falls along a cosine, as in RigL (`drop` at first); the
+    weights dropped are those of least magnitude, instead of the least positive and the least negative ones.
 
     Args:
         plastic, density, until, every, drop, distribution: see `RigL`.

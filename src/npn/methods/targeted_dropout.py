@@ -6,7 +6,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from npn._utils.validation import share, whole_number
+from npn._utils.validation import flag, share, whole_number
 from npn.errors import ConfigurationError
 from npn.functional.topology import rounded_down, smallest
 from npn.methods.entries import UnitEntries
@@ -25,12 +25,13 @@ class TargetedDropout(Method):
     and `export` drop every candidate.
 
     With ``ramp``, alpha rises linearly from 0 over that many steps, gamma from 0 to 0.95 of its value over the first
-    half and to the full value over the second half.
+    half and to the full value over the second half. Weights that `compact` has removed stay candidates.
 
     Deviations from the authors' code: a dropped unit is dropped as a whole, as in the paper's Eq. 1, where the code
     draws for each weight inside a targeted unit (``paper_code=True`` does so); ties at the threshold do not survive;
     the unit of largest norm always stays; a unit's norm counts all layers that produce it. Biases and the units of the
-    network's output are never targeted.
+    network's output are never targeted; the weights of its last layer are if ``unstructured=`` names them, which the
+    paper leaves alone: give them ``{"fc3.weight": 0, "*": 0.5}`` for that.
 
     Args:
         plastic: the handle of the model, at k = inf.
@@ -78,7 +79,7 @@ class TargetedDropout(Method):
             share("targeted", value)
         self.rate = share("rate", rate)
         self.ramp = None if ramp is None else whole_number("ramp", ramp, 1, "steps (or None)")
-        self.paper_code, self.steps = paper_code, 0
+        self.paper_code, self.steps = flag("paper_code", paper_code), 0
         self._shares = self._per_group(targeted, "targeted")
         self._entries = self._find_entries()
         produced = zip(self.groups, self._entries.counts.split([group.size for group in self.groups]), strict=True)
@@ -105,8 +106,9 @@ class TargetedDropout(Method):
             size = values.shape[-1]
             full = self._sizes[name] = max(self._sizes[name], size)  # the share counts what has gone already
             stay = max(1 if values.dim() == 1 else 0, full - rounded_down(at * self._shares[name] * full))
-            chosen = smallest(values, max(0, size - stay))
-            found.append(self._from_rows(name, chosen))
+            chosen = self._from_rows(name, smallest(values, max(0, size - stay)))
+            removed = self.plastic.unstructured[name].removed if name in self.plastic.unstructured else None
+            found.append(chosen if removed is None else chosen | removed)
         return torch.cat([each.reshape(-1) for each in found])
 
     @torch.no_grad()

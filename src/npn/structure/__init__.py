@@ -1,6 +1,6 @@
 """Units, input columns and branches of a model, and operations on them; knows names and shapes, but no model."""
 
-from npn.structure.branches import inside, removed_paths, without_branch_entries, without_branches
+from npn.structure.branches import inside, inside_branches, removed_paths, without_branch_entries, without_branches
 from npn.structure.columns import (
     NEW,
     check_numbers,
@@ -11,13 +11,14 @@ from npn.structure.columns import (
     with_unread_units,
 )
 from npn.structure.open_sizes import open_sizes
-from npn.structure.single_weights import gates_along, with_dead_units
+from npn.structure.single_weights import gates_along, output_axis, with_dead_units
 from npn.structure.sizes import difference, match_groups, moved, resized_shapes, unmatched, without_units
 from npn.structure.units import (
     LEFT_OUT,
     MIXES,
     NOT_PRODUCED,
     NOT_READ,
+    READER_GONE,
     Branches,
     Columns,
     Frozen,
@@ -35,6 +36,7 @@ __all__ = [
     "NEW",
     "NOT_PRODUCED",
     "NOT_READ",
+    "READER_GONE",
     "Branches",
     "Columns",
     "Frozen",
@@ -48,9 +50,11 @@ __all__ = [
     "gate_of_entries",
     "gates_along",
     "inside",
+    "inside_branches",
     "match_groups",
     "moved",
     "open_sizes",
+    "output_axis",
     "remaining_positions",
     "removed_paths",
     "resized_columns",

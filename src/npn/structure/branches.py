@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from npn.structure.units import Frozen, Group, Structure
+from npn.structure.units import READER_GONE, Frozen, Group, Structure
 
 
 def inside(name: str, paths: Iterable[str]) -> bool:
@@ -46,9 +46,7 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
         if any(slot.reads for slot in slots):
             groups.append(replace(group, slots=slots, attributes=attributes))
         elif slots:
-            frozen.append(
-                Frozen(group.name, "only a branch that is gone read it", tuple(s.key for s in slots), group.size)
-            )
+            frozen.append(Frozen(group.name, READER_GONE, tuple(s.key for s in slots), group.size))
     return replace(
         structure,
         groups=tuple(groups),
@@ -65,6 +63,19 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
             scales=tuple(branches.scales[i] for i in stay),
         ),
     )
+
+
+def inside_branches(structure: Structure) -> set[str]:
+    """Names of the groups, columns and parameters with single-weight gates that vanish with the branches around them.
+
+    Args:
+        structure: the present structure.
+    """
+    if structure.branches is None:
+        return set()
+    rest = without_branches(structure, {structure.branches.name: range(structure.branches.size)})
+    names = {part.name for part in structure.parts} - {part.name for part in rest.parts}
+    return names | (set(structure.unstructured) - set(rest.unstructured))
 
 
 def without_branch_entries(structure: Structure, removed: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:

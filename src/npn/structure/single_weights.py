@@ -31,6 +31,24 @@ def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Ten
     return unit, torch.full_like(unit, structure.units)
 
 
+def output_axis(structure: Structure, name: str) -> int | None:
+    """The axis of a parameter along which the units lie that it makes: rows of a linear layer, columns of an ``x @ W``.
+
+    Args:
+        structure: the structure.
+        name: name of the parameter.
+
+    Returns:
+        The axis; None where no unit of the structure lies along the parameter.
+    """
+    slots = [slot for part in structure.parts for slot in part.slots if slot.tensor == name]
+    makes = [slot.axis for slot in slots if not slot.reads]
+    reads = [slot.axis for slot in slots if slot.reads]
+    if makes:
+        return makes[0]
+    return 1 - reads[0] if reads and reads[0] < 2 else None
+
+
 def with_dead_units(
     structure: Structure, removed: Mapping[str, Sequence[int]], gone: Mapping[str, Tensor]
 ) -> dict[str, list[int]]:

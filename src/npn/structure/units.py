@@ -11,6 +11,7 @@ LEFT_OUT = "left out by only= or skip="  # reason of units that could have gates
 MIXES = "mixes every unit of the axis"  # within the reasons of units that a norm, a mean, ... makes one
 NOT_PRODUCED = "no layer of the model produces it"
 NOT_READ = "no weight reads it, so a gate would have nothing to close"
+READER_GONE = "only a branch that is gone read it"  # of units that may have been removed before
 
 
 @dataclass(frozen=True)
@@ -209,6 +210,7 @@ class Structure:
         unreached: names of the parameters that took no part in the forward pass.
         numbers: integers above 1 in the shapes that the code asks for.
         training: mode in which the model was traced; None for the mode in which it was given.
+        differs: whether train and eval mode compute something else, so that both were traced.
         unstructured: names of the parameters with one gate per weight.
         products: products that no single weight accounts for; they cost multiply-adds, too.
         norms: calls that compute statistics over units.
@@ -228,6 +230,7 @@ class Structure:
     unreached: tuple[str, ...] = ()
     numbers: frozenset[int] = field(default=frozenset(), repr=False)
     training: bool | None = None
+    differs: bool = False
     unstructured: tuple[str, ...] = ()
     products: tuple[Product, ...] = field(default=(), repr=False, compare=False)
     norms: tuple[Norm, ...] = field(default=(), repr=False)

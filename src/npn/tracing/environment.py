@@ -33,22 +33,29 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def plain_kernels() -> Iterator[None]:
-    """Kernels that decompose into elementary ops: no fused attention, recurrent layer or encoder layer."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+def unfused_layers() -> Iterator[None]:
+    """PyTorch's encoder layers and `nn.MultiheadAttention` take no fused path in eval mode."""
+    before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with (
-            sdpa_kernel(SDPBackend.MATH),
-            _without_mkldnn(),
-            _without_decisions(),
-            padded_sequences(),
-            read_by_entry(),
-            torch.backends.cudnn.flags(enabled=False),
-        ):
-            yield
+        yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Kernels that decompose into elementary ops: no fused attention, recurrent layer or encoder layer."""
+    with (
+        unfused_layers(),
+        sdpa_kernel(SDPBackend.MATH),
+        _without_mkldnn(),
+        _without_decisions(),
+        padded_sequences(),
+        read_by_entry(),
+        torch.backends.cudnn.flags(enabled=False),
+    ):
+        yield
 
 
 @contextlib.contextmanager

@@ -33,6 +33,11 @@ def check_model(model: nn.Module) -> None:
         _check_quantization(path, module)
     check_sized(model)
     for name, tensor in model_tensors(model).items():
+        if tensor.is_meta:
+            raise TraceError(
+                f"{name} is on the meta device, where nothing has a value; give it one first, as "
+                'model.to_empty(device="cpu") and loading its weights do'
+            )
         if is_shard(tensor):
             raise TraceError(
                 f"{name} is split over processes already, which cannot be traced; {_SHARDED}. Tensor parallelism is "

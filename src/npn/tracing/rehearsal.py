@@ -1,6 +1,7 @@
 """Rehearse resizes on fake tensors: first whether the code runs at all at other sizes, then a whole re-trace."""
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import process_time
@@ -205,7 +206,9 @@ def _fewer(structure: Structure, names: Sequence[str]) -> dict[str, int]:
 
 
 def _more(structure: Structure, names: Sequence[str]) -> dict[str, int]:
-    return _in_multiples(structure, {name: 2 + i for i, name in enumerate(names)})
+    """Change of each group; groups that `_fewer` leaves as they are get an odd number of units or sets."""
+    fewer, odd = _fewer(structure, names), itertools.count((len(names) + 2) | 1, 2)  # beyond the others' 2, 3, 4, ...
+    return _in_multiples(structure, {name: 2 + i if name in fewer else next(odd) for i, name in enumerate(names)})
 
 
 def _in_multiples(structure: Structure, more: Mapping[str, int]) -> dict[str, int]:

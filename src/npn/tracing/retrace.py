@@ -61,7 +61,7 @@ def retrace(model: nn.Module, example_inputs: object, structure: Structure, chan
     """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
         found = single_trace(model, example_inputs, resized_shapes(structure, change), structure.streams)
-    return replace(found, training=structure.training)
+    return replace(found, training=structure.training, differs=structure.differs)
 
 
 def grown(model: nn.Module, example_inputs: object, structure: Structure, more: Mapping[str, int]) -> Structure:

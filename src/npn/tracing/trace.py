@@ -10,10 +10,11 @@ from torch import nn
 from npn._utils.patterns import as_patterns, matches, require_matches
 from npn.errors import TraceError
 from npn.structure import LEFT_OUT, Frozen, Structure
+from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
 from npn.tracing.dry_run import freeze, freeze_fixed_sizes
-from npn.tracing.modes import trace_unchanged
+from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
 
 Patterns = str | Iterable[str] | None
@@ -102,11 +103,17 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
     Returns:
         The structure, without branches and columns.
     """
-    structure, changed = trace_unchanged(model, example_inputs, streams)
+    modes, changed = trace_unchanged(model, example_inputs, streams)
+    structure, other = modes.structure, modes.other
     for name, reason in changed.items():
         groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
         structure = freeze(structure, groups, reason)
-    return freeze_fixed_sizes(model, example_inputs, structure)
+    if other is None:
+        return freeze_fixed_sizes(model, example_inputs, structure)
+    training, mode = structure.training, modes.mode
+    structure = freeze_fixed_sizes(model, example_inputs, replace(structure, training=mode))
+    structure = agreeing(model, example_inputs, structure, replace(other, training=not mode), WORD[not mode])
+    return replace(structure, training=training, differs=True)
 
 
 def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequence[str] | None) -> Structure:

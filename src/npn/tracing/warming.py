@@ -1,8 +1,9 @@
-"""Run a model for real before it is traced, leaving no trace in it; and see which parameters it changes by itself."""
+"""Run a model for real before it is traced, leaving no trace in it; see what it calls and changes by itself."""
 
 import contextlib
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,11 +12,27 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from npn._utils.inputs import copied
+from npn.tracing.calls import Call, Calls, given
 from npn.tracing.capture import model_tensors, split_inputs
-from npn.tracing.environment import announced, no_gradients, preserved
+from npn.tracing.environment import announced, no_gradients, preserved, unfused_layers
 
 
-def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:
+@dataclass(frozen=True)
+class Seen:
+    """What a forward pass did.
+
+    Attributes:
+        changed: names of the parameters that it changes by itself.
+        ran: whether it came to its end.
+        calls: what it called, see `npn.tracing.calls`; None if that could not be recorded.
+    """
+
+    changed: list[str] = field(default_factory=list)
+    ran: bool = False
+    calls: list[Call] | None = None
+
+
+def warm_up(model: nn.Module, example_inputs: Any) -> Seen:
     """Run the model once for real, leaving no trace in it: tables that code caches elsewhere on first use are real.
 
     Otherwise a `functools.lru_cache` or a global dict would be filled, and stay filled, with the fake tensors of a
@@ -24,35 +41,35 @@ def warm_up(model: nn.Module, example_inputs: Any) -> list[str]:
     Args:
         model: as before afterwards.
         example_inputs: of its forward pass.
-
-    Returns:
-        Names of the parameters that the forward pass changes by itself.
     """
     if any(torch.nn.parameter.is_lazy(tensor) for tensor in model_tensors(model).values()):
-        return []
+        return Seen()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     args, kwargs = copied(split_inputs(example_inputs))
     parameters = dict(model.named_parameters())
-    watch = _Watch(parameters)
+    watch, ran, found = _Watch(parameters), False, None
     with (
         preserved(model),
         announced(),
         no_gradients(),
+        unfused_layers(),
         torch.no_grad(),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")
         try:
-            with watch:
-                torch.func.functional_call(model, buffers, args, kwargs)
+            with watch, Calls(given(model, buffers, (args, kwargs))) as calls:
+                result = torch.func.functional_call(model, buffers, args, kwargs)
+            ran, found = True, calls.ended(result)
         except Exception:  # ops that hold a graph, such as torch.cond, compile it, which they refuse under a watch
             torch._dynamo.reset()  # or they refuse from now on
             copies = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             with contextlib.suppress(Exception):
                 torch.func.functional_call(model, buffers | copies, args, kwargs)
+                ran = True
         now = dict(model.named_parameters())
     changed = {name for name, parameter in parameters.items() if now.get(name) is not parameter}
-    return sorted(changed | watch.restored())
+    return Seen(sorted(changed | watch.restored()), ran, found)
 
 
 class _Watch(TorchDispatchMode):

@@ -1,0 +1,156 @@
+"""What the dry run did not try: before units go, the model is traced at just the sizes that it would have then."""
+
+import pytest
+import torch
+from torch import nn
+
+import npn
+
+
+class Net(nn.Module):
+    """A hidden layer, and what the code does with it at each width."""
+
+    def __init__(self, then) -> None:
+        super().__init__()
+        self.up, self.down, self.then = nn.Linear(6, 40), nn.Linear(40, 2), then
+
+    def forward(self, x):
+        return self.down(self.then(self.up(x).tanh()))
+
+
+def at_least_16(h):
+    assert h.shape[1] >= 16, "too narrow"
+    return h
+
+
+BELOW_24 = {
+    "a scale with a bound": lambda h: h / min(h.shape[1], 24) ** 0.5,
+    "a path of its own": lambda h: h.relu() if h.shape[1] >= 32 else h,
+    "a step with the width": lambda h: h * h.shape[1].bit_length(),
+    "a bound": at_least_16,
+}
+
+
+@pytest.mark.parametrize("name", BELOW_24)
+def test_units_stay_where_the_model_would_compute_something_else_without_them(name):
+    torch.manual_seed(0)
+    model, x = Net(BELOW_24[name]), torch.randn(4, 6)
+    plastic = npn.attach(model, x)
+    plastic.close("up", range(25))
+    masked = model(x)
+    with pytest.warns(UserWarning, match="closed units of up stay in the model, masked: without them it would compute"):
+        small = plastic.export()
+    torch.testing.assert_close(small(x), masked, rtol=0, atol=1e-6)
+    with pytest.warns(UserWarning, match="closed units of up stay"):
+        assert not plastic.compact().changes
+    torch.testing.assert_close(model(x), masked, rtol=0, atol=0)
+    plastic.open("up", range(24))
+    masked = model(x)
+    assert plastic.compact().changes == {"up": (40, 39)}  # here the code holds
+    torch.testing.assert_close(model(x), masked)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_both_modes_are_looked_at_where_they_differ(training):
+    def then(h):
+        return h if model.training else BELOW_24["a path of its own"](h)
+
+    torch.manual_seed(0)
+    model, x = Net(then).train(training), torch.randn(4, 6)
+    plastic = npn.attach(model, x)
+    plastic.close("up", range(25))
+    with pytest.warns(UserWarning, match="closed units of up stay in the model, masked"):
+        assert not plastic.compact().changes
+
+
+class Two(nn.Module):
+    """Two layers; the code holds at every size of the first only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 40), nn.Linear(40, 40), nn.Linear(40, 2)
+
+    def forward(self, x):
+        return self.c(BELOW_24["a scale with a bound"](self.b(self.a(x).tanh()).tanh()))
+
+
+def test_the_other_groups_shrink():
+    torch.manual_seed(0)
+    model, x = Two(), torch.randn(4, 6)
+    plastic = npn.attach(model, x)
+    plastic.close("a", range(30))
+    plastic.close("b", range(30))
+    masked = model(x)
+    with pytest.warns(UserWarning, match="closed units of b stay in the model"):
+        assert plastic.compact().changes == {"a": (40, 10)}
+    torch.testing.assert_close(model(x), masked)
+
+
+class Squeezed(nn.Module):
+    """`squeeze` takes the channels along where there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.conv(x).mean((2, 3), keepdim=True).squeeze())
+
+
+def test_where_code_fails_with_a_single_unit_a_second_one_stays():
+    torch.manual_seed(0)
+    model, x = Squeezed(), torch.randn(4, 3, 5, 5)
+    plastic = npn.attach(model, x)
+    plastic.close("conv", range(5))
+    masked = model(x)
+    with pytest.warns(UserWarning, match="the code fails with a single unit at "):
+        small = plastic.export()
+    assert small.conv.out_channels == 2
+    torch.testing.assert_close(small(x), masked)
+    with pytest.warns(UserWarning, match="closed units of conv stay"):
+        assert plastic.compact().changes == {"conv": (6, 2)}
+    torch.testing.assert_close(model(x), masked)
+
+
+def test_a_model_that_can_no_longer_be_traced_shrinks_as_before():
+    torch.manual_seed(0)
+    model, x = Net(lambda h: h), torch.randn(4, 6)
+    plastic = npn.attach(model, x)
+    model.then = lambda h: h if float(h.detach().sum()) < 1e9 else -h
+    plastic.close("up", range(25))
+    masked = model(x)
+    assert plastic.compact().changes == {"up": (40, 15)}
+    torch.testing.assert_close(model(x), masked)
+
+
+def test_a_model_whose_code_has_changed_since_is_compared_with_itself():
+    torch.manual_seed(0)
+    model, x = Net(lambda h: h), torch.randn(4, 6)
+    plastic = npn.attach(model, x)
+    model.then = lambda h: 3 * h.sin()
+    plastic.close("up", range(25))
+    masked = model(x)
+    assert plastic.compact().changes == {"up": (40, 15)}
+    torch.testing.assert_close(model(x), masked)
+
+
+class Unflattened(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.b(self.a(x).unflatten(1, (2, -1)).relu().flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 2, 1), nn.ChannelShuffle(2), nn.Conv2d(2, 2, 1)), torch.zeros(2, 3, 4, 4)),
+        (Unflattened(), torch.zeros(3, 6)),
+    ],
+    ids=["shuffle", "unflatten"],
+)
+def test_code_that_wants_even_numbers_is_found_where_there_are_two_units(model, x):
+    with pytest.raises(npn.errors.TraceError, match=r"\[0\]: the code fixes this size"):
+        npn.attach(model, x)
