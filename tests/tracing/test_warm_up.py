@@ -47,7 +47,7 @@ def test_tables_cached_elsewhere_are_real() -> None:
     masked = model(x)
     assert type(masked) is Tensor
     torch.testing.assert_close(plastic.export()(x), masked)
-    assert not plastic.structure.differs and not vars(model.table(5)) and not vars(model.scale(5))
+    assert not plastic.structure.modes_differ and not vars(model.table(5)) and not vars(model.scale(5))
 
 
 def test_the_model_runs_once_in_each_mode_for_real() -> None:

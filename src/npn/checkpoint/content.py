@@ -22,7 +22,6 @@ from npn.checkpoint.layout import (
     pack_groups,
     pack_masks,
     pack_weights,
-    zero_closed,
 )
 from npn.checkpoint.matching import (
     branches_to_remove,
@@ -32,6 +31,7 @@ from npn.checkpoint.matching import (
     matching_tensors,
     saved_structure,
     selects,
+    vanishing_gates,
     without_removed_branches,
 )
 from npn.checkpoint.plain import plain
@@ -160,12 +160,8 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
     if isinstance(target, Plasticity):
         rest = without_removed_branches(path, target, gone)
         structure = saved_structure(path, target, content, rest, gone)
-        remaining = {part.name for part in rest.parts}
-        lost: list[Tensor] = [group.gate.logits for group in target.groups if group.name not in remaining]
-        lost += [gate.logits for gate in target.gates.weights if gate.name not in structure.unstructured]
-        with_gates = remaining.union(structure.unstructured)
-        lost += [extra.tensor for extra in target.gates.carried if extra.name not in with_gates]
         target.gates.to(target.masked_weights.device)
+        lost = vanishing_gates(target, rest)
         edits = removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost)
         pairs = zip(target.optimizers, content["optimizers"], strict=True)
         states = [(kind, optimizer, state) for optimizer, (kind, state) in pairs] + states
@@ -195,7 +191,6 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             load_rng_state_dict(content["rng"])
         else:
             fold_mask(model, content)
-            zero_closed(model, content)
             materialize_selects(model, chosen)
             make_sparse(model, sparse)
     return target

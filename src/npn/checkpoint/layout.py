@@ -1,12 +1,11 @@
 """The layout of gated units in a checkpoint, from which a plain model can be loaded without the closed units."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from npn._utils import cpu
 from npn.errors import CheckpointError
 from npn.gates.single import packed, unpacked
 from npn.plasticity import Plasticity
@@ -172,67 +171,45 @@ def _windows(model: nn.Module) -> set[tuple[int, int]]:
 
 
 def fold_mask(model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Multiply the weights of a model without gates by the saved mask, if it has values between 0 and 1.
+    """Multiply the weights of a model without gates by the saved mask: what reads closed units gets zeros.
 
     Args:
         model: changed in place, at the saved sizes.
         content: the result of `pack`.
     """
-    mask = content.get("masks", {}).get("gates")
-    if mask is None:
-        return
-    tensors = model_tensors(model)
-    columns = {(entry["tensor"], entry["axis"]): entry for entry in content["columns"]}
-    branches, weights = content["branches"], content["weights"]
-    sizes = [len(group["slots"][0]["index"]) for group in content["groups"]]
-    sizes += [len(entry["paths"]) for entry in branches] + [len(entry["kept"]) for entry in columns.values()]
-    pieces = iter(mask.split([*sizes, *(math.prod(entry["shape"]) for entry in weights)]))
-    for group in content["groups"]:
-        values = next(pieces)
-        for slot in (slot for slot in group["slots"] if slot["reads"]):
-            key = slot["tensor"], slot["axis"]
-            here = columns.get(key)
-            factor = mask.new_ones(tensors[key[0]].shape[key[1]] if here is None else here["full"])
-            factor[slot["index"]] = values[:, None]
-            _multiply(tensors[key[0]], key[1], factor if here is None else factor[here["kept"]])
-    for entry in branches:
-        for value, names in zip(next(pieces), entry["scales"], strict=True):
-            for name in names:
-                tensors[name].mul_(value.to(tensors[name]))
-    for name, axis in columns:
-        _multiply(tensors[name], axis, next(pieces))
-    for entry in weights:
-        tensors[entry["name"]].mul_(next(pieces).view(entry["shape"]).to(tensors[entry["name"]]))
-
-
-def _multiply(tensor: Tensor, axis: int, factor: Tensor) -> None:
-    """Multiply a tensor by one factor for each position along an axis."""
-    tensor.mul_(factor.view([-1 if a == axis else 1 for a in range(tensor.dim())]).to(tensor))
-
-
-def zero_closed(model: nn.Module, content: Mapping[str, Any]) -> None:
-    """Zero closed weights, those that read closed units, and scales of closed branches, in a model without gates.
-
-    Args:
-        model: changed in place, at the saved sizes.
-        content: the result of `pack`.
-    """
-    tensors = model_tensors(model)
+    tensors, masks = model_tensors(model), _masks(content)
     columns = {(entry["tensor"], entry["axis"]): entry for entry in content.get("columns", ())}
-    zeroed = [(key, entry["closed"]) for key, entry in columns.items()]
     for group in content.get("groups", ()):
-        for slot in group["slots"]:
-            if slot["reads"]:
-                key, positions = (slot["tensor"], slot["axis"]), slot["index"][group["closed"]].reshape(-1)
-                if key in columns:  # positions on the full axis, of which only some exist
-                    positions = torch.isin(columns[key]["kept"], positions).nonzero().reshape(-1)
-                zeroed.append((key, positions))
-    for (name, axis), positions in zeroed:
-        tensors[name].index_fill_(axis, positions.to(tensors[name].device), 0)
-    for entry in content.get("weights", ()):
-        tensor = tensors[entry["name"]]
-        tensor.masked_fill_(~unpacked(entry["open"], entry["shape"]).to(tensor.device), 0)
+        mask = next(masks)
+        for slot in (slot for slot in group["slots"] if slot["reads"]):
+            name, axis = key = slot["tensor"], slot["axis"]
+            factor = cpu.ones(columns[key]["full"] if key in columns else tensors[name].shape[axis])
+            factor[slot["index"]] = mask[:, None]
+            _multiply(tensors[name], factor[columns[key]["kept"]] if key in columns else factor, axis)
     for branches in content.get("branches", ()):
-        for number in branches["closed"].tolist():
-            for name in branches["scales"][number]:
-                tensors[name].zero_()
+        for factor, names in zip(next(masks), branches["scales"], strict=True):
+            for name in names:
+                _multiply(tensors[name], factor)
+    for name, axis in columns:
+        _multiply(tensors[name], next(masks), axis)
+    for entry in content.get("weights", ()):
+        _multiply(tensors[entry["name"]], next(masks).view(entry["shape"]))
+
+
+def _masks(content: Mapping[str, Any]) -> Iterator[Tensor]:
+    """The masks of groups, branches, columns and single weights: the method's, or 0 for what is closed."""
+    parts = [(len(group["slots"][0]["index"]), group["closed"]) for group in content.get("groups", ())]
+    parts += [(len(entry["paths"]), entry["closed"]) for entry in content.get("branches", ())]
+    parts += [(len(entry["kept"]), entry["closed"]) for entry in content.get("columns", ())]
+    pieces = [cpu.ones(size).index_fill(0, closed, 0) for size, closed in parts]
+    pieces += [unpacked(entry["open"], entry["shape"]).flatten().float() for entry in content.get("weights", ())]
+    real = content.get("masks", {}).get("gates")
+    return iter(pieces if real is None else real.split([len(piece) for piece in pieces]))
+
+
+def _multiply(tensor: Tensor, factor: Tensor, axis: int | None = None) -> None:
+    """Multiply a tensor by a factor in its shape, or by one for each position along an axis; 0 is 0, NaN or not."""
+    if axis is not None:
+        factor = factor.view([-1 if a == axis else 1 for a in range(tensor.dim())])
+    factor = factor.to(tensor)
+    tensor.mul_(factor).masked_fill_(factor == 0, 0)

@@ -138,6 +138,19 @@ def without_removed_branches(path: Any, plastic: Plasticity, gone: Sequence[str]
     return without_branches(plastic.structure, {branches.name: [branches.paths.index(branch) for branch in gone]})
 
 
+def vanishing_gates(plastic: Plasticity, rest: Structure) -> list[Tensor]:
+    """Logits, and what is carried along with them, of the gates that go with the branches that the checkpoint has lost.
+
+    Args:
+        plastic: the target.
+        rest: its structure without these branches.
+    """
+    gates, left = plastic.gates, {*(part.name for part in rest.parts), *rest.unstructured}
+    named = [(group.name, group.gate.logits) for group in gates.groups]
+    named += [(gate.name, gate.logits) for gate in gates.weights]
+    return [tensor for name, tensor in (*named, *((e.name, e.tensor) for e in gates.carried)) if name not in left]
+
+
 def saved_structure(
     path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure, gone: Sequence[str]
 ) -> Structure:
@@ -183,9 +196,7 @@ def saved_structure(
             "attach it with the same unstructured=. Nothing was loaded"
         )
     lost = {id(p) for name, p in plastic.model.named_parameters() if inside(name, gone)}
-    lost |= {id(group.gate.logits) for group in plastic.groups if group.name not in names}
-    lost |= {id(gate.logits) for gate in plastic.gates.weights if gate.name not in rest.unstructured}
-    lost |= {id(each.tensor) for each in plastic.gates.carried if each.name not in {*names, *rest.unstructured}}
+    lost |= {id(tensor) for tensor in vanishing_gates(plastic, rest)}
     for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
         ours = [sum(id(p) not in lost for p in group["params"]) for group in optimizer.param_groups]
         theirs = [len(group["params"]) for group in state["param_groups"]]

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from npn import functional
 from npn._utils import cpu
 from npn._utils.collectives import per_rank_generator
-from npn._utils.validation import finite, positive, whole_number
+from npn._utils.validation import complete_state, finite, positive, whole_number
 from npn.errors import ConfigurationError
 from npn.methods.beta_bernoulli import START_B, BetaBernoulli
 from npn.methods.method import Method
@@ -163,6 +163,7 @@ class DependentBetaBernoulli(Method):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` saved."""
+        complete_state(state, ("method", "tensors", "base"), "a DependentBetaBernoulli", "method")
         super().load_state_dict(state)
         self.base.load_state_dict(state["base"])
 

@@ -76,6 +76,8 @@ class LpSphere(Method):
         Li et al., "LpSS", arXiv:2103.16013, and the authors' code.
     """
 
+    saved = ("done", "returned", "full")
+
     def __init__(
         self,
         plastic: Plasticity,
@@ -188,15 +190,6 @@ class LpSphere(Method):
         rows = [self._rows(name, self.values(name)) for name in self.names if self._moves(name)]
         found = [(float(functional.hoyer(each).mean()), each.numel()) for each in rows if each.shape[-1] > 1]
         return sum(h * n for h, n in found) / sum(n for _, n in found)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Dual vectors, momenta, what is active, and the steps done."""
-        return super().state_dict() | {"done": self.done, "returned": self.returned, "full": self.full}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved."""
-        super().load_state_dict(state)
-        self.done, self.returned, self.full = int(state["done"]), float(state["returned"]), int(state["full"])
 
     def _at(self, tensor: str, name: str) -> Tensor:
         return self._tensors[tensor][name]

@@ -1,5 +1,6 @@
 """`Method`: decides which units stay, in place of trained Bernoulli gates; every method is a subclass."""
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -43,6 +44,7 @@ class Method(ABC):
 
     whole_units = False
     folds = True  # see `npn.gates.Decision`
+    saved: tuple[str, ...] = ()  # names of attributes with plain values that belong to the state
 
     def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
         instance("plastic", plastic, Plasticity, HANDLE)
@@ -72,6 +74,7 @@ class Method(ABC):
         self.plastic = plastic
         self._tensors: dict[str, dict[str, Tensor]] = {}
         self._least = -math.inf  # score
+        self._axes = {gate.name: self._output_axis(gate.name) for gate in plastic.gates.weights}
         plastic.gates.to(plastic.masked_weights.device)
 
     # -- what a method defines
@@ -213,12 +216,13 @@ class Method(ABC):
         return self.plastic.export(of)
 
     def state_dict(self) -> dict[str, Any]:
-        """The method's tensors, as copies, by name and group."""
+        """The method's tensors, as copies, by name and group, and the plain values that belong to its state."""
         names = self.names
         copies = {
             name: {each: tensors[each].detach().clone() for each in names} for name, tensors in self._tensors.items()
         }
-        return {"method": type(self).__name__, "tensors": copies}
+        values = {name: copy.copy(getattr(self, name)) for name in self.saved}
+        return {"method": type(self).__name__, "tensors": copies} | values
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state that `state_dict` saved, in its sizes; load the model with `npn.load` in the same call.
@@ -229,7 +233,7 @@ class Method(ABC):
         Raises:
             CheckpointError: the state belongs to another method; nothing was loaded.
         """
-        complete_state(state, tuple(self.state_dict()), f"a {type(self).__name__}", "method")
+        complete_state(state, ("method", "tensors", *self.saved), f"a {type(self).__name__}", "method")
         if state["method"] != type(self).__name__ or set(state["tensors"]) != set(self._tensors):
             raise CheckpointError(
                 f"expected a state of {type(self).__name__}, got one of {state['method']}; build the method as the "
@@ -248,6 +252,8 @@ class Method(ABC):
                 if mine.shape != value.shape:
                     replace_data(mine, torch.empty_like(value, device=mine.device))()
                 mine.data.copy_(value)
+        for name in self.saved:
+            setattr(self, name, type(getattr(self, name))(state[name]))
 
     # -- for subclasses
 
@@ -289,13 +295,13 @@ class Method(ABC):
             name: of the group or parameter.
             values: in its shape.
         """
-        return values.transpose(0, self._output_axis(name)).flatten(1) if values.dim() > 1 else values
+        return values.transpose(0, self._axes[name]).flatten(1) if values.dim() > 1 else values
 
     def _from_rows(self, name: str, rows: Tensor) -> Tensor:
         """The inverse of `_rows`."""
         if rows.dim() == 1:
             return rows
-        axis, shape = self._output_axis(name), list(self.plastic.unstructured[name].logits.shape)
+        axis, shape = self._axes[name], list(self.plastic.unstructured[name].logits.shape)
         shape[0], shape[axis] = shape[axis], shape[0]
         return rows.reshape(shape).transpose(0, axis)
 

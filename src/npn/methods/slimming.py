@@ -1,7 +1,7 @@
 """Network slimming: an L1 price on BatchNorm's scales, then a global cut."""
 
 import math
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -93,15 +93,6 @@ class Slimming(Method):
         """Units whose scale is above the threshold; the score is the scale."""
         scales = self.scales()
         return scales > self.threshold, scales
-
-    def state_dict(self) -> dict[str, Any]:
-        """The threshold."""
-        return super().state_dict() | {"threshold": self.threshold}
-
-    def load_state_dict(self, state: Any) -> None:
-        """Restore the state that `state_dict` saved."""
-        super().load_state_dict(state)
-        self.threshold = float(state["threshold"])
 
     def _find_entries(self) -> UnitEntries:
         owned = {id(m.weight) for m in self.plastic.model.modules() if isinstance(m, _BatchNorm) and m.affine}

@@ -1,8 +1,7 @@
 """Sparse from the start, with a topology that changes: RigL grows by gradient, SET at random."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ from npn.surgery import forget_momentum
 
 class _SparseTraining(Method):
     """Train a fixed number of weights per layer; now and then drop the smallest and grow as many others."""
+
+    saved = ("done",)
 
     def __init__(
         self,
@@ -71,15 +72,6 @@ class _SparseTraining(Method):
                 forget_momentum(self.plastic.optimizers, weight, grown)
         self._close()
         super().after_step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Active weights, and the steps done."""
-        return super().state_dict() | {"done": self.done}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved."""
-        super().load_state_dict(state)
-        self.done = int(state["done"])
 
     @abstractmethod
     def _promise(self, name: str, weight: Tensor) -> Tensor:

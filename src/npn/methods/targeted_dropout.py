@@ -1,7 +1,7 @@
 """Targeted dropout of whole units: those of least weight are dropped at random while the others learn to do without."""
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -65,6 +65,8 @@ class TargetedDropout(Method):
         "ramping targeted dropout".
     """
 
+    saved = ("steps", "sizes")
+
     def __init__(
         self,
         plastic: Plasticity,
@@ -95,20 +97,19 @@ class TargetedDropout(Method):
                 "paper_code=True draws for each weight that produces a unit, but not all of these have gates of their "
                 'own; attach with unstructured="*"'
             )
-        self._sizes = {name: values.shape[-1] for name, values in self.magnitudes().items()}
+        self.sizes = {name: values.shape[-1] for name, values in self.magnitudes().items()}
         self._begin()
 
     @torch.no_grad()
     def candidates(self) -> Tensor:
         """What is dropped at random now, bool (gates,)."""
-        at, found = self._ramped()[0], []
+        at, found, single = self._ramped()[0], [], self.plastic.unstructured
         for name, values in self.magnitudes().items():
             size = values.shape[-1]
-            full = self._sizes[name] = max(self._sizes[name], size)  # the share counts what has gone already
+            full = self.sizes[name] = max(self.sizes[name], size)  # the share counts what has gone already
             stay = max(1 if values.dim() == 1 else 0, full - rounded_down(at * self._shares[name] * full))
             chosen = self._from_rows(name, smallest(values, max(0, size - stay)))
-            removed = self.plastic.unstructured[name].removed if name in self.plastic.unstructured else None
-            found.append(chosen if removed is None else chosen | removed)
+            found.append(chosen | single[name].removed if name in single else chosen)
         return torch.cat([each.reshape(-1) for each in found])
 
     @torch.no_grad()
@@ -139,15 +140,6 @@ class TargetedDropout(Method):
         """Count a step of the ramp."""
         self.steps += 1
         super().after_step()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The steps of the ramp done, and the sizes that the shares refer to."""
-        return super().state_dict() | {"steps": self.steps, "sizes": dict(self._sizes)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved."""
-        super().load_state_dict(state)
-        self.steps, self._sizes = int(state["steps"]), dict(state["sizes"])
 
     def _weights_of(self, candidates: Tensor) -> Tensor:
         """The candidates, bool (gates,), with the weights that produce candidate units in place of these units."""

@@ -12,7 +12,7 @@ from npn.structure.columns import (
 )
 from npn.structure.open_sizes import open_sizes
 from npn.structure.single_weights import gates_along, output_axis, with_dead_units
-from npn.structure.sizes import difference, match_groups, moved, resized_shapes, unmatched, without_units
+from npn.structure.sizes import difference, match_groups, moved, other_outputs, resized_shapes, unmatched, without_units
 from npn.structure.units import (
     LEFT_OUT,
     MIXES,
@@ -54,6 +54,7 @@ __all__ = [
     "match_groups",
     "moved",
     "open_sizes",
+    "other_outputs",
     "output_axis",
     "remaining_positions",
     "removed_paths",

@@ -70,8 +70,8 @@ def difference(expected: Structure, found: Structure, *, placement: bool = True)
     Returns:
         The reason; None if they are the same.
     """
-    if expected.outputs != found.outputs:
-        return f"the output's shape changes from {list(expected.outputs)} to {list(found.outputs)}"
+    if reason := other_outputs(expected.outputs, found.outputs):
+        return reason
     if expected.fingerprint != found.fingerprint:
         for a, b in zip(expected.fingerprint, found.fingerprint, strict=False):
             if a != b:
@@ -93,6 +93,15 @@ def difference(expected: Structure, found: Structure, *, placement: bool = True)
     if len(np.unique(ours)) != len(np.unique(theirs)):
         return "units join when the size changes"
     return None
+
+
+def other_outputs(expected: tuple[tuple[int, ...], ...], found: tuple[tuple[int, ...], ...]) -> str | None:
+    """Say that the shapes of a model's outputs are other ones; None if they are the same.
+
+    Args:
+        expected, found: shapes of all outputs.
+    """
+    return None if expected == found else f"the output's shape changes from {list(expected)} to {list(found)}"
 
 
 def moved(expected: Structure, found: Structure) -> tuple[str, ...]:

@@ -210,7 +210,7 @@ class Structure:
         unreached: names of the parameters that took no part in the forward pass.
         numbers: integers above 1 in the shapes that the code asks for.
         training: mode in which the model was traced; None for the mode in which it was given.
-        differs: whether train and eval mode compute something else, so that both were traced.
+        modes_differ: whether train and eval mode compute something else, so that both were traced.
         unstructured: names of the parameters with one gate per weight.
         products: products that no single weight accounts for; they cost multiply-adds, too.
         norms: calls that compute statistics over units.
@@ -230,7 +230,7 @@ class Structure:
     unreached: tuple[str, ...] = ()
     numbers: frozenset[int] = field(default=frozenset(), repr=False)
     training: bool | None = None
-    differs: bool = False
+    modes_differ: bool = False
     unstructured: tuple[str, ...] = ()
     products: tuple[Product, ...] = field(default=(), repr=False, compare=False)
     norms: tuple[Norm, ...] = field(default=(), repr=False)

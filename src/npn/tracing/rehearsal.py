@@ -10,12 +10,19 @@ from typing import Any
 from torch import nn
 
 from npn.errors import TraceError
-from npn.structure import Structure, difference, match_groups, moved, resized_shapes, unmatched, without_units
-from npn.tracing.capture import output_shapes
+from npn.structure import (
+    Structure,
+    difference,
+    match_groups,
+    moved,
+    other_outputs,
+    resized_shapes,
+    unmatched,
+    without_units,
+)
 from npn.tracing.known_values import needs_values
 from npn.tracing.lines import raising_line
-from npn.tracing.retrace import attributes_changed, retrace
-from npn.tracing.single import in_mode
+from npn.tracing.retrace import outputs_at, retrace
 
 _UNFUSE = "; npn.unfuse(model) before attach frees its heads"
 
@@ -123,15 +130,12 @@ class Rehearsal:
             return _failure(error)
 
     def _run(self, structure: Structure, change: Mapping[str, int], meta: bool = False) -> Problem | None:
-        shapes = resized_shapes(structure, change)
         try:
-            with attributes_changed(self.model, structure, change), in_mode(self.model, structure.training):
-                found = output_shapes(self.model, self.inputs, shapes, meta)
+            found = outputs_at(self.model, self.inputs, structure, change, meta)
         except Exception as error:
             return _failure(error)
-        if found != structure.outputs:
-            return Problem(f"the output's shape changes from {list(structure.outputs)} to {list(found)}")
-        return None
+        reason = other_outputs(structure.outputs, found)
+        return None if reason is None else Problem(reason)
 
     def _at(self, structure: Structure, change: Mapping[str, int]) -> Structure | Problem:
         """The re-traced structure with the groups of this one."""

@@ -6,12 +6,10 @@ from dataclasses import replace
 from torch import nn
 
 from npn.errors import ResizeError
-from npn.structure import Structure, difference, resized_shapes, without_units
-from npn.tracing.capture import output_shapes
+from npn.structure import Structure, difference, other_outputs, without_units
 from npn.tracing.environment import quiet
 from npn.tracing.lines import raising_line
-from npn.tracing.retrace import attributes_changed, shrunk
-from npn.tracing.single import in_mode
+from npn.tracing.retrace import outputs_at, shrunk
 
 
 def why_not(
@@ -29,11 +27,11 @@ def why_not(
         removed: group name -> numbers of the units.
     """
     first = model.training if structure.training is None else structure.training
-    modes = (first, not first) if structure.differs or structure.training is None else (first,)
+    modes = (first, not first) if structure.modes_differ or structure.training is None else (first,)
     with quiet():
         for mode in modes:
             known, reason = _compared(model, example_inputs, replace(structure, training=mode), removed)
-            if reason is not None or (known and not structure.differs):
+            if reason is not None or (known and not structure.modes_differ):
                 return reason
     return None
 
@@ -56,7 +54,7 @@ def _compared(
         reason = difference(expected, found, placement=not in_sets)
     except ResizeError as error:
         reason = str(error)
-    if reason is not None or structure.differs:  # from what was attached: in another mode, or before other changes
+    if reason is not None or structure.modes_differ:  # from what was attached: in another mode, or before other changes
         try:
             now = shrunk(model, example_inputs, structure, {})
         except ResizeError:
@@ -71,19 +69,14 @@ def _compared(
 
 def _fails(model: nn.Module, example_inputs: object, structure: Structure, fewer: Mapping[str, int]) -> str | None:
     """Why the code does not run with a single unit in some groups, which a trace cannot follow; None if it does."""
-
-    def shapes(change: Mapping[str, int]) -> tuple[tuple[int, ...], ...]:
-        with attributes_changed(model, structure, change), in_mode(model, structure.training):
-            return output_shapes(model, example_inputs, resized_shapes(structure, change))
-
     try:
-        present = shapes({})
+        present = outputs_at(model, example_inputs, structure, {})
     except Exception:
         return None
     try:
-        found = shapes({name: -count for name, count in fewer.items()})
+        found = outputs_at(model, example_inputs, structure, {name: -count for name, count in fewer.items()})
     except Exception as error:
         return (
             f"the code fails with a single unit at {raising_line(error)}: {str(error).strip() or type(error).__name__}"
         )
-    return None if found == present else f"the output's shape changes from {list(present)} to {list(found)}"
+    return other_outputs(present, found)

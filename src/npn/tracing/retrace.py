@@ -9,6 +9,7 @@ from torch import nn
 from npn.errors import ResizeError, TraceError
 from npn.modules import described_sizes, increased
 from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
+from npn.tracing.capture import output_shapes
 from npn.tracing.single import in_mode, single_trace
 
 Attribute = tuple[str, str, int]
@@ -44,6 +45,19 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
             object.__setattr__(module, name, value)
 
 
+def outputs_at(
+    model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int], meta: bool = False
+) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the outputs at other sizes: the code runs, and no graph is recorded.
+
+    Args:
+        model, example_inputs, structure, change: see `retrace`.
+        meta: see `npn.tracing.capture.output_shapes`.
+    """
+    with attributes_changed(model, structure, change), in_mode(model, structure.training):
+        return output_shapes(model, example_inputs, resized_shapes(structure, change), meta)
+
+
 def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
     """Trace the model at other sizes; no memory is allocated, and the model is unchanged afterwards.
 
@@ -61,7 +75,7 @@ def retrace(model: nn.Module, example_inputs: object, structure: Structure, chan
     """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
         found = single_trace(model, example_inputs, resized_shapes(structure, change), structure.streams)
-    return replace(found, training=structure.training, differs=structure.differs)
+    return replace(found, training=structure.training, modes_differ=structure.modes_differ)
 
 
 def grown(model: nn.Module, example_inputs: object, structure: Structure, more: Mapping[str, int]) -> Structure:

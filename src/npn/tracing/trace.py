@@ -113,7 +113,7 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
     training, mode = structure.training, modes.mode
     structure = freeze_fixed_sizes(model, example_inputs, replace(structure, training=mode))
     structure = agreeing(model, example_inputs, structure, replace(other, training=not mode), WORD[not mode])
-    return replace(structure, training=training, differs=True)
+    return replace(structure, training=training, modes_differ=True)
 
 
 def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequence[str] | None) -> Structure:
