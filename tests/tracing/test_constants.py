@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.fx import Interpreter
+from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
 import npn
@@ -46,7 +46,7 @@ def same(found: Tensor, wanted: Tensor, what: object = "") -> None:
 def known(captured: Capture, tensors: dict[str, Tensor]) -> list[Tensor | None]:
     """What the walk knows of the outputs."""
     values = walk(captured, tensors).values
-    (output,) = (node for node in captured.module.graph.nodes if node.op == "output")
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
     return [values[node].const for node in output.args[0]]
 
 
@@ -79,7 +79,7 @@ def check_nodes(model: nn.Module, inputs: Any) -> int:
 
     given = tree_leaves((list(tensors.values()), *split_inputs(inputs)))
     with torch.no_grad():
-        Compare(captured.module).run(*copy.deepcopy(given), enable_io_processing=False)
+        Compare(GraphModule(captured.constants, captured.graph)).run(*copy.deepcopy(given), enable_io_processing=False)
     return seen
 
 
@@ -294,7 +294,7 @@ def moved(f: Callable[[Tensor], Tensor]) -> list[int]:
     model = Around(f).eval()
     captured = capture(model, X)
     values = walk(captured, model_tensors(model)).values
-    (output,) = (node for node in captured.module.graph.nodes if node.op == "output")
+    (output,) = (node for node in captured.graph.nodes if node.op == "output")
     first = {
         n.name: v for n, v in values.items() if n.op == "call_function" and n.target is torch.ops.aten.addmm.default
     }
@@ -335,7 +335,7 @@ def test_indexing_by_a_constant_mask() -> None:
     """Code that does so cannot be captured on fake tensors, but a graph may hold it."""
     model = Around(lambda h: (torch.arange(8) % 3 > 0, h))
     captured = capture(model, X)
-    graph = captured.module.graph
+    graph = captured.graph
     (output,) = (n for n in graph.nodes if n.op == "output")
     mask, h = output.args[0]
     with graph.inserting_before(output):
@@ -351,7 +351,7 @@ def test_indexing_by_a_constant_mask() -> None:
 def test_a_constant_of_another_dtype_than_captured_is_an_error() -> None:
     model = Around(lambda h: (torch.arange(4) + 1, h))
     captured = capture(model, X)
-    (add,) = (n for n in captured.module.graph.nodes if n.target is torch.ops.aten.add.Tensor)
+    (add,) = (n for n in captured.graph.nodes if n.target is torch.ops.aten.add.Tensor)
     for wrong in (torch.empty(4, dtype=torch.int32), torch.empty(5, dtype=LONG)):
         add.meta["val"] = wrong
         with pytest.raises(TraceError, match=r"add at .*: expected a constant of torch.int.* got torch.int64 \(4,\); "):

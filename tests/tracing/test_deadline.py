@@ -60,7 +60,7 @@ def test_recording_ends_and_names_the_op(clock):
 def test_following_labels_ends_and_names_the_op(clock):
     model = Loop()
     captured = capture(model, X)
-    total = len(captured.module.graph.nodes)
+    total = len(captured.graph.nodes)
     with pytest.raises(TraceError) as caught:
         walk(captured, model_tensors(model), Deadline(20.0))
     assert str(caught.value) == (

@@ -4,22 +4,20 @@ import contextlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx import GraphModule
-from torch.fx._lazy_graph_module import _use_lazy_graph_module
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.fx import Graph
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from npn.errors import TraceError
 from npn.tracing.deadline import Deadline
 from npn.tracing.environment import (
     announced,
     average_at_once,
+    cast_anew,
     no_gradients,
     plain_functions,
     plain_kernels,
@@ -27,14 +25,12 @@ from npn.tracing.environment import (
     quiet,
 )
 from npn.tracing.known_values import decisions, fake_inputs, with_known_values
-from npn.tracing.lines import record_lines
 from npn.tracing.norm_calls import marking
+from npn.tracing.recorder import Recorder
 from npn.tracing.shapes_only import ShapesOnly
 
 _CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
-_SWITCH = "_disable_torch_fn_metadata_mode"  # of what make_fx notes of each call, which nobody reads; not in torch 2.9
-_WITHOUT_NOTES: dict[str, Any] = {_SWITCH: True} if _SWITCH in signature(make_fx).parameters else {}
 _COMPLEX = "does not support automatic differentiation for outputs with complex dtype"
 
 
@@ -43,14 +39,16 @@ class Capture:
     """One traced forward pass.
 
     Attributes:
-        module: the functional ATen graph; its first placeholders are the model's tensors.
+        graph: the functional ATen graph; its first placeholders are the model's tensors.
+        constants: tensors from elsewhere that it uses, by target.
         names: parameter and buffer names in placeholder order.
         outputs: shapes of the tensors that the model returned.
         decided: lines at which the forward pass decides by values that follow from its inputs.
         assumed: lines at which it picks rows by other values; half of the rows are assumed.
     """
 
-    module: GraphModule
+    graph: Graph
+    constants: Mapping[str, Tensor]
     names: tuple[str, ...]
     outputs: tuple[tuple[int, ...], ...]
     decided: tuple[str, ...] = ()
@@ -83,7 +81,7 @@ def capture(
     streams: bool = False,
     deadline: Deadline | None = None,
 ) -> Capture:
-    """Trace one forward pass with `make_fx` over `functional_call`, on fake tensors.
+    """Record one forward pass of `functional_call`, functionalised, on fake tensors.
 
     Where it decides by values that follow from the inputs alone, the example inputs decide.
 
@@ -109,41 +107,40 @@ def _captured(
     mode: FakeTensorMode,
 ) -> Capture:
     """`capture` with one kind of fake tensors."""
-    deadline = deadline or Deadline(math.inf)
     args, kwargs = split_inputs(example_inputs)
     tensors = model_tensors(model)
     names = tuple(tensors)
-    outputs: list[tuple[int, ...]] = []
-
-    def call(values: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
-        state = dict(zip(names, values, strict=True))
-        record_lines(deadline)
-        with marking(model) if streams else contextlib.nullcontext():
-            result = output_tensors(torch.func.functional_call(model, state, args, kwargs))
-        outputs[:] = [tuple(t.shape) for t in result]
-        return result
-
     with mode:
         fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = fake_inputs(mode, (args, kwargs))
-    graph = make_fx(
-        torch.func.functionalize(call),
-        tracing_mode="real",  # all inputs are fake already
-        **_WITHOUT_NOTES,
-    )
+
+    def record() -> tuple[Recorder, list[Tensor]]:
+        recorder = Recorder(deadline or Deadline(math.inf))
+
+        def call(values: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+            state = dict(zip(names, values, strict=True))
+            with marking(model, recorder.made) if streams else contextlib.nullcontext():
+                return output_tensors(torch.func.functional_call(model, state, args, kwargs))
+
+        recorder.take(tree_leaves((fakes, fake_args, fake_kwargs)))
+        with recorder:
+            result = torch.func.functionalize(call)(fakes, fake_args, fake_kwargs)
+        recorder.give(result)
+        return recorder, result
+
     contexts = (preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
-        for context in (*contexts, torch.enable_grad(), mode, _use_lazy_graph_module(True)):  # the graph is never run
+        for context in (*contexts, cast_anew(), torch.enable_grad(), mode):
             stack.enter_context(context)
         average_at_once(model)
         try:
             try:
-                traced = graph(fakes, fake_args, fake_kwargs)
+                recorder, result = record()
             except RuntimeError as error:
                 if _COMPLEX not in str(error):
                     raise
                 with torch.no_grad():  # writing into a slice of complex numbers has no gradient as a function
-                    traced = graph(fakes, fake_args, fake_kwargs)
+                    recorder, result = record()
         except RuntimeError as error:
             if not any(words in str(error) for words in _GRADIENTS):
                 raise
@@ -151,8 +148,9 @@ def _captured(
                 "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
-    decided, assumed = decisions(traced.graph, len(names))
-    return Capture(traced, names, tuple(outputs), decided, assumed)
+    decided, assumed = decisions(recorder.graph, len(names))
+    outputs = tuple(tuple(tensor.shape) for tensor in result)
+    return Capture(recorder.graph, recorder.constants, names, outputs, decided, assumed)
 
 
 def output_shapes(

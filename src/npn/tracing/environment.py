@@ -72,6 +72,17 @@ def announced() -> Iterator[None]:
             setattr(torch.compiler, name, value)
 
 
+@contextlib.contextmanager
+def cast_anew() -> Iterator[None]:
+    """Inside, `torch.autocast` converts weights at each use: a graph does not know tensors of a cache."""
+    before = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
+
+
 class _Context:
     """What the forward pass of a `torch.autograd.Function` is given, where there is no backward pass."""
 

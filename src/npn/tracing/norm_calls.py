@@ -1,7 +1,7 @@
 """Find calls of norms and of reductions while a model runs, and say which call of which module each one is."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
 from torch.fx import Node
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
@@ -119,19 +118,18 @@ def _saving() -> tuple[Any, ...]:
     return torch.is_grad_enabled(), torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
-def marking(model: nn.Module) -> NormCalls:
+def marking(model: nn.Module, made: Sequence[Node]) -> NormCalls:
     """A context in which the nodes of a graph that is being traced learn which call they belong to; see `call_of`.
 
     Args:
         model: the model.
+        made: the nodes of the graph, which get more.
     """
 
     def answer(call: NormCall, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        mode = get_proxy_mode()
-        graph: Any = mode.tracer.graph if mode is not None else torch.fx.Graph()
-        before = len(graph.nodes)
+        before = len(made)
         result = function(*args, **kwargs)
-        for node in list(graph.nodes)[before:] if mode is not None and not call.again else ():
+        for node in made[before:] if not call.again else ():
             node.meta[_MARK] = call
         return result
 

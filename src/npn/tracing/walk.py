@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -67,10 +68,10 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
     fingerprint: list[str] = []
     unreached: list[str] = []
     numbers: set[int] = set()
-    held: dict[Any, Value] = {}  # tensors of the code; ops in place write to a copy of them
+    held: dict[str, Value] = {}  # tensors of the code; ops in place write to a copy of them
     names = iter(captured.names)
-    idle, total = _idle(captured.module.graph), len(captured.module.graph.nodes)
-    for i, node in enumerate(captured.module.graph.nodes):
+    idle, total = _idle(captured.graph), len(captured.graph.nodes)
+    for i, node in enumerate(captured.graph.nodes):
         if node in idle:
             continue
         if node.op == "placeholder":
@@ -81,10 +82,11 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
-            own = getattr(captured.module, node.target)
-            if isinstance(own, Tensor) and node.target not in held:
-                held[node.target] = constant(own.clone())
-            env[node] = held.get(node.target)  # None for the subgraph of a higher-order op
+            target = str(node.target)
+            if target not in held:
+                own = captured.constants[target]  # without values where the forward pass makes a parameter
+                held[target] = Value(tuple(own.shape)) if isinstance(own, FakeTensor) else constant(own.clone())
+            env[node] = held[target]
         elif node.op == "output":
             for value in tree_map(lambda n: env[n] if isinstance(n, Node) else n, node.args[0]):
                 if isinstance(value, Value):
