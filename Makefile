@@ -5,6 +5,9 @@ OUT    ?= runs/demo
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# What is used of the packages is compiled at the first use, and kept: all of it at once takes over a minute.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test docs lint format lock clean help
 .DEFAULT_GOAL := help
 
@@ -50,7 +53,7 @@ $(STAMP): requirements.lock pyproject.toml
 	    echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; \
 	fi; \
 	echo "Making $(VENV) with $$($$python --version)"; "$$python" -m venv --clear $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 

@@ -39,9 +39,10 @@ def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
         The structure with the remaining units.
     """
     gone: dict[tuple[str, int], list[Tensor]] = {}
+    numbers = {group.name: cpu.tensor([*removed.get(group.name, ())], dtype=torch.int64) for group in structure.groups}
     for group in structure.groups:
         for slot in group.slots:
-            gone.setdefault(slot.key, []).append(slot.index[list(removed.get(group.name, ()))].reshape(-1))
+            gone.setdefault(slot.key, []).append(slot.index[numbers[group.name]].reshape(-1))
     new_position = {}
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
     for key, pieces in gone.items():
@@ -52,7 +53,7 @@ def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
     groups = []
     for group in structure.groups:
         stays = cpu.ones(group.size, dtype=torch.bool)
-        stays[list(removed.get(group.name, ()))] = False
+        stays[numbers[group.name]] = False
         stay = stays.nonzero().reshape(-1)
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
         groups.append(replace(group, size=len(stay), slots=slots))
