@@ -48,10 +48,10 @@ def count_params(model: nn.Module, biases: bool = True) -> int:
 def count_macs(model: nn.Module, example_inputs: Any) -> int:
     """Count the multiply-adds of one forward pass over all of `example_inputs`; FLOPs are twice as many.
 
-    Convolutions and matrix products count, including those of attention; elementwise ops do not. Nothing is computed,
-    unless the model picks rows by what it computes, as routers do: it runs on fake tensors, in its present mode; in
-    eval mode if it fails in train mode, as BatchNorm does on one example. Pass a batch of one for the usual "MACs of a
-    model".
+    Convolutions and matrix products count, including those of attention; elementwise ops and products with sparse
+    matrices do not. Nothing is computed, unless the model picks rows by what it computes, as routers do: it runs on
+    fake tensors, in its present mode; in eval mode if it fails in train mode, as BatchNorm does on one example. Pass a
+    batch of one for the usual "MACs of a model".
 
     Args:
         model: any module.

@@ -64,6 +64,11 @@ def places() -> Any:
     return torch.randn(6, 4), torch.tensor([3, 4]), torch.tensor([1, 0])
 
 
+def adjacent() -> Any:
+    """Nodes, and a sparse matrix of which are adjacent."""
+    return torch.randn(6, 4), (torch.rand(6, 6) < 0.4).float().to_sparse()
+
+
 def tokens() -> Tensor:
     return torch.randint(0, 10, (3, 4))
 
@@ -136,6 +141,14 @@ def message_passing(m: Any, h: Tensor, s: Tensor, d: Tensor) -> Tensor:
 
 
 ROWS = {
+    "sparse_product": between(lambda h, a: torch.sparse.mm(a, h), adjacent),
+    "sparse_product_compressed": between(lambda h, a: a.to_sparse_csr() @ h, adjacent, double=False),
+    "sparse_constant": between(lambda h: torch.sparse.mm(torch.eye(6, dtype=h.dtype).to_sparse(), h)),
+    "fake_quantized": between(lambda h: torch.fake_quantize_per_tensor_affine(h, 0.1, 0, -128, 127), double=False),
+    "forward_gradient": between(lambda h: torch.func.jvp(torch.tanh, (h,), (torch.ones_like(h),))[1]),
+    "other_bits": between(
+        lambda h: h.view(torch.int32).view(torch.float32), frozen="no rule for view in this form", double=False
+    ),
     "scatter_add": between(lambda h, s, d: torch.zeros_like(h).scatter_add(0, columns(d, h), h[s]), graph),
     "scatter_add_repeated_index": between(
         lambda h, s, d: h.scatter_add(0, d[:, None].repeat(1, h.shape[1]).clone(), h[s]), graph

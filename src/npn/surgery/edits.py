@@ -50,7 +50,8 @@ def set_data(tensor: Tensor, value: Tensor) -> None:
         value: its new data, of any shape.
     """
     other = torch.float64 if value.dtype != torch.float64 else torch.float32
-    tensor.data = torch.empty(0, dtype=other, device=value.device)
+    if value.layout is torch.strided:  # sparse tensors take only sparse data, and change neither shape nor dtype
+        tensor.data = torch.empty(0, dtype=other, device=value.device)
     tensor.data = value
 
 

@@ -232,7 +232,7 @@ def product(call: Call) -> Value:
     return _product(call, call.args[0], call.args[1])
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm")
+@rule("addmm", "baddbmm", "addmv", "addbmm", "_sparse_addmm")
 def add_product(call: Call) -> Value:
     """Bias plus matrix product."""
     out = _product(call, call.args[1], call.args[2])

@@ -24,8 +24,9 @@ _VIEWS = ("view", "_unsafe_view", "_reshape_alias")  # a constant need not lie i
 
 
 def constant(tensor: Tensor) -> Value:
-    """A value whose elements are known."""
-    return Value(tuple(tensor.shape), const=tensor.detach().cpu())
+    """A value whose elements are known; those of a sparse tensor are not looked at."""
+    known = tensor.layout is torch.strided
+    return Value(tuple(tensor.shape), const=tensor.detach().cpu() if known else None)
 
 
 def compute(call: Call) -> Any:

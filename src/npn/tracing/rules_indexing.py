@@ -69,6 +69,8 @@ def uniform(value: Value, node: Any, axis: int) -> bool:
     if value.free or value.const is not None or value.shape[axis] == 1:
         return not value.fixed(axis)
     while isinstance(node, Node) and node.op == "call_function" and isinstance(node.meta["val"], torch.Tensor):
+        if node.meta["val"].layout is not torch.strided:
+            return False
         if node.meta["val"].stride(axis) == 0:
             return True
         name, source = str(node.target).split(".")[-2:][0], node.args[0]

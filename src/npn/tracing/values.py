@@ -186,6 +186,7 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
 
 BENDING = frozenset((  # elementwise and not linear, but zero at zero
     "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc", "floor", "ceil",
+    "fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
 ))  # fmt: skip
 
 

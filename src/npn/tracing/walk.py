@@ -158,11 +158,14 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     if name not in MOVEMENT:
         for part in (p for v in values for p in v.parts):
             ledger.touch(part.labels)
-    if name in RULES:
-        return RULES[name](call)
-    if torch.Tag.pointwise in tags or name in _ELEMENTWISE:
-        return pointwise(call)
-    return unknown(call, f"no rule for {name}, called at {call.where}")
+    rule = RULES.get(name, pointwise if torch.Tag.pointwise in tags or name in _ELEMENTWISE else None)
+    if rule is None:
+        return unknown(call, f"no rule for {name}, called at {call.where}")
+    try:
+        return rule(call)
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # a form that it does not know
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        return unknown(call, f"no rule for {name} in this form ({what}), called at {call.where}")
 
 
 def _copy(call: Call, env: dict[Node, Any]) -> Value:
@@ -206,7 +209,9 @@ _IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_") 
 # without the tag "pointwise", some of them in older versions of torch only
 _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "copy", "contiguous",
                 "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise",
-                "leaky_relu", "_conj_physical", "ldexp")  # fmt: skip
+                "leaky_relu", "_conj_physical", "ldexp", "fake_quantize_per_tensor_affine_cachemask",
+                "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "is_same_size",
+                "_has_same_storage_numel")  # fmt: skip
 
 
 def _out_of_place(name: str) -> str:
