@@ -12,7 +12,7 @@ TORCH = str(Path(torch.__file__).parent)
 OWN = str(Path(__file__).parent)
 _UNKNOWN = "unknown line"
 _STAND_INS = str(Path(__file__).with_name("packed.py"))
-_TRACER = (os.path.join(TORCH, "fx"), os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))  # no layers
+_NO_LAYERS = (os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))
 
 
 def source_line(node: Node) -> str:
@@ -37,7 +37,7 @@ def calling_line() -> tuple[str, bool]:
         if frame.f_code.co_name == "forward":
             if TORCH not in file and "<eval_with_key>" not in file:
                 return f"{os.path.basename(file)}:{frame.f_lineno}", own
-            if layer == _UNKNOWN and not file.startswith(_TRACER):
+            if layer == _UNKNOWN and not file.startswith(_NO_LAYERS):
                 layer = f"{os.path.basename(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return layer, own

@@ -24,7 +24,7 @@ class Recorder(TorchDispatchMode):
     """Inside the context, ops become nodes of `graph`; `meta["val"]` is the result of each.
 
     It does what `make_fx` does, without the objects that `make_fx` hands to code in place of tensors and the records
-    that a compiler needs: a trace takes a third of the time.
+    that a compiler needs, which take most of its time.
 
     Args:
         deadline: checked at each node.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils import cpu
@@ -24,8 +25,8 @@ _VIEWS = ("view", "_unsafe_view", "_reshape_alias")  # a constant need not lie i
 
 
 def constant(tensor: Tensor) -> Value:
-    """A value whose elements are known; those of a sparse tensor are not looked at."""
-    known = tensor.layout is torch.strided
+    """A value whose elements are known; a sparse tensor's are not looked at, a fake one has none."""
+    known = tensor.layout is torch.strided and not isinstance(tensor, FakeTensor)
     return Value(tuple(tensor.shape), const=tensor.detach().cpu() if known else None)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
@@ -84,8 +83,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
         elif node.op == "get_attr":
             target = str(node.target)
             if target not in held:
-                own = captured.constants[target]  # without values where the forward pass makes a parameter
-                held[target] = Value(tuple(own.shape)) if isinstance(own, FakeTensor) else constant(own.clone())
+                held[target] = constant(captured.constants[target].clone())
             env[node] = held[target]
         elif node.op == "output":
             for value in tree_map(lambda n: env[n] if isinstance(n, Node) else n, node.args[0]):
