@@ -205,8 +205,6 @@ SCRIPT = """
     from pathlib import Path
     from torch import nn
 
-    torch.set_num_threads(1)
-
     def net():
         return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
 
