@@ -112,3 +112,20 @@ def test_an_incomplete_state_is_refused(tiny):
     assert str(error.value) == (
         "not the state of a Plasticity: it lacks gates, k; give what plastic.state_dict() returned"
     )
+
+
+def test_a_later_growth_does_not_shorten_a_grace():
+    plastic = npn.attach(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.zeros(1, 4))
+    plastic.open("0", range(8), grace=200)
+    plastic.grow({"0": 1}, grace=5, init="split")
+    assert plastic.group("0").gate.grace.tolist() == [200] * 8 + [5]
+
+
+def test_no_warning_while_units_are_open_by_another_gate_function(recwarn):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    plastic = npn.attach(model, torch.zeros(1, 4), function="shifted_sigmoid")
+    plastic.k, gate = 7.0, plastic.group("0").gate
+    with torch.no_grad():
+        gate.logits.fill_(-0.1)  # pi = 0.79
+    plastic.close("0", [0])
+    assert not recwarn.list and int(gate.mask.sum()) == 7

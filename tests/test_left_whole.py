@@ -2,9 +2,7 @@
 
 import contextlib
 import math
-import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,6 @@ from torch.nn.utils.parametrizations import weight_norm
 
 import npn
 from npn.errors import CheckpointError, ConfigurationError, OptimizerError, ResizeError
-from npn.masking.refusals import THREADS
 
 pytestmark = pytest.mark.usefixtures("traces_are_shared")
 
@@ -220,6 +217,16 @@ def test_growth_that_a_method_refuses_changes_nothing() -> None:
     assert same(plastic.model, before) and not growth.history and growth.state_dict()["steps"] == 0
 
 
+def test_reconnection_that_a_method_refuses_changes_nothing() -> None:
+    model = nn.Sequential(*net()[:2], nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 2))
+    plastic = npn.attach(model, X, unstructured="2")
+    npn.methods.RigL(plastic, density=0.5, until=100)
+    growth, before = npn.Growth(units=1, connections=1), state(model)
+    with pytest.raises(ConfigurationError, match=r"^RigL decides which units stay, so they are not opened by hand"):
+        growth.step(1.0, plastic)
+    assert same(model, before) and not growth.history and growth.state_dict()["steps"] == 0
+
+
 # -- optimizers
 
 
@@ -273,69 +280,6 @@ def parts() -> tuple[Parts, npn.Plasticity]:
     plastic = npn.attach(model, X)
     plastic.close("0", range(5))
     return model, plastic
-
-
-def test_masked_reaches_every_part_and_gives_the_weights_back() -> None:
-    model, plastic = parts()
-    before, small = state(model), plastic.export()
-    assert not torch.allclose(model.loss(X, Y), small.loss(X, Y))
-    with npn.masked(plastic), npn.masked(plastic):  # again inside itself
-        torch.testing.assert_close(model.loss(X, Y), small.loss(X, Y))
-        torch.testing.assert_close(model(X), small(X))
-    assert same(model, before)
-    with pytest.raises(ZeroDivisionError), npn.masked(plastic):
-        1 / 0  # noqa: B018
-    assert same(model, before)
-    with npn.masked(plastic):
-        loss = model.loss(X, Y)
-    loss.backward()
-    assert model[2].weight.grad[:, :5].eq(0).all() and model[2].weight.grad.abs().sum() > 0  # type: ignore[index, union-attr]
-
-
-def test_nothing_trains_or_resizes_under_masked() -> None:
-    model, plastic = parts()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    plastic.track(optimizer)
-    model(X).sum().backward()
-    before = state(model)
-    with npn.masked(plastic):
-        with pytest.raises(ResizeError, match=r"^a resize inside plastic.backward or npn.masked would change"):
-            plastic.compact()
-        with pytest.raises(ConfigurationError, match=r"^masks are on the weights; do this after"):
-            plastic.backward(lambda: model.loss(X, Y))
-        with pytest.raises(ConfigurationError, match=r"^2.weight was changed inside plastic.backward"):
-            optimizer.step()
-    with pytest.raises(ResizeError, match=r"^a resize inside plastic.backward or npn.masked would change"):
-        plastic.backward(lambda: (model(X).sum(), plastic.compact())[0])
-    assert same(model, before) and plastic.compact().changes == {"0": (8, 3)}
-
-
-def test_threads_are_refused_or_share_masked() -> None:
-    model, plastic = parts()
-    before, expected = state(model), plastic.export()(X)
-    inside, go, said = threading.Event(), threading.Event(), list[str]()
-
-    def wait(*_: Any) -> None:
-        inside.set()
-        go.wait(10)
-
-    def other() -> None:
-        inside.wait(10)
-        with pytest.raises(ConfigurationError) as refused:
-            model(X)
-        said.append(str(refused.value))
-        go.set()
-
-    handle, thread = model[1].register_forward_hook(wait), threading.Thread(target=other)
-    thread.start()
-    torch.testing.assert_close(model(X), expected)
-    thread.join()
-    handle.remove()
-    assert same(model, before) and said == [THREADS]
-    with npn.masked(plastic), ThreadPoolExecutor(4) as pool:
-        for found in pool.map(lambda _: model(X), range(40)):
-            torch.testing.assert_close(found, expected)
-    assert same(model, before)
 
 
 def test_a_model_with_closed_units_is_saved_by_its_handle(tmp_path: Any) -> None:

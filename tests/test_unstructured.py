@@ -278,6 +278,49 @@ def test_connections_of_closed_units_stay_closed():
     assert not mask[1:, 3].any() and not mask[4].any() and int(mask.sum()) == 8 + 28
 
 
+@pytest.mark.parametrize(
+    ("share", "grace", "message"),
+    [
+        (-1, 0, r"^share must be an int >= 0 or a float fraction of the open weights, got -1$"),
+        ("x", 0, r"^share must be an int >= 0 or a float fraction of the open weights, got 'x'$"),
+        (1, -3, r"^grace must be a whole number >= 0 of calls of backward, got -3$"),
+    ],
+)
+def test_wrong_numbers_of_connections_are_refused(share, grace, message):
+    plastic = npn.attach(mlp(), torch.zeros(1, 5), unstructured="2")
+    with pytest.raises(ConfigurationError, match=message):
+        plastic.reconnect(share, grace=grace)
+
+
+class Bare(nn.Module):
+    """Products with parameters of the model itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.w1, self.w2 = nn.Parameter(torch.randn(4, 8)), nn.Parameter(torch.randn(8, 2))
+
+    def forward(self, x):
+        return torch.relu(x @ self.w1) @ self.w2
+
+
+def test_one_name_does_not_stand_for_units_and_single_weights():
+    model, x = Bare(), torch.randn(2, 4)
+    with pytest.raises(ConfigurationError, match=r"^unstructured: 'w1' names single weights and the group of units"):
+        npn.attach(model, x, unstructured="*")
+    assert list(npn.attach(model, x, skip="w1", unstructured="*").unstructured) == ["w1", "w2"]
+    plastic = npn.attach(Bare(), x, unstructured="w2")
+    with pytest.raises(ConfigurationError, match=r"^no group 'w3'; the model has: w1; single weights of: w2$"):
+        plastic.close("w3", [0])
+
+
+def test_units_in_grace_stay_without_readers():
+    plastic = npn.attach(mlp(), torch.zeros(1, 5), unstructured="2")
+    plastic.k = 7.0
+    plastic.open("0", [3], grace=100)
+    plastic.close("2.weight", torch.zeros(6, 8, dtype=torch.bool).index_fill(1, torch.tensor([3, 4]), True))
+    assert plastic.compact(below=0.5).removed["0"] == (4,)
+
+
 def test_the_page_on_single_weights_runs():
     page = Path(__file__).parents[1] / "docs" / "weights.md"
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)

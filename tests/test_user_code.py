@@ -253,13 +253,17 @@ def test_transforms_of_a_masked_model_are_refused():
     torch.testing.assert_close(model(x), plastic.export()(x))
 
 
-@pytest.mark.parametrize("estimator", ["disarm", "rloo"])
-def test_a_loss_that_is_not_finite_in_the_second_pass_says_so(tiny, estimator):
-    model, plastic = tiny["mlp"].attach(estimator=estimator)
+@pytest.mark.parametrize(
+    ("estimator", "masks"), [("disarm", "batch"), ("rloo", "batch"), ("double_cv", "batch"), ("disarm", "example")]
+)
+def test_a_loss_that_is_not_finite_in_the_second_pass_says_so(tiny, estimator, masks):
+    model, plastic = tiny["mlp"].attach(estimator=estimator, masks=masks)
     x, y = tiny["mlp"].data()
-    plastic.k, factors = 7.0, iter([1.0, math.nan])
-    with pytest.raises(npn.errors.NonFiniteLossError, match=r"those of the first of two passes alone"):
-        plastic.backward(lambda: F.cross_entropy(model(x), y) * next(factors))
+    plastic.k, factors, plastic.last_checkpoint = 7.0, iter([1.0, math.nan]), "run/last.npn"
+    reduction = "none" if masks == "example" else "mean"
+    message = r"those of the first of two passes alone.*the last checkpoint, run/last\.npn$"
+    with pytest.raises(npn.errors.NonFiniteLossError, match=message):
+        plastic.backward(lambda: F.cross_entropy(model(x), y, reduction=reduction) * next(factors))
 
 
 def test_complex_weights_inform_the_gates():

@@ -115,6 +115,31 @@ def test_columns_with_their_own_gates():
     torch.testing.assert_close(moved[:, 10:], 1e-4 * gradient[:, 10:], rtol=1e-3, atol=1e-7)
 
 
+class Joined(nn.Module):
+    """A linear layer that reads units, in reverse order, and inputs that belong to no unit."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(10, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.cat([torch.relu(self.a(x)).flip(1), x], 1))))
+
+
+def test_columns_of_no_unit_move_in_full():
+    torch.manual_seed(0)
+    model, x, y = Joined(), torch.randn(8, 4), torch.randint(0, 2, (8,))
+    plastic = npn.attach(model, x, columns="b")
+    sgd = torch.optim.SGD(plastic.weights(), lr=0.1)
+    plastic.track(sgd)
+    plastic.grow({"a": 1}, warmup=1000)
+    before = model.b.weight.detach().clone()
+    step(plastic, [sgd], x, y)
+    moved, gradient = before - model.b.weight.detach(), model.b.weight.grad
+    torch.testing.assert_close(moved[:, 1:], 0.1 * gradient[:, 1:], rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(moved[:, :1], 1e-4 * gradient[:, :1], rtol=1e-3, atol=1e-7)
+
+
 def test_a_checkpoint_goes_on_to_the_same_bits(tiny, tmp_path):
     x, y = tiny["conv"].data()
     runs = []

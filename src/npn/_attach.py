@@ -1,7 +1,6 @@
 """`attach`: give a model gates."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +13,11 @@ from npn.functional import GateFunction, gate_function
 from npn.functional.table import check_estimator
 from npn.gates.gate import check_function
 from npn.masking.calls import attached_parts
-from npn.masking.single import named_weights
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.structure import MIXES
 from npn.tracing import trace
+from npn.tracing.single_weights import with_single_weights
 
 
 def attach(
@@ -103,7 +102,7 @@ def attach(
     check_function(gate)
     structure = trace(model, example_inputs, only=only, skip=skip, columns=columns, branches=branches, streams=streams)
     if unstructured is not None:
-        structure = replace(structure, unstructured=named_weights(model, unstructured))
+        structure = with_single_weights(structure, model, unstructured)
     if not structure.parts and not structure.unstructured:
         reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
         mixed = not streams and any(MIXES in f.reason for f in structure.frozen)

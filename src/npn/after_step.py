@@ -104,8 +104,7 @@ class AfterStep:
     def _find(self, device: torch.device) -> list[tuple[nn.Parameter, list[tuple[int, Tensor]]]]:
         """Weight -> for each axis with units, the unit of each position; the number of units where there is none."""
         structure, tensors = self.weights.structure, model_tensors(self.weights.model)
-        units = sum(group.size for group in structure.groups)
-        owners = gate_of_entries(structure, lambda slot: True, none=units)
+        owners = gate_of_entries(structure, lambda slot: True)
         for columns in structure.columns:
             if columns.key in owners:
                 owners[columns.key] = owners[columns.key][columns.kept]

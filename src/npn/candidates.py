@@ -10,11 +10,11 @@ from torch import Tensor
 from npn import surgery
 from npn._utils import cpu
 from npn._utils.collectives import assert_same, average_
+from npn._utils.losses import check_differentiable, check_finite, check_scalar
 from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import whole_number
 from npn.errors import ConfigurationError
 from npn.masking import MaskedWeights
-from npn.masking.examples import check_differentiable, check_finite
 from npn.structure import Group
 from npn.surgery import ResizeReport, fan_out
 from npn.tracing.capture import model_tensors, output_tensors
@@ -179,10 +179,8 @@ def _derivatives(
             tensor.requires_grad_(True)
         with RandomState.now(devices_of(model)).repeated(model), torch.enable_grad():
             value = loss()
-            if not isinstance(value, Tensor) or value.dim() != 0:
-                came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-                raise ConfigurationError(f"loss must return a scalar, got {came}; reduce it with .mean()")
-            check_finite(value, None)
+            check_scalar(value, "loss must return a scalar")
+            check_finite(value)
             check_differentiable(value)
             if not outputs:
                 raise ConfigurationError("loss must call the model, whose outputs say what a unit does; it did not")

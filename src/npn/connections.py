@@ -6,6 +6,7 @@ import torch
 from torch.optim import Optimizer
 
 from npn._utils.collectives import mean
+from npn._utils.validation import connection_count, whole_number
 from npn.gates import OPEN, Gates
 from npn.gates.decision import check_undecided
 from npn.masking import MaskedWeights
@@ -27,12 +28,17 @@ def reconnect(
         share: weights to open in each parameter: a whole number, or a float fraction of its open ones (at least 1).
         grace: calls of `backward` for which they are held open, unpenalised.
 
+    Raises:
+        ConfigurationError: a number is outside its range, or a method decides which weights stay.
+
     Returns:
         Name of the parameter -> number of weights opened.
 
     References:
         Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020.
     """
+    connection_count("share", share)
+    whole_number("grace", grace, 0, "calls of backward")
     check_undecided(gates.decision, "they are not opened by hand")
     gates.to(weights.device)
     gradients = weights.dense_gradients()

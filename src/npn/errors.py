@@ -26,7 +26,10 @@ class CheckpointError(PlasticityError):
 
 
 class NonFiniteLossError(PlasticityError):
-    """The loss became NaN or infinite; none of its gradient reached the parameters."""
+    """The loss became NaN or infinite; none of its gradient reached the parameters.
+
+    Where an estimator runs two passes, that of the first one may have.
+    """
 
 
 class DistributedError(PlasticityError):

@@ -9,7 +9,16 @@ from typing import Any, final
 from torch import Tensor
 
 from npn._utils.patterns import as_patterns, match_patterns
-from npn._utils.validation import HANDLE, complete_state, instance, is_number, not_negative, shown, whole_number
+from npn._utils.validation import (
+    HANDLE,
+    complete_state,
+    connection_count,
+    instance,
+    is_number,
+    not_negative,
+    shown,
+    whole_number,
+)
 from npn.candidates import check_start
 from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.gates.decision import check_undecided
@@ -173,9 +182,7 @@ class Growth:
         whole_number("patience", patience, 1, "validations")
         not_negative("min_delta", min_delta)
         whole_number("grace", grace, 0, "calls of backward")
-        if not is_number(connections) or not 0 <= connections < math.inf:
-            needed = "an int >= 0 or a float fraction of the open weights"
-            raise ConfigurationError(f"connections must be {needed}, got {connections!r}")
+        connection_count("connections", connections)
         if init in ("pair", "split") and grace < 1:
             raise ConfigurationError(
                 f'init="{init}" needs a grace of at least 1, got {grace}: a mask could close one unit of a pair and '
@@ -249,7 +256,7 @@ class Growth:
         added, reopened = self._chosen(plastic, limits, closed, waited) if improved else ({}, {})
 
         # Only these calls can fail, and then they change nothing; so they come before every other change.
-        if reopened and hasattr(plastic, "gates"):
+        if (reopened or (improved and self.connections)) and hasattr(plastic, "gates"):
             check_undecided(plastic.gates.decision, "they are not opened by hand")
         report = plastic.grow(added, grace=self.grace, **start) if added else None
         for group in plastic.groups:

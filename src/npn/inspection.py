@@ -232,7 +232,7 @@ def inspect(
             stack.enter_context(call.weights.step())
         structure = trace(model, example_inputs, only=only, skip=skip, streams=streams)
     seconds = time.perf_counter() - start
-    costs = CostModel(model, structure, [g.name for g in structure.groups], torch.device("cpu"))
+    costs = CostModel(model, structure, torch.device("cpu"))
 
     def carried(kind: str, group: Group) -> int:
         return round(costs.at(kind, {}) - costs.at(kind, {group.name: 0.0}))

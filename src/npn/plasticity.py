@@ -397,4 +397,5 @@ class Plasticity:
         new = deep_copy(self, memo, fresh)
         new._after_step = AfterStep(new.gates, new.masked_weights)
         new.pricing = self.pricing.copied(new._model, new.gates)
+        checks.watch(new.masked_weights)
         return new

@@ -64,7 +64,8 @@ def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[st
         gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
     if gates.weights:
-        gone = with_dead_units(structure, gone, {gate.name: gate.gone(below) for gate in gates.weights})
+        held = {group.name: group.gate.grace.nonzero().reshape(-1).tolist() for group in gates.groups}
+        gone = with_dead_units(structure, gone, {gate.name: gate.gone(below) for gate in gates.weights}, held)
     removed = {}
     for group in gates.groups:
         units = gone.get(group.name, [])
@@ -278,8 +279,6 @@ def resize(
     """
     model, gates = call.weights.model, call.gates
     before = count_params(model)
-    if not plan.units:
-        return surgery.report(plan, before, before)
     if call.weights.detached:
         raise ResizeError(DETACHED)
     if call.weights.in_step or call.weights.swapped:
@@ -291,6 +290,8 @@ def resize(
         raise ResizeError(
             "a resize inside torch.inference_mode() would make parameters that cannot be trained; call it outside"
         )
+    if not plan.units:
+        return surgery.report(plan, before, before)
     names = checks.parameter_names(model, gates)
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)

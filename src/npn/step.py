@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from npn import functional
 from npn._utils.collectives import average_
+from npn._utils.losses import check_differentiable, check_finite, check_scalar
 from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import instance, is_number, shown
 from npn.errors import ConfigurationError
@@ -66,7 +67,8 @@ class Step:
 
         def by_example(pi: Tensor) -> tuple[Tensor, Tensor | None]:
             chosen = ESTIMATORS[self.estimator]
-            return examples.estimate(self.gates, self.weights, self.model, closure, chosen, pi, scale)
+            given = self.gates, self.weights, self.model, closure, chosen, pi, scale, self.last_checkpoint
+            return examples.estimate(*given)
 
         return self._run(evaluate, scale, by_example if self.per_example else None)
 
@@ -214,15 +216,11 @@ def evaluated(
             loss = closure()
         if per_example and isinstance(loss, Tensor) and loss.dim() == 1:
             loss = loss.mean()  # at k = inf all examples have the same mask
-        if not isinstance(loss, Tensor) or loss.dim() != 0:
-            came = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise ConfigurationError(
-                f"the closure must return a scalar loss, got {came}; reduce it with .mean(), or attach with "
-                'masks="example" for one mask and one loss per example'
-            )
-        examples.check_finite(loss, last_checkpoint, first=gradient)
+        advice = 'reduce it with .mean(), or attach with masks="example" for one mask and one loss per example'
+        check_scalar(loss, "the closure must return a scalar loss", advice)
+        check_finite(loss, last_checkpoint)
         if gradient:
-            examples.check_differentiable(loss)
+            check_differentiable(loss)
             _times(loss, factor).backward()
     return loss.detach()
 

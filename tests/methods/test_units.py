@@ -9,7 +9,7 @@ from torch import nn
 
 import npn
 from npn import functional, methods
-from npn.errors import ConfigurationError
+from npn.errors import CheckpointError, ConfigurationError
 
 from .common import build, optimizer_of, shaken, train
 
@@ -175,6 +175,16 @@ def test_targeted_dropout_refuses_wrong_settings():
         methods.TargetedDropout(plastic, ramp=0)
 
 
+def test_dual_restarts_begin_anew_and_refuse_half_a_state():
+    dual = methods.DualRestarts("weights", target=0.5)
+    dual.load_state_dict(dual.state_dict() | {"multiplier": 3.0})
+    with pytest.raises(CheckpointError, match=r"multiplier"):
+        dual.load_state_dict({"type": "DualRestarts", "cost": "weights"})
+    assert float(dual.multiplier) == 3.0
+    dual.reset()
+    assert float(dual.multiplier) == 0.0
+
+
 # -- Beta-Bernoulli
 
 
@@ -232,6 +242,21 @@ def test_units_with_more_noise_than_signal_go():
     torch.testing.assert_close(method.penalty(), 0.1 * every[:10].sum() + 0.3 * every[10:].sum())
     with pytest.raises(ConfigurationError, match=r"^weight must be a finite number > 0, got inf$"):
         methods.InformationBottleneck(attached()[1], weight=math.inf)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda plastic, price: methods.BetaBernoulli(plastic, examples=50, kl_scale=price),
+        lambda plastic, price: methods.InformationBottleneck(plastic, weight=price),
+    ],
+)
+def test_new_units_have_the_price_of_their_group(make):
+    _, plastic = attached()
+    method = make(plastic, {"0": 0.1, "*": 5.0})
+    plastic.grow({"0": 2, "2": 1})
+    (prices,) = [tensors for name, tensors in method._tensors.items() if name in ("kl_scale", "weight")]
+    assert prices["0"].tolist() == pytest.approx([0.1] * 12) and prices["2"].tolist() == [5.0] * 7
 
 
 # -- slimming

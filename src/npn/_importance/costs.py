@@ -18,9 +18,8 @@ def cost_function(plastic: Plasticity, kind: str) -> Callable[[Tensor], Tensor]:
         plastic: the handle of the model.
         kind: "params" or "macs".
     """
-    names = [group.name for group in plastic.groups]
     with torch.inference_mode(False):
-        costs = CostModel(plastic.model, plastic.structure, names, torch.device("cpu"))
+        costs = CostModel(plastic.model, plastic.structure, torch.device("cpu"))
     return lambda mask: costs.under(kind, mask)
 
 

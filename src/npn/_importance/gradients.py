@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from npn._utils.collectives import mean
+from npn._utils.losses import check_scalar
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.plasticity import Plasticity
@@ -77,9 +78,7 @@ def mean_of_gradients(
 
 
 def _check(value: Any) -> None:
-    if not isinstance(value, Tensor) or value.dim() != 0:
-        came = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise ConfigurationError(f"loss(model, batch) must return a scalar tensor, got {came}; reduce it with .mean()")
+    check_scalar(value, "loss(model, batch) must return a scalar tensor")
     if not value.requires_grad:
         raise _independent()
 

@@ -222,6 +222,22 @@ def target_size(value: float) -> None:
         )
 
 
+def connection_count(name: str, value: object) -> None:
+    """Raise unless a value says how many closed weights to reopen.
+
+    Args:
+        name: of the argument.
+        value: a whole number >= 0, or a float fraction of the open weights.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not is_number(value) or not 0 <= value < math.inf or not (whole or isinstance(value, float)):
+        needed = "an int >= 0 or a float fraction of the open weights"
+        raise ConfigurationError(f"{name} must be {needed}, got {shown(value)}")
+
+
 def share(name: str, value: float) -> float:
     """Return a number if it lies in [0, 1], else raise.
 

@@ -131,7 +131,7 @@ def show(console: Console, title: str, plastic: Plasticity, small: nn.Module, ex
         small: the model after.
         example: example inputs; MACs count their batch.
     """
-    costs = CostModel(plastic.model, plastic.structure, [g.name for g in plastic.groups], torch.device("cpu"))
+    costs = CostModel(plastic.model, plastic.structure, torch.device("cpu"))
 
     def carried(kind: str, name: str, sizes: Mapping[str, int]) -> float:
         return costs.at(kind, sizes) - costs.at(kind, {**sizes, name: 0})

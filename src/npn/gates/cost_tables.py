@@ -75,14 +75,14 @@ class CostTables:
         )
 
 
-def cost_tables(structure: Structure, names: Sequence[str], gated: Sequence[str]) -> CostTables:
+def cost_tables(structure: Structure, names: Sequence[str]) -> CostTables:
     """Make the tables of a structure, on the CPU.
 
     Args:
         structure: the structure.
         names: names of the model's parameters; they are the first terms, the structure's products follow.
-        gated: names of the groups with gates, in the order of the gates.
     """
+    gated = [part.name for part in structure.parts]
     sizes, constant, counts, fan_out = _lengths(structure, names, gated)
     used = [*(structure.positions.get(name, 0.0) for name in names), *(each.macs for each in structure.products)]
     ranks = cpu.tensor([*(len(structure.shapes[name]) for name in names), *(-1 for _ in structure.products)])
@@ -126,8 +126,6 @@ def _lengths(structure: Structure, names: Sequence[str], gated: Sequence[str]) -
         fan_out[t, g] = weights_of_each(part.tensor, part.axis)
     by_columns = {part.key for part in structure.columns}
     for group in structure.groups:
-        if group.name not in position:
-            continue
         g = position[group.name]
         sizes[g] = group.size
         for slot in group.slots:
@@ -142,7 +140,7 @@ def _lengths(structure: Structure, names: Sequence[str], gated: Sequence[str]) -
         for axis, (name, (rest, amount)) in enumerate(product.units.items()):
             if name in position:  # the others are as they were traced
                 constant[t, axis], counts[t, axis, position[name]] = rest, amount
-    if structure.branches is not None and structure.branches.name in position:
+    if structure.branches is not None:
         sizes[position[structure.branches.name]] = structure.branches.size
     return sizes, constant, counts, fan_out
 
@@ -150,7 +148,7 @@ def _lengths(structure: Structure, names: Sequence[str], gated: Sequence[str]) -
 def _branches(structure: Structure, names: Sequence[str], gated: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
     """`home`, `scaled` and `owner`."""
     branches = structure.branches
-    if branches is None or branches.name not in gated:
+    if branches is None:
         nowhere = cpu.zeros(len(names) + len(structure.products), dtype=torch.long)
         return nowhere, cpu.zeros(0), cpu.zeros(len(gated))
     home = [branches.home(name) for name in names]

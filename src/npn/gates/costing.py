@@ -36,17 +36,16 @@ class CostModel:
         single: expected cost of the weights with their own gates; None if there are none.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, gated: Sequence[str], device: torch.device) -> None:
-        self.gated = list(gated)
+    def __init__(self, model: nn.Module, structure: Structure, device: torch.device) -> None:
+        self.gated = [part.name for part in structure.parts]
         names = [name for name, _ in model.named_parameters()]
-        whole = cost_tables(structure, names, self.gated)
+        whole = cost_tables(structure, names)
         self._whole, self._exact = whole, whole.without_single()
         self._device_copy = self._exact.to(device, torch.float32)
         self._has_shared = {kind: bool(worth.any()) for kind, worth in whole.shared.items()}
         self._least = {group.name: float(group.multiple) for group in structure.groups}
-        self.branches = structure.branches if structure.branches and structure.branches.name in self.gated else None
-        before = self.gated.index(self.branches.name) if self.branches is not None else 0
-        self._first = int(whole.sizes[:before].sum())
+        self.branches = structure.branches
+        self._first = sum(group.size for group in structure.groups)
         self.of_group = torch.repeat_interleave(cpu.arange(len(whole.sizes)), whole.sizes.long()).to(device)
         feeding = unit_of_column(structure)
         self._feeding = None if feeding is None else feeding.to(device)
@@ -69,15 +68,14 @@ class CostModel:
         Raises:
             ConfigurationError: the kind is unknown.
         """
-        of_group = self.of_group
-        sums = probability.new_zeros(len(self.gated)).index_add(0, of_group, probability)
+        sums = probability.new_zeros(len(self.gated)).index_add(0, self.of_group, probability)
         exact = sums.dtype == torch.float64 and sums.device.type == "cpu"
         tables = self._exact if exact else self._device_copy
         with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
             if self.branches is None:
-                return self._cost(kind, tables, probability, sums, of_group, weights)
+                return self._cost(kind, tables, probability, sums, weights)
             present = probability[self._first : self._first + self.branches.size]
-            return self._cost(kind, tables, probability, sums, of_group, weights, present)
+            return self._cost(kind, tables, probability, sums, weights, present)
 
     def under(self, kind: str, gates: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)], scalar, differentiable, at the keep probabilities of all gates.
@@ -99,7 +97,6 @@ class CostModel:
         on: CostTables,
         probability: Tensor | None,
         sums: Tensor,
-        of_group: Tensor | None,
         weights: Mapping[str, float] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
@@ -119,10 +116,10 @@ class CostModel:
             raise ConfigurationError(f"cost must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
         weight = on.weight[kind] if share is None else on.weight[kind] * share[on.home]
         cost = product_cost(sums, weight, on.constant, on.counts)
-        if self._has_shared[kind] and probability is not None and of_group is not None:
+        if self._has_shared[kind] and probability is not None:
             table = on.shared[kind]
             worth = table.sum(0) if share is None else share[on.home] @ table
-            cost = cost + shared_unit_correction(probability, worth[of_group])
+            cost = cost + shared_unit_correction(probability, worth[self.of_group])
         return cost
 
     def _factors(self, weights: Mapping[str, float], device: torch.device) -> Tensor:
@@ -172,7 +169,7 @@ class CostModel:
         if present is not None and only is not None:
             present = cpu.arange(len(present)).eq(only).double()
         tables = self._exact if least else self._whole
-        cost = float(self._cost(kind, tables, None, sums.double(), None, present=present))
+        cost = float(self._cost(kind, tables, None, sums.double(), present=present))
         if self.single is None:
             return cost
         if least:

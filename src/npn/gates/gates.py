@@ -281,7 +281,7 @@ class Gates:
         chosen = torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)
         forget_momentum(optimizers, gate.logits, chosen)
         self.grace_left = max(self.grace_left, grace)
-        if not bool((gate.logits > 0).any()):
+        if not bool(((gate.logits > 0) if gate.cut_at_zero else gate.keep_probability() > 0.5).any()):
             of_branches = isinstance(traced, Branches)
             why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
             last = int(gate.logits.argmax())
@@ -292,7 +292,11 @@ class Gates:
         for gate in self.weights:
             if gate.name == name:
                 return gate, gate.name, None
-        group = self.group(name)
+        try:
+            group = self.group(name)
+        except ConfigurationError as error:
+            also = f"; single weights of: {', '.join(self.unstructured)}" if self.weights else ""
+            raise ConfigurationError(f"{error}{also}") from None
         return group.gate, group.name, group.traced
 
     def extras(self, grace: int = 0) -> list[Extra]:
@@ -321,7 +325,7 @@ class Gates:
         """
         for name, numbers in units.items():
             gate = self.group(name).gate
-            gate.grace[list(numbers)] = grace
+            gate.grace[list(numbers)] = gate.grace[list(numbers)].clamp(min=grace)
             if warmup:
                 gate.warming[list(numbers)] = gate.warmup[list(numbers)] = warmup
         if units:

@@ -46,9 +46,8 @@ class Pricing:
         """The cost model of the present structure."""
         if self._costs is None or self._device != self.gates.device:
             self._device = self.gates.device
-            names = [group.name for group in self.gates.groups]
             with torch.inference_mode(False):
-                self._costs = CostModel(self._model, self._structure, names, self._device)
+                self._costs = CostModel(self._model, self._structure, self._device)
         return self._costs
 
     def expected(self, kind: str, probability: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:

@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 from npn import distributed
 from npn._attach import attach
 from npn._utils.inputs import moved
+from npn._utils.losses import check_differentiable, check_finite
 from npn._utils.rng import RandomState, devices_of
 from npn.checkpoint import Stateful
 from npn.counting import count_params
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction
 from npn.growth import Growth
-from npn.masking.examples import check_differentiable, check_finite
 from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.schedule import Schedule
@@ -134,7 +134,7 @@ class Session:
             optimizers: the framework's optimizers.
         """
         assert self.gates is not None
-        self.plastic.optimizers = []
+        self.plastic.untrack(*self.plastic.optimizers)
         self.plastic.track(self.gates, *optimizers)
 
     # -- one step

@@ -4,7 +4,6 @@ At k = 0 this is dropout. It lowers the variance of the two-loss estimators by t
 multiplication per activation. Layers are recognised by their calls of `torch.nn.functional`: linear and convolutions.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
+from npn._utils.losses import came_as, check_differentiable, check_finite
 from npn._utils.rng import RandomState, devices_of
-from npn.errors import ConfigurationError, NonFiniteLossError
+from npn.errors import ConfigurationError
 from npn.functional import effective_gates
 from npn.functional.table import Draw, Estimator
 from npn.gates import Gates
@@ -120,6 +120,7 @@ def estimate(
     estimator: Estimator,
     pi: Tensor,
     scale: float | Tensor,
+    last_checkpoint: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Run one training step with one mask per example: backward on the mean loss, and the gradient of the gates.
 
@@ -131,6 +132,7 @@ def estimate(
         estimator: how to draw, evaluate and combine.
         pi: (units,), keep probabilities.
         scale: factor on the loss.
+        last_checkpoint: path of the last checkpoint, for the error about a loss that is not finite.
 
     Returns:
         The detached mean loss, (), and the log-odds gradient, (units,); None instead of the gradient at k = 0.
@@ -146,14 +148,14 @@ def estimate(
 
     before = RandomState.now(devices_of(model))
     plastic = gates.k > 0
-    z, losses = _run(weights, closure, first_mask, scale, gradient=plastic and estimator.passes[0].gates)
+    z, losses = _run(weights, closure, first_mask, scale, plastic and estimator.passes[0].gates, last_checkpoint)
     if not plastic:
         return losses.mean(), None
     evaluated = [losses * scale]
     gradients = [] if z.grad is None else [z.grad * len(z)]  # of each example's own loss, not of the mean
     if len(estimator.passes) > 1:
         with before.repeated(model), torch.no_grad(), ExampleMasks(weights.table, lambda n: drawn[0].masks[1]):
-            evaluated.append(_losses(closure, len(z)) * scale)
+            evaluated.append(_losses(closure, len(z), last_checkpoint) * scale)
     return losses.mean(), estimator.combine(pi, drawn[0], evaluated, gradients).mean(0)
 
 
@@ -163,13 +165,14 @@ def _run(
     mask: Callable[[int], Tensor],
     scale: float | Tensor,
     gradient: bool,
+    last_checkpoint: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Run one forward and backward pass; return masks and losses. `gradient` requests the gradient of the masks."""
     with torch.enable_grad():
         mode = ExampleMasks(weights.table, lambda n: mask(n).requires_grad_(gradient))
         with weights.unmasked():
             with mode:
-                losses = _losses(closure, None)
+                losses = _losses(closure, None, last_checkpoint)
             mode.check()
             assert mode.mask is not None
             if len(mode.mask) != len(losses):
@@ -199,52 +202,13 @@ def _has_checkpoints(losses: Tensor) -> bool:
     return False
 
 
-def _losses(closure: Callable[[], Tensor], expected: int | None) -> Tensor:
+def _losses(closure: Callable[[], Tensor], expected: int | None, last_checkpoint: str | None) -> Tensor:
     """Call the closure and check that it returns one finite loss per example."""
     losses = closure()
     if not isinstance(losses, Tensor) or losses.dim() != 1 or (expected is not None and len(losses) != expected):
-        came = f"shape {tuple(losses.shape)}" if isinstance(losses, Tensor) else type(losses).__name__
         raise ConfigurationError(
-            f'with masks="example" the closure must return one loss per example, shape (batch,), got {came}; '
-            'use reduction="none"'
+            'with masks="example" the closure must return one loss per example, shape (batch,), got '
+            f'{came_as(losses)}; use reduction="none"'
         )
-    check_finite(losses)
+    check_finite(losses, last_checkpoint)
     return losses
-
-
-def check_finite(loss: Tensor, last_checkpoint: str | None = None, first: bool = True) -> None:
-    """Raise before a NaN or infinite loss reaches any gradient; checked on the CPU only, where it needs no sync.
-
-    Args:
-        loss: any shape.
-        last_checkpoint: path of the last checkpoint, for the error message.
-        first: whether no earlier pass of this step has set gradients.
-
-    Raises:
-        NonFiniteLossError: the loss is NaN or infinite.
-        ConfigurationError: it is complex.
-    """
-    if loss.is_complex():
-        raise ConfigurationError(f"the closure must return a real loss, got {loss.dtype}; take .abs() or .real of it")
-    if loss.device.type == "cpu" and not math.isfinite(value := (loss.sum() if loss.dim() else loss).item()):
-        added = "no gradient of it was added" if first else "the gradients are those of the first of two passes alone"
-        raise NonFiniteLossError(
-            f"the loss is {value}; {added}. Lower the learning rate, check the data, or "
-            f"go back to the last checkpoint{f', {last_checkpoint}' if last_checkpoint else ''}"
-        )
-
-
-def check_differentiable(loss: Tensor) -> None:
-    """Raise before a backward pass of a loss that leads to no parameter.
-
-    Args:
-        loss: any shape.
-
-    Raises:
-        ConfigurationError: the loss has no gradient.
-    """
-    if not loss.requires_grad:
-        raise ConfigurationError(
-            "the loss has no gradient: it was detached, computed under torch.no_grad(), or made anew from a number, or "
-            "no parameter that requires gradients took part; return the loss that was computed from the model's output"
-        )

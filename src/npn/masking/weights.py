@@ -389,6 +389,7 @@ class MaskedWeights:
         new = object.__new__(type(self))
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
+        new.detached = self.detached
         return new
 
 

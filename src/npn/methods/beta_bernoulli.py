@@ -74,9 +74,9 @@ class BetaBernoulli(Method):
         self.threshold = share("threshold", threshold)
         for value in kl_scale.values() if isinstance(kl_scale, Mapping) else [kl_scale]:
             positive("kl_scale", value)
-        scales, raw = self._units(kl_scale, "kl_scale"), self._units(finite("a", a))
+        scales, raw = self._per_group(kl_scale, "kl_scale"), self._units(finite("a", a))
         one = torch.full_like(raw, START_B)
-        self._begin({"a": (raw, float(a)), "b": (one, START_B)}, fixed={"kl_scale": (scales, 1.0)})
+        self._begin({"a": (raw, float(a)), "b": (one, START_B)}, fixed={"kl_scale": (self._units(scales), scales)})
 
     def posterior(self) -> tuple[Tensor, Tensor]:
         """a and b of each unit's Kumaraswamy distribution, (units,), > 0."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from npn import functional
 from npn._utils import cpu
-from npn._utils.validation import is_number, positive
+from npn._utils.validation import complete_state, is_number, positive
 from npn.errors import ConfigurationError
 from npn.gates import Priced
 from npn.methods.method import Method
@@ -70,7 +70,7 @@ class HardConcrete(Method):
         for value in drop.values() if isinstance(drop, Mapping) else [drop]:
             if not is_number(value) or not 0 < value < 1:
                 raise ConfigurationError(f"drop must be a rate in (0, 1), got {value!r}")
-        rate = self._units(drop, "drop")
+        rate = self._units(self._per_group(drop, "drop"))
         noise = torch.randn(len(rate), generator=plastic.gates.generator, dtype=torch.float32, device=rate.device)
         self._begin({"log_alpha": (torch.log((1 - rate) / rate) + 0.01 * noise, HIGHEST)})
 
@@ -124,7 +124,7 @@ class DualRestarts(CostTerm):
     to `npn.Budget`, the multiplier rises linearly and there is no path towards the target.
 
     Args:
-        cost: "params", "macs", "units" or "layerwise".
+        cost: "params", "weights", "macs", "units" or "layerwise", see `npn.penalty.CostTerm`.
         target: share of the cost at attach, in (0, 1].
         rate: step size of the multiplier.
 
@@ -171,11 +171,16 @@ class DualRestarts(CostTerm):
         """The multiplier."""
         return [self.multiplier]
 
+    def reset(self) -> None:
+        """Set the multiplier back to 0."""
+        self.multiplier = torch.zeros_like(self.multiplier)
+
     def state_dict(self) -> dict[str, Any]:
         """The multiplier, as a plain value."""
         return super().state_dict() | {"multiplier": float(self.multiplier)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved."""
+        """Restore the state that `state_dict` saved; an incomplete one, or another's, raises `CheckpointError`."""
         super().load_state_dict(state)
+        complete_state(state, ("multiplier",), "a DualRestarts", "penalty")
         self.multiplier = torch.full_like(self.multiplier, float(state["multiplier"]))

@@ -51,10 +51,11 @@ class InformationBottleneck(Method):
         super().__init__(plastic)
         for value in weight.values() if isinstance(weight, Mapping) else [weight]:
             positive("weight", value)
-        prices = self._units(weight, "weight")
+        by_group = self._per_group(weight, "weight")
+        prices = self._units(by_group)
         noise = torch.randn(len(prices), generator=plastic.gates.generator, dtype=torch.float32, device=prices.device)
         start = {"mean": (1 + 0.01 * noise, 1.0), "log_variance": (torch.full_like(prices, LOG_VARIANCE), LOG_VARIANCE)}
-        self._begin(start, fixed={"weight": (prices, float(prices.mean()))})
+        self._begin(start, fixed={"weight": (prices, by_group)})
 
     def training_mask(self, batch: int | None = None) -> Tensor:
         """See `npn.functional.bottleneck_sample`."""

@@ -21,6 +21,8 @@ from npn.step import check_closure, loss_factor
 from npn.structure import inside_branches, output_axis
 from npn.surgery import Extra, Plan, ResizeReport, replace_data
 
+PerGroup = float | Mapping[str, float]  # one value for all, or one for each group
+
 
 class Method(ABC):
     """A way to decide which units stay, on the groups, masks, surgery and optimizers of a `Plasticity`.
@@ -259,14 +261,14 @@ class Method(ABC):
 
     def _begin(
         self,
-        learned: Mapping[str, tuple[Tensor, float]] | None = None,
-        fixed: Mapping[str, tuple[Tensor, float]] | None = None,
+        learned: Mapping[str, tuple[Tensor, PerGroup]] | None = None,
+        fixed: Mapping[str, tuple[Tensor, PerGroup]] | None = None,
     ) -> None:
         """Begin to decide; the last line of a method's `__init__`, since nothing has changed before it.
 
         Args:
-            learned, fixed: name -> (values (gates,), value of units added later): parameters and other tensors, one per
-                group, which every resize carries along.
+            learned, fixed: name -> (values (gates,), value of units added later, for all or by group): parameters and
+                other tensors, one per group, which every resize carries along.
         """
         gates, names = self.plastic.gates, self.names
         for kind, tensors in ((nn.Parameter, learned or {}), (torch.clone, fixed or {})):
@@ -276,7 +278,8 @@ class Method(ABC):
                 self._tensors[name] = dict(zip(names, made, strict=True))
                 single = [isinstance(gate, WeightGates) for gate in gates.each]
                 every = zip(made, names, single, strict=True)
-                gates.carried += [Extra(tensor, each, new, own) for tensor, each, own in every]
+                later = new if isinstance(new, Mapping) else dict.fromkeys(names, new)
+                gates.carried += [Extra(tensor, each, later[each], own) for tensor, each, own in every]
         gates.decision = self
         self.register(self.plastic.model)
 
@@ -326,9 +329,9 @@ class Method(ABC):
             )
         return {name: float(found[name]) for name in names}
 
-    def _units(self, value: float | Mapping[str, float], option: str = "") -> Tensor:
-        """(gates,): the value of each unit's group, see `_per_group`."""
-        found = self._per_group(value, option)
+    def _units(self, value: PerGroup) -> Tensor:
+        """(gates,): one value for all, or the value of each unit's group."""
+        found = value if isinstance(value, Mapping) else dict.fromkeys(self.names, value)
         gates = self.plastic.gates
         pieces = [
             torch.full_like(g.logits.detach().reshape(-1), found[name])

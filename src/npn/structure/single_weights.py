@@ -50,7 +50,10 @@ def output_axis(structure: Structure, name: str) -> int | None:
 
 
 def with_dead_units(
-    structure: Structure, removed: Mapping[str, Sequence[int]], gone: Mapping[str, Tensor]
+    structure: Structure,
+    removed: Mapping[str, Sequence[int]],
+    gone: Mapping[str, Tensor],
+    held: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, list[int]]:
     """Add the units and columns whose every reader is gone to those that are to be removed.
 
@@ -62,6 +65,7 @@ def with_dead_units(
         structure: the present structure.
         removed: name -> numbers to remove.
         gone: name of each parameter with one gate per weight -> bool, in its shape: weights that are to be removed.
+        held: name -> numbers of units that stay in any case, as those in a grace period.
 
     Returns:
         name -> sorted numbers to remove; it may name every unit of a group.
@@ -91,6 +95,7 @@ def with_dead_units(
                         read[gates[hit]] = True
             if part is structure.branches or (isinstance(part, Group) and part.normed):  # a norm reads all of its units
                 read[start : start + part.size] = True
+            read[[start + unit for unit in (held or {}).get(part.name, ())]] = True
             start += part.size
         more, start = False, 0
         for part in structure.parts:

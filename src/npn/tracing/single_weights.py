@@ -1,12 +1,14 @@
 """Choose the parameters whose single weights get gates."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from difflib import get_close_matches
 
 from torch import nn
 
 from npn._utils.patterns import as_patterns, matches
 from npn.errors import ConfigurationError
+from npn.structure import Structure
 
 
 def named_weights(model: nn.Module, patterns: str | Iterable[str]) -> tuple[str, ...]:
@@ -50,3 +52,24 @@ def named_weights(model: nn.Module, patterns: str | Iterable[str]) -> tuple[str,
                 "embedding with sparse=False, or leave it out"
             )
     return tuple(name for name in called if name in chosen)
+
+
+def with_single_weights(structure: Structure, model: nn.Module, patterns: str | Iterable[str]) -> Structure:
+    """The structure with the parameters that patterns name, see `named_weights`.
+
+    Args:
+        structure: the units of the model.
+        model: the model.
+        patterns: shell-style patterns.
+
+    Raises:
+        ConfigurationError: as `named_weights`, or one name stands for a group of units and for single weights.
+    """
+    names = named_weights(model, patterns)
+    both = {part.name for part in structure.parts}.intersection(names)
+    for name in sorted(both):
+        raise ConfigurationError(
+            f"unstructured: {name!r} names single weights and the group of units that this parameter produces; leave "
+            f"out one of them, the units by skip={name!r}, or give the parameter to a submodule"
+        )
+    return replace(structure, unstructured=names)

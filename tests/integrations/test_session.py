@@ -1,0 +1,22 @@
+"""What all framework callbacks share."""
+
+import torch
+from torch import nn
+
+import npn
+from npn.integrations.session import Session
+
+
+def test_the_optimizers_of_a_second_fit_take_the_place_of_the_first():
+    x = torch.randn(6, 4)
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    session = Session(npn.Schedule(npn.Stage("only", 5)), example_inputs=x)
+    session.begin(model, lambda: x)
+    first = torch.optim.Adam(model.parameters())
+    session.follow([first])
+    model(x).sum().backward()
+    first.step()
+    session.follow([torch.optim.Adam(model.parameters())])
+    session.plastic.close("0", [1])
+    session.compact()
+    assert model[0].out_features == 7
