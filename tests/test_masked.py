@@ -3,10 +3,13 @@
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 
 import npn
 from npn.errors import ConfigurationError, ResizeError
@@ -45,7 +48,7 @@ def test_nothing_trains_or_resizes_under_masked() -> None:
             plastic.compact()
         with pytest.raises(ConfigurationError, match=r"^masks are on the weights; do this after"):
             plastic.backward(lambda: model.loss(X, Y))
-        with pytest.raises(ConfigurationError, match=r"^2.weight was changed inside plastic.backward"):
+        with pytest.raises(ConfigurationError, match=r"^2.weight was changed inside npn.masked"):
             optimizer.step()
     with pytest.raises(ResizeError, match=r"^a resize inside plastic.backward or npn.masked would change"):
         plastic.backward(lambda: (model(X).sum(), plastic.compact())[0])
@@ -73,7 +76,7 @@ def test_a_copied_handle_is_guarded_as_the_original() -> None:
     plastic.model(X).sum().backward()
     with (
         npn.masked(plastic),
-        pytest.raises(ConfigurationError, match=r"^2.weight was changed inside plastic.backward"),
+        pytest.raises(ConfigurationError, match=r"^2.weight was changed inside npn.masked"),
     ):
         optimizer.step()
     plastic.detach()
@@ -107,3 +110,51 @@ def test_threads_are_refused_or_share_masked() -> None:
         for found in pool.map(lambda _: model(X), range(40)):
             torch.testing.assert_close(found, expected)
     assert same(model, before)
+
+
+def test_files_and_states_hold_the_weights_not_masked_copies(tmp_path: Path) -> None:
+    model, plastic = parts()
+    before = state(model)
+    with npn.masked(plastic):
+        for refused in (
+            lambda: npn.save(tmp_path / "f.npn", plastic),
+            model.state_dict,
+            lambda: model.load_state_dict(before),
+            plastic.detach,
+        ):
+            with pytest.raises(
+                ConfigurationError, match=r"^masks are on the weights; do this after plastic.backward or"
+            ):
+                refused()
+    assert same(model, before) and not (tmp_path / "f.npn").exists()
+    plastic.k = 7.0
+    with pytest.raises(ConfigurationError, match=r"^masks are on the weights"):
+        plastic.backward(lambda: F.cross_entropy(plastic.detach()(X), Y))
+    assert same(model, before) and plastic.backward(lambda: F.cross_entropy(model(X), Y)) > 0
+
+
+def test_a_change_in_place_under_masked_is_told() -> None:
+    model, plastic = parts()
+    before = state(model)
+    with (
+        pytest.raises(ConfigurationError, match=r"^2.weight was changed inside npn.masked, where it is a masked copy"),
+        npn.masked(plastic),
+        torch.no_grad(),
+    ):
+        model[2].weight.add_(1)
+    assert same(model, before)
+
+
+def test_copies_made_under_masks_have_the_weights() -> None:
+    model, plastic = parts()
+    expected, before = model(X).detach(), state(model)
+    with npn.masked(plastic):
+        copied, handle, small = copy.deepcopy(model), copy.deepcopy(plastic), plastic.export()
+    inside: list[nn.Module] = []
+    plastic.backward(lambda: (F.cross_entropy(model(X), Y), inside.append(copy.deepcopy(model)))[0])
+    for each in (copied, handle.model, inside[0]):
+        assert same(each, before)
+        torch.testing.assert_close(each(X), expected)
+    torch.testing.assert_close(small(X), expected)
+    handle.open("0", range(8))
+    torch.testing.assert_close(handle.model(X), net()(X))

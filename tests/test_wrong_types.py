@@ -121,6 +121,10 @@ REFUSED = {
         lambda: npn.Growth().step("0.3", attached()),
         "validation_loss must be a number, as in growth.step(loss, plastic), got '0.3'",
     ),
+    "a loss per example": (
+        lambda: npn.Growth().step(torch.zeros(2), attached()),
+        "validation_loss must be a number, as in growth.step(loss, plastic), got tensor([0., 0.])",
+    ),
     "growth of a model": (
         lambda: npn.Growth().step(0.3, nn.ReLU()),
         "plastic must be the handle that npn.attach returned, got ReLU()",

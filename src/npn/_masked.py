@@ -12,14 +12,15 @@ def masked(plastic: Plasticity) -> AbstractContextManager[None]:
     `model(x)` masks the weights by itself, since the masks are put on in the model's own call. Other ways in pass it
     by: `model.generate(...)` of some encoder-decoders, `model.loss(x, y)`, `model.encoder(x)`. The context masks the
     weights once, by the deterministic mask of the moment, and gives them back at its end; it is for evaluation, by any
-    number of threads. Inside `plastic.backward` masks are on anyway.
+    number of threads. Inside `plastic.backward` masks are on anyway. Parameters that are read inside are masked copies:
+    take states, averages and norms of them outside.
 
     Args:
         plastic: the result of `npn.attach`.
 
     Raises:
-        ConfigurationError: `plastic` is no handle; inside, a step of `plastic.backward` or of an optimizer. A resize
-            inside raises `ResizeError`.
+        ConfigurationError: `plastic` is no handle; inside, a step of `plastic.backward` or of an optimizer, a state that
+            is saved or loaded, or a change of the weights, which would be lost. A resize inside raises `ResizeError`.
 
     Example:
         >>> import npn, torch

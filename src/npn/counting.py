@@ -12,10 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from npn._utils.inputs import copied
 from npn._utils.validation import instance
+from npn.errors import PlasticityError, TraceError
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.capture import model_tensors, split_inputs
 from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
+from npn.tracing.failures import explain
 from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values
 from npn.tracing.refusals import check_sized
 from npn.tracing.retrace import attributes_changed
@@ -62,7 +64,7 @@ def count_macs(model: nn.Module, example_inputs: Any) -> int:
 
     Raises:
         ConfigurationError: `model` is something else.
-        TraceError: a lazy module of it has not been called yet.
+        TraceError: the forward pass fails, or a lazy module has not been called yet.
 
     Example:
         >>> count_macs(nn.Linear(10, 5), torch.zeros(1, 10))
@@ -93,7 +95,12 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
     """`count_macs` with other shapes for some tensors."""
     with quiet():
         counted = functools.partial(_counted, model, example_inputs, shapes)
-        return in_working_mode(model, lambda: with_known_values(counted))[0]
+        try:
+            return in_working_mode(model, lambda: with_known_values(counted))[0]
+        except PlasticityError:
+            raise
+        except Exception as error:
+            raise TraceError(explain(error)) from error
 
 
 def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]], mode: FakeTensorMode) -> int:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from numbers import Real
 from typing import Any, final
 
 from torch import Tensor
@@ -13,7 +12,6 @@ from npn._utils.validation import (
     HANDLE,
     complete_state,
     connection_count,
-    instance,
     is_number,
     not_negative,
     shown,
@@ -235,7 +233,10 @@ class Growth:
                 group, or init="select" lacks a loss.
             ResizeError: the model cannot grow. After each of these errors nothing has changed.
         """
-        instance("validation_loss", validation_loss, (Real, Tensor), "a number, as in growth.step(loss, plastic)")
+        number = isinstance(validation_loss, Tensor) and validation_loss.numel() == 1
+        if not number and not is_number(validation_loss):
+            needed = "a number, as in growth.step(loss, plastic)"
+            raise ConfigurationError(f"validation_loss must be {needed}, got {shown(validation_loss)}")
         if not callable(getattr(plastic, "grow", None)):
             raise ConfigurationError(f"plastic must be {HANDLE}, got {shown(plastic)}")
         if self._over:

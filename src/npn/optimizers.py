@@ -208,7 +208,8 @@ def _stepping(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         held = held_by(optimizer)
         for name, parameter in weights.table.named.items():
             if id(parameter) in held:
-                raise ConfigurationError(CHANGED.format(name=name))
+                where = "plastic.backward" if weights.in_step else "npn.masked"
+                raise ConfigurationError(CHANGED.format(name=name, where=where))
 
 
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:

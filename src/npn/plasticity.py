@@ -366,8 +366,13 @@ class Plasticity:
             return resizing.plain_copy(call, self.structure, self._inputs(call.weights.model))
 
     def detach(self) -> nn.Module:
-        """Remove the gates and return the model, with its closed units still present; copies follow it no longer."""
-        model = self.model
+        """Remove the gates and return the model, with its closed units still present; copies follow it no longer.
+
+        Raises:
+            ConfigurationError: masks are on the weights, in `backward` or `npn.masked`.
+        """
+        self._call.own_weights()
+        model = self._model
         following.stop(self.followers)
         self.masked_weights.remove()
         self.masked_weights.detached = True

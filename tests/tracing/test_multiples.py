@@ -201,3 +201,36 @@ def test_a_group_falls_to_one_unit_beside_one_that_changes_in_sets(data):
     torch.testing.assert_close(plastic.export()(x), masked)
     assert plastic.compact().changes == {"wide.a": (8, 6), "two.0": (2, 1)}
     torch.testing.assert_close(model(x), masked)
+
+
+class Depthwise(nn.Module):
+    """A shuffle before a depthwise convolution; `width` may be what the module remembers or what the tensor says."""
+
+    def __init__(self, width: int, groups: int, remembers: bool) -> None:
+        super().__init__()
+        self.groups, self.width, self.remembers = groups, width, remembers
+        self.a, self.head = nn.Conv2d(3, width, 1), nn.Conv2d(width, 3, 1)
+        self.each = nn.Conv2d(width, width, 3, padding=1, groups=width)
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        b, c, height, width = h.shape
+        c = self.width if self.remembers else c
+        h = h.view(b, self.groups, c // self.groups, height, width).transpose(1, 2).reshape(b, c, height, width)
+        return self.head(self.each(h))
+
+
+@pytest.mark.parametrize(("width", "groups", "remembers"), [(8, 2, False), (12, 4, False), (8, 2, True)])
+def test_sets_of_units_that_attributes_follow(data, width, groups, remembers):
+    x, _ = data
+    torch.manual_seed(2)
+    model = Depthwise(width, groups, remembers)
+    plastic = npn.attach(model, x[:1])
+    plastic.close("a", range(groups))
+    masked = model(x)
+    torch.testing.assert_close(plastic.export()(x), masked)
+    assert plastic.compact().changes == {"a": (width, width - groups)}
+    torch.testing.assert_close(model(x), masked)
+    plastic.grow({"a": 1})
+    assert model.each.groups == width
+    torch.testing.assert_close(model(x), masked)

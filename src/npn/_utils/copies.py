@@ -29,7 +29,7 @@ def model_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         for path, module in model.named_modules():
             for name, value in vars(module).items():
                 try:
-                    None if name == "_modules" else copy.deepcopy(value, dict(memo))
+                    None if name == "_modules" else copy.deepcopy(value, {**memo, id(model): model})
                 except Exception as cause:
                     what = f"{path}.{name}".lstrip(".")
                     raise ConfigurationError(

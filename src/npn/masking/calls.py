@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from npn._utils.validation import instance
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
-from npn.masking.refusals import EXPORTED, THREADS
+from npn.masking.guards import values_stay
+from npn.masking.refusals import EXPORTED, THREADS, UNDER_MASKED
 from npn.masking.weights import MaskedWeights
 
 
@@ -41,7 +42,7 @@ class MaskedCall:
         self._lock = threading.Lock()  # of entering
         self._saved: Any = None
         self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
-        self._ids: tuple[int, int, int] = (0, 0, 0)
+        self._ids: tuple[int, int, int, int] = (0, 0, 0, 0)  # of the hooks
 
     def register(self, model: nn.Module) -> None:
         """Register the hooks on a model.
@@ -51,8 +52,9 @@ class MaskedCall:
         """
         before = model.register_forward_pre_hook(self.before)
         after = model.register_forward_hook(self.after, always_call=True)
-        saving = model.register_state_dict_pre_hook(self.saving)
-        self._ids = (before.id, after.id, saving.id)
+        saving = model.register_state_dict_pre_hook(self.transferring)
+        loading = model.register_load_state_dict_pre_hook(self.transferring)
+        self._ids = (before.id, after.id, saving.id, loading.id)
         if self.gates.decision is not None:
             self.gates.decision.register(model)
 
@@ -62,7 +64,7 @@ class MaskedCall:
         Args:
             model: on which `register` was called.
         """
-        before, after, _ = self._ids
+        before, after, *_ = self._ids
         model._forward_pre_hooks.move_to_end(before, last=False)  # type: ignore[attr-defined]
         model._forward_hooks.move_to_end(after)  # type: ignore[attr-defined]
 
@@ -74,10 +76,14 @@ class MaskedCall:
         """
         if self.gates.decision is not None:
             self.gates.decision.unregister(model)
-        before, after, saving = self._ids
-        hooks = {"_forward_pre_hooks": before, "_forward_hooks": after, "_state_dict_pre_hooks": saving}
-        for name, key in hooks.items():
-            getattr(model, name).pop(key, None)
+        before, after, saving, loading = self._ids
+        for hooks, key in (
+            (model._forward_pre_hooks, before),
+            (model._forward_hooks, after),
+            (model._state_dict_pre_hooks, saving),
+            (model._load_state_dict_pre_hooks, loading),
+        ):
+            hooks.pop(key, None)
         model._forward_hooks_always_called.pop(after, None)
         model._forward_pre_hooks_with_kwargs.pop(before, None)
         model._forward_hooks_with_kwargs.pop(after, None)
@@ -111,13 +117,21 @@ class MaskedCall:
         if self.entered and not self._held:
             self._end()
 
-    def saving(self, module: nn.Module, prefix: str, keep_vars: bool) -> None:
-        """State dict pre-hook: restore the weights before they are saved, since many loops save the model after Ctrl-C.
+    def transferring(self, *_: Any) -> None:
+        """Hook before `state_dict` and `load_state_dict`: what they copy are the weights, not masked copies of them.
 
-        Args:
-            module, prefix, keep_vars: see `torch.nn.Module.register_state_dict_pre_hook`; not used.
+        Weights that an interrupted call has left masked are restored, since many loops save the model after Ctrl-C.
+
+        Raises:
+            ConfigurationError: a step or `npn.masked` has put masks on.
         """
+        self.own_weights()
+
+    def own_weights(self) -> None:
+        """Restore the weights after an interrupted call, and raise `ConfigurationError` while masks are in use."""
         self.recover()
+        if self.weights.swapped:
+            raise ConfigurationError(UNDER_MASKED)
 
     def mask(self) -> Tensor | None:
         """The deterministic mask, on the device of the weights; None if every unit is open."""
@@ -143,7 +157,8 @@ class MaskedCall:
         self._enter()
         self._held, self._caller = True, None  # a call that fails inside ends nothing
         try:
-            yield
+            with values_stay(self.weights.table.named if self.entered else {}, "npn.masked"):
+                yield
         finally:
             self._held = False
             if self.entered:
@@ -207,7 +222,7 @@ class MaskedCall:
         memo[id(self)] = new
         vars(new).update(vars(self))
         new._saved, new._caller, new._held, new._lock = None, None, False, threading.Lock()
-        new.copied = True
+        new.entered, new._inner, new.copied = False, 0, True
         new.gates, new.weights = copy.deepcopy(self.gates, memo), copy.deepcopy(self.weights, memo)
         return new
 

@@ -9,8 +9,8 @@ UNUSED = (
     "copy, nor plastic.export()"
 )
 CHANGED = (
-    "{name} was changed inside plastic.backward, where it is a masked copy; the change is lost. Step optimizers, and "
-    "normalise or clip weights in place, after plastic.backward"
+    "{name} was changed inside {where}, where it is a masked copy; the change is lost. Step optimizers, and "
+    "normalise or clip weights in place, after {where}"
 )
 THREADS = (
     "another thread is inside the model's call while units are closed, with masks in its weights; serve "
@@ -20,5 +20,5 @@ EXPORTED = (
     "a model with gates cannot be traced for export: its masks come and go with each call; export the plain copy that "
     "plastic.export() returns"
 )
-UNDER_MASKED = "masks are on the weights; do this after `with npn.masked(plastic):` has ended"
+UNDER_MASKED = "masks are on the weights; do this after plastic.backward or `with npn.masked(plastic):` has ended"
 DETACHED = "this handle was detached from its model; npn.attach the model again"

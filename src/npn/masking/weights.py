@@ -19,8 +19,9 @@ from npn._utils.collectives import size, sum_
 from npn._utils.fsdp import reshard
 from npn._utils.shards import is_shard, local, replicas
 from npn.errors import ConfigurationError
+from npn.masking.guards import gradients_stay, values_stay
 from npn.masking.norms import OpenNorms
-from npn.masking.refusals import CHANGED, CLOSURE, DETACHED, UNDER_MASKED, UNUSED
+from npn.masking.refusals import DETACHED, UNDER_MASKED, UNUSED
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
@@ -164,12 +165,11 @@ class MaskedWeights:
                 parameter.requires_grad_(True)
                 parameter.grad = None
             self._watch()
-            versions = [parameter._version for parameter in table.parameters]
             with torch.inference_mode(False):
                 self._leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
-            with self._norms.under(mask if self._leaf is None else self._leaf):
+            stay = values_stay(table.named, "plastic.backward")
+            with self._norms.under(mask if self._leaf is None else self._leaf), stay:
                 yield
-            self._check_untouched(versions)
         finally:
             self._masks = None
             self._swap_out()
@@ -192,12 +192,6 @@ class MaskedWeights:
                     local(before).add_(part)
             if before is not None:
                 parameter.grad = before
-
-    def _check_untouched(self, versions: list[int]) -> None:
-        """Raise if a masked copy was changed in place, since the change is lost."""
-        for name, parameter, version in zip(self.table.names, self._parameters, versions, strict=True):
-            if parameter._version != version:
-                raise ConfigurationError(CHANGED.format(name=name))
 
     def mask_gradient(self) -> Tensor:
         """dL/dz of the last `applied(collect=True)`: weight times gradient, summed over the weights that read a unit.
@@ -328,14 +322,8 @@ class MaskedWeights:
         Raises:
             ConfigurationError: the closure has changed the gradients of the weights.
         """
-        parameters = self.table.parameters
-        before = [(p.grad, None if p.grad is None else p.grad._version) for p in parameters]
-        with self.not_collecting():
+        with gradients_stay(self.table.parameters, last), self.not_collecting():
             yield
-        for parameter, (grad, version) in zip(parameters, before, strict=True):
-            now = parameter.grad
-            if (now is not None or last) and (now is not grad or (now is not None and now._version != version)):
-                raise ConfigurationError(CLOSURE)
 
     def _swap_in(self, factors: list[list[Tensor]], stacks: list[Tensor]) -> None:
         """Replace the weights' data by masked copies, which are written into `stacks`."""
@@ -388,6 +376,10 @@ class MaskedWeights:
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedWeights":
         new = object.__new__(type(self))
         memo[id(self)] = new  # before copying the model, whose hooks refer to this object
+        if self._table is not None and self.swapped and not self.sharded:  # copy the weights, not what masks them
+            for parameter, value in zip(self._table.parameters, self._table.values, strict=True):
+                own = memo.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
+                own.data = value.clone()  # of the copy, if that of the model has begun with this parameter
         new.__init__(copy.deepcopy(self.model, memo), copy.deepcopy(self.structure, memo))  # type: ignore[misc]
         new.detached = self.detached
         return new

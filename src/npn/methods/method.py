@@ -15,6 +15,7 @@ from npn._utils.patterns import match_patterns
 from npn._utils.validation import HANDLE, complete_state, instance, is_number, shown
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
+from npn.masking.refusals import DETACHED
 from npn.methods.passes import by_batch, by_example
 from npn.plasticity import Plasticity
 from npn.step import check_closure, loss_factor
@@ -51,6 +52,8 @@ class Method(ABC):
     def __init__(self, plastic: Plasticity, *, follows: "Method | None" = None) -> None:
         instance("plastic", plastic, Plasticity, HANDLE)
         name = type(self).__name__
+        if plastic.masked_weights.detached:
+            raise ConfigurationError(DETACHED)
         if plastic.k != math.inf:
             raise ConfigurationError(f"{name} needs k = inf, where no gate is random, got k = {plastic.k:g}")
         if plastic.gates.decision is not follows:

@@ -125,25 +125,32 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
 
 
 def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
-    """The structure with the first attributes, or the first multiple, with which the first of the kind passes."""
+    """The structure with the first attributes, or the first multiple, with which the first of the kind passes.
+
+    A multiple is tried with the attributes that follow by type of layer, then with all that may follow.
+    """
     first = kind[0]
+    may_follow = trials(rehearsal.model, structure, first)
 
     def problem(trial: Trial, multiple: int = 1) -> Problem | None:
         return check(_with(structure, first.name, trial, multiple), [first.name], True)
 
-    following = _following(rehearsal, trials(rehearsal.model, structure, first), problem)
-    if following is not None:
-        for group in kind:
-            structure = _with(structure, group.name, transfer(first, group, following))
-        return structure
-    for multiple in divisors(rehearsal.model, structure, kind):
-        if rehearsal.expired:
-            return None
-        if problem((), multiple) is None:
-            for group in kind:
-                structure = _with(structure, group.name, (), multiple)
-            return structure
-    return None
+    following, multiple = _following(rehearsal, may_follow, problem), 1
+    if following is None:
+        for multiple in divisors(rehearsal.model, structure, kind):
+
+            def passes(trial: Trial, multiple: int = multiple) -> bool:
+                return problem(trial, multiple) is None
+
+            following = _first(rehearsal, may_follow.by_name()[:2], passes)
+            if following is not None:
+                following = _fewest_names(following, passes)
+                break
+    if following is None:
+        return None
+    for group in kind:
+        structure = _with(structure, group.name, transfer(first, group, following), multiple)
+    return structure
 
 
 def _following(rehearsal: Rehearsal, may_follow: Trials, problem: Callable[[Trial], Problem | None]) -> Trial | None:
@@ -171,11 +178,17 @@ def _following(rehearsal: Rehearsal, may_follow: Trials, problem: Callable[[Tria
         found = _first(rehearsal, [trial for trial in combined if moved & set(trial)], passes)
     if found is None:
         return None
+    found = _fewest_names(found, passes)
+    rehearsal.repairs.add(_attribute_names(found))
+    return found
+
+
+def _fewest_names(found: Trial, passes: Callable[[Trial], bool]) -> Trial:
+    """The trial without the names that it does not need."""
     for name in dict.fromkeys(name for _, name, _ in found):
         smaller = tuple(entry for entry in found if entry[1] != name)
         if smaller and passes(smaller):
             found = smaller
-    rehearsal.repairs.add(_attribute_names(found))
     return found
 
 
