@@ -14,12 +14,12 @@ from torch import Tensor
 
 import npn
 from common import BATCH_SIZE, parser, write
+from npn._utils.models import evaluating
 from npn.experiments.data.augment import crop_and_flip
 from npn.experiments.data.cifar import cifar, normalised
 from npn.experiments.data.cifar import statistics as channels
 from npn.experiments.report.tables import markdown_table
 from npn.experiments.resnet.model import ResNet
-from npn.tracing.single import evaluating
 
 K = 7.0
 

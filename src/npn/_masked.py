@@ -19,8 +19,8 @@ def masked(plastic: Plasticity) -> AbstractContextManager[None]:
         plastic: the result of `npn.attach`.
 
     Raises:
-        ConfigurationError: `plastic` is no handle; inside, a step of `plastic.backward` or of an optimizer, a state that
-            is saved or loaded, or a change of the weights, which would be lost. A resize inside raises `ResizeError`.
+        ConfigurationError: `plastic` is no handle; inside, a step of `plastic.backward` or of an optimizer, a state
+            that is saved or loaded, or a change of the weights, which would be lost. A resize raises `ResizeError`.
 
     Example:
         >>> import npn, torch

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn._utils.layout import along
+from npn._utils.models import model_tensors
 from npn.gates import Gates
 from npn.masking import MaskedWeights
 from npn.structure import gate_of_entries
 from npn.surgery import held_by
-from npn.tracing.capture import model_tensors
 
 
 class AfterStep:
@@ -94,9 +95,7 @@ class AfterStep:
         found = []
         for parameter, axes in self._places:
             if id(parameter) in held:
-                views = [
-                    shares[unit].view([-1 if a == axis else 1 for a in range(parameter.dim())]) for axis, unit in axes
-                ]
+                views = [along(shares[unit], axis, parameter.dim()) for axis, unit in axes]
                 share = functools.reduce(torch.minimum, views).to(parameter.dtype)
                 found.append((parameter, share.expand_as(parameter)))
         return found

@@ -10,14 +10,15 @@ from torch import Tensor
 from npn import surgery
 from npn._utils import cpu
 from npn._utils.collectives import assert_same, average_
+from npn._utils.inputs import output_tensors
 from npn._utils.losses import check_differentiable, check_finite, check_scalar
+from npn._utils.models import model_tensors
 from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import whole_number
 from npn.errors import ConfigurationError
 from npn.masking import MaskedWeights
 from npn.structure import Group
 from npn.surgery import ResizeReport, fan_out
-from npn.tracing.capture import model_tensors, output_tensors
 
 CANDIDATES = 16  # for each unit that is kept
 PASSES = 64  # backward passes that measure effects, at most

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from npn._utils.inputs import copied
+from npn._utils.inputs import copied, split_inputs
+from npn._utils.models import model_tensors
 from npn._utils.validation import instance
 from npn.errors import PlasticityError, TraceError
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
-from npn.tracing.capture import model_tensors, split_inputs
 from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
 from npn.tracing.failures import explain
 from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from npn._utils.inputs import split_inputs
+from npn._utils.models import evaluating
 from npn.checkpoint import save
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates.single import packed, unpacked
 from npn.sparse import to_csr
-from npn.tracing.capture import split_inputs
-from npn.tracing.single import evaluating
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
 BITMAP = "npn bitmap 1"  # marks the files of `_bitmap`

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from npn._utils.layout import along
+from npn._utils.models import model_tensors
 from npn._utils.rng import devices_of, preserved_rng
 from npn._utils.validation import instance
 from npn.errors import ConfigurationError
@@ -16,7 +18,6 @@ from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import attached_parts
 from npn.structure import NEW, Structure
 from npn.surgery import Finish, Plan, apply_plan, check_shapes
-from npn.tracing.capture import model_tensors
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -234,6 +235,6 @@ def take_new_entries(copied: nn.Module, model: nn.Module, plan: Plan) -> None:
         tensor = ours[name].data
         new = torch.zeros((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
         for axis, source in sources.items():
-            new = new | (source == NEW).to(tensor.device).view([-1 if a == axis else 1 for a in range(tensor.dim())])
+            new = new | along((source == NEW).to(tensor.device), axis, tensor.dim())
         if bool(new.any()):
             tensor.copy_(torch.where(new, theirs[name].data.to(tensor), tensor))

@@ -368,18 +368,16 @@ class Plasticity:
     def detach(self) -> nn.Module:
         """Remove the gates and return the model, with its closed units still present; copies follow it no longer.
 
-        Raises:
-            ConfigurationError: masks are on the weights, in `backward` or `npn.masked`.
+        Under masks, in `backward` or `npn.masked`, it raises `ConfigurationError`.
         """
         self._call.own_weights()
-        model = self._model
         following.stop(self.followers)
         self.masked_weights.remove()
         self.masked_weights.detached = True
         self._after_step.watch(())
-        self._call.unregister(model)
-        materialize_selects(model)
-        return model
+        self._call.unregister(self._model)
+        materialize_selects(self._model)
+        return self._model
 
     def state_dict(self) -> dict[str, Any]:
         """Gates, sharpness, penalty and generator; the weights are in `model.state_dict()`."""
@@ -393,12 +391,8 @@ class Plasticity:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Plasticity":
         """Copy the handle with its own model; optimizers and followers stay with the original."""
-        fresh: dict[str, Any] = {
-            "optimizers": [],
-            "followers": weakref.WeakValueDictionary(),
-            "pricing": None,
-            "_after_step": None,
-        }
+        followers = weakref.WeakValueDictionary[int, Follower]()
+        fresh: dict[str, Any] = {"optimizers": [], "followers": followers, "pricing": None, "_after_step": None}
         new = deep_copy(self, memo, fresh)
         new._after_step = AfterStep(new.gates, new.masked_weights)
         new.pricing = self.pricing.copied(new._model, new.gates)

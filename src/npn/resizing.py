@@ -14,6 +14,7 @@ from npn._utils.collectives import assert_same
 from npn._utils.copies import model_copy
 from npn._utils.fsdp import unsharded
 from npn._utils.inputs import model_dtype, moved_with
+from npn._utils.models import model_tensors
 from npn._utils.shards import full
 from npn._utils.validation import instance, share, whole_number
 from npn.counting import count_params
@@ -27,7 +28,6 @@ from npn.modules import full_length, materialize_selects
 from npn.structure import NEW, Group, Structure, with_dead_units
 from npn.surgery import Finish, Plan, ResizeReport
 from npn.tracing import grown, shrunk, why_not
-from npn.tracing.capture import model_tensors
 
 
 def check_logits(gates: Gates) -> None:

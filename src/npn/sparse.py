@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from npn._utils.copies import model_copy
 from npn._utils.csr import csr_weight
+from npn._utils.inputs import split_inputs
+from npn._utils.models import evaluating
 from npn._utils.validation import whole_number
-from npn.tracing.capture import split_inputs
-from npn.tracing.single import evaluating
 
 LEAST_ZEROS = 0.5  # share of zeros below which no layer is timed
 REPEATS, SECONDS = 5, 0.02  # a layer's time is the least of so many measurements, of so many seconds each

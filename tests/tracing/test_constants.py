@@ -14,8 +14,10 @@ from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_leaves
 
 import npn
+from npn._utils.inputs import output_tensors, split_inputs
+from npn._utils.models import model_tensors
 from npn.errors import TraceError
-from npn.tracing.capture import Capture, capture, model_tensors, output_tensors, split_inputs
+from npn.tracing.capture import Capture, capture
 from npn.tracing.values import Value
 from npn.tracing.walk import walk
 

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import npn
+from npn._utils.models import model_tensors
 from npn.errors import TraceError
 from npn.tracing import deadline
-from npn.tracing.capture import capture, model_tensors
+from npn.tracing.capture import capture
 from npn.tracing.deadline import Deadline
 from npn.tracing.single import single_trace
 from npn.tracing.walk import walk

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from npn._utils.inputs import output_tensors, split_inputs
 from npn.tracing import trace
-from npn.tracing.capture import output_tensors, split_inputs
 
 
 def test_inputs_and_outputs_of_any_form() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 import npn
-from npn.tracing.capture import output_tensors, split_inputs
+from npn._utils.inputs import output_tensors, split_inputs
 
 
 def call(model: nn.Module, inputs: Any) -> list[Tensor]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import npn
 from npn import export
+from npn._utils.inputs import output_tensors, split_inputs
 from npn.export import write_model
-from npn.tracing.capture import output_tensors, split_inputs
 
 from .test_zoo import ZOO, attached
 

@@ -1,10 +1,15 @@
-"""Example inputs that follow their model."""
+"""What a model's forward pass takes, and what it gives."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map
+
+from npn.errors import TraceError
+
+_CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 
 
 def moved(inputs: Any, device: torch.device, dtypes: tuple[torch.dtype, torch.dtype] | None = None) -> Any:
@@ -57,3 +62,37 @@ def moved_with(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:
     """
     device = next((p.device for p in model.parameters()), None)
     return inputs if device is None else moved(inputs, device, (dtype, model_dtype(model)))
+
+
+def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of one call, from a tensor, a tuple or list, or a dict of keywords."""
+    if example_inputs is None:
+        raise TraceError(
+            "example_inputs is missing: expected a tensor, a tuple of positional arguments or a dict of keyword "
+            "arguments, as the model's forward takes them; pass one small batch, e.g. torch.zeros(2, 3, 32, 32)"
+        )
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def output_tensors(result: Any) -> list[Tensor]:
+    """All tensors in a model's answer, whatever holds them; decoding caches, returned for reuse, are no part of it."""
+    found = []
+    for leaf in tree_flatten(result, is_leaf=lambda value: _is_cache(value) or isinstance(value, Mapping))[0]:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif isinstance(leaf, Mapping):
+            for value in (value for key, value in leaf.items() if key not in _CACHES):
+                found += output_tensors(value)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not _is_cache(leaf):
+            found += output_tensors({key: value for key, value in vars(leaf).items() if not key.startswith("__")})
+    return found
+
+
+def _is_cache(value: Any) -> bool:
+    """By its class's name or by what it can do, as no library of models is imported here."""
+    named = any(base.__name__.endswith("Cache") for base in type(value).__mro__)
+    return named or (hasattr(value, "get_seq_length") and hasattr(value, "update"))

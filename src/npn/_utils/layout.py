@@ -1,4 +1,4 @@
-"""Memory formats: how the entries of a tensor lie in memory."""
+"""Memory formats, and vectors along one axis: how the entries of a tensor lie."""
 
 import torch
 from torch import Tensor
@@ -34,6 +34,24 @@ def laid_out_like(value: Tensor, tensor: Tensor) -> Tensor:
     """
     wanted = torch.contiguous_format if tensor.is_sparse else memory_format(tensor)
     return value if wanted is torch.contiguous_format else value.clone(memory_format=wanted)
+
+
+def along(vector: Tensor, axis: int, dims: int) -> Tensor:
+    """A vector as a tensor that broadcasts along one axis.
+
+    Args:
+        vector: (n,).
+        axis: from 0.
+        dims: number of axes.
+
+    Returns:
+        n entries along the axis, one along each other.
+
+    Example:
+        >>> along(torch.arange(3), 1, 4).shape
+        torch.Size([1, 3, 1, 1])
+    """
+    return vector.view([-1 if a == axis else 1 for a in range(dims)])
 
 
 def _strides(tensor: Tensor, wanted: torch.memory_format) -> tuple[int, ...]:

@@ -6,11 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from npn._utils import cpu
+from npn._utils.layout import along
+from npn._utils.models import model_tensors
 from npn.errors import CheckpointError
 from npn.gates.single import packed, unpacked
 from npn.plasticity import Plasticity
 from npn.structure import LEFT_OUT, READER_GONE, Group
-from npn.tracing.capture import model_tensors
 
 
 def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
@@ -126,7 +127,7 @@ def check_fixed(
     path: Any,
     target: nn.Module | Plasticity,
     pairs: Mapping[str, tuple[Tensor, Tensor]],
-    known: Sequence[tuple[str, int]] = (),
+    known: Sequence[tuple[str, int]],
 ) -> None:
     """Raise unless axes without units have the saved length.
 
@@ -210,6 +211,6 @@ def _masks(content: Mapping[str, Any]) -> Iterator[Tensor]:
 def _multiply(tensor: Tensor, factor: Tensor, axis: int | None = None) -> None:
     """Multiply a tensor by a factor in its shape, or by one for each position along an axis; 0 is 0, NaN or not."""
     if axis is not None:
-        factor = factor.view([-1 if a == axis else 1 for a in range(tensor.dim())])
+        factor = along(factor, axis, tensor.dim())
     factor = factor.to(tensor)
     tensor.mul_(factor).masked_fill_(factor == 0, 0)

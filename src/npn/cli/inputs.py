@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from npn._utils.inputs import split_inputs
+from npn._utils.models import evaluating
 from npn.errors import ConfigurationError
-from npn.tracing.capture import split_inputs
 from npn.tracing.lines import raising_line
-from npn.tracing.single import evaluating
 
 HELP = (
     'Shape of an input, "2,3,32,32"; of integers: "2,16:long"; by name: "ids:2,16:long", inside of a dict: '

@@ -150,7 +150,7 @@ def _branches(structure: Structure, names: Sequence[str], gated: Sequence[str]) 
     branches = structure.branches
     if branches is None:
         nowhere = cpu.zeros(len(names) + len(structure.products), dtype=torch.long)
-        return nowhere, cpu.zeros(0), cpu.zeros(len(gated))
+        return nowhere, cpu.zeros(0), cpu.zeros(len(gated), dtype=torch.long)
     home = [branches.home(name) for name in names]
     home += [branches.home(product.tensor or "") for product in structure.products]
     scaled = [float(sum(torch.Size(structure.shapes[n]).numel() for n in names)) for names in branches.scales]

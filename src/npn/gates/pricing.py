@@ -20,15 +20,16 @@ class Pricing:
         model: the model, for its parameters' names.
         structure: its structure.
         gates: its gates.
+        full: whose full cost it shares, as in a copy of an attached model; None for that of this model.
 
     Attributes:
         gates: the argument.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, gates: Gates) -> None:
+    def __init__(self, model: nn.Module, structure: Structure, gates: Gates, full: "Pricing | None" = None) -> None:
         self.gates = gates
         self.restructure(model, structure)
-        self._full = self.costs.at  # the cost function of the structure at attach
+        self._at_attach: CostModel = self.costs if full is None else full._at_attach
 
     def restructure(self, model: nn.Module, structure: Structure) -> None:
         """Use another structure; the full cost stays that of the structure at attach.
@@ -72,7 +73,7 @@ class Pricing:
         Args:
             kind: see `CostModel.expected`.
         """
-        return self._full(kind, {})
+        return self._at_attach.at(kind, {})
 
     def at(self, probability: Tensor) -> "Priced":
         """The costs at given keep probabilities.
@@ -89,10 +90,7 @@ class Pricing:
             model: the copied model.
             gates: the copied gates.
         """
-        new = Pricing.__new__(Pricing)
-        new.gates, new._full = gates, self._full
-        new.restructure(model, self._structure)
-        return new
+        return Pricing(model, self._structure, gates, full=self)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from npn._utils.validation import complete_state
 from npn.errors import ConfigurationError
 
 
-def check_state(own: Mapping[str, Any], state: Mapping[str, Any], also: Sequence[str] = ()) -> None:
+def check_state(own: Mapping[str, Any], state: Mapping[str, Any], also: Sequence[str]) -> None:
     """Raise unless a state belongs to gates with the same names, sizes and function.
 
     Args:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
+from npn._utils.layout import along
 from npn.structure import Structure, gates_along
 
 
@@ -29,7 +30,7 @@ class WeightCost:
         self.names = structure.unstructured
         self.weight = {kind: [each[name] for name in self.names] for kind, each in weight.items()}
         shapes, branches = structure.physical(), structure.branches
-        first = structure.gates_before_columns - (0 if branches is None else branches.size)
+        first = sum(group.size for group in structure.groups)
         self.shapes = [shapes[name] for name in self.names]
         self._axes: list[list[tuple[int, Tensor, bool]]] = []  # per parameter: axis, gates, whether it reads them
         self._again: list[list[Tensor | None]] = []  # per axis above: where its gate is that of an earlier axis
@@ -44,7 +45,7 @@ class WeightCost:
                         continue
                     seen = cpu.zeros(shape, dtype=torch.bool)
                     for other, earlier, _ in axes:
-                        here, there = _along(gates, axis, len(shape)), _along(earlier, other, len(shape))
+                        here, there = along(gates, axis, len(shape)), along(earlier, other, len(shape))
                         seen = seen | ((here == there) & (here < structure.units))
                     again.append(seen.to(device) if bool(seen.any()) else None)
                     axes.append((axis, gates.to(device), (name, axis) in reads))
@@ -88,14 +89,9 @@ class WeightCost:
         for axis, gates, seen in chosen:
             factor = padded[gates]
             if seen is not None and not only_read:
-                pi = pi * torch.where(seen, 1.0, _along(factor, axis, len(shape)))
+                pi = pi * torch.where(seen, 1.0, along(factor, axis, len(shape)))
             else:
                 vectors[axis] = vectors[axis] * factor if axis in vectors else factor
         for axis in reversed(range(len(shape))):  # a product with a vector is cheaper than one with its outer product
             pi = pi @ vectors[axis] if axis in vectors else pi.sum(-1)
         return pi
-
-
-def _along(values: Tensor, axis: int, dims: int) -> Tensor:
-    """A vector as a tensor that broadcasts along one axis."""
-    return values.view([-1 if a == axis else 1 for a in range(dims)])

@@ -14,6 +14,7 @@ from npn import distributed
 from npn._attach import attach
 from npn._utils.inputs import moved
 from npn._utils.losses import check_differentiable, check_finite
+from npn._utils.models import evaluating
 from npn._utils.rng import RandomState, devices_of
 from npn.checkpoint import Stateful
 from npn.counting import count_params
@@ -24,7 +25,6 @@ from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.schedule import Schedule
 from npn.step import Evaluate
-from npn.tracing.single import evaluating
 
 
 @dataclass(eq=False, repr=False)

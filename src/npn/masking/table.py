@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from npn._utils import cpu
+from npn._utils.models import model_tensors
 from npn._utils.shards import is_shard, local, rows
 from npn.functional import effective_gates, effective_gates_gradient
 from npn.masking.stack import Stack
-from npn.structure import Structure, gate_of_entries, unit_of_column
-from npn.tracing.capture import model_tensors
+from npn.structure import Branches, Columns, Structure, gate_of_entries, unit_of_column
 
 T = TypeVar("T")
 
@@ -49,14 +49,13 @@ class MaskTable:
         owners = gate_of_entries(structure, lambda slot: slot.reads and slot.key not in single)
         for (name, along), owner in owners.items():
             columns.setdefault(name, {})[along] = owner
-        start = sum(group.size for group in structure.groups)
-        for scales in structure.branches.scales if structure.branches is not None else ():
-            for name in scales:
-                columns.setdefault(name, {})[None] = cpu.tensor([start])
-            start += 1
-        for part in structure.columns:
-            columns.setdefault(part.tensor, {})[part.axis] = cpu.arange(start, start + part.size)
-            start += part.size
+        for part, start in zip(structure.parts, structure.firsts, strict=True):
+            if isinstance(part, Branches):
+                for branch, scales in enumerate(part.scales, start):
+                    for name in scales:
+                        columns.setdefault(name, {})[None] = cpu.tensor([branch])
+            elif isinstance(part, Columns):
+                columns.setdefault(part.tensor, {})[part.axis] = cpu.arange(start, start + part.size)
         places, start = dict[str, slice](), 0
         for name in structure.unstructured:
             columns.setdefault(name, {})

@@ -16,7 +16,7 @@ from npn._utils.validation import complete_state, finite, positive, whole_number
 from npn.errors import ConfigurationError
 from npn.methods.beta_bernoulli import START_B, BetaBernoulli
 from npn.methods.method import Method
-from npn.modules import InputGate, gateable, gated_layer, input_dim
+from npn.modules import InputGate, gated_layer, input_dim
 from npn.plasticity import Plasticity
 from npn.structure import Group, Slot, Structure
 from npn.surgery import Plan
@@ -132,8 +132,8 @@ class DependentBetaBernoulli(Method):
     def register(self, model: nn.Module) -> None:
         """Put a hook on each layer that reads gated units."""
         for part in self.plastic.structure.parts:
-            slot, layer = _reader(model, part)
-            layer.register_forward_pre_hook(_Hook(self, part.name, slot.tensor), with_kwargs=True)
+            layer = _reader(model, part)[1]
+            layer.register_forward_pre_hook(_Hook(self, part.name), with_kwargs=True)
 
     def unregister(self, model: nn.Module) -> None:
         """Remove the hooks, from a deep copy as well."""
@@ -167,12 +167,11 @@ class DependentBetaBernoulli(Method):
         super().load_state_dict(state)
         self.base.load_state_dict(state["base"])
 
-    def gated(self, group: str, tensor: str, layer: nn.Module, x: Tensor) -> Tensor:
+    def gated(self, group: str, layer: nn.Module, x: Tensor) -> Tensor:
         """The input of a layer times the dependent gates of the units that it reads.
 
         Args:
             group: name of the group.
-            tensor: name of the layer's weight.
             layer: the layer.
             x: its input.
         """
@@ -207,14 +206,14 @@ class _Hook:
         aside: if True the hook does nothing, for tracing.
     """
 
-    def __init__(self, method: DependentBetaBernoulli, group: str, tensor: str) -> None:
-        self.method, self.group, self.tensor, self.aside = method, group, tensor, False
+    def __init__(self, method: DependentBetaBernoulli, group: str) -> None:
+        self.method, self.group, self.aside = method, group, False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Gate the input among the layer's arguments."""
         if self.aside:
             return None
-        x = self.method.gated(self.group, self.tensor, module, args[0] if args else kwargs["input"])
+        x = self.method.gated(self.group, module, args[0] if args else kwargs["input"])
         return ((x, *args[1:]), kwargs) if args else (args, {**kwargs, "input": x})
 
 
@@ -227,7 +226,7 @@ def _reader(model: nn.Module, part: object) -> tuple[Slot, nn.Module]:
     name = getattr(part, "name", "")
     slots = [slot for slot in part.slots if slot.reads] if isinstance(part, Group) else []
     layers = [model.get_submodule(slot.tensor.rpartition(".")[0]) for slot in slots]
-    if len(slots) != 1 or not slots[0].tensor.endswith("weight") or not gateable(layers[0]):
+    if len(slots) != 1 or not slots[0].tensor.endswith("weight") or input_dim(layers[0]) is None:
         read = ", ".join(slot.tensor for slot in slots) or "no weight of a layer"
         raise ConfigurationError(
             f"a dependent gate sits on the input of the one linear or convolution layer that reads a unit, but "

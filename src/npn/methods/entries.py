@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
+from npn._utils.models import model_tensors
 from npn.plasticity import Plasticity
 from npn.structure import Branches, Columns, Group
-from npn.tracing.capture import model_tensors
 
 Wanted = Callable[[str, Tensor, str], bool]  # (name, tensor, "produces", "reads" or "gated") -> whether it counts
 

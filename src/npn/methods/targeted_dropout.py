@@ -6,6 +6,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from npn._utils.layout import along
 from npn._utils.validation import flag, share, whole_number
 from npn.errors import ConfigurationError
 from npn.functional.topology import rounded_down, smallest
@@ -149,8 +150,8 @@ class TargetedDropout(Method):
         found = {id(weight): piece.view_as(weight).clone() for weight, piece in pieces}
         for tensor, axis, positions, of in self._entries.terms:
             assert axis is not None
-            along = units.new_zeros(tensor.shape[axis]).index_copy(0, positions, units[of])
-            found[id(tensor)] |= along.view([-1 if a == axis else 1 for a in range(tensor.dim())])
+            here = units.new_zeros(tensor.shape[axis]).index_copy(0, positions, units[of])
+            found[id(tensor)] |= along(here, axis, tensor.dim())
         return torch.cat([torch.zeros_like(units), *(each.reshape(-1) for each in found.values())])
 
     def _ramped(self) -> tuple[float, float]:

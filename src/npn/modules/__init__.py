@@ -1,9 +1,9 @@
 """What npn puts into a model: selections and gates of inputs, zeros for removed branches, attention in plain layers."""
 
-from npn.modules.absent import absent, absent_paths, is_absent
+from npn.modules.absent import absent, absent_paths
 from npn.modules.attention import UnfusedAttention
 from npn.modules.described import described_sizes, increased
-from npn.modules.gated import InputGate, gateable, gated_layer
+from npn.modules.gated import InputGate, gated_layer
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
 from npn.modules.unfuse import fuse, unfuse
 
@@ -15,12 +15,10 @@ __all__ = [
     "described_sizes",
     "full_length",
     "fuse",
-    "gateable",
     "gated_layer",
     "hook_of",
     "increased",
     "input_dim",
-    "is_absent",
     "materialize_selects",
     "set_select",
     "unfuse",

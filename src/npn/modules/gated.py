@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from npn.modules.select import HOOKS, input_dim
+from npn.modules.select import HOOKS
 
 _CONVOLUTIONS: tuple[tuple[type[nn.Module], Any], ...] = (
     (nn.Conv1d, F.conv1d),
@@ -90,8 +90,3 @@ def gated_layer(layer: nn.Module, gate: InputGate, scale: Tensor, shift: Tensor,
     for kind in HOOKS:
         setattr(plain, kind, getattr(layer, kind))
     return plain
-
-
-def gateable(layer: nn.Module) -> bool:
-    """Whether a layer's input can have gates that depend on it: linear layers and plain convolutions."""
-    return input_dim(layer) is not None

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.structure.units import Group, Structure, gate_of_entries
+from npn._utils.layout import along
+from npn.structure.units import Columns, Group, Structure, gate_of_entries
 
 
 def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Tensor]:
@@ -23,11 +24,9 @@ def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Ten
     """
     found = gate_of_entries(structure, lambda slot: slot.key == (name, axis))
     unit = found.get((name, axis), cpu.full((structure.shapes[name][axis],), structure.units))
-    start = structure.gates_before_columns
-    for columns in structure.columns:
-        if columns.key == (name, axis):
+    for columns, start in zip(structure.parts, structure.firsts, strict=True):
+        if isinstance(columns, Columns) and columns.key == (name, axis):
             return unit[columns.kept], cpu.arange(start, start + columns.size)
-        start += columns.size
     return unit, torch.full_like(unit, structure.units)
 
 
@@ -72,16 +71,15 @@ def with_dead_units(
     """
     done = {name: set(numbers) for name, numbers in removed.items()}
     left = {name: ~weights.cpu() for name, weights in gone.items()}
-    along = {(n, a): gates_along(structure, n, a) for n, w in left.items() for a in range(w.dim())}
+    gates_on = {(n, a): gates_along(structure, n, a) for n, w in left.items() for a in range(w.dim())}
     while True:
         stay = [_stays(part.size, done.get(part.name, ())) for part in structure.parts]
         stays = torch.cat([*stay, cpu.ones(1, dtype=torch.bool)])
-        for (name, axis), (unit, column) in along.items():
+        for (name, axis), (unit, column) in gates_on.items():
             there = stays[unit] & stays[column]
-            left[name] &= there.view([-1 if a == axis else 1 for a in range(left[name].dim())])
+            left[name] &= along(there, axis, left[name].dim())
         read = cpu.zeros(structure.units + 1, dtype=torch.bool)
-        start = 0
-        for part in structure.parts:
+        for part, start in zip(structure.parts, structure.firsts, strict=True):
             for slot in part.slots:
                 numbers = cpu.arange(start, start + part.size)
                 if slot.tensor not in left:
@@ -90,20 +88,18 @@ def with_dead_units(
                     weights = left[slot.tensor]
                     rest = [a for a in range(weights.dim()) if a != slot.axis]
                     some = weights.any(dim=rest) if rest else weights
-                    for gates in along[slot.key]:
+                    for gates in gates_on[slot.key]:
                         hit = some & (gates >= start) & (gates < start + part.size)
                         read[gates[hit]] = True
             if part is structure.branches or (isinstance(part, Group) and part.normed):  # a norm reads all of its units
                 read[start : start + part.size] = True
             read[[start + unit for unit in (held or {}).get(part.name, ())]] = True
-            start += part.size
-        more, start = False, 0
-        for part in structure.parts:
+        more = False
+        for part, start in zip(structure.parts, structure.firsts, strict=True):
             dead = (~read[start : start + part.size]).nonzero().reshape(-1).tolist()
             known = done.setdefault(part.name, set())
             more |= not known.issuperset(dead)
             known.update(dead)
-            start += part.size
         if not more:
             return {name: sorted(numbers) for name, numbers in done.items() if numbers}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from torch import Tensor
 
@@ -246,7 +247,12 @@ class Structure:
     @property
     def gates_before_columns(self) -> int:
         """Number of gates of groups and branches; the gates of columns follow them."""
-        return sum(group.size for group in self.groups) + (self.branches.size if self.branches is not None else 0)
+        return self.units - sum(columns.size for columns in self.columns)
+
+    @property
+    def firsts(self) -> list[int]:
+        """Number of the first gate of each of the `parts`."""
+        return [0, *accumulate(part.size for part in self.parts)][:-1]
 
     @property
     def units(self) -> int:
@@ -276,12 +282,11 @@ def gate_of_entries(
         (tensor name, axis) -> int64 (length of the axis,), number of the gate.
     """
     found: dict[tuple[str, int], Tensor] = {}
-    start, none = 0, structure.units if none is None else none
-    for group in structure.groups:
+    none = structure.units if none is None else none
+    for group, start in zip(structure.groups, structure.firsts, strict=False):
         numbers = cpu.arange(start, start + group.size)[:, None]
         for slot in filter(wanted, group.slots):
             if slot.key not in found:
                 found[slot.key] = cpu.full((structure.shapes[slot.tensor][slot.axis],), none)
             found[slot.key][slot.index] = numbers
-        start += group.size
     return found

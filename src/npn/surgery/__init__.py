@@ -2,7 +2,7 @@
 
 from npn.surgery.apply import Extra, apply_plan
 from npn.surgery.branches import forget_edits, removal_edits
-from npn.surgery.edits import Edit, carry_out, renew_places, replace_data, select_columns, set_attribute, set_data
+from npn.surgery.edits import Edit, carry_out, renew_places, replace_data, select_columns, set_attribute
 from npn.surgery.initial import INITS, ZERO, Finish, Start, checked_init, fan_out, start
 from npn.surgery.optimizer import forget_momentum, held_by, unmovable
 from npn.surgery.plan import Plan, plan_growth, plan_removal
@@ -35,7 +35,6 @@ __all__ = [
     "report",
     "select_columns",
     "set_attribute",
-    "set_data",
     "start",
     "unmovable",
 ]

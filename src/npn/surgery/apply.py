@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from npn._utils.collectives import broadcast
 from npn._utils.fsdp import owners, replace_shard
 from npn._utils.layout import laid_out_like
+from npn._utils.models import in_mode, model_tensors
 from npn._utils.shards import full, like
 from npn.modules import described_sizes, increased
 from npn.structure import NEW, removed_paths, selected_columns
@@ -29,8 +30,6 @@ from npn.surgery.initial import Finish
 from npn.surgery.optimizer import gather, gather_gradient, moved_state
 from npn.surgery.plan import Plan
 from npn.surgery.verify import check_shapes
-from npn.tracing.capture import model_tensors
-from npn.tracing.single import in_mode
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from npn._utils.layout import laid_out_like
+from npn._utils.layout import along, laid_out_like
 from npn._utils.shards import full, like
 from npn.errors import OptimizerError
 from npn.structure import NEW
@@ -42,8 +42,7 @@ def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False, wit
         kept = value.index_select(axis, source.clamp(min=0))
         if bool(new.any()):
             rest = value.index_select(axis, source[~new]).mean(axis, keepdim=True) if mean else kept.new_zeros(())
-            shape = [-1 if a == axis else 1 for a in range(value.dim())]
-            kept = torch.where(new.view(shape), rest.to(kept.dtype), kept)
+            kept = torch.where(along(new, axis, value.dim()), rest.to(kept.dtype), kept)
         value = kept
     return value
 

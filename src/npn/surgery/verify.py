@@ -2,9 +2,9 @@
 
 from torch import nn
 
+from npn._utils.models import model_tensors
 from npn.errors import ResizeError
 from npn.structure import Structure
-from npn.tracing.capture import model_tensors
 
 
 def check_shapes(model: nn.Module, structure: Structure) -> None:

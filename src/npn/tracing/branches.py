@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from npn._utils.inputs import copied
+from npn._utils.inputs import copied, output_tensors, split_inputs
 from npn._utils.patterns import matches
 from npn.errors import ConfigurationError, TraceError
 from npn.modules import absent
 from npn.structure import Branches, Structure, inside
-from npn.tracing.capture import output_tensors, split_inputs
 from npn.tracing.environment import preserved
 from npn.tracing.lines import raising_line
 

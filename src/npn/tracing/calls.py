@@ -9,7 +9,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from npn.tracing.capture import output_tensors
+from npn._utils.inputs import output_tensors
 
 Call = tuple[Any, ...]  # name, operands and numbers
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from npn.errors import TraceError
+from npn._utils.inputs import output_tensors, split_inputs
+from npn._utils.models import model_tensors
 from npn.tracing.deadline import Deadline
 from npn.tracing.environment import (
     announced,
@@ -29,7 +30,6 @@ from npn.tracing.norm_calls import marking
 from npn.tracing.recorder import Recorder
 from npn.tracing.shapes_only import ShapesOnly
 
-_CACHES = ("past_key_values",)  # caches that are plain tuples are known by their name
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
 _COMPLEX = "does not support automatic differentiation for outputs with complex dtype"
 
@@ -53,25 +53,6 @@ class Capture:
     outputs: tuple[tuple[int, ...], ...]
     decided: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
-
-
-def split_inputs(example_inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of one call, from a tensor, a tuple or list, or a dict of keywords."""
-    if example_inputs is None:
-        raise TraceError(
-            "example_inputs is missing: expected a tensor, a tuple of positional arguments or a dict of keyword "
-            "arguments, as the model's forward takes them; pass one small batch, e.g. torch.zeros(2, 3, 32, 32)"
-        )
-    if isinstance(example_inputs, Mapping):
-        return (), dict(example_inputs)
-    if isinstance(example_inputs, (tuple, list)):
-        return tuple(example_inputs), {}
-    return (example_inputs,), {}
-
-
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name, tied ones once."""
-    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def capture(
@@ -202,23 +183,3 @@ def _fake(tensor: Tensor, shape: tuple[int, ...] | None, device: torch.device | 
         device=device or tensor.device,
         requires_grad=tensor.requires_grad and tensor.is_floating_point(),
     )
-
-
-def output_tensors(result: Any) -> list[Tensor]:
-    """All tensors in a model's answer, whatever holds them; decoding caches, returned for reuse, are no part of it."""
-    found = []
-    for leaf in tree_flatten(result, is_leaf=lambda value: _is_cache(value) or isinstance(value, Mapping))[0]:
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif isinstance(leaf, Mapping):
-            for value in (value for key, value in leaf.items() if key not in _CACHES):
-                found += output_tensors(value)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, (type, nn.Module)) and not _is_cache(leaf):
-            found += output_tensors({key: value for key, value in vars(leaf).items() if not key.startswith("__")})
-    return found
-
-
-def _is_cache(value: Any) -> bool:
-    """By its class's name or by what it can do, as no library of models is imported here."""
-    named = any(base.__name__.endswith("Cache") for base in type(value).__mro__)
-    return named or (hasattr(value, "get_seq_length") and hasattr(value, "update"))

@@ -7,12 +7,12 @@ from typing import Any
 from torch import nn
 
 from npn._utils import cpu
+from npn._utils.models import in_mode
 from npn._utils.patterns import matches
 from npn.errors import ConfigurationError
 from npn.modules.select import input_dim, set_select
 from npn.structure import Columns, Structure
 from npn.tracing.capture import capture
-from npn.tracing.single import in_mode
 
 
 def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:

@@ -6,9 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from npn._utils.models import in_mode
 from npn.errors import TraceError
 from npn.structure import NOT_PRODUCED, Structure
-from npn.tracing.single import in_mode, single_trace
+from npn.tracing.single import single_trace
 from npn.tracing.warming import Seen, warm_up
 
 WORD = {True: "train()", False: "eval()"}

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from npn._utils.models import model_tensors
 from npn._utils.shards import is_shard
 from npn.errors import TraceError
-from npn.tracing.capture import model_tensors
 
 _PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 _SHARDED = "attach the whole model, then fully_shard it: npn.distributed.shard(plastic, model.blocks)"

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 from torch import nn
 
+from npn._utils.models import in_mode
 from npn.errors import ResizeError, TraceError
 from npn.modules import described_sizes, increased
 from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.capture import output_shapes
-from npn.tracing.single import in_mode, single_trace
+from npn.tracing.single import single_trace
 
 Attribute = tuple[str, str, int]
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from npn._utils.inputs import split_inputs
+from npn._utils.models import evaluating, model_tensors
 from npn.errors import TraceError
 from npn.structure import Structure
-from npn.tracing.capture import capture, model_tensors, split_inputs
+from npn.tracing.capture import capture
 from npn.tracing.deadline import Deadline
 from npn.tracing.failures import explain
 from npn.tracing.groups import group_units
@@ -115,30 +117,3 @@ def _without_collections() -> Iterator[None]:
     finally:
         if running:
             gc.enable()
-
-
-def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Set eval mode inside the context; restore every module's own mode when it ends.
-
-    Args:
-        model: any module.
-    """
-    return in_mode(model, False)
-
-
-@contextlib.contextmanager
-def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
-    """Set train or eval mode inside the context; restore every module's own mode when it ends.
-
-    Args:
-        model: any module.
-        training: True for train mode, False for eval mode, None to leave the modes as they are.
-    """
-    modes = [(module, module.training) for module in model.modules()]
-    if training is not None:
-        model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

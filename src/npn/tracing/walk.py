@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
+from npn._utils.layout import along
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture
 from npn.tracing.deadline import Deadline
@@ -127,8 +128,8 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
     for axis, size in enumerate(shape):
         if size > 1:
             labels = ledger.fresh(name, axis, size)
-            view = labels.reshape([-1 if a == axis else 1 for a in range(len(shape))])
-            parts.append(Part(view.expand(shape), weight=True, table=not isinstance(tensors[name], nn.Parameter)))
+            on_axis = along(labels, axis, len(shape)).expand(shape)
+            parts.append(Part(on_axis, weight=True, table=not isinstance(tensors[name], nn.Parameter)))
     return Value(shape, tuple(parts))
 
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from npn._utils.inputs import copied
+from npn._utils.inputs import copied, split_inputs
+from npn._utils.models import model_tensors
 from npn.tracing.calls import Call, Calls, given
-from npn.tracing.capture import model_tensors, split_inputs
 from npn.tracing.environment import announced, no_gradients, preserved, unfused_layers
 
 

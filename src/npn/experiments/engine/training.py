@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 import npn
 from npn import distributed
+from npn._utils.models import evaluating
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import processes
 from npn.experiments.engine.effort import TrainingMacs
 from npn.experiments.engine.recipe import Recipe, Row
 from npn.integrations.tensorboard import keep_histogram
-from npn.tracing.single import evaluating
 
 HISTOGRAM_BINS = 20
 

@@ -9,12 +9,12 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor, nn
 
+from npn._utils.models import evaluating
 from npn.experiments.data.moons import moons
 from npn.experiments.data.splits import Split
 from npn.experiments.engine.recipe import Outcome
 from npn.experiments.report import figures
 from npn.experiments.report.tables import percent
-from npn.tracing.single import evaluating
 
 GRID = 161  # points per side of the picture of the decision boundary
 EXTENT = (-1.6, 2.6, -1.15, 1.65)  # the part of the plane in it: left, right, bottom, top

@@ -11,12 +11,12 @@ from torch.optim import Adam, Optimizer
 
 import npn
 from npn._importance.closing import best_of_each
+from npn._utils.models import evaluating
 from npn.checkpoint import Stateful
 from npn.experiments.data.splits import Split
 from npn.experiments.engine.effort import BACKWARD, FORWARD
 from npn.experiments.engine.procedure import Procedure
 from npn.experiments.peers.cutting import close_by_importance, keep_weights, remove, threshold
-from npn.tracing.single import evaluating
 
 PRETRAIN, SHRINK, FINETUNE = "pretrain", "shrink", "finetune"
 PATH = 0.8  # share of the shrinking stage in which a falling bound leads to the budget

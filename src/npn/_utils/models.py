@@ -1,0 +1,38 @@
+"""The tensors of a module, and its mode."""
+
+import contextlib
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
+    """Set eval mode inside the context; restore every module's own mode when it ends.
+
+    Args:
+        model: any module.
+    """
+    return in_mode(model, False)
+
+
+@contextlib.contextmanager
+def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
+    """Set train or eval mode inside the context; restore every module's own mode when it ends.
+
+    Args:
+        model: any module.
+        training: True for train mode, False for eval mode, None to leave the modes as they are.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    if training is not None:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
