@@ -10,7 +10,7 @@ from npn._utils.models import model_tensors
 from npn.plasticity import Plasticity
 from npn.structure import Branches, Columns, Group
 
-Wanted = Callable[[str, Tensor, str], bool]  # (name, tensor, "produces", "reads" or "gated") -> whether it counts
+Wanted = Callable[[Tensor, bool], bool]  # (parameter, whether its gate multiplies it) -> whether it counts
 
 
 class UnitEntries:
@@ -18,8 +18,8 @@ class UnitEntries:
 
     Args:
         plastic: the handle of the model.
-        wanted: chooses parameters by their role: those that produce a unit, that read it, or, of branches and input
-            columns, that the gate multiplies ("gated").
+        wanted: chooses among the parameters that produce a unit, and those of branches and input columns, which the
+            gate multiplies.
 
     Attributes:
         structure: that these entries belong to.
@@ -33,8 +33,8 @@ class UnitEntries:
         self.terms: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
         self.counts, start = torch.zeros(plastic.structure.units, dtype=torch.float32, device=device), 0
         for part in self.structure.parts:
-            for name, axis, positions, units, role in _positions(part):
-                if wanted(name, tensors[name], role):
+            for name, axis, positions, units in _positions(part):
+                if wanted(tensors[name], not isinstance(part, Group)):
                     term = (tensors[name], axis, positions.to(device), (units + start).to(device))
                     self.terms.append(term)
                     self.counts.index_add_(0, term[3], torch.ones(len(units), dtype=torch.float32, device=device))
@@ -63,16 +63,17 @@ class UnitEntries:
         return total
 
 
-def _positions(part: Group | Branches | Columns) -> Iterator[tuple[str, int | None, Tensor, Tensor, str]]:
-    """Tensor, axis, positions along it, unit of each position, and role, of everything that belongs to the units."""
+def _positions(part: Group | Branches | Columns) -> Iterator[tuple[str, int | None, Tensor, Tensor]]:
+    """Tensor, axis, positions along it and their units, of what produces units and of what a gate multiplies."""
     every = cpu.arange(part.size)
     if isinstance(part, Branches):
         for number, names in enumerate(part.scales):
             for name in names:
-                yield name, None, every[:1] * 0, every[number : number + 1], "gated"
+                yield name, None, every[:1] * 0, every[number : number + 1]
     elif isinstance(part, Columns):
-        yield part.tensor, part.axis, every, every, "gated"
+        yield part.tensor, part.axis, every, every
     else:
         for slot in part.slots:
-            units = every.repeat_interleave(slot.index.shape[1])
-            yield slot.tensor, slot.axis, slot.index.reshape(-1), units, "reads" if slot.reads else "produces"
+            if not slot.reads:
+                units = every.repeat_interleave(slot.index.shape[1])
+                yield slot.tensor, slot.axis, slot.index.reshape(-1), units

@@ -96,4 +96,4 @@ class Slimming(Method):
 
     def _find_entries(self) -> UnitEntries:
         owned = {id(m.weight) for m in self.plastic.model.modules() if isinstance(m, _BatchNorm) and m.affine}
-        return UnitEntries(self.plastic, lambda _, p, role: role != "reads" and id(p) in owned)
+        return UnitEntries(self.plastic, lambda scale, _: id(scale) in owned)

@@ -162,4 +162,4 @@ class TargetedDropout(Method):
         return (1.9 * t if t < 0.5 else 0.95 + 0.1 * (t - 0.5)), self.rate * t
 
     def _find_entries(self) -> UnitEntries:
-        return UnitEntries(self.plastic, lambda _, p, role: role == "gated" or (role == "produces" and p.dim() > 1))
+        return UnitEntries(self.plastic, lambda weight, gated: gated or weight.dim() > 1)
