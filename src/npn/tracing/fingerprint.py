@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
-from npn.tracing.lines import source_line
+from npn.tracing.lines import op_name, source_line
 from npn.tracing.rules import MOVEMENT
 from npn.tracing.rules_constants import SHAPE_ONLY
 from npn.tracing.rules_indexing import uniform
@@ -150,16 +150,11 @@ def _lengths(node: Node, env: Mapping[Node, Any]) -> list[str]:
     if not isinstance(value, Value) or value.neutral or not isinstance(tensor, Tensor) or not node.users:
         return []
     source = env[node.args[0]] if node.args and isinstance(node.args[0], Node) else None
-    padding = isinstance(source, Value) and bool(source.parts) and not value.parts and _moves(node)
+    padding = isinstance(source, Value) and bool(source.parts) and not value.parts and op_name(node) in MOVEMENT
     if padding or not tensor.numel():  # it has no units, so that all its sizes look fixed
         return []
     axes = [a for a in range(len(value.shape)) if value.fixed(a) and not uniform(value, node, a)]
     return ["sizes " + "x".join(f"{a}:{value.shape[a]}" for a in axes)] if axes else []
-
-
-def _moves(node: Node) -> bool:
-    schema = getattr(node.target, "_schema", None)
-    return schema is not None and schema.name.split("::")[1] in MOVEMENT
 
 
 def _digest(const: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""The line of the user's code that made a node of a graph, or in which an error was raised."""
+"""The op of a node of a graph, and the line of the user's code that made it or in which an error was raised."""
 
 import inspect
 import os
@@ -13,6 +13,16 @@ OWN = str(Path(__file__).parent)
 _UNKNOWN = "unknown line"
 _STAND_INS = str(Path(__file__).with_name("packed.py"))
 _NO_LAYERS = (os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))
+
+
+def op_name(node: Node) -> str:
+    """The name of a node's op without its overload, as "add" of `aten::add.Tensor`.
+
+    Args:
+        node: a node of a traced graph.
+    """
+    schema = getattr(node.target, "_schema", None)
+    return schema.name.split("::")[1] if schema is not None else getattr(node.target, "__name__", str(node.target))
 
 
 def source_line(node: Node) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from npn._utils import cpu
+from npn.tracing.lines import op_name
 from npn.tracing.rules import Call, movement, rule
 from npn.tracing.rules_mixing import index as pick
 from npn.tracing.values import Value, merge, reduce, restrict
@@ -73,7 +74,7 @@ def uniform(value: Value, node: Any, axis: int) -> bool:
             return False
         if node.meta["val"].stride(axis) == 0:
             return True
-        name, source = str(node.target).split(".")[-2:][0], node.args[0]
+        name, source = op_name(node), node.args[0]
         if name == "repeat" and isinstance(source, Node):
             inner = source.meta["val"].shape
             before = axis - (len(node.meta["val"].shape) - len(inner))

@@ -19,7 +19,7 @@ from npn.tracing.deadline import Deadline
 from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
 from npn.tracing.labels import Ledger, Part
-from npn.tracing.lines import source_line
+from npn.tracing.lines import op_name, source_line
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules_mixing import written  # the import registers its rules, too
@@ -93,10 +93,10 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
                         ledger.freeze(part.labels, "it is the model's output")
         else:
             env[node] = _call(ledger, node, env)
-            deadline.check(f"{i:,} of {total:,} operations followed", _name(node), source_line(node))
-            fingerprint.append(printed(node, env, _out_of_place(_name(node))))
-            effort.see(node, _name(node), env)
-            if _name(node) in _RESHAPING:
+            deadline.check(f"{i:,} of {total:,} operations followed", op_name(node), source_line(node))
+            fingerprint.append(printed(node, env, _out_of_place(op_name(node))))
+            effort.see(node, op_name(node), env)
+            if op_name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
     return Walked(ledger, effort, tuple(fingerprint), tuple(unreached), frozenset(numbers), env)
 
@@ -138,7 +138,7 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     kwargs: Any = dict(map_arg(node.kwargs, env.__getitem__))
     if node.target is operator.getitem:
         return args[0][args[1]] if isinstance(args[0], (list, tuple)) else args[0]
-    name = _name(node)
+    name = op_name(node)
     call = Call(ledger, node, args, kwargs, name, source_line(node))
     values = call.values
     if name == "copy_":  # functionalised buffer updates come last; some kernels write into slices on the way
@@ -185,11 +185,11 @@ def _copy(call: Call, env: dict[Node, Any]) -> Value:
 def _write(call: Call, target: Node, value: Value, env: dict[Node, Any]) -> Value:
     """Assign to a node, and to what it is a slice of."""
     env[target] = value
-    base = target.args[0] if target.op == "call_function" and _name(target) in MOVEMENT else None
+    base = target.args[0] if target.op == "call_function" and op_name(target) in MOVEMENT else None
     if not isinstance(base, Node):
         return value
     whole = env[base]
-    if _name(target) != "slice":
+    if op_name(target) != "slice":
         for part in (*whole.parts, *value.parts):
             call.ledger.freeze(part.labels, f"written into in place at {call.where}")
         _write(call, base, Value(whole.shape), env)
@@ -215,8 +215,3 @@ _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "nati
 
 def _out_of_place(name: str) -> str:
     return name[:-1] if name in _IN_PLACE_MOVES else name
-
-
-def _name(node: Node) -> str:
-    schema = getattr(node.target, "_schema", None)
-    return schema.name.split("::")[1] if schema is not None else getattr(node.target, "__name__", str(node.target))
