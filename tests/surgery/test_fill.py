@@ -57,3 +57,30 @@ def test_weights_get_their_own_random_numbers(grown):
     for rows in (model.stem.weight[3:], model.deep[3:], direction[3:, :3]):  # the stem has one input
         bound = rows[0].numel() ** -0.5
         assert len(rows.flatten().unique()) == rows.numel() and bool((rows.abs() <= bound).all())
+
+
+class MaskedLinear(nn.Linear):
+    """A layer of a masked autoencoder (MADE): which weights there are is fixed."""
+
+    def __init__(self, mask):
+        super().__init__(*mask.T.shape)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.mask, self.bias)
+
+
+def test_masks_and_signs_get_those_of_present_units():
+    torch.manual_seed(0)
+    degree, inputs = torch.arange(8) % 4, torch.arange(5)
+    hidden, output = (degree[:, None] >= inputs).double(), (inputs[:, None] > degree).double()
+    model = nn.Sequential(MaskedLinear(hidden), nn.Tanh(), MaskedLinear(output)).double()
+    x = torch.randn(3, 5).double()
+    plastic, wanted = npn.attach(model, x), model(x)
+    plastic.grow({"0": 3})
+    torch.testing.assert_close(model(x), wanted)
+    assert torch.equal(model[0].mask[8:], hidden[:3]) and torch.equal(model[2].mask[:, 8:], output[:, :3])
+    with torch.no_grad():
+        model[2].weight.normal_()
+    jacobian = torch.autograd.functional.jacobian(model, x[0])
+    assert float(jacobian.triu().abs().max()) == 0.0, "an output depends on its own input or on a later one"

@@ -15,7 +15,8 @@ def initial_entries(model: nn.Module, name: str, old: Tensor, axis: int, shape: 
 
     A row of a weight gets PyTorch's default `U(-1/sqrt(fan_in), 1/sqrt(fan_in))` for its present fan-in, a bias gets
     the bound of its weight, and normalisation starts neutral. Any other tensor (buffers, parameters with one number per
-    unit) gets the mean of its present entries along this axis, so that a fixed kernel and a positive variance stay so.
+    unit) gets the mean of its present entries along this axis, so that a fixed kernel and a positive variance stay so;
+    one of -1, 0 and 1 alone, such as the mask of a masked autoencoder, gets whole entries of present units, in turn.
 
     Args:
         model: the model, in which the tensor's owner is looked up.
@@ -37,6 +38,8 @@ def initial_entries(model: nn.Module, name: str, old: Tensor, axis: int, shape: 
         return _uniform(old, shape, weight.numel() // max(old.numel(), 1))
     if not old.is_floating_point() and not old.is_complex():
         return old.new_zeros(shape)
+    if bool((old.eq(0) | old.abs().eq(1)).all()):
+        return old.index_select(axis, torch.arange(shape[axis], device=old.device) % old.shape[axis])
     return old.mean(axis, keepdim=True).expand(shape).clone()
 
 
