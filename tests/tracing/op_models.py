@@ -240,6 +240,9 @@ PLACES = {
         "differ from unit",
     ),
     "gather_rows": between(lambda h: h.gather(0, h.argsort(0))),
+    "take_along_dim_by_input": between(
+        lambda h, i: torch.take_along_dim(h, i[:, None], 0), lambda: (rows(), torch.tensor([3, 0, 3]))
+    ),
     "gather_by_input": between(lambda h, i: h.gather(0, columns(i, h)), lambda: (rows(), torch.tensor([3, 0, 3]))),
     "gather_units": between(lambda h: h.gather(1, h.argsort(1)), frozen="sort mixes"),
     "quantile": between(lambda h: h - h.quantile(0.5, 0)),

@@ -213,8 +213,8 @@ class MaskedCall:
 
     def __reduce__(self) -> Any:
         raise PlasticityError(
-            "a model with gates cannot be pickled; use plastic.export() for a plain copy, npn.save(path, plastic) for a "
-            "checkpoint, or model.state_dict() for its weights without the gates"
+            "a model with gates cannot be pickled; use plastic.export() for a plain copy, npn.save(path, plastic) for "
+            "a checkpoint, or model.state_dict() for its weights without the gates"
         )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "MaskedCall":

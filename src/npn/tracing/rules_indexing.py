@@ -79,10 +79,17 @@ def uniform(value: Value, node: Any, axis: int) -> bool:
             inner = source.meta["val"].shape
             before = axis - (len(node.meta["val"].shape) - len(inner))
             return before < 0 or inner[before] == 1
-        if name not in _SAME:
+        if name not in _SAME and not _of_each_element(node):
             return False
         node = source
     return False
+
+
+def _of_each_element(node: Node) -> bool:
+    """Whether an op computes each element of its result from the same one of its only tensor, as `remainder(x, 5)`."""
+    tags = getattr(node.target, "tags", ())
+    alone = len(node.all_input_nodes) == 1 and node.all_input_nodes[0] is node.args[0]
+    return alone and torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
 def _positions(call: Call, value: Value, node: Any, dim: int) -> tuple[Value | None, set[int]]:
