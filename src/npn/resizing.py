@@ -170,7 +170,7 @@ def removable(
         with weights.step(), unsharded(model), full_length(model):
             return why_not(model, example_inputs, structure, fewer) if fewer else None
 
-    if weights.in_step or weights.swapped:  # then a resize is refused, and an export has the masks in its weights
+    if weights.in_step or weights.swapped:  # then a resize is refused, and an export is not looked at
         return dict(removed)
     why = reason(removed)
     if why is None:

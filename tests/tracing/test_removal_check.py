@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import npn
@@ -154,3 +155,31 @@ class Unflattened(nn.Module):
 def test_code_that_wants_even_numbers_is_found_where_there_are_two_units(model, x):
     with pytest.raises(npn.errors.TraceError, match=r"\[0\]: the code fixes this size"):
         npn.attach(model, x)
+
+
+class Switched(nn.Module):
+    """A norm that a flag turns on, after the model was attached without it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.normed = nn.Linear(6, 16), nn.Linear(16, 3), False
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        return self.b(F.layer_norm(h, h.shape[-1:]) if self.normed else h)
+
+
+def test_units_that_mix_since_the_model_was_attached_stay():
+    torch.manual_seed(0)
+    model, x = Switched(), torch.randn(5, 6)
+    plastic = npn.attach(model, x)
+    model.normed = True
+    plastic.close("a", range(6))
+    masked = model(x)
+    with pytest.warns(UserWarning, match="closed units of a stay.*it has other units now than when it"):
+        torch.testing.assert_close(plastic.export()(x), masked)
+    with pytest.warns(UserWarning, match="closed units of a stay in the model, masked"):
+        assert plastic.compact().changes == {}
+    torch.testing.assert_close(model(x), masked)
+    model.normed = False
+    assert plastic.compact().changes == {"a": (16, 10)}

@@ -9,7 +9,9 @@ from npn.errors import ResizeError
 from npn.structure import Structure, difference, other_outputs, without_units
 from npn.tracing.environment import quiet
 from npn.tracing.lines import raising_line
-from npn.tracing.retrace import outputs_at, shrunk
+from npn.tracing.retrace import OtherUnits, outputs_at, shrunk
+
+CHANGED = "it has other units now than when it was attached, so that its code or one of its modules has changed"
 
 
 def why_not(
@@ -18,7 +20,8 @@ def why_not(
     """Why a model computes something else without some units than with their gates closed; None if it does not.
 
     The dry run has tried a few sizes; code such as ``h / min(h.shape[1], 24)`` or ``h.squeeze()`` may hold at these and
-    not at others. Where the model cannot be traced as it is now, nothing is known, and nothing is said.
+    not at others; and the code may have changed since the model was attached. Where the model cannot be traced as it is
+    now, nothing is known, and nothing is said.
 
     Args:
         model: as before afterwards.
@@ -57,6 +60,11 @@ def _compared(
     if reason is not None or structure.modes_differ:  # from what was attached: in another mode, or before other changes
         try:
             now = shrunk(model, example_inputs, structure, {})
+        except OtherUnits:
+            return (
+                True,
+                CHANGED,
+            )
         except ResizeError:
             return False, None
         if found is not None:

@@ -16,6 +16,10 @@ from npn.tracing.single import single_trace
 Attribute = tuple[str, str, int]
 
 
+class OtherUnits(ResizeError):
+    """At some sizes a model can be traced, and has other units than it had."""
+
+
 @contextlib.contextmanager
 def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[None]:
     """Change the integer attributes that follow a group's size, and those that describe parameters, inside the context.
@@ -129,14 +133,15 @@ def shrunk(model: nn.Module, example_inputs: object, structure: Structure, fewer
         fewer: group name -> number of units that go.
 
     Raises:
-        ResizeError: at the new sizes the model has other units.
+        OtherUnits: at these sizes the model has other units.
+        ResizeError: at these sizes it cannot be traced.
     """
     change = {g.name: -fewer.get(g.name, 0) for g in structure.groups}
     spare = {g.name for g in structure.groups if g.size + change[g.name] < 2}  # see `grown`
     try:
         named = _retraced(model, example_inputs, structure, {n: c + (n in spare) for n, c in change.items()})
     except ResizeError as error:
-        raise ResizeError(f"cannot shrink by {dict(fewer)}: {error}") from error
+        raise type(error)(f"cannot shrink by {dict(fewer)}: {error}") from error
     return without_units(named, {g.name: [g.size - 1] for g in named.groups if g.name in spare})
 
 
@@ -149,5 +154,5 @@ def _retraced(model: nn.Module, inputs: object, structure: Structure, change: Ma
     if named is None or any(
         g.size != s.size + change[s.name] for g, s in zip(named.groups, structure.groups, strict=True)
     ):
-        raise ResizeError("at the new sizes the model has other units than before")
+        raise OtherUnits("at the new sizes the model has other units than before")
     return named
