@@ -60,13 +60,9 @@ def _compared(
     if reason is not None or structure.modes_differ:  # from what was attached: in another mode, or before other changes
         try:
             now = shrunk(model, example_inputs, structure, {})
-        except OtherUnits:
-            return (
-                True,
-                CHANGED,
-            )
-        except ResizeError:
-            return False, None
+        except ResizeError as error:  # modes that differ may have other units than each other
+            changed = isinstance(error, OtherUnits) and not structure.modes_differ
+            return (True, CHANGED) if changed else (False, None)
         if found is not None:
             expected = replace(expected, fingerprint=now.fingerprint, outputs=now.outputs, norms=now.norms)
             reason = difference(expected, found, placement=not in_sets)
