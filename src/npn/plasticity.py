@@ -395,6 +395,6 @@ class Plasticity:
         fresh: dict[str, Any] = {"optimizers": [], "followers": followers, "pricing": None, "_after_step": None}
         new = deep_copy(self, memo, fresh)
         new._after_step = AfterStep(new.gates, new.masked_weights)
-        new.pricing = self.pricing.copied(new._model, new.gates)
+        new.pricing = Pricing(new._model, new.structure, new.gates, full=self.pricing)
         checks.watch(new.masked_weights)
         return new

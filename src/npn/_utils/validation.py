@@ -232,8 +232,7 @@ def connection_count(name: str, value: object) -> None:
     Raises:
         ConfigurationError: it is neither.
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not is_number(value) or not 0 <= value < math.inf or not (whole or isinstance(value, float)):
+    if not is_number(value) or not isinstance(value, (Integral, float)) or not 0 <= value < math.inf:
         needed = "an int >= 0 or a float fraction of the open weights"
         raise ConfigurationError(f"{name} must be {needed}, got {shown(value)}")
 

@@ -96,14 +96,19 @@ class Gate:
         return isinstance(self.sharpness.function, Sigmoid) or self.sharpness.k in (0.0, math.inf)
 
     @property
+    def open_by_rule(self) -> Tensor:
+        """Where the rule of the deterministic mask alone opens gates, bool, in the shape of the logits."""
+        with torch.no_grad():
+            return self.logits > 0 if self.cut_at_zero else self.keep_probability() > 0.5
+
+    @property
     def mask(self) -> Tensor:
         """The deterministic mask 1[pi > 1/2], bool (size,); 1[phi > 0] at k = 0 and k = inf.
 
         The unit with the largest logit counts as open even if its gate is closed, so that a layer is never empty.
         """
         with torch.no_grad():
-            mask = self.logits > 0 if self.cut_at_zero else self.keep_probability() > 0.5
-            return mask.index_fill(0, self.logits.argmax(), True)
+            return self.open_by_rule.index_fill(0, self.logits.argmax(), True)
 
     @property
     def present(self) -> Tensor:

@@ -281,7 +281,7 @@ class Gates:
         chosen = torch.zeros_like(gate.shut).view(-1).index_fill_(0, index, True).view_as(gate.shut)
         forget_momentum(optimizers, gate.logits, chosen)
         self.grace_left = max(self.grace_left, grace)
-        if not bool(((gate.logits > 0) if gate.cut_at_zero else gate.keep_probability() > 0.5).any()):
+        if not bool(gate.open_by_rule.any()):
             of_branches = isinstance(traced, Branches)
             why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
             last = int(gate.logits.argmax())

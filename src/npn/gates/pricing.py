@@ -83,15 +83,6 @@ class Pricing:
         """
         return Priced(self, probability)
 
-    def copied(self, model: nn.Module, gates: Gates) -> "Pricing":
-        """The pricing of a copy of the model and of its gates.
-
-        Args:
-            model: the copied model.
-            gates: the copied gates.
-        """
-        return Pricing(model, self._structure, gates, full=self)
-
 
 @dataclass(frozen=True)
 class Priced:

@@ -42,6 +42,11 @@ class WeightGates(Gate):
         return super().keep_probability().masked_fill(self.removed, 0)
 
     @property
+    def open_by_rule(self) -> Tensor:
+        """See `Gate.open_by_rule`; removed weights are closed."""
+        return super().open_by_rule & ~self.removed
+
+    @property
     def mask(self) -> Tensor:
         """The deterministic mask 1[pi > 1/2], bool, in the shape of the weights; 1[phi > 0] at k = 0 and k = inf.
 
@@ -49,7 +54,7 @@ class WeightGates(Gate):
         """
         with torch.no_grad():
             logits = self.logits.detach().masked_fill(self.removed, -math.inf)
-            mask = logits > 0 if self.cut_at_zero else self.keep_probability() > 0.5
+            mask = self.open_by_rule
             return mask.view(-1).index_fill(0, logits.argmax(), True).view_as(mask)
 
     @property

@@ -52,8 +52,8 @@ class MaskedCall:
         """
         before = model.register_forward_pre_hook(self.before)
         after = model.register_forward_hook(self.after, always_call=True)
-        saving = model.register_state_dict_pre_hook(self.transferring)
-        loading = model.register_load_state_dict_pre_hook(self.transferring)
+        saving = model.register_state_dict_pre_hook(self.own_weights)
+        loading = model.register_load_state_dict_pre_hook(self.own_weights)
         self._ids = (before.id, after.id, saving.id, loading.id)
         if self.gates.decision is not None:
             self.gates.decision.register(model)
@@ -117,18 +117,12 @@ class MaskedCall:
         if self.entered and not self._held:
             self._end()
 
-    def transferring(self, *_: Any) -> None:
-        """Hook before `state_dict` and `load_state_dict`: what they copy are the weights, not masked copies of them.
+    def own_weights(self, *_: Any) -> None:
+        """Restore the weights after an interrupted call, and raise `ConfigurationError` while masks are in use.
 
-        Weights that an interrupted call has left masked are restored, since many loops save the model after Ctrl-C.
-
-        Raises:
-            ConfigurationError: a step or `npn.masked` has put masks on.
+        It is the hook before `state_dict` and `load_state_dict`, too: they copy the weights, not what masks them, and
+        many loops save the model after Ctrl-C.
         """
-        self.own_weights()
-
-    def own_weights(self) -> None:
-        """Restore the weights after an interrupted call, and raise `ConfigurationError` while masks are in use."""
         self.recover()
         if self.weights.swapped:
             raise ConfigurationError(UNDER_MASKED)
@@ -157,7 +151,8 @@ class MaskedCall:
         self._enter()
         self._held, self._caller = True, None  # a call that fails inside ends nothing
         try:
-            with values_stay(self.weights.table.named if self.entered else {}, "npn.masked"):
+            table = self.weights.table
+            with values_stay(table.names, table.parameters, "npn.masked") if self.entered else contextlib.nullcontext():
                 yield
         finally:
             self._held = False

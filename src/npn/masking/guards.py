@@ -1,7 +1,7 @@
 """What a user's code must leave alone while masked copies are in the place of the weights."""
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
@@ -10,20 +10,21 @@ from npn.masking.refusals import CHANGED, CLOSURE
 
 
 @contextlib.contextmanager
-def values_stay(weights: Mapping[str, Tensor], where: str) -> Iterator[None]:
+def values_stay(names: Sequence[str], weights: Sequence[Tensor], where: str) -> Iterator[None]:
     """Raise at the end of the context if a masked copy was changed in place inside, since the change is lost.
 
     Args:
-        weights: name -> masked copy.
+        names: of the weights.
+        weights: the masked copies.
         where: what the context is, for the error message.
 
     Raises:
         ConfigurationError: one was changed.
     """
-    before = {name: copy._version for name, copy in weights.items()}
+    before = [weight._version for weight in weights]
     yield
-    for name, copy in weights.items():
-        if copy._version != before[name]:
+    for name, weight, version in zip(names, weights, before, strict=True):
+        if weight._version != version:
             raise ConfigurationError(CHANGED.format(name=name, where=where))
 
 

@@ -167,7 +167,7 @@ class MaskedWeights:
             self._watch()
             with torch.inference_mode(False):
                 self._leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
-            stay = values_stay(table.named, "plastic.backward")
+            stay = values_stay(table.names, table.parameters, "plastic.backward")
             with self._norms.under(mask if self._leaf is None else self._leaf), stay:
                 yield
         finally:

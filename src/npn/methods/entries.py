@@ -31,14 +31,13 @@ class UnitEntries:
         tensors, device = model_tensors(plastic.model), plastic.gates.device
         self.structure = plastic.structure
         self.terms: list[tuple[Tensor, int | None, Tensor, Tensor]] = []
-        self.counts, start = torch.zeros(plastic.structure.units, dtype=torch.float32, device=device), 0
-        for part in self.structure.parts:
+        self.counts = torch.zeros(plastic.structure.units, dtype=torch.float32, device=device)
+        for part, start in zip(self.structure.parts, self.structure.firsts, strict=True):
             for name, axis, positions, units in _positions(part):
                 if wanted(tensors[name], not isinstance(part, Group)):
                     term = (tensors[name], axis, positions.to(device), (units + start).to(device))
                     self.terms.append(term)
                     self.counts.index_add_(0, term[3], torch.ones(len(units), dtype=torch.float32, device=device))
-            start += part.size
 
     def belong_to(self, plastic: Plasticity) -> bool:
         """Whether these are still the entries of the model: neither resized nor moved to another device."""
