@@ -114,11 +114,10 @@ def movement(call: Call) -> Any:
     for part in value.parts if call.name not in _IN_ORDER else ():
         check_places(call, part, lambda index: list(_run(call, index, rest)) if many else [_run(call, index, rest)])
     results = []
+    again = call.name in ("expand", "repeat")
     for i, shape in enumerate(call.shapes):
-        parts = tuple(
-            replace(part, labels=canonical(out[i] if many else out))
-            for part, out in zip(value.parts, moved, strict=True)
-        )
+        pairs = [(p, canonical(out[i] if many else out)) for p, out in zip(value.parts, moved, strict=True)]
+        parts = tuple(replace(p, labels=labels, repeated=p.repeated or again) for p, labels in pairs)
         kept = tuple(p for p in parts if bool(squeeze_constant(p.labels).any()))
         results.append(Value(shape, kept, free=value.free, own=value.weight or value.own))
     if call.name == "expand":
@@ -182,6 +181,7 @@ def concatenate(call: Call) -> Value:
         values = [v.viewed((*v.shape[:dim], 1, *v.shape[dim:])) for v in values]
     weight = all(v.weight or v.neutral for v in values)
     table = all(v.neutral or (v.parts and v.table) for v in values)
+    repeated = any(v.repeated for v in values)
     lines = _side_by_side(values, dim)
     across: list[Value] = []
     for i, value in enumerate(values):
@@ -197,14 +197,14 @@ def concatenate(call: Call) -> Value:
                 call.ledger.freeze(part.labels, f"one unit stands beside others at {call.where}")
     flat = [1 if a == dim else s for a, s in enumerate(shape)]
     crossing = merge(call.ledger, across, flat, call.where, zero="all")
-    parts = [Part(p.labels.expand(shape), weight, p.opaque, table) for p in crossing.parts]
+    parts = [Part(p.labels.expand(shape), weight, p.opaque, table, repeated) for p in crossing.parts]
     blank = cpu.zeros(1, dtype=torch.long)
     for line in lines:
         pieces = [blank.expand(v.shape) if part is None else part.labels for v, part in zip(values, line, strict=True)]
         keep = {a for p in pieces for a in range(len(shape)) if p.stride(a) != 0 and p.shape[a] > 1} | {dim}
         pieces = [squeeze_constant(p, keep) for p in pieces]
         labels = canonical(torch.cat([p.contiguous() for p in pieces], dim).expand(shape))
-        parts.append(Part(labels, weight, any(p is not None and p.opaque for p in line), table))
+        parts.append(Part(labels, weight, any(p is not None and p.opaque for p in line), table, repeated))
     return Value(shape, tuple(parts), free=all(v.neutral for v in values))
 
 
@@ -282,7 +282,7 @@ def convolution(call: Call) -> Value:
     """Convolution of any rank, transposed or not, with groups."""
     x, w, bias, _, _, _, transposed, _, groups = call.args[:9]
     rank = len(x.shape) - 2
-    if groups > 1 and (x.weight or not (w.weight or (w.neutral and not w.fixed(0)))):
+    if groups > 1 and ((x.weight and not x.repeated) or not (w.weight or (w.neutral and not w.fixed(0)))):
         blocked: Value = unknown(call, f"a grouped kernel is computed from data at {call.where}")
         return blocked
     space = list(range(2, 2 + rank))

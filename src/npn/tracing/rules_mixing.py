@@ -55,7 +55,7 @@ def followed(call: Call, part: Part, axes: Sequence[int]) -> Part | None:
         The part without its units along these axes, None if nothing is left; the part itself if it is not followed.
     """
     where, gone = call_of(call.node), part.axes & set(axes)
-    if where is None or part.weight or not gone:
+    if where is None or (part.weight and not part.repeated) or not gone:
         return part
     call.ledger.normed.append(Normed(part.labels, tuple(axes), where, call.mixes))
     if part.axes <= gone:

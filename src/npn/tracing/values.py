@@ -40,6 +40,11 @@ class Value:
         return bool(self.parts) and all(part.weight for part in self.parts)
 
     @property
+    def repeated(self) -> bool:
+        """Whether the code repeats the value, as it does parameters that take the place of an input."""
+        return any(part.repeated for part in self.parts)
+
+    @property
     def table(self) -> bool:
         """Whether the value is made of buffers and constants alone."""
         return all(part.table for part in self.parts)
@@ -135,7 +140,7 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
     for source, value in enumerate(operands):
         for part in value.parts:
             labels = part.labels.expand(tuple(shape))
-            part = Part(labels, weight, part.opaque or (weight and zero == "never"), part.table)
+            part = Part(labels, weight, part.opaque or (weight and zero == "never"), part.table, part.repeated)
             if not part.axes:
                 same = [i for i, (_, other) in enumerate(merged) if not other.axes]
                 if any(v.parts and any(p.axes for p in v.parts) for v in operands) or value.shape != tuple(shape):
@@ -167,7 +172,13 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
                 both = joined(other.labels, labels)
                 merged[i] = (
                     sources | {source},
-                    Part(both, weight, other.opaque or part.opaque, other.table and part.table),
+                    replace(
+                        part,
+                        labels=both,
+                        opaque=other.opaque or part.opaque,
+                        table=other.table and part.table,
+                        repeated=other.repeated or part.repeated,
+                    ),
                 )
             if not partners:
                 merged.append(({source}, part))
@@ -265,6 +276,8 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
         The result.
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
+    if a.weight and b.weight and a.repeated != b.repeated:
+        a, b = (as_data(v) if v.repeated else v for v in (a, b))
     if a.weight != b.weight:
         data, weight = (b, a) if a.weight else (a, b)
         data, weight = _read(ledger, data, weight, set(axes), where)
@@ -275,6 +288,15 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
         a, b = (replace(v, parts=tuple(restrict(ledger, p, axes, mixes) for p in v.parts)) for v in (a, b))
     product = merge(ledger, [a, b], shape, where, zero="any")
     return reduce(ledger, product, axes, False, mixes, linear=both)
+
+
+def as_data(value: Value) -> Value:
+    """Take a parameter that the code repeats for what it is: an input that is learned, not a weight.
+
+    Args:
+        value: made of parameters.
+    """
+    return replace(value, parts=tuple(replace(p, weight=False, repeated=False) for p in value.parts), own=False)
 
 
 def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str) -> tuple[Value, Value]:
