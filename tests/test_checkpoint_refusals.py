@@ -292,3 +292,19 @@ def test_sizes_that_no_resize_changes_have_to_agree(tmp_path):
         with pytest.raises(CheckpointError, match=f"has {tensor} as .* no units live along axis"):
             npn.load(path, target)
         assert all(torch.equal(a, b) for a, b in zip(before, target.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "python", "absent"])
+def test_states_of_random_generators_are_looked_at_before_weights_are_loaded(tiny, tmp_path, kind):
+    path = tmp_path / "run.npn"
+    run = build(tiny)
+    train(tiny, *run, 1)
+    npn.save(path, run[1])
+    content = torch.load(path, weights_only=True)
+    content["rng"] = {} if kind == "absent" else content["rng"] | {kind: torch.zeros(3, dtype=torch.uint8)}
+    torch.save(content, path)
+    other = build(tiny, seed=3)
+    before, rng = everything(other[1]), torch.get_rng_state()
+    with pytest.raises(CheckpointError, match=r"holds states of random generators that cannot .*\. Nothing was loaded"):
+        npn.load(path, other[1])
+    assert same(before, everything(other[1])) and torch.equal(rng, torch.get_rng_state())

@@ -1,6 +1,8 @@
 """What `plastic.track` refuses, and what a resize notices."""
 
+import copy
 import re
+import warnings
 
 import pytest
 import torch
@@ -77,6 +79,16 @@ def test_an_optimizer_that_was_never_tracked(tiny):
     plastic.compact()
     weights.step()
     assert weights.state[model[0].weight]["exp_avg"].shape == (3, 3)
+
+
+def test_an_optimizer_of_another_model_is_told(tiny):
+    model, plastic = tiny["mlp"].attach()
+    stale = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match=r"^SGD holds no weight and no gate of this model, .* plastic.weights\(\) or"):
+        plastic.track(stale)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plastic.track(torch.optim.Adam(plastic.logits()), torch.optim.SGD([model[0].bias], lr=0.1))
 
 
 def test_a_fresh_optimizer_needs_no_tracking(tiny):

@@ -196,6 +196,8 @@ def test_backward_takes_a_function_and_a_factor(who):
     for scale in (None, "x", torch.ones(2)):
         with pytest.raises(ConfigurationError, match=r"^scale must be a number, a scalar tensor or a torch\.amp\.Grad"):
             handle.backward(lambda: loss_of(plastic), scale=scale)
+    with pytest.raises(ConfigurationError, match=r"^scale must be a finite number, got nan$"):
+        handle.backward(lambda: loss_of(plastic), scale=float("nan"))
     assert all(torch.equal(a, b) for a, b in zip(before, plastic.model.parameters(), strict=True))
     assert torch.isfinite(handle.backward(lambda: loss_of(plastic), scale=torch.tensor(0.5)))
 

@@ -17,6 +17,7 @@ from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.structure import MIXES
 from npn.tracing import trace
+from npn.tracing.failures import nothing_left
 from npn.tracing.single_weights import with_single_weights
 
 
@@ -104,8 +105,7 @@ def attach(
     if unstructured is not None:
         structure = with_single_weights(structure, model, unstructured)
     if not structure.parts and not structure.unstructured:
-        reasons = "; ".join(f"{f.name}: {f.reason}" for f in structure.frozen[:5]) or "it has no layers"
         mixed = not streams and any(MIXES in f.reason for f in structure.frozen)
         advice = "; streams=True gives units under a norm or a mean gates, see docs/streams.md" if mixed else ""
-        raise TraceError(f"nothing in the model can be resized: {reasons}{advice}")
+        raise TraceError(f"nothing in the model can be resized: {nothing_left(structure.frozen)}{advice}")
     return Plasticity(model, example_inputs, structure, estimator, gate, penalty, masks)

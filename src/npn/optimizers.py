@@ -49,8 +49,16 @@ def tracked(known: Sequence[Optimizer], more: Iterable[Optimizer], model: nn.Mod
         OptimizerError: see `check_layouts` and `check_optimizers`.
     """
     every = union(known, more)
-    check_layouts(every[len(known) :])
-    check_optimizers(every, parameter_names(model, gates), gates)
+    new, names = every[len(known) :], parameter_names(model, gates)
+    check_layouts(new)
+    check_optimizers(every, names, gates)
+    for optimizer in new:
+        if not held_by(optimizer) & names.keys():
+            warnings.warn(
+                f"{type(optimizer).__name__} holds no weight and no gate of this model, so it trains none of them; "
+                "make it from plastic.weights() or plastic.logits(), after any copy or conversion of the model",
+                stacklevel=3,
+            )
     return every
 
 

@@ -13,7 +13,7 @@ from npn import functional
 from npn._utils.collectives import average_
 from npn._utils.losses import check_differentiable, check_finite, check_scalar
 from npn._utils.rng import RandomState, devices_of
-from npn._utils.validation import instance, is_number, shown
+from npn._utils.validation import finite, instance, is_number, shown
 from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS
 from npn.gates import Gates, Pricing
@@ -181,7 +181,9 @@ def loss_factor(scale: object, device: torch.device) -> float | Tensor:
     if hasattr(scale, "scale"):
         factor: Tensor = scale.scale(torch.ones((), device=device))
         return factor
-    if is_number(scale) or (isinstance(scale, Tensor) and scale.dim() == 0):
+    if is_number(scale):
+        return finite("scale", scale)
+    if isinstance(scale, Tensor) and scale.dim() == 0:
         return scale
     raise ConfigurationError(f"scale must be a number, a scalar tensor or a torch.amp.GradScaler, got {shown(scale)}")
 

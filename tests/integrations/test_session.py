@@ -20,3 +20,14 @@ def test_the_optimizers_of_a_second_fit_take_the_place_of_the_first():
     session.plastic.close("0", [1])
     session.compact()
     assert model[0].out_features == 7
+    assert len(session.plastic.optimizers) == 2
+
+
+def test_the_optimizer_of_a_discriminator_is_left_alone(recwarn):
+    x = torch.randn(6, 4)
+    model, other = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), nn.Linear(2, 1)
+    session = Session(npn.Schedule(npn.Stage("only", 5)), example_inputs=x)
+    session.begin(model, lambda: x)
+    ours, theirs = torch.optim.Adam(model.parameters()), torch.optim.Adam(other.parameters())
+    session.follow([theirs, ours])
+    assert session.plastic.optimizers == [session.gates, ours] and not recwarn

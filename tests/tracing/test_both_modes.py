@@ -115,9 +115,11 @@ def test_a_mode_that_cannot_be_traced_is_told():
 
     torch.manual_seed(0)
     words = "in train() the forward pass computes something else than in eval(), and it cannot be traced there ("
-    with pytest.warns(UserWarning, match=re.escape(words)):
-        plastic = npn.attach(Net(then).eval(), torch.randn(4, 6))
-    assert [group.size for group in plastic.groups] == [8]
+    why = "the forward pass decides by the value of a tensor at test_both_modes.py"
+    for training in (False, True):
+        with pytest.warns(UserWarning, match=re.escape(words + why)):
+            plastic = npn.attach(Net(then).train(training), torch.randn(4, 6))
+        assert [group.size for group in plastic.groups] == [8]
 
 
 class Sets(nn.Module):

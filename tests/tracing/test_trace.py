@@ -95,6 +95,35 @@ def test_nothing_resizable_is_said_with_reasons() -> None:
         npn.attach(nn.Linear(3, 2), torch.randn(4, 3))
 
 
+class Shuffled(nn.Module):
+    """Four layers whose units one line mixes, and one that is read whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers, self.last = nn.ModuleList(nn.Linear(3, 4) for _ in range(5)), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        *mixed, whole = [layer(x) for layer in self.layers]
+        return self.last(torch.stack(mixed).softmax(-1).sum(0)) * whole.argmax()
+
+
+def test_reasons_are_told_once_and_those_of_every_model_last() -> None:
+    first = r"layers\.0\.weight\[0\]: _softmax mixes every unit of the axis at test_trace\.py:\d+; "
+    second = r"layers\.4\.weight\[0\]: argmax mixes every unit of the axis at test_trace\.py:\d+; "
+    last = r"last\.weight\[0\]: it is the model's output; layers\.0\.weight\[1\].* and 2 more: it reads an input"
+    with pytest.raises(npn.PlasticityError, match=f"^nothing in the model can be resized: {first}{second}{last}"):
+        npn.attach(Shuffled(), torch.randn(4, 3))
+
+
+def test_a_dict_is_taken_for_keyword_arguments() -> None:
+    class Batch(nn.Linear):
+        def forward(self, batch: dict[str, Tensor]) -> Tensor:
+            return super().forward(batch["x"])
+
+    with pytest.raises(npn.PlasticityError, match=r"argument 'x'; .* are keyword arguments: give \(batch,\) where"):
+        npn.attach(Batch(3, 2), {"x": torch.randn(4, 3)})
+
+
 class Decides(nn.Module):
     def __init__(self) -> None:
         super().__init__()

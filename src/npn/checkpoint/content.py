@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn._utils.fsdp import owners, replace_shard
-from npn._utils.rng import load_rng_state_dict, rng_state_dict
+from npn._utils.rng import load_rng_state_dict, preserved_rng, rng_state_dict
 from npn._utils.shards import local
 from npn.checkpoint.layout import (
     check_fixed,
@@ -168,6 +168,8 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         sizes = {name: len(gate["logits"]) for name, gate in content["plastic"]["gates"].items()}
     else:
         edits = removal_edits(model, gone, ())
+    if isinstance(target, Plasticity):
+        check_rng_state(path, content["rng"])
     check_fixed(path, target, tensors, [(name, axis) for name, axis in content.get("fixed", ())])
     edits += [_load_state(path, name, thing, state) for name, thing, state in states]
     with torch.no_grad():
@@ -194,6 +196,26 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
             materialize_selects(model, chosen)
             make_sparse(model, sparse)
     return target
+
+
+def check_rng_state(path: Any, state: Mapping[str, Any]) -> None:
+    """Raise unless the states of the random generators can be restored; they stay what they are.
+
+    Args:
+        path: source of the states, for the error message.
+        state: of `rng_state_dict`.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    try:
+        with preserved_rng():
+            load_rng_state_dict(state)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path} holds states of random generators that cannot be restored ({type(error).__name__}: {error}); it "
+            "is damaged. Nothing was loaded; go back to an older file"
+        ) from error
 
 
 def check_decision(plastic: Plasticity, stateful: Iterable[object], call: str) -> None:

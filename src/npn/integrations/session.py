@@ -25,6 +25,7 @@ from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.schedule import Schedule
 from npn.step import Evaluate
+from npn.surgery import held_by
 
 
 @dataclass(eq=False, repr=False)
@@ -131,11 +132,12 @@ class Session:
         """Track the framework's optimizers of this run, and forget those of an earlier run.
 
         Args:
-            optimizers: the framework's optimizers.
+            optimizers: the framework's optimizers; those of other models, as of a discriminator, are left alone.
         """
         assert self.gates is not None
         self.plastic.untrack(*self.plastic.optimizers)
-        self.plastic.track(self.gates, *optimizers)
+        ours = {id(p) for p in self.plastic.weights()}
+        self.plastic.track(self.gates, *(each for each in optimizers if held_by(each) & ours))
 
     # -- one step
 

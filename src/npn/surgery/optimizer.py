@@ -162,5 +162,5 @@ def _strange(optimizer: Optimizer, key: str, name: str, parameter: Tensor, came:
     return (
         f"{type(optimizer).__name__} keeps {key!r} of {name} as {came}; expected the layout of the parameter "
         f"{tuple(parameter.shape)}, which a resize can carry along. Use an optimizer with elementwise state, "
-        "or clear its state before resizing"
+        "load state that was saved at the present sizes, or clear it before resizing"
     )

@@ -1,13 +1,16 @@
 """Explain why a forward pass cannot be traced: the user's line, what PyTorch does there, and the way out."""
 
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
+from npn.structure import Frozen
 from npn.tracing.known_values import needs_values
 from npn.tracing.lines import OWN, TORCH, raising_line
 
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
+_USUAL = ("it is the model's output", "it reads an input of fixed size")  # true of every model
 _OPS = {  # ATen op -> (what user code calls, what to do instead)
     "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
     "masked_select": ("masked_select", "multiply by the mask, use torch.where(mask, a, b)"),
@@ -42,6 +45,11 @@ def explain(error: Exception) -> str:
             f"an index at {line} is of a dtype that fake tensors do not index by: {error}; write x[mask.bool()] where "
             "it is a mask of uint8, x[index.long()] where it is an index"
         )
+    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
+        return (
+            f"the forward pass failed on example_inputs at {line}: {name}: {error}; example_inputs that are a dict are "
+            "keyword arguments: give (batch,) where forward takes one dict"
+        )
     if not needs_values(error):
         return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
     inside = _torchs_own(error)
@@ -55,6 +63,29 @@ def explain(error: Exception) -> str:
         "expected a computation that is the same for every input: use torch.where instead of if, "
         "or attach the parts of the model before and after this line separately, as npn.attach(model.backbone, ...)"
     )
+
+
+def nothing_left(frozen: Sequence[Frozen]) -> str:
+    """Tell why no dimension of a model can be resized: up to five reasons, inputs and outputs of the model last.
+
+    Args:
+        frozen: all dimensions.
+
+    Example:
+        >>> nothing_left([Frozen("a[0]", "it is the model's output"), Frozen("b[0]", "mixed"), Frozen("b[1]", "mixed")])
+        "b[0], b[1]: mixed; a[0]: it is the model's output"
+    """
+    names: dict[str, dict[str, None]] = {}  # of units of one axis there may be several entries
+    for entry in frozen:
+        names.setdefault(entry.reason, {})[entry.name] = None
+    usual = sorted(names, key=lambda reason: reason.startswith(_USUAL))
+    told = [f"{_listed(list(names[reason]))}: {reason}" for reason in usual[:5]]
+    return "; ".join(told) or "it has no layers"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _torchs_own(error: Exception) -> str | None:

@@ -105,14 +105,12 @@ def trace_modes(model: nn.Module, example_inputs: Any, streams: bool = False, al
     mode = model.training if present.training is None else present.training
     if alike and not present.unreached:
         return Modes(present, None, mode)
-    other, why = None, "it fails"
-    if mode == model.training:  # otherwise the trace in train mode has failed already
-        with in_mode(model, not mode):
-            try:
-                found = single_trace(model, example_inputs, streams=streams)
-                other = found if found.training is None else None
-            except TraceError as error:
-                why = str(error)
+    other, why = None, ""
+    with in_mode(model, not mode):
+        try:
+            other = single_trace(model, example_inputs, streams=streams, either=False)
+        except TraceError as error:
+            why = str(error)
     if other is None:
         if not alike:
             warnings.warn(

@@ -4,6 +4,7 @@ import contextlib
 import gc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ def single_trace(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     streams: bool = False,
     seconds: float = SECONDS,
+    either: bool = True,
 ) -> Structure:
     """Trace a model once, before the dry run.
 
@@ -39,6 +41,7 @@ def single_trace(
         shapes: tensor name -> shape, for tensors to be traced at other shapes.
         streams: whether norms are followed, so that the units that they normalise over come and go.
         seconds: of CPU time, after which the trace ends with an error.
+        either: whether a model that fails in train mode is traced in eval mode.
 
     Returns:
         The structure.
@@ -48,7 +51,8 @@ def single_trace(
     """
     _check_devices(model, example_inputs)
     try:
-        structure, mode = in_working_mode(model, lambda: _attempt(model, example_inputs, shapes, streams, seconds))
+        attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds)
+        structure, mode = in_working_mode(model, attempt) if either else (attempt(), None)
     except TraceError:
         raise
     except Exception as error:
