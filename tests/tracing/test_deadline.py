@@ -73,7 +73,7 @@ def test_following_labels_ends_and_names_the_op(clock):
 def test_attach_ends_and_leaves_the_model(clock, monkeypatch):
     model = Loop()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    monkeypatch.setattr(single_trace, "__defaults__", (None, False, 20.0))
+    monkeypatch.setattr(single_trace, "__defaults__", (None, False, 20.0, True))
     with pytest.raises(TraceError, match=r"^tracing was not over after 20 s: 21 operations recorded"):
         npn.attach(model, X)
     assert model.calls == 0 and model.training

@@ -126,6 +126,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
     "grouped, gates interleaved": lambda: Mixture(functools.partial(grouped, act=interleaved)),
     "gathered": lambda: Mixture(gathered),
     "everywhere": lambda: Mixture(everywhere),
+    "in one product": lambda: Mixture(flattened),
     "each": lambda: Mixture(each),
     "routed": lambda: Mixture(routed),
 }
@@ -206,15 +207,5 @@ def test_the_price_counts_each_row_at_the_experts_that_it_is_sent_to(name: str) 
         x = torch.randn(6, 5).to(model.up.dtype)
         positions = walk(capture(model, x), dict(model.named_parameters())).effort.positions
     half = 6 * CHOSEN / 2  # which rows an expert works on is not known
-    applied = {"everywhere": 6, "each": 6, "routed": half}.get(name, 6 * CHOSEN / EXPERTS)
+    applied = {"everywhere": 6, "in one product": 6, "each": 6, "routed": half}.get(name, 6 * CHOSEN / EXPERTS)
     assert positions["up"] == positions["down"] == applied
-
-
-def test_features_of_experts_that_share_an_axis_with_the_experts_stay() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(6, 5)
-    plastic = npn.attach(Mixture(flattened).eval(), x)
-    reasons = [f.reason for f in plastic.frozen if ("up", 1) in f.slots]
-    assert len(reasons) == 1
-    assert reasons[0].startswith("two axes of one weight make one axis at test_experts.py:")
-    check_shrink(plastic, x, 1e-6)

@@ -11,6 +11,7 @@ from npn.tracing.labels import Ledger, Part, joined, squeeze_constant
 from npn.tracing.places import aligned
 
 SHIFTED = "its units have been shifted against each other along another axis"
+TWO_KINDS = "two axes of one weight make one axis"
 OPAQUE = "the weight is a function that zero does not pass"
 
 
@@ -151,6 +152,9 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
                     merged.append(({source}, part))
                 continue
             partners = [i for i, (_, other) in enumerate(merged) if other.axes & part.axes]
+            if any(merged[i][0] == {source} for i in partners):
+                ledger.freeze(labels, f"{TWO_KINDS} at {where}")
+                continue
             for i in partners:
                 sources, other = merged[i]
                 if part.axes < other.axes or other.axes < part.axes:
@@ -278,15 +282,17 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
     shape = torch.broadcast_shapes(a.shape, b.shape)
     if a.weight and b.weight and a.repeated != b.repeated:
         a, b = (as_data(v) if v.repeated else v for v in (a, b))
+    crossed: tuple[Part, ...] = ()
     if a.weight != b.weight:
         data, weight = (b, a) if a.weight else (a, b)
-        data, weight = _read(ledger, data, weight, set(axes), where)
-        a, b = data, weight
+        a, b, crossed = _read(ledger, data, weight, set(axes), where)
     both = a.weight and b.weight
     mixes = f"the product at {where} mixes every unit"
     if not both:  # before the units meet: one operand may serve several units of the other
         a, b = (replace(v, parts=tuple(restrict(ledger, p, axes, mixes) for p in v.parts)) for v in (a, b))
     product = merge(ledger, [a, b], shape, where, zero="any")
+    kept = tuple(replace(p, labels=restrict(ledger, p, axes, mixes).labels.expand(shape)) for p in crossed)
+    product = replace(product, parts=product.parts + kept)
     return reduce(ledger, product, axes, False, mixes, linear=both)
 
 
@@ -299,19 +305,29 @@ def as_data(value: Value) -> Value:
     return replace(value, parts=tuple(replace(p, weight=False, repeated=False) for p in value.parts), own=False)
 
 
-def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str) -> tuple[Value, Value]:
-    """Unite the data's units with the columns that read them; return the data's other units and the weight's rows."""
+def _read(
+    ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str
+) -> tuple[Value, Value, tuple[Part, ...]]:
+    """Unite the data's units with the columns that read them.
+
+    Returns:
+        The data's other units; the weight's rows; and rows of a second kind along the axis of the first, as where
+        `einsum` computes all experts in one product and tells them apart afterwards.
+    """
     columns = [part for part in weight.parts if part.axes & axes]
     read = [part for part in data.parts if part.axes & axes]
     rows: list[Part] = []
+    crossed: list[Part] = []
     for part in weight.parts:
         if part.axes & axes:
             continue
-        if any(part.axes & row.axes for row in rows):
-            ledger.freeze(part.labels, f"two axes of one weight make one axis at {where}")
-            continue
-        rows.append(replace(part, weight=False))
         ledger.mark(part.labels, ledger.produces)
+        if not any(part.axes & row.axes for row in rows):
+            rows.append(replace(part, weight=False))
+        elif any(data.shape[axis] > 1 for axis in part.axes):
+            ledger.freeze(part.labels, f"{TWO_KINDS} at {where}")
+        else:
+            crossed.append(replace(part, weight=False))
     for i, part in enumerate(columns):
         if i >= len(read) and data.neutral and not any(data.fixed(a) for a in axes):
             continue  # zeros, such as the initial state of a recurrent layer, follow the width
@@ -328,4 +344,4 @@ def _read(ledger: Ledger, data: Value, weight: Value, axes: set[int], where: str
     for part in read[len(columns) :]:
         ledger.freeze(part.labels, f"read along a fixed axis at {where}")
     rest = tuple(part for part in data.parts if not part.axes & axes)
-    return replace(data, parts=rest), Value(weight.shape, tuple(rows))
+    return replace(data, parts=rest), Value(weight.shape, tuple(rows)), tuple(crossed)
