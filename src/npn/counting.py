@@ -13,11 +13,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from npn._utils.inputs import copied, split_inputs
 from npn._utils.models import model_tensors
 from npn._utils.validation import instance
-from npn.errors import PlasticityError, TraceError
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
-from npn.tracing.failures import explain
+from npn.tracing.failures import explained
 from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values
 from npn.tracing.refusals import check_sized
 from npn.tracing.retrace import attributes_changed
@@ -93,14 +92,9 @@ def macs_at(model: nn.Module, example_inputs: Any, structure: Structure, change:
 
 def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]]) -> int:
     """`count_macs` with other shapes for some tensors."""
-    with quiet():
-        counted = functools.partial(_counted, model, example_inputs, shapes)
-        try:
-            return in_working_mode(model, lambda: with_known_values(counted))[0]
-        except PlasticityError:
-            raise
-        except Exception as error:
-            raise TraceError(explain(error)) from error
+    counted = functools.partial(_counted, model, example_inputs, shapes)
+    with quiet(), explained():
+        return in_working_mode(model, lambda: with_known_values(counted))[0]
 
 
 def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]], mode: FakeTensorMode) -> int:

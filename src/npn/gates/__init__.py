@@ -4,16 +4,16 @@ from npn.gates.decision import Decision
 from npn.gates.gate import CLOSED, OPEN, Gate, Sharpness
 from npn.gates.gates import Gates
 from npn.gates.group import UnitGroup
-from npn.gates.pricing import Priced, Pricing
+from npn.gates.pricing import Costs, Pricing
 from npn.gates.single import WeightGates
 
 __all__ = [
     "CLOSED",
     "OPEN",
+    "Costs",
     "Decision",
     "Gate",
     "Gates",
-    "Priced",
     "Pricing",
     "Sharpness",
     "UnitGroup",

@@ -75,17 +75,17 @@ class Pricing:
         """
         return self._at_attach.at(kind, {})
 
-    def at(self, probability: Tensor) -> "Priced":
+    def at(self, probability: Tensor) -> "Costs":
         """The costs at given keep probabilities.
 
         Args:
             probability: (gates,), keep probabilities of all gates.
         """
-        return Priced(self, probability)
+        return Costs(self, probability)
 
 
 @dataclass(frozen=True)
-class Priced:
+class Costs:
     """The costs at given keep probabilities, as a penalty uses them in a training step.
 
     Attributes:

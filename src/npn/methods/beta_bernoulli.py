@@ -72,9 +72,7 @@ class BetaBernoulli(Method):
         self.examples = whole_number("examples", examples, 1, "training examples")
         self.alpha, self.temperature = positive("alpha", alpha), positive("temperature", temperature)
         self.threshold = share("threshold", threshold)
-        for value in kl_scale.values() if isinstance(kl_scale, Mapping) else [kl_scale]:
-            positive("kl_scale", value)
-        scales, raw = self._per_group(kl_scale, "kl_scale"), self._units(finite("a", a))
+        scales, raw = self._per_group(kl_scale, "kl_scale", positive), self._units(finite("a", a))
         one = torch.full_like(raw, START_B)
         self._begin({"a": (raw, float(a)), "b": (one, START_B)}, fixed={"kl_scale": (self._units(scales), scales)})
 

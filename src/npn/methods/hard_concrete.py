@@ -11,10 +11,9 @@ from npn import functional
 from npn._utils import cpu
 from npn._utils.validation import complete_state, is_number, positive
 from npn.errors import ConfigurationError
-from npn.gates import Priced
+from npn.gates import Costs
 from npn.methods.method import Method
-from npn.penalty import CostKind, CostTerm
-from npn.penalty import Priced as Prices
+from npn.penalty import CostKind, CostTerm, Priced
 from npn.plasticity import Plasticity
 
 LOWEST, HIGHEST = math.log(1e-2), math.log(1e2)  # of log alpha, as in the authors' code
@@ -67,10 +66,7 @@ class HardConcrete(Method):
 
     def __init__(self, plastic: Plasticity, *, drop: float | Mapping[str, float] = 0.5) -> None:
         super().__init__(plastic)
-        for value in drop.values() if isinstance(drop, Mapping) else [drop]:
-            if not is_number(value) or not 0 < value < 1:
-                raise ConfigurationError(f"drop must be a rate in (0, 1), got {value!r}")
-        rate = self._units(self._per_group(drop, "drop"))
+        rate = self._units(self._per_group(drop, "drop", _check_rate))
         noise = torch.randn(len(rate), generator=plastic.gates.generator, dtype=torch.float32, device=rate.device)
         self._begin({"log_alpha": (torch.log((1 - rate) / rate) + 0.01 * noise, HIGHEST)})
 
@@ -107,7 +103,12 @@ class HardConcrete(Method):
         return Active(self.plastic.pricing, functional.hard_concrete_active(self._joined("log_alpha")))
 
 
-class Active(Priced):
+def _check_rate(option: str, value: float) -> None:
+    if not is_number(value) or not 0 < value < 1:
+        raise ConfigurationError(f"{option} must be a rate in (0, 1), got {value!r}")
+
+
+class Active(Costs):
     """Costs at the probabilities that gates are not 0."""
 
     @property
@@ -151,20 +152,20 @@ class DualRestarts(CostTerm):
     def __repr__(self) -> str:
         return f"DualRestarts(cost={self.cost!r}, target={self.target:g}; multiplier={float(self.multiplier):.3g})"
 
-    def loss(self, plastic: Prices) -> Tensor:
+    def loss(self, plastic: Priced) -> Tensor:
         """Multiplier times violation, ()."""
         violation = self._violation(plastic)
         self.multiplier = self.multiplier.to(violation.device)
         return self.multiplier * violation
 
     @torch.no_grad()
-    def update(self, plastic: Prices) -> None:
+    def update(self, plastic: Priced) -> None:
         """One step of dual ascent; back to 0 where the bound holds."""
         violation = self._violation(plastic)
         risen = (self.multiplier.to(violation.device) + self.rate * violation).clamp(min=0)
         self.multiplier = torch.where(violation > 0, risen, torch.zeros_like(risen))
 
-    def _violation(self, plastic: Prices) -> Tensor:
+    def _violation(self, plastic: Priced) -> Tensor:
         return plastic.expected_cost(self.cost) / plastic.full_cost(self.cost) - self.target
 
     def shared_tensors(self) -> list[Tensor]:

@@ -49,9 +49,7 @@ class InformationBottleneck(Method):
 
     def __init__(self, plastic: Plasticity, *, weight: float | Mapping[str, float] = 1e-4) -> None:
         super().__init__(plastic)
-        for value in weight.values() if isinstance(weight, Mapping) else [weight]:
-            positive("weight", value)
-        by_group = self._per_group(weight, "weight")
+        by_group = self._per_group(weight, "weight", positive)
         prices = self._units(by_group)
         noise = torch.randn(len(prices), generator=plastic.gates.generator, dtype=torch.float32, device=prices.device)
         start = {"mean": (1 + 0.01 * noise, 1.0), "log_variance": (torch.full_like(prices, LOG_VARIANCE), LOG_VARIANCE)}

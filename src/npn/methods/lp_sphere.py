@@ -95,9 +95,7 @@ class LpSphere(Method):
         self.every = whole_number("every", every, 1, "steps")
         self.target, self.rate = positive("target", target, below=1), positive("rate", rate, below=1)
         self.momentum = share("momentum", momentum)
-        for value in p.values() if isinstance(p, Mapping) else [p]:
-            check_p(value)
-        self._p = self._per_group(p, "p")
+        self._p = self._per_group(p, "p", lambda _, value: check_p(value))
         self.done, self.returned = 0, RETURNED
         self._leaf: Tensor | None = None
         self._seen: dict[str, Tensor] = {}  # gradients, which `zero_grad` may take from the weights before `after_step`

@@ -317,12 +317,21 @@ class Method(ABC):
         owner = self.plastic.model.get_submodule(name.rpartition(".")[0])
         return int(isinstance(owner, (_ConvTransposeNd, nn.Embedding, nn.EmbeddingBag))) if axis is None else axis
 
-    def _per_group(self, value: float | Mapping[str, float], option: str) -> dict[str, float]:
+    def _per_group(
+        self, value: float | Mapping[str, float], option: str, check: Callable[[str, float], object]
+    ) -> dict[str, float]:
         """Group name -> one value for all, or the value of the first pattern that matches the group's name.
+
+        Args:
+            value: a number, or name pattern -> number.
+            option: its name.
+            check: called with the name and each number; raises if that cannot be.
 
         Raises:
             ConfigurationError: a pattern matches no group, or no pattern matches a group.
         """
+        for each in value.values() if isinstance(value, Mapping) else [value]:
+            check(option, each)
         names = self.names
         found = match_patterns(value, names, option) if isinstance(value, Mapping) else dict.fromkeys(names, value)
         missing = [name for name in names if name not in found]

@@ -78,12 +78,10 @@ class TargetedDropout(Method):
         paper_code: bool = False,
     ) -> None:
         super().__init__(plastic)
-        for value in targeted.values() if isinstance(targeted, Mapping) else [targeted]:
-            share("targeted", value)
+        self._shares = self._per_group(targeted, "targeted", share)
         self.rate = share("rate", rate)
         self.ramp = None if ramp is None else whole_number("ramp", ramp, 1, "steps (or None)")
         self.paper_code, self.steps = flag("paper_code", paper_code), 0
-        self._shares = self._per_group(targeted, "targeted")
         self._entries = self._find_entries()
         produced = zip(self.groups, self._entries.counts.split([group.size for group in self.groups]), strict=True)
         without = [repr(group.name) for group, counts in produced if not bool(counts.all())]

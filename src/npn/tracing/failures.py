@@ -1,9 +1,11 @@
 """Explain why a forward pass cannot be traced: the user's line, what PyTorch does there, and the way out."""
 
+import contextlib
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from npn.errors import PlasticityError, TraceError
 from npn.structure import Frozen
 from npn.tracing.known_values import needs_values
 from npn.tracing.lines import OWN, TORCH, raising_line
@@ -19,15 +21,22 @@ _OPS = {  # ATen op -> (what user code calls, what to do instead)
 }
 
 
-def explain(error: Exception) -> str:
-    """Turn an exception of the forward pass into an error message.
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Turn exceptions of the forward pass inside the context into a `TraceError`; those of npn are left as they are.
 
-    Args:
-        error: raised inside of a trace.
-
-    Returns:
-        What happens, at which line, and what to do.
+    Raises:
+        TraceError: it tells what happens, at which line, and what to do.
     """
+    try:
+        yield
+    except PlasticityError:
+        raise
+    except Exception as error:
+        raise TraceError(_explain(error)) from error
+
+
+def _explain(error: Exception) -> str:
     name, line = type(error).__name__, raising_line(error)
     if "DynamicOutputShape" in name:
         op = str(error).removeprefix("aten.").split(".")[0]

@@ -17,7 +17,7 @@ from npn.errors import TraceError
 from npn.structure import Structure
 from npn.tracing.capture import capture
 from npn.tracing.deadline import Deadline
-from npn.tracing.failures import explain
+from npn.tracing.failures import explained
 from npn.tracing.groups import group_units
 from npn.tracing.walk import walk
 
@@ -50,13 +50,9 @@ def single_trace(
         TraceError: tracing cannot follow the forward pass, or takes too long; the message names the source line.
     """
     _check_devices(model, example_inputs)
-    try:
-        attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds)
+    attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds)
+    with explained():
         structure, mode = in_working_mode(model, attempt) if either else (attempt(), None)
-    except TraceError:
-        raise
-    except Exception as error:
-        raise TraceError(explain(error)) from error
     return replace(structure, training=mode)
 
 
