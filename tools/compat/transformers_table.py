@@ -21,7 +21,7 @@ FAMILIES = {
         "ernie squeezebert mobilebert fnet longformer big_bird roformer convbert nystromformer esm rembert "
         "xlm flaubert ibert megatron-bert data2vec-text roberta-prelayernorm xmod yoso mra nomic_bert "
         "eurobert gte jina_embeddings_v3 layoutlm tapas funnel xlm-roberta-xl roc_bert reformer esmc "
-        "ultrabert"
+        "ultrabert perceiver"
     ),
     "seq2seq": (
         "t5 bart mbart pegasus marian mt5 led longt5 m2m_100 blenderbot blenderbot-small bigbird_pegasus "
@@ -172,6 +172,8 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "decoder_layers": 2,
                     "dim_feedforward": 48, "num_queries": 10, "backbone_config": _SWIN | {"model_type": "swin",
                     "out_features": ["stage1", "stage2", "stage3", "stage4"]}},
+    "perceiver": {"num_latents": 8, "d_latents": 32, "num_blocks": 1, "num_self_attends_per_block": 2,
+                  "num_self_attention_heads": 4, "num_cross_attention_heads": 4, "qk_channels": 32, "v_channels": 32},
     "detr": _DETR, "conditional_detr": _DETR, "table-transformer": _DETR,
     "deformable_detr": _DETR | {"backbone_config": _BACKBONE, "num_feature_levels": 4},
     "rt_detr": {"backbone_config": _BACKBONE | {"model_type": "rt_detr_resnet"}, "encoder_hidden_dim": 32,
