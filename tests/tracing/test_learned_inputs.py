@@ -63,6 +63,19 @@ class Constant(nn.Module):
         return self.second(torch.relu(self.first(start))) * self.style(x)[:, :, None, None]
 
 
+class Experts(nn.Module):
+    """Queries that three experts read: the product of many repeats both, and the queries were repeated before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queries, self.style, self.head = nn.Parameter(torch.randn(4, 5)), nn.Linear(3, 2), nn.Linear(5, 2)
+        self.up, self.down = nn.Parameter(torch.randn(3, 5, 6)), nn.Parameter(torch.randn(3, 6, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        start = self.queries.expand(len(x), 1, -1, -1)
+        return self.head((torch.tanh(start @ self.up) @ self.down).mean((1, 2))) + self.style(x)
+
+
 def expanded(value: Tensor, batch: int) -> Tensor:
     return value.expand(-1, batch, -1).contiguous()
 
@@ -82,6 +95,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, int]
         for repeat in (expanded, repeated, in_a_row)
     },
     "queries": (Queries, (2, 4, 3), {"embed": 7, "q": 6}),
+    "experts": (Experts, (2, 3), {"up": 6, "down": 5}),
     "convolution": (lambda: Constant(depthwise=False), (2, 3), {"first": 6}),
 }
 
@@ -101,7 +115,7 @@ def test_units_that_learned_inputs_meet_come_and_go(name: str) -> None:
     check_grow(attached(name)[0], x)
 
 
-@pytest.mark.parametrize("name", ["GRU expanded", "LSTM repeated", "queries", "convolution"])
+@pytest.mark.parametrize("name", ["GRU expanded", "LSTM repeated", "queries", "experts", "convolution"])
 def test_training_goes_on_alike(name: str) -> None:
     plastic, x = attached(name)
     check_training(plastic, x, functools.partial(torch.optim.Adam, lr=1e-2))

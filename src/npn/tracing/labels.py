@@ -27,14 +27,14 @@ class Part:
         weight: the value is made of parameters alone, so a contraction with it *reads* units.
         opaque: zeroing the parameters does not zero the weight made of them.
         table: the value is made of buffers and constants alone.
-        repeated: the code repeats it, as learned queries and initial states are for each example of a batch.
+        repeated: how often the code repeats it, as it does learned queries and initial states for each example.
     """
 
     labels: Tensor
     weight: bool = False
     opaque: bool = False
     table: bool = False
-    repeated: bool = False
+    repeated: int = 0
 
     @property
     def axes(self) -> frozenset[int]:

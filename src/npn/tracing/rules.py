@@ -117,7 +117,7 @@ def movement(call: Call) -> Any:
     again = call.name in ("expand", "repeat")
     for i, shape in enumerate(call.shapes):
         pairs = [(p, canonical(out[i] if many else out)) for p, out in zip(value.parts, moved, strict=True)]
-        parts = tuple(replace(p, labels=labels, repeated=p.repeated or again) for p, labels in pairs)
+        parts = tuple(replace(p, labels=labels, repeated=p.repeated + again) for p, labels in pairs)
         kept = tuple(p for p in parts if bool(squeeze_constant(p.labels).any()))
         results.append(Value(shape, kept, free=value.free, own=value.weight or value.own))
     if call.name == "expand":
@@ -181,7 +181,7 @@ def concatenate(call: Call) -> Value:
         values = [v.viewed((*v.shape[:dim], 1, *v.shape[dim:])) for v in values]
     weight = all(v.weight or v.neutral for v in values)
     table = all(v.neutral or (v.parts and v.table) for v in values)
-    repeated = any(v.repeated for v in values)
+    repeated = max(v.repeated for v in values)
     lines = _side_by_side(values, dim)
     across: list[Value] = []
     for i, value in enumerate(values):

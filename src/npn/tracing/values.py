@@ -41,9 +41,9 @@ class Value:
         return bool(self.parts) and all(part.weight for part in self.parts)
 
     @property
-    def repeated(self) -> bool:
-        """Whether the code repeats the value, as it does parameters that take the place of an input."""
-        return any(part.repeated for part in self.parts)
+    def repeated(self) -> int:
+        """How often the code repeats the value, as it does parameters that take the place of an input."""
+        return max((part.repeated for part in self.parts), default=0)
 
     @property
     def table(self) -> bool:
@@ -181,7 +181,7 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
                         labels=both,
                         opaque=other.opaque or part.opaque,
                         table=other.table and part.table,
-                        repeated=other.repeated or part.repeated,
+                        repeated=max(other.repeated, part.repeated),
                     ),
                 )
             if not partners:
@@ -280,8 +280,8 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
         The result.
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
-    if a.weight and b.weight and a.repeated != b.repeated:
-        a, b = (as_data(v) if v.repeated else v for v in (a, b))
+    if a.weight and b.weight and a.repeated != b.repeated:  # a product of many repeats both operands itself
+        a, b = (as_data(a), b) if a.repeated > b.repeated else (a, as_data(b))
     crossed: tuple[Part, ...] = ()
     if a.weight != b.weight:
         data, weight = (b, a) if a.weight else (a, b)
@@ -302,7 +302,7 @@ def as_data(value: Value) -> Value:
     Args:
         value: made of parameters.
     """
-    return replace(value, parts=tuple(replace(p, weight=False, repeated=False) for p in value.parts), own=False)
+    return replace(value, parts=tuple(replace(p, weight=False, repeated=0) for p in value.parts), own=False)
 
 
 def _read(
