@@ -37,6 +37,7 @@ def explained() -> Iterator[None]:
 
 
 def _explain(error: Exception) -> str:
+    """What happens, at which line, and what to do."""
     name, line = type(error).__name__, raising_line(error)
     if "DynamicOutputShape" in name:
         op = str(error).removeprefix("aten.").split(".")[0]
@@ -87,8 +88,8 @@ def nothing_left(frozen: Sequence[Frozen]) -> str:
     names: dict[str, dict[str, None]] = {}  # of units of one axis there may be several entries
     for entry in frozen:
         names.setdefault(entry.reason, {})[entry.name] = None
-    usual = sorted(names, key=lambda reason: reason.startswith(_USUAL))
-    told = [f"{_listed(list(names[reason]))}: {reason}" for reason in usual[:5]]
+    ordered = sorted(names, key=lambda reason: reason.startswith(_USUAL))
+    told = [f"{_listed(list(names[reason]))}: {reason}" for reason in ordered[:5]]
     return "; ".join(told) or "it has no layers"
 
 
