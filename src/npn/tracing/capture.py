@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.inputs import output_tensors, split_inputs
@@ -45,6 +46,7 @@ class Capture:
         outputs: shapes of the tensors that the model returned.
         decided: lines at which the forward pass decides by values that follow from its inputs.
         assumed: lines at which it picks rows by other values; half of the rows are assumed.
+        layers: names of the weights of linear layers and convolutions.
     """
 
     graph: Graph
@@ -53,6 +55,7 @@ class Capture:
     outputs: tuple[tuple[int, ...], ...]
     decided: tuple[str, ...] = ()
     assumed: tuple[str, ...] = ()
+    layers: frozenset[str] = frozenset()
 
 
 def capture(
@@ -131,7 +134,7 @@ def _captured(
             ).with_traceback(error.__traceback__) from error
     decided, assumed = decisions(recorder.graph, len(names))
     outputs = tuple(tuple(tensor.shape) for tensor in result)
-    return Capture(recorder.graph, recorder.constants, names, outputs, decided, assumed)
+    return Capture(recorder.graph, recorder.constants, names, outputs, decided, assumed, _layers(model))
 
 
 def output_shapes(
@@ -183,3 +186,12 @@ def _fake(tensor: Tensor, shape: tuple[int, ...] | None, device: torch.device | 
         device=device or tensor.device,
         requires_grad=tensor.requires_grad and tensor.is_floating_point(),
     )
+
+
+def _layers(model: nn.Module) -> frozenset[str]:
+    """Names of the weights that linear layers and convolutions read their inputs with, (outputs, inputs, ...)."""
+    reading = [
+        m for m in model.modules() if isinstance(m, (nn.Linear, _ConvNd)) and not getattr(m, "transposed", False)
+    ]
+    owned = {id(module._parameters.get("weight")) for module in reading}
+    return frozenset(name for name, parameter in model.named_parameters() if id(parameter) in owned)

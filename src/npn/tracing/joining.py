@@ -72,17 +72,21 @@ def decide(
 
 
 def unmet(a: Tensor, b: Tensor) -> list[Tensor]:
-    """Labels of each tensor where the other one has none.
+    """Labels of each tensor where the other one has none, unless it has none there for all units alike.
+
+    Padding along other axes than those of the units, as of time steps or pixels, does not depend on their number.
 
     Args:
-        a, b: labels that broadcast against each other.
+        a, b: labels that broadcast against each other, with stride 0 along axes on which they do not vary.
     """
     found = []
     for labels, other in (torch.broadcast_tensors(a, b), torch.broadcast_tensors(b, a)):
         for axis in range(other.dim()):
             other = other.narrow(axis, 0, 1) if other.stride(axis) == 0 else other
-        missing = other == 0
-        if bool(missing.any()):
+        missing = first = other == 0
+        for axis in (axis for axis in range(labels.dim()) if labels.stride(axis) != 0):
+            first = first.narrow(axis, 0, 1)
+        if bool((missing != first).any()):
             for axis in range(labels.dim()):  # a label that is repeated is looked at once
                 if labels.stride(axis) == 0:
                     labels, missing = labels.narrow(axis, 0, 1), missing.any(axis, keepdim=True)

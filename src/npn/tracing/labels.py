@@ -135,6 +135,7 @@ class Ledger:
         produces: slots of weights that produce units.
         bent: slots of weights of which a function is taken that is not linear, or that are data, too.
         normed: units over which norms compute their statistics, to be followed.
+        layers: names of the weights of linear layers and convolutions.
     """
 
     slots: list[tuple[str, int]] = field(default_factory=list)
@@ -143,6 +144,7 @@ class Ledger:
     produces: set[tuple[str, int]] = field(default_factory=set)
     bent: set[tuple[str, int]] = field(default_factory=set)
     normed: list[Normed] = field(default_factory=list)
+    layers: frozenset[str] = frozenset()
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     _causes: list[tuple[Tensor, Tensor, str]] = field(default_factory=list)
     _frozen: list[tuple[Tensor, str]] = field(default_factory=list)

@@ -282,6 +282,8 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
     shape = torch.broadcast_shapes(a.shape, b.shape)
     if a.weight and b.weight and a.repeated != b.repeated:  # a product of many repeats both operands itself
         a, b = (as_data(a), b) if a.repeated > b.repeated else (a, as_data(b))
+    elif a.weight and b.weight and _of_layer(ledger, b, set(axes)):
+        a = as_data(a)
     crossed: tuple[Part, ...] = ()
     if a.weight != b.weight:
         data, weight = (b, a) if a.weight else (a, b)
@@ -296,8 +298,17 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
     return reduce(ledger, product, axes, False, mixes, linear=both)
 
 
+def _of_layer(ledger: Ledger, weight: Value, axes: set[int]) -> bool:
+    """Whether a product sums over the inputs of a layer, which reads a parameter then as it would read data."""
+    slots = set[tuple[str, int]]()
+    for part in weight.parts:
+        if part.axes & axes:
+            ledger.mark(part.labels, slots)
+    return any(axis == 1 and name in ledger.layers for name, axis in slots)
+
+
 def as_data(value: Value) -> Value:
-    """Take a parameter that the code repeats for what it is: an input that is learned, not a weight.
+    """Take a parameter that the code repeats, or that a layer reads, for what it is: a learned input, not a weight.
 
     Args:
         value: made of parameters.

@@ -62,7 +62,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
         TraceError: the time is over.
     """
     deadline = deadline or Deadline(math.inf)
-    ledger = Ledger()
+    ledger = Ledger(layers=captured.layers)
     env: dict[Node, Any] = {}
     effort = Effort()
     fingerprint: list[str] = []
