@@ -108,6 +108,20 @@ class ConvNeXt(nn.Module):
         return self.head(self.last(h.mean((2, 3))))
 
 
+class PoolFormer(nn.Module):
+    """Group norms of one group, over channels and positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.last = nn.Conv2d(2, 8, 2, 2), nn.GroupNorm(1, 8, eps=1e-2), nn.GroupNorm(1, 8)
+        self.up, self.down, self.head = nn.Conv2d(8, 12, 1), nn.Conv2d(12, 8, 1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        h = h + self.down(F.gelu(self.up(self.norm(F.avg_pool2d(h, 3, 1, 1) - h))))
+        return self.head(self.last(h).mean((2, 3)))
+
+
 def tokens() -> Tensor:
     return torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(1))
 
@@ -124,6 +138,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor], int]] = {
     "vit": (lambda: ViT(True), images, 12),
     "bert": (lambda: ViT(False), images, 12),
     "convnext": (ConvNeXt, images, 8),
+    "poolformer": (PoolFormer, images, 8),
 }
 
 

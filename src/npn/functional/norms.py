@@ -66,6 +66,18 @@ def open_rms_norm(x: Tensor, z: Tensor, shape: Sequence[int], weight: Tensor | N
     return y if weight is None else y * weight
 
 
+def open_group_norm(x: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """Group norm of one group, with mean and variance over the open channels and all positions.
+
+    Args:
+        x: (batch, channels, ...).
+        z, weight, bias, eps: as for `open_layer_norm`; weight and bias are of shape (channels,).
+    """
+    space = (-1, *[1] * (x.dim() - 2))
+    gain, shift = (None if each is None else each.view(space) for each in (weight, bias))
+    return open_layer_norm(x, z, x.shape[1:], gain, shift, eps)
+
+
 def open_variance(x: Tensor, z: Tensor, dims: Sequence[int], correction: float) -> Tensor:
     r"""Variance over the open units, $\sum_j z_j (x_j - \mu)^2 / (n - c)$ for n open entries; see `open_mean`."""
     centred = (x - open_mean(x, z, dims)).square()
@@ -77,7 +89,8 @@ def over_open(function: Callable[..., Any], z: Tensor, x: Tensor, *args: Any, **
     """Call a norm or reduction of torch as it would be without the closed units.
 
     Args:
-        function: `layer_norm`, `rms_norm`, `normalize`, `mean`, `sum`, `var`, `std`, `norm` or `vector_norm`.
+        function: `layer_norm`, `rms_norm`, `group_norm` of one group, `normalize`, `mean`, `sum`, `var`, `std`,
+            `norm` or `vector_norm`.
         z: float (units, 1, ..., 1), gates along one axis of x.
         x: its first argument.
         *args, **kwargs: its others.
@@ -98,7 +111,9 @@ def over_open(function: Callable[..., Any], z: Tensor, x: Tensor, *args: Any, **
         return variance.sqrt() if name == "std" else variance
     y = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
     like = function(x[:0] if x.dim() > 1 else x, *args, **kwargs)  # autocast decides the dtype
-    compute = _layer_norm if name == "layer_norm" else _rms_norm
+    compute: Callable[..., Tensor] = (
+        _layer_norm if name == "layer_norm" else _group_norm if name == "group_norm" else _rms_norm
+    )
     return compute(y, z.to(y.dtype), *args, **kwargs).to(like.dtype)
 
 
@@ -118,6 +133,12 @@ def _rms_norm(
     x: Tensor, z: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     return open_rms_norm(x, z, normalized_shape, weight, eps)
+
+
+def _group_norm(
+    x: Tensor, z: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    return open_group_norm(x, z, weight, bias, eps)
 
 
 def _normalize(x: Tensor, z: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: None = None) -> Tensor:

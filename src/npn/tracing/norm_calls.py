@@ -13,7 +13,9 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 # functions whose result depends on the open units alone if closed ones are left out of a sum
-NAMES = frozenset(("layer_norm", "rms_norm", "normalize", "mean", "sum", "var", "std", "norm", "linalg_vector_norm"))
+NAMES = frozenset((
+    "layer_norm", "rms_norm", "group_norm", "normalize", "mean", "sum", "var", "std", "norm", "linalg_vector_norm",
+))  # fmt: skip
 _MARK = "npn_call"
 
 

@@ -155,10 +155,16 @@ def _statistics(x: Value, shape: tuple[int, ...]) -> Value:
 
 @rule("native_group_norm")
 def group_norm(call: Call) -> list[Value]:
-    """Normalises over each group of channels: the group is the unit."""
+    """Normalises over each group of channels: the group is the unit. One group of all is a layer norm."""
     x, w, b, _, channels, _, groups, _ = call.args
-    parts, means = [], []
+    parts, means = list[Part](), list[Part]()
     for part in x.parts:
+        left = followed(call, part, range(1, len(x.shape))) if groups == 1 else part
+        alone = left is part  # not followed
+        if not alone:
+            parts.append(part)
+            means += [] if left is None else [replace(left, labels=left.labels.flatten(1)[:, :1])]
+            continue
         shape = (x.shape[0], groups, channels // groups, *x.shape[2:])
         split = replace(part, labels=canonical(part.labels.reshape(shape)))
         kept = restrict(call.ledger, split, range(2, len(shape)), call.mixes)
