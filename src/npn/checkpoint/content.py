@@ -199,7 +199,7 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
 
 
 def check_rng_state(path: Any, state: Mapping[str, Any]) -> None:
-    """Raise unless the states of the random generators can be restored; they stay what they are.
+    """Raise unless the states of the random generators of the CPU can be restored; they stay what they are.
 
     Args:
         path: source of the states, for the error message.
@@ -210,7 +210,7 @@ def check_rng_state(path: Any, state: Mapping[str, Any]) -> None:
     """
     try:
         with preserved_rng():
-            load_rng_state_dict(state)
+            load_rng_state_dict({kind: each for kind, each in state.items() if kind != "cuda"})
     except Exception as error:
         raise CheckpointError(
             f"{path} holds states of random generators that cannot be restored ({type(error).__name__}: {error}); it "
@@ -280,10 +280,13 @@ def _resize_edits(
 
 
 def _integers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Integer attributes of every module: out_features, groups, num_heads, ..., and the `normalized_shape` of norms."""
-    shapes = ("normalized_shape",)
-    found = {
-        path: {k: v for k, v in vars(m).items() if type(v) is int or (k in shapes and type(v) is tuple)}
-        for path, m in model.named_modules()
-    }
+    """Integer attributes of every module, and shapes: out_features, groups, num_heads, normalized_shape, ..."""
+    found = {path: {k: v for k, v in vars(m).items() if _is_size(m, k, v)} for path, m in model.named_modules()}
     return {path: values for path, values in found.items() if values}
+
+
+def _is_size(module: nn.Module, name: str, value: object) -> bool:
+    """Whether an attribute may have followed a resize; other tuples of torch's layers are kernels, strides, ..."""
+    if type(value) is tuple and (name == "normalized_shape" or not type(module).__module__.startswith("torch.nn.")):
+        return set(map(type, value)) == {int}
+    return type(value) is int

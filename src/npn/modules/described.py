@@ -53,14 +53,31 @@ def described_sizes(
     return list(found.values())
 
 
-def increased(value: Any, delta: int) -> Any:
-    """A size with a number added: an integer, or a tuple of one, as `normalized_shape` is.
+def increased(value: Any, delta: int, at: int = 0) -> Any:
+    """A size with a number added: an integer, or an entry of a tuple, as in `normalized_shape`.
 
     Args:
         value: the size.
         delta: what is added.
+        at: which entry.
+
+    Example:
+        >>> increased(8, -3), increased((8, 1, 1), -3)
+        (5, (5, 1, 1))
     """
-    return (value[0] + delta,) if isinstance(value, tuple) else value + delta
+    if isinstance(value, tuple):
+        return (*value[:at], value[at] + delta, *value[at + 1 :])
+    return value + delta
+
+
+def attribute_entry(name: str) -> tuple[str, int]:
+    """Attribute and entry that a name such as `shape[1]` stands for; entry 0 of one without brackets.
+
+    Args:
+        name: of an attribute that follows a size.
+    """
+    attribute, _, at = name.removesuffix("]").partition("[")
+    return attribute, int(at or 0)
 
 
 def _counts(value: Any) -> bool:

@@ -48,7 +48,8 @@ class Group:
         name: module that produces the units, taken from the parameter's name.
         size: number of units.
         slots: every (tensor, axis) on which the units lie, producers first.
-        attributes: (module path, attribute, amount per unit) of integer attributes that follow the size.
+        attributes: (module path, attribute, amount per unit) of integers that follow the size; one in a tuple is
+            named `shape[0]`.
         multiple: units come and go in sets of so many, and a re-trace says where the others are then.
         normed: whether a norm computes its statistics over the units.
     """

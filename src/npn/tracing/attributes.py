@@ -1,7 +1,7 @@
-"""Find integer attributes that modules compute with and that must follow a group's size: `num_heads`, `groups`."""
+"""Find integers that modules compute with and that must follow a group's size: `num_heads`, `groups`, `shape[0]`."""
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
@@ -89,13 +89,22 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
     found = []
     for path in paths:
         module = model.get_submodule(path)
-        for name, value in vars(module).items():
-            own = type(module).__module__.startswith("torch.nn.modules")
+        own = type(module).__module__.startswith("torch.nn.modules")
+        for name, value in _integers(module):
             if own and name not in _SEMANTIC:
                 continue
-            if type(value) is int and value in sizes and value > 1 and (path, name) not in taken:
+            if value in sizes and value > 1 and (path, name) not in taken:
                 found.append((path, name, sizes[value]))
     return found
+
+
+def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
+    """Integers that a module keeps, by name, and those in its tuples, as `shape[0]`."""
+    for name, value in vars(module).items():
+        if type(value) is int:
+            yield name, value
+        elif type(value) is tuple:
+            yield from ((f"{name}[{i}]", each) for i, each in enumerate(value) if type(each) is int)
 
 
 @dataclass(frozen=True)
