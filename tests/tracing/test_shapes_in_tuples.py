@@ -41,6 +41,20 @@ class Two(nn.Module):
         return self.left(left.tanh()) + self.right(right.sigmoid().view(-1, again))
 
 
+class Split(nn.Module):
+    """One layer computes three things, whose widths are in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.widths = nn.Linear(3, 14), [4, 4, 6]
+        self.heads = nn.ModuleList(nn.Linear(width, 2) for width in self.widths)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(
+            head(part.tanh()) for head, part in zip(self.heads, self.first(x).split(self.widths, 1), strict=True)
+        )
+
+
 class Norm(nn.Module):
     """Layer norm as many copy it from ConvNeXt's code."""
 
@@ -72,6 +86,7 @@ class Normed(nn.Module):
 MODELS = {
     "scaled": (Scaled, (2, 2, 3, 3), {"first": 6}),
     "two": (Two, (2, 3), {"first": 5, "second": 4}),
+    "split": (Split, (2, 3), {"first": 4, "first#2": 4, "first#3": 6}),
     "normed": (Normed, (2, 3), {"embed": 8, "up": 12}),
 }
 

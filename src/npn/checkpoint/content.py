@@ -287,6 +287,7 @@ def _integers(model: nn.Module) -> dict[str, dict[str, Any]]:
 
 def _is_size(module: nn.Module, name: str, value: object) -> bool:
     """Whether an attribute may have followed a resize; other tuples of torch's layers are kernels, strides, ..."""
-    if type(value) is tuple and (name == "normalized_shape" or not type(module).__module__.startswith("torch.nn.")):
-        return set(map(type, value)) == {int}
+    if isinstance(value, (tuple, list)):
+        own = name != "normalized_shape" and type(module).__module__.startswith("torch.nn.")
+        return not own and type(value) in (tuple, list) and set(map(type, value)) == {int}
     return type(value) is int

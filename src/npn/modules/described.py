@@ -54,7 +54,7 @@ def described_sizes(
 
 
 def increased(value: Any, delta: int, at: int = 0) -> Any:
-    """A size with a number added: an integer, or an entry of a tuple, as in `normalized_shape`.
+    """A size with a number added: an integer, or an entry of a tuple or a list, as in `normalized_shape`.
 
     Args:
         value: the size.
@@ -65,8 +65,8 @@ def increased(value: Any, delta: int, at: int = 0) -> Any:
         >>> increased(8, -3), increased((8, 1, 1), -3)
         (5, (5, 1, 1))
     """
-    if isinstance(value, tuple):
-        return (*value[:at], value[at] + delta, *value[at + 1 :])
+    if isinstance(value, (tuple, list)):
+        return type(value)((*value[:at], value[at] + delta, *value[at + 1 :]))
     return value + delta
 
 

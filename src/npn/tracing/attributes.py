@@ -99,11 +99,11 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
 
 
 def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Integers that a module keeps, by name, and those in its tuples, as `shape[0]`."""
+    """Integers that a module keeps, by name, and those in its tuples and lists, as `shape[0]`."""
     for name, value in vars(module).items():
         if type(value) is int:
             yield name, value
-        elif type(value) is tuple:
+        elif type(value) in (tuple, list):
             yield from ((f"{name}[{i}]", each) for i, each in enumerate(value) if type(each) is int)
 
 

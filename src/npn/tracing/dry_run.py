@@ -206,10 +206,14 @@ def _names(structure: Structure) -> list[str]:
 
 
 def _kinds(structure: Structure) -> list[list[Group]]:
-    """Groups by the pattern of their slots: repeated layers are of one kind."""
-    kinds: dict[tuple[str, ...], list[Group]] = {}
+    """Groups by the pattern of their slots: repeated layers are of one kind, parts of one axis are not."""
+    kinds: dict[tuple[tuple[str, ...], int], list[Group]] = {}
+    parts: dict[tuple[str, int], int] = {}
     for group in structure.groups:
-        kinds.setdefault(pattern(group), []).append(group)
+        made = [slot.key for slot in group.slots if not slot.reads]
+        number = max((parts.get(key, 0) for key in made), default=0)
+        parts.update((key, number + 1) for key in made)
+        kinds.setdefault((pattern(group), number), []).append(group)
     return list(kinds.values())
 
 

@@ -80,7 +80,8 @@ def retrace(model: nn.Module, example_inputs: object, structure: Structure, chan
         TraceError: tracing cannot follow the forward pass at these sizes.
     """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
-        found = single_trace(model, example_inputs, resized_shapes(structure, change), structure.streams)
+        shapes = resized_shapes(structure, change)
+        found = single_trace(model, example_inputs, shapes, structure.streams, chunks=structure.chunks)
     return replace(found, training=structure.training, modes_differ=structure.modes_differ)
 
 

@@ -16,6 +16,7 @@ from npn._utils.models import evaluating, model_tensors
 from npn.errors import TraceError
 from npn.structure import Structure
 from npn.tracing.capture import capture
+from npn.tracing.chunks import Chunks
 from npn.tracing.deadline import Deadline
 from npn.tracing.failures import explained
 from npn.tracing.groups import group_units
@@ -32,6 +33,7 @@ def single_trace(
     streams: bool = False,
     seconds: float = SECONDS,
     either: bool = True,
+    chunks: Chunks | None = None,
 ) -> Structure:
     """Trace a model once, before the dry run.
 
@@ -42,6 +44,7 @@ def single_trace(
         streams: whether norms are followed, so that the units that they normalise over come and go.
         seconds: of CPU time, after which the trace ends with an error.
         either: whether a model that fails in train mode is traced in eval mode.
+        chunks: axes in whose chunks units at the same place are one unit.
 
     Returns:
         The structure.
@@ -50,7 +53,7 @@ def single_trace(
         TraceError: tracing cannot follow the forward pass, or takes too long; the message names the source line.
     """
     _check_devices(model, example_inputs)
-    attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds)
+    attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds, chunks or {})
     with explained():
         structure, mode = in_working_mode(model, attempt) if either else (attempt(), None)
     return replace(structure, training=mode)
@@ -95,7 +98,12 @@ def _check_devices(model: nn.Module, example_inputs: Any) -> None:
 
 
 def _attempt(
-    model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]] | None, streams: bool, seconds: float
+    model: nn.Module,
+    example_inputs: Any,
+    shapes: Mapping[str, tuple[int, ...]] | None,
+    streams: bool,
+    seconds: float,
+    chunks: Chunks,
 ) -> Structure:
     """Capture, walk and group in the present mode."""
     deadline = Deadline(seconds)
@@ -103,8 +111,8 @@ def _attempt(
         captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
-        structure = group_units(walk(captured, tensors, deadline), sizes, captured.outputs)
-        return replace(structure, streams=streams, decided=captured.decided, assumed=captured.assumed)
+        structure = group_units(walk(captured, tensors, deadline, chunks), sizes, captured.outputs)
+        return replace(structure, streams=streams, decided=captured.decided, assumed=captured.assumed, chunks=chunks)
 
 
 @contextlib.contextmanager

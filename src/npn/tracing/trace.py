@@ -12,6 +12,7 @@ from npn.errors import TraceError
 from npn.structure import LEFT_OUT, Frozen, Structure
 from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
+from npn.tracing.chunks import Chunks, equal_chunks
 from npn.tracing.columns import with_columns
 from npn.tracing.dry_run import freeze, freeze_fixed_sizes
 from npn.tracing.modes import WORD, trace_unchanged
@@ -103,17 +104,35 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
     Returns:
         The structure, without branches and columns.
     """
-    modes, changed = trace_unchanged(model, example_inputs, streams)
+    traced, rehearsed = _rehearsed(model, example_inputs, streams)
+    chunks = equal_chunks(traced, rehearsed)
+    if chunks:
+        _, coupled = _rehearsed(model, example_inputs, streams, chunks)
+        if _resizable(coupled) > _resizable(rehearsed):
+            return coupled
+    return rehearsed
+
+
+def _resizable(structure: Structure) -> set[tuple[str, int]]:
+    """Tensors and axes on which units lie that can come and go."""
+    return {slot.key for group in structure.groups for slot in group.slots}
+
+
+def _rehearsed(
+    model: nn.Module, example_inputs: Any, streams: bool, chunks: Chunks | None = None
+) -> tuple[Structure, Structure]:
+    """The structure before and after the dry run."""
+    modes, changed = trace_unchanged(model, example_inputs, streams, chunks)
     structure, other = modes.structure, modes.other
     for name, reason in changed.items():
         groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
         structure = freeze(structure, groups, reason)
     if other is None:
-        return freeze_fixed_sizes(model, example_inputs, structure)
+        return structure, freeze_fixed_sizes(model, example_inputs, structure)
     training, mode = structure.training, modes.mode
-    structure = freeze_fixed_sizes(model, example_inputs, replace(structure, training=mode))
-    structure = agreeing(model, example_inputs, structure, replace(other, training=not mode), WORD[not mode])
-    return replace(structure, training=training, modes_differ=True)
+    found = freeze_fixed_sizes(model, example_inputs, replace(structure, training=mode))
+    found = agreeing(model, example_inputs, found, replace(other, training=not mode), WORD[not mode])
+    return structure, replace(found, training=training, modes_differ=True)
 
 
 def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequence[str] | None) -> Structure:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from npn._utils.layout import along
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture
+from npn.tracing.chunks import Chunks
 from npn.tracing.deadline import Deadline
 from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
@@ -50,13 +51,16 @@ class Walked:
     values: Mapping[Node, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
-def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | None = None) -> Walked:
+def walk(
+    captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | None = None, chunks: Chunks | None = None
+) -> Walked:
     """Propagate labels through the graph.
 
     Args:
         captured: the graph.
         tensors: the model's own, for integer buffers and constants.
         deadline: of the trace; None for none.
+        chunks: axes in whose chunks units at the same place are one unit.
 
     Raises:
         TraceError: the time is over.
@@ -76,7 +80,7 @@ def walk(captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | 
             continue
         if node.op == "placeholder":
             name = next(names, None)
-            env[node] = _leaf(ledger, node, name, tensors)
+            env[node] = _leaf(ledger, node, name, tensors, chunks or {})
             if name is not None:
                 effort.origin[node] = (name, node)
                 if not node.users and isinstance(tensors[name], nn.Parameter):
@@ -115,7 +119,7 @@ def _idle(graph: Graph) -> set[Node]:
     return idle
 
 
-def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor]) -> Any:
+def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor], chunks: Chunks) -> Any:
     val = node.meta.get("val")
     if not isinstance(val, Tensor):
         return None
@@ -128,6 +132,8 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
     for axis, size in enumerate(shape):
         if size > 1:
             labels = ledger.fresh(name, axis, size)
+            if (name, axis) in chunks:
+                ledger.unite(*labels.view(chunks[name, axis], -1).split([chunks[name, axis] - 1, 1]))
             on_axis = along(labels, axis, len(shape)).expand(shape)
             parts.append(Part(on_axis, weight=True, table=not isinstance(tensors[name], nn.Parameter)))
     return Value(shape, tuple(parts))
