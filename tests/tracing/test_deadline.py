@@ -12,7 +12,7 @@ from npn.errors import TraceError
 from npn.tracing import deadline
 from npn.tracing.capture import capture
 from npn.tracing.deadline import Deadline
-from npn.tracing.single import single_trace
+from npn.tracing.single import SECONDS, single_trace
 from npn.tracing.walk import walk
 
 WAY_OUT = (
@@ -73,7 +73,8 @@ def test_following_labels_ends_and_names_the_op(clock):
 def test_attach_ends_and_leaves_the_model(clock, monkeypatch):
     model = Loop()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    monkeypatch.setattr(single_trace, "__defaults__", (None, False, 20.0, True))
+    defaults = tuple(20.0 if value == SECONDS else value for value in single_trace.__defaults__)
+    monkeypatch.setattr(single_trace, "__defaults__", defaults)
     with pytest.raises(TraceError, match=r"^tracing was not over after 20 s: 21 operations recorded"):
         npn.attach(model, X)
     assert model.calls == 0 and model.training
