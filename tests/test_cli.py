@@ -243,8 +243,8 @@ def test_inputs_by_position_by_name_and_in_a_dict(models, model, inputs):
             "name, as --input name:2,16",
         ),
         (
-            ["my_models:Masked", "--input", "idz:2,5:long"],
-            "Masked.forward() got an unexpected keyword argument 'idz'; give one --input for each argument of "
+            ["my_models:Masked", "--input", "tokens:2,5:long"],
+            "Masked.forward() got an unexpected keyword argument 'tokens'; give one --input for each argument of "
             "forward(ids, mask=None), in this order or by name, as --input name:2,16",
         ),
         (
