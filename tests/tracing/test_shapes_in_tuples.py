@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import npn
 
-from ..zoo.checks import check_grow, check_shrink, check_training
+from ..zoo.checks import check_resizes
 from .asking import sizes
 
 
@@ -100,17 +100,8 @@ def attached(name: str) -> tuple[npn.Plasticity, Tensor]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_units_come_and_go_with_the_tuple(name: str) -> None:
-    plastic, x = attached(name)
-    assert sizes(plastic.structure) == MODELS[name][2]
-    check_shrink(plastic, x)
-    if name != "normed":  # which shrinks alone
-        check_grow(attached(name)[0], x)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_training_goes_on_alike(name: str) -> None:
-    plastic, x = attached(name)
-    check_training(plastic, x, functools.partial(torch.optim.Adam, lr=1e-2))
+    assert sizes(attached(name)[0].structure) == MODELS[name][2]
+    check_resizes(functools.partial(attached, name), grows=name != "normed")  # units under a norm shrink alone
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import npn
 
-from ..zoo.checks import as_double, check_grow, check_shrink, check_training
+from ..zoo.checks import as_double, check_resizes
 from .asking import reasons, sizes
 
 EXPERTS, HIDDEN, WIDTH = 3, 5, 8
@@ -90,16 +90,8 @@ def test_what_is_resizable(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_masked_is_compact_is_exported_and_growth_is_silent(name: str) -> None:
-    plastic, x = attached(name)
-    check_shrink(plastic, x)
-    check_grow(attached(name)[0], x)
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_training_goes_on_alike(name: str) -> None:
-    plastic, x = attached(name)
-    check_training(plastic, x, functools.partial(torch.optim.Adam, lr=1e-2))
+def test_units_come_and_go(name: str) -> None:
+    check_resizes(functools.partial(attached, name))
 
 
 def test_units_that_meet_before_they_are_told_apart_stay() -> None:

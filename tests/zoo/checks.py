@@ -1,6 +1,7 @@
 """What must hold for every model: masked == compacted == exported, growth changes nothing, training goes on alike."""
 
 import copy
+import functools
 import math
 import pickle
 from collections.abc import Callable
@@ -128,6 +129,14 @@ def check_training(
         for key in x:
             if isinstance(x[key], Tensor):
                 assert_close([x[key].double()], [y[key].double()], tolerance, f"{key} of {name}")
+
+
+def check_resizes(attached: Callable[[], tuple[npn.Plasticity, Any]], grows: bool = True) -> None:
+    """Masked is compact is exported, growth is silent, and training goes on alike, each on a model of its own."""
+    check_shrink(*attached())
+    if grows:
+        check_grow(*attached())
+    check_training(*attached(), functools.partial(torch.optim.Adam, lr=1e-2))
 
 
 def as_double(inputs: Any) -> Any:

@@ -11,6 +11,15 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def is_torch_layer(module: nn.Module) -> bool:
+    """Whether a module is of a class of `torch.nn` itself.
+
+    Args:
+        module: any.
+    """
+    return type(module).__module__.startswith("torch.nn.modules")
+
+
 def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Set eval mode inside the context; restore every module's own mode when it ends.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from npn._utils.fsdp import owners, replace_shard
+from npn._utils.models import is_torch_layer
 from npn._utils.rng import load_rng_state_dict, preserved_rng, rng_state_dict
 from npn._utils.shards import local
 from npn.checkpoint.layout import (
@@ -166,10 +167,9 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
         pairs = zip(target.optimizers, content["optimizers"], strict=True)
         states = [(kind, optimizer, state) for optimizer, (kind, state) in pairs] + states
         sizes = {name: len(gate["logits"]) for name, gate in content["plastic"]["gates"].items()}
+        check_rng_state(path, content["rng"])
     else:
         edits = removal_edits(model, gone, ())
-    if isinstance(target, Plasticity):
-        check_rng_state(path, content["rng"])
     check_fixed(path, target, tensors, [(name, axis) for name, axis in content.get("fixed", ())])
     edits += [_load_state(path, name, thing, state) for name, thing, state in states]
     with torch.no_grad():
@@ -288,6 +288,6 @@ def _integers(model: nn.Module) -> dict[str, dict[str, Any]]:
 def _is_size(module: nn.Module, name: str, value: object) -> bool:
     """Whether an attribute may have followed a resize; other tuples of torch's layers are kernels, strides, ..."""
     if isinstance(value, (tuple, list)):
-        own = name != "normalized_shape" and type(module).__module__.startswith("torch.nn.")
+        own = is_torch_layer(module) and name != "normalized_shape"
         return not own and type(value) in (tuple, list) and set(map(type, value)) == {int}
     return type(value) is int

@@ -2,7 +2,7 @@
 
 from npn.modules.absent import absent, absent_paths
 from npn.modules.attention import UnfusedAttention
-from npn.modules.described import attribute_entry, described_sizes, increased
+from npn.modules.described import described_sizes, increased
 from npn.modules.gated import InputGate, gated_layer
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
 from npn.modules.unfuse import fuse, unfuse
@@ -12,7 +12,6 @@ __all__ = [
     "UnfusedAttention",
     "absent",
     "absent_paths",
-    "attribute_entry",
     "described_sizes",
     "full_length",
     "fuse",

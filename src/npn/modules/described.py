@@ -1,6 +1,6 @@
 """Integers with which torch's layers describe their parameters, and which follow a resize: `out_features`, ..."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 from torch import nn
@@ -53,31 +53,33 @@ def described_sizes(
     return list(found.values())
 
 
-def increased(value: Any, delta: int, at: int = 0) -> Any:
-    """A size with a number added: an integer, or an entry of a tuple or a list, as in `normalized_shape`.
+def increased(changes: Iterable[tuple[nn.Module, str, int]]) -> dict[tuple[nn.Module, str], Any]:
+    """New values of attributes that hold sizes: integers, or tuples and lists with integers, as `normalized_shape`.
 
     Args:
-        value: the size.
-        delta: what is added.
-        at: which entry.
+        changes: (module, attribute, what is added), of one attribute as often as it changes; `shape[1]` is entry 1 of
+            `shape`, and a tuple without brackets changes in entry 0.
+
+    Returns:
+        (module, attribute) -> value.
 
     Example:
-        >>> increased(8, -3), increased((8, 1, 1), -3)
-        (5, (5, 1, 1))
+        >>> layer = nn.LayerNorm(8)
+        >>> list(increased([(layer, "normalized_shape", -3)]).values())
+        [(5,)]
     """
+    values: dict[tuple[nn.Module, str], Any] = {}
+    for module, name, delta in changes:
+        attribute, _, at = name.removesuffix("]").partition("[")
+        value = values.get((module, attribute), getattr(module, attribute))
+        values[module, attribute] = _with_added(value, delta, int(at or 0))
+    return values
+
+
+def _with_added(value: Any, delta: int, at: int) -> Any:
     if isinstance(value, (tuple, list)):
         return type(value)((*value[:at], value[at] + delta, *value[at + 1 :]))
     return value + delta
-
-
-def attribute_entry(name: str) -> tuple[str, int]:
-    """Attribute and entry that a name such as `shape[1]` stands for; entry 0 of one without brackets.
-
-    Args:
-        name: of an attribute that follows a size.
-    """
-    attribute, _, at = name.removesuffix("]").partition("[")
-    return attribute, int(at or 0)
 
 
 def _counts(value: Any) -> bool:

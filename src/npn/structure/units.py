@@ -243,6 +243,11 @@ class Structure:
     chunks: Mapping[tuple[str, int], int] = field(default_factory=dict, repr=False)
 
     @property
+    def resizable(self) -> set[tuple[str, int]]:
+        """Tensor name and axis of everything on which units of groups lie."""
+        return {slot.key for group in self.groups for slot in group.slots}
+
+    @property
     def parts(self) -> tuple[Group | Branches | Columns, ...]:
         """Groups, then branches, then columns: everything but single weights that has gates, in the gates' order."""
         return (*self.groups, *([] if self.branches is None else [self.branches]), *self.columns)

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from npn._utils.fsdp import owners, replace_shard
 from npn._utils.layout import laid_out_like
 from npn._utils.models import in_mode, model_tensors
 from npn._utils.shards import full, like
-from npn.modules import attribute_entry, described_sizes, increased
+from npn.modules import described_sizes, increased
 from npn.structure import NEW, removed_paths, selected_columns
 from npn.surgery.branches import forget_edits, removal_edits
 from npn.surgery.edits import (
@@ -76,12 +75,8 @@ def apply_plan(
         edits = _edits(model, plan, optimizers, finish) + _extra_edits(plan, optimizers, extras)
         edits += removal_edits(model, removed_paths(plan.before, plan.after), optimizers)
         changed = [(model.get_submodule(path), name, delta) for path, name, delta in plan.attributes]
-        values: dict[tuple[nn.Module, str], Any] = {}
-        for module, name, delta in changed + _described(model, plan):
-            attribute, at = attribute_entry(name)
-            present = values.get((module, attribute), getattr(module, attribute))
-            values[module, attribute] = increased(present, delta, at)
-        edits += [set_attribute(module, attribute, value) for (module, attribute), value in values.items()]
+        values = increased(changed + _described(model, plan))
+        edits += [set_attribute(module, name, value) for (module, name), value in values.items()]
         selected = selected_columns(plan.after)
         edits += [select_columns(model.get_submodule(path), index) for path, index in selected.items()]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from npn._utils.models import is_torch_layer
 from npn.structure import Group, Slot, Structure
 from npn.tracing.retrace import Attribute
 
@@ -89,7 +90,7 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
     found = []
     for path in paths:
         module = model.get_submodule(path)
-        own = type(module).__module__.startswith("torch.nn.modules")
+        own = is_torch_layer(module)
         for name, value in _integers(module):
             if own and name not in _SEMANTIC:
                 continue

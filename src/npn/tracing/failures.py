@@ -13,6 +13,7 @@ from npn.tracing.lines import OWN, TORCH, raising_line
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
 _USUAL = ("it is the model's output", "it reads an input of fixed size")  # true of every model
+_DICT = "example_inputs that are a dict are keyword arguments: give (batch,) where forward takes one dict"
 _OPS = {  # ATen op -> (what user code calls, what to do instead)
     "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
     "masked_select": ("masked_select", "multiply by the mask, use torch.where(mask, a, b)"),
@@ -55,13 +56,9 @@ def _explain(error: Exception) -> str:
             f"an index at {line} is of a dtype that fake tensors do not index by: {error}; write x[mask.bool()] where "
             "it is a mask of uint8, x[index.long()] where it is an index"
         )
-    if isinstance(error, TypeError) and "unexpected keyword argument" in str(error):
-        return (
-            f"the forward pass failed on example_inputs at {line}: {name}: {error}; example_inputs that are a dict are "
-            "keyword arguments: give (batch,) where forward takes one dict"
-        )
     if not needs_values(error):
-        return f"the forward pass failed on example_inputs at {line}: {name}: {error}"
+        hint = f"; {_DICT}" if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) else ""
+        return f"the forward pass failed on example_inputs at {line}: {name}: {error}{hint}"
     inside = _torchs_own(error)
     if inside is not None:
         return (

@@ -137,15 +137,10 @@ def trace_modes(
             f"{WORD[not mode]} only, so that no trace sees both; let one of the modes use all of them, or attach the "
             "parts that they share separately"
         )
-    if theirs < ours or (ours == theirs and _places(other) > _places(present)):
+    if theirs < ours or (ours == theirs and other.resizable > present.resizable):
         return Modes(replace(_explained(other, "in train() or in eval()"), training=not mode), present, not mode)
     where = "in train() or in eval()" if ours == theirs else f"in {WORD[mode]}"
     return Modes(_explained(present, where), other, mode)
-
-
-def _places(structure: Structure) -> set[tuple[str, int]]:
-    """Tensors and axes of all units that can be resized."""
-    return {slot.key for group in structure.groups for slot in group.slots}
 
 
 def _some(names: set[str]) -> str:

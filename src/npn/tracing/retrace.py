@@ -8,7 +8,7 @@ from torch import nn
 
 from npn._utils.models import in_mode
 from npn.errors import ResizeError, TraceError
-from npn.modules import attribute_entry, described_sizes, increased
+from npn.modules import described_sizes, increased
 from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.capture import output_shapes
 from npn.tracing.single import single_trace
@@ -40,14 +40,14 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
         for slot in group.slots if count else ():
             lengths[slot.key] = lengths.get(slot.key, 0) + count * slot.index.shape[1]
     edits += described_sizes(model, lengths, follow)
-    changes = [(module, *attribute_entry(name), delta) for module, name, delta in edits]
-    before = [(module, name, getattr(module, name)) for module, name, _, _ in changes]
-    for module, name, at, delta in changes:
-        object.__setattr__(module, name, increased(getattr(module, name), delta, at))
+    values = increased(edits)
+    before = {(module, name): getattr(module, name) for module, name in values}
+    for (module, name), value in values.items():
+        object.__setattr__(module, name, value)
     try:
         yield
     finally:
-        for module, name, value in reversed(before):
+        for (module, name), value in before.items():
             object.__setattr__(module, name, value)
 
 

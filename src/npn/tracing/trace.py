@@ -108,14 +108,9 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
     chunks = equal_chunks(traced, rehearsed)
     if chunks:
         _, coupled = _rehearsed(model, example_inputs, streams, chunks)
-        if _resizable(coupled) > _resizable(rehearsed):
+        if coupled.resizable > rehearsed.resizable:
             return coupled
     return rehearsed
-
-
-def _resizable(structure: Structure) -> set[tuple[str, int]]:
-    """Tensors and axes on which units lie that can come and go."""
-    return {slot.key for group in structure.groups for slot in group.slots}
 
 
 def _rehearsed(

@@ -281,9 +281,9 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
     """
     shape = torch.broadcast_shapes(a.shape, b.shape)
     if a.weight and b.weight and a.repeated != b.repeated:  # a product of many repeats both operands itself
-        a, b = (as_data(a), b) if a.repeated > b.repeated else (a, as_data(b))
+        a, b = (_as_data(a), b) if a.repeated > b.repeated else (a, _as_data(b))
     elif a.weight and b.weight and _of_layer(ledger, b, set(axes)):
-        a = as_data(a)
+        a = _as_data(a)
     crossed: tuple[Part, ...] = ()
     if a.weight != b.weight:
         data, weight = (b, a) if a.weight else (a, b)
@@ -307,12 +307,8 @@ def _of_layer(ledger: Ledger, weight: Value, axes: set[int]) -> bool:
     return any(axis == 1 and name in ledger.layers for name, axis in slots)
 
 
-def as_data(value: Value) -> Value:
-    """Take a parameter that the code repeats, or that a layer reads, for what it is: a learned input, not a weight.
-
-    Args:
-        value: made of parameters.
-    """
+def _as_data(value: Value) -> Value:
+    """Take a parameter that the code repeats, or that a layer reads, for what it is: a learned input, not a weight."""
     return replace(value, parts=tuple(replace(p, weight=False, repeated=0) for p in value.parts), own=False)
 
 
