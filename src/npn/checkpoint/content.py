@@ -1,7 +1,7 @@
 """The content of a checkpoint: pack a model into plain values and tensors, and unpack them into a model."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
@@ -38,7 +38,7 @@ from npn.checkpoint.matching import (
 from npn.checkpoint.plain import plain
 from npn.errors import CheckpointError
 from npn.masking.calls import attached_parts
-from npn.modules import absent_paths, materialize_selects
+from npn.modules import absent_paths, assigned, integers, materialize_selects, parsed, shared_objects
 from npn.plasticity import Plasticity
 from npn.structure import selected_columns
 from npn.surgery import (
@@ -273,21 +273,36 @@ def _resize_edits(
         if not _keeps_storage(tensor, value):
             owner = sharded.get(id(tensor))
             edits.append(replace_shard(owner, value) if owner else replace_data(tensor, value.to(tensor.device)))
-    for path, values in attributes.items():
+    for path, numbers in attributes.items():
         module = model.get_submodule(path)
-        edits += [set_attribute(module, n, v) for n, v in values.items() if type(vars(module).get(n)) is type(v)]
+        edits += [set_attribute(module, name, value) for name, value in assigned(module, _single(numbers)).items()]
     return edits
 
 
-def _integers(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Integer attributes of every module, and shapes: out_features, groups, num_heads, normalized_shape, ..."""
-    found = {path: {k: v for k, v in vars(m).items() if _is_size(m, k, v)} for path, m in model.named_modules()}
-    return {path: values for path, values in found.items() if values}
+def _integers(model: nn.Module) -> dict[str, dict[str, int]]:
+    """Integers that may have followed a resize, of every module: out_features, groups, shape[0], config.num_heads, ...
+
+    A resize gives a module its own copy of a config; what several modules share has not followed.
+    """
+    shared, found = shared_objects(model), dict[str, dict[str, int]]()
+    for path, module in model.named_modules():
+        followed = {n: v for n, v in integers(module).items() if _may_follow(module, n, shared)}
+        if followed:
+            found[path] = followed
+    return found
 
 
-def _is_size(module: nn.Module, name: str, value: object) -> bool:
-    """Whether an attribute may have followed a resize; other tuples of torch's layers are kernels, strides, ..."""
-    if isinstance(value, (tuple, list)):
-        own = is_torch_layer(module) and name != "normalized_shape"
-        return not own and type(value) in (tuple, list) and set(map(type, value)) == {int}
-    return type(value) is int
+def _may_follow(module: nn.Module, name: str, shared: Set[int]) -> bool:
+    attribute, entry = parsed(name)
+    if entry and is_torch_layer(module):  # other tuples of torch's layers are kernels, strides, ...
+        return attribute == "normalized_shape"
+    return id(getattr(module, attribute)) not in shared
+
+
+def _single(numbers: Mapping[str, Any]) -> dict[str, int]:
+    """Integers by name; older files hold whole tuples."""
+    found = dict[str, int]()
+    for name, value in numbers.items():
+        many = isinstance(value, (tuple, list))
+        found |= {f"{name}[{i}]": entry for i, entry in enumerate(value)} if many else {name: value}
+    return found

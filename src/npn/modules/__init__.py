@@ -2,8 +2,9 @@
 
 from npn.modules.absent import absent, absent_paths
 from npn.modules.attention import UnfusedAttention
-from npn.modules.described import described_sizes, increased
+from npn.modules.described import described_sizes
 from npn.modules.gated import InputGate, gated_layer
+from npn.modules.integers import assigned, increased, integers, parsed, shared_objects
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
 from npn.modules.unfuse import fuse, unfuse
 
@@ -12,6 +13,7 @@ __all__ = [
     "UnfusedAttention",
     "absent",
     "absent_paths",
+    "assigned",
     "described_sizes",
     "full_length",
     "fuse",
@@ -19,7 +21,10 @@ __all__ = [
     "hook_of",
     "increased",
     "input_dim",
+    "integers",
     "materialize_selects",
+    "parsed",
     "set_select",
+    "shared_objects",
     "unfuse",
 ]

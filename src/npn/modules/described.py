@@ -1,6 +1,6 @@
 """Integers with which torch's layers describe their parameters, and which follow a resize: `out_features`, ..."""
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 from torch import nn
@@ -51,35 +51,6 @@ def described_sizes(
             if (path, other) not in apart:
                 found[path, other] = (module, other, delta * getattr(module, other) // getattr(module, attribute))
     return list(found.values())
-
-
-def increased(changes: Iterable[tuple[nn.Module, str, int]]) -> dict[tuple[nn.Module, str], Any]:
-    """New values of attributes that hold sizes: integers, or tuples and lists with integers, as `normalized_shape`.
-
-    Args:
-        changes: (module, attribute, what is added), of one attribute as often as it changes; `shape[1]` is entry 1 of
-            `shape`, and a tuple without brackets changes in entry 0.
-
-    Returns:
-        (module, attribute) -> value.
-
-    Example:
-        >>> layer = nn.LayerNorm(8)
-        >>> list(increased([(layer, "normalized_shape", -3)]).values())
-        [(5,)]
-    """
-    values: dict[tuple[nn.Module, str], Any] = {}
-    for module, name, delta in changes:
-        attribute, _, at = name.removesuffix("]").partition("[")
-        value = values.get((module, attribute), getattr(module, attribute))
-        values[module, attribute] = _with_added(value, delta, int(at or 0))
-    return values
-
-
-def _with_added(value: Any, delta: int, at: int) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)((*value[:at], value[at] + delta, *value[at + 1 :]))
-    return value + delta
 
 
 def _counts(value: Any) -> bool:

@@ -1,12 +1,13 @@
 """Find integers that modules compute with and that must follow a group's size: `num_heads`, `groups`, `shape[0]`."""
 
 import re
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
 
 from npn._utils.models import is_torch_layer
+from npn.modules import integers, parsed
 from npn.structure import Group, Slot, Structure
 from npn.tracing.retrace import Attribute
 
@@ -70,13 +71,14 @@ def _each(slot: Slot, structure: Structure, value: int) -> int:
     return each if rest == 0 and value > 1 and units * entries == size else 0
 
 
-def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Attribute]:
+def candidates(model: nn.Module, structure: Structure, group: Group, held: bool) -> list[Attribute]:
     """Find integer attributes equal to a size of the group, in the modules that own its tensors and in their ancestors.
 
     Args:
         model: the model.
         structure: its structure; attributes that belong to another group are left out.
         group: the group.
+        held: also those in objects and dicts, such as `config.num_heads`.
 
     Returns:
         (module path, attribute, amount per unit) entries.
@@ -91,21 +93,18 @@ def candidates(model: nn.Module, structure: Structure, group: Group) -> list[Att
     for path in paths:
         module = model.get_submodule(path)
         own = is_torch_layer(module)
-        for name, value in _integers(module):
-            if own and name not in _SEMANTIC:
+        for name, value in integers(module).items():
+            if (own and name not in _SEMANTIC) or (not held and _is_held(name)):
                 continue
             if value in sizes and value > 1 and (path, name) not in taken:
                 found.append((path, name, sizes[value]))
     return found
 
 
-def _integers(module: nn.Module) -> Iterator[tuple[str, int]]:
-    """Integers that a module keeps, by name, and those in its tuples and lists, as `shape[0]`."""
-    for name, value in vars(module).items():
-        if type(value) is int:
-            yield name, value
-        elif type(value) in (tuple, list):
-            yield from ((f"{name}[{i}]", each) for i, each in enumerate(value) if type(each) is int)
+def _is_held(name: str) -> bool:
+    """Whether an integer is in an object or dict of its module, which other modules may share."""
+    entry = parsed(name)[1]
+    return entry != "" and not entry[1:-1].isdigit()
 
 
 @dataclass(frozen=True)
@@ -126,40 +125,66 @@ class Trials:
     made: Set[str]
 
     def by_name(self) -> list[Trial]:
-        """Those by type of layer alone, then with all others, then with those of one name."""
-        return self._distinct([(), self.options, *self._sets()])
+        """Those by type of layer alone, then with all others, with all where it is produced, with those of one name."""
+        made = tuple(entry for entry in self.options if entry[0] in self.made)
+        return self._distinct([(), self.options, made, *self._sets()])
 
-    def combined(self) -> list[Trial]:
-        """All names but one, pairs of names, single attributes."""
+    def combined(self, moved: Set[Attribute]) -> list[Trial]:
+        """All names but one, pairs of names, single attributes; those first in which more entries count.
+
+        Args:
+            moved: entries without which the failure is the same, to the letter, do not count; trials of them are left
+                out.
+        """
         options, sets, found = self.options, self._sets(), list[Trial]()
         if len(sets) > 3:  # with fewer names these are the pairs, or come below
             found = [tuple(entry for entry in options if entry[1] != name) for name in {n: 0 for _, n, _ in options}]
-        found += [tuple(dict.fromkeys((*a, *b))) for i, a in enumerate(sets) for b in sets[i + 1 :]]
-        return self._distinct([*found, *((entry,) for entry in options)])[:_TRIALS]
+        pairs = [(a, b) for i, a in enumerate(sets) for b in sets[i + 1 :] if a[0][1] != b[0][1]]
+        pairs.sort(key=lambda pair: sum(not moved & set(one) for one in pair))
+        found += [(*a, *b) for a, b in pairs]
+        found = [trial for trial in (*found, *((entry,) for entry in options)) if moved & set(trial)]
+        return self._distinct(found)[:_TRIALS]
+
+    def nearest(self, trial: Trial) -> Trial:
+        """A trial in which integers of objects and dicts follow only in the modules nearest to where it is produced.
+
+        Args:
+            trial: with entries of `options`.
+        """
+        kept = {entry for one in self._sets() for entry in _deepest(one, self.made)}
+        return tuple(entry for entry in trial if entry in kept or not _is_held(entry[1]))
 
     def _sets(self) -> list[Trial]:
-        """Attributes of each name: all of them, and those where the group is produced."""
-        names: dict[tuple[str, bool], Trial] = {}
-        for entry in self.options:
-            names[entry[1], False] = (*names.get((entry[1], False), ()), entry)
-            if entry[0] in self.made:
-                names[entry[1], True] = (*names.get((entry[1], True), ()), entry)
-        return list(dict.fromkeys(names.values()))
+        """Attributes of each name: all of them, those where the group is produced, and those nearest to it."""
+        found = list[Trial]()
+        for name in dict.fromkeys(name for _, name, _ in self.options):
+            same = tuple(entry for entry in self.options if entry[1] == name)
+            made = tuple(entry for entry in same if entry[0] in self.made)
+            found += [same, made, _deepest(made, self.made)]
+        return list(filter(None, dict.fromkeys(found)))
 
     def _distinct(self, trials: Sequence[Trial]) -> list[Trial]:
         return list(dict.fromkeys((*self.base, *trial) for trial in trials))
 
 
-def trials(model: nn.Module, structure: Structure, group: Group) -> Trials:
+def _deepest(entries: Trial, paths: Set[str]) -> Trial:
+    """Those of the entries at these paths that are in the innermost modules."""
+    inside = [entry for entry in entries if entry[0] in paths]
+    depth = max((entry[0].count(".") for entry in inside), default=0)
+    return tuple(entry for entry in inside if entry[0].count(".") == depth)
+
+
+def trials(model: nn.Module, structure: Structure, group: Group, held: bool = False) -> Trials:
     """The attributes that may have to follow a group.
 
     Args:
         model: the model.
         structure: its structure.
         group: the group.
+        held: see `candidates`.
     """
     base = known(model, structure, group)
-    options = tuple(entry for entry in candidates(model, structure, group) if entry not in base)
+    options = tuple(entry for entry in candidates(model, structure, group, held) if entry not in base)
     made = {path for slot in group.slots if not slot.reads for path in _ancestors(slot.tensor)}
     return Trials(base, options, made)
 

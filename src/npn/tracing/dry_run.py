@@ -127,7 +127,8 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
 def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes.
 
-    A multiple is tried with the attributes that follow by type of layer, then with all that may follow.
+    A multiple is tried with the attributes that follow by type of layer, then with all that may follow. Integers in
+    objects and dicts come last: a config has many of them.
     """
     first = kind[0]
     may_follow = trials(rehearsal.model, structure, first)
@@ -146,6 +147,9 @@ def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Grou
             if following is not None:
                 following = _fewest_names(following, passes)
                 break
+    if following is None:
+        more, multiple = trials(rehearsal.model, structure, first, held=True), 1
+        following = _following(rehearsal, more, problem) if more != may_follow else None
     if following is None:
         return None
     for group in kind:
@@ -169,16 +173,18 @@ def _following(rehearsal: Rehearsal, may_follow: Trials, problem: Callable[[Tria
 
     base, *by_name = may_follow.by_name()
     passes(base)  # what fails without any
-    combined = may_follow.combined()
-    likely = [trial for trial in (*by_name, *combined) if _attribute_names(trial) in rehearsal.repairs]
+    every = [*by_name, *may_follow.combined(set(may_follow.options))]
+    likely = [trial for trial in every if _attribute_names(trial) in rehearsal.repairs]
     found = _first(rehearsal, [*filter(None, [base]), *likely, *by_name], passes)
     if found is None:
-        each = by_name[1:] or by_name  # the first has all names
+        each = [trial for trial in by_name if len(_attribute_names(trial) - _attribute_names(base)) == 1]
         moved = {entry for t in each if reasons.get(t) != reasons[base] for entry in t if entry not in base}
-        found = _first(rehearsal, [trial for trial in combined if moved & set(trial)], passes)
+        found = _first(rehearsal, may_follow.combined(moved), passes)
     if found is None:
         return None
     found = _fewest_names(found, passes)
+    nearest = may_follow.nearest(found)
+    found = nearest if passes(nearest) else found
     rehearsal.repairs.add(_attribute_names(found))
     return found
 
