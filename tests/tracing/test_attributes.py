@@ -83,6 +83,21 @@ def test_repeated_layers_get_their_own_attributes() -> None:
     }
 
 
+class NotedAbove(nn.Sequential):
+    """The model notes a number of heads, too, and does not compute with it (XLM)."""
+
+    def __init__(self) -> None:
+        super().__init__(Heads(), Heads(), Heads())
+        self.heads = 4
+
+
+def test_layers_do_not_share_a_number_that_nothing_needs() -> None:
+    structure = trace(NotedAbove(), torch.randn(2, 3, 8))
+    assert {g.name: g.attributes for g in structure.groups if g.name.endswith("q")} == {
+        f"{i}.q": ((str(i), "heads", 1),) for i in range(3)
+    }
+
+
 class OneNumberForTwo(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -151,27 +151,23 @@ class Trials:
         Args:
             trial: with entries of `options`.
         """
-        kept = {entry for one in self._sets() for entry in _deepest(one, self.made)}
-        return tuple(entry for entry in trial if entry in kept or not _is_held(entry[1]))
+        depths: dict[str, int] = {}
+        for path, name, _ in trial:
+            if path in self.made and _is_held(name):
+                depths[name] = max(path.count("."), depths.get(name, 0))
+        return tuple(e for e in trial if e[1] not in depths or (e[0] in self.made and e[0].count(".") == depths[e[1]]))
 
     def _sets(self) -> list[Trial]:
-        """Attributes of each name: all of them, those where the group is produced, and those nearest to it."""
-        found = list[Trial]()
-        for name in dict.fromkeys(name for _, name, _ in self.options):
-            same = tuple(entry for entry in self.options if entry[1] == name)
-            made = tuple(entry for entry in same if entry[0] in self.made)
-            found += [same, made, _deepest(made, self.made)]
-        return list(filter(None, dict.fromkeys(found)))
+        """Attributes of each name: all of them, and those where the group is produced."""
+        names: dict[tuple[str, bool], Trial] = {}
+        for entry in self.options:
+            names[entry[1], False] = (*names.get((entry[1], False), ()), entry)
+            if entry[0] in self.made:
+                names[entry[1], True] = (*names.get((entry[1], True), ()), entry)
+        return list(dict.fromkeys(names.values()))
 
     def _distinct(self, trials: Sequence[Trial]) -> list[Trial]:
         return list(dict.fromkeys((*self.base, *trial) for trial in trials))
-
-
-def _deepest(entries: Trial, paths: Set[str]) -> Trial:
-    """Those of the entries at these paths that are in the innermost modules."""
-    inside = [entry for entry in entries if entry[0] in paths]
-    depth = max((entry[0].count(".") for entry in inside), default=0)
-    return tuple(entry for entry in inside if entry[0].count(".") == depth)
 
 
 def trials(model: nn.Module, structure: Structure, group: Group, held: bool = False) -> Trials:

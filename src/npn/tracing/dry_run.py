@@ -37,7 +37,7 @@ def freeze_fixed_sizes(
     """
     with quiet():
         rehearsal = Rehearsal(model, example_inputs, structure, seconds)
-        return _separate(_passing(rehearsal, structure))
+        return _separate(rehearsal, _passing(rehearsal, structure))
 
 
 def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
@@ -248,17 +248,27 @@ def freeze(structure: Structure, names: Sequence[str], reason: str) -> Structure
     return replace(structure, groups=rest, frozen=tuple(frozen))
 
 
-def _separate(structure: Structure) -> Structure:
-    """Freeze groups that share an attribute: they could only change together."""
+def _separate(rehearsal: Rehearsal, structure: Structure) -> Structure:
+    """Freeze groups that share an attribute, since they could only change together; or let none follow, if that works."""
+    shared = {key: groups for key, groups in _owners(structure).items() if len(groups) > 1}
+    if not shared:
+        return structure
+    apart = structure
+    for group in structure.groups:
+        apart = _with(apart, group.name, [entry for entry in group.attributes if entry[:2] not in shared])
+    if rehearsal.trace(apart, _names(apart)) is None:
+        return apart
+    for (path, name), groups in shared.items():
+        present = [group for group in groups if group in _names(structure)]
+        reason = f"it shares the attribute {name} of {path or 'the model'} with {len(groups) - 1} other group(s)"
+        structure = freeze(structure, present, reason)
+    return structure
+
+
+def _owners(structure: Structure) -> dict[tuple[str, str], list[str]]:
+    """Attributes by (module path, name), and the groups that they follow."""
     owners: dict[tuple[str, str], list[str]] = {}
     for group in structure.groups:
         for path, name, _ in group.attributes:
             owners.setdefault((path, name), []).append(group.name)
-    for (path, name), groups in owners.items():
-        for group_name in groups if len(groups) > 1 else ():
-            if any(g.name == group_name for g in structure.groups):
-                reason = (
-                    f"it shares the attribute {name} of {path or 'the model'} with {len(groups) - 1} other group(s)"
-                )
-                structure = freeze(structure, [group_name], reason)
-    return structure
+    return owners
