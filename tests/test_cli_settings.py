@@ -306,11 +306,13 @@ def test_the_comparison_gets_what_was_given(tmp_path, monkeypatch):
         "2",
         "--epochs",
         "1,2,3",
+        "--precision",
+        "bf16",
     ]
     code, text = call("bench", "peers", *SHARED, *names)
     assert code == 0 and text.startswith("the page\n"), text
     ((*places, options, wanted, _),) = seen
-    assert tuple(places) == PLACES and options == PeerOptions(**GIVEN, epochs="1,2,3")
+    assert tuple(places) == PLACES and options == PeerOptions(**GIVEN, epochs="1,2,3", precision="bf16")
     assert wanted == peers.Wanted(["lenet5"], ["arm", "scratch"], (0.02,), [0, 1, 4], 2)
 
 

@@ -181,12 +181,22 @@ def test_torch_pruning_prunes_to_the_budget():
     assert npn.count_params(small, biases=False) <= 0.3 * DENSE and small(example).shape == (2, 3)
 
 
+@pytest.mark.parametrize("mode", ["reinmax", "gradual-fisher"])
+def test_half_precision(tmp_path, mode):
+    result = train(tmp_path, mode, precision="bf16").result
+    assert result["params"] <= 0.3 * result["full"]
+    assert all(p.dtype is torch.float32 for p in npn.load(tmp_path / "model.pt", Small()).parameters())
+
+
 def test_methods_that_are_not_there():
     options = PeerOptions(mode="shrink")
     with pytest.raises(ConfigurationError, match=r"^mode must be one of reinmax, arm, .*, got 'shrink'$"):
         recipe.defaults(options)
     with pytest.raises(ConfigurationError, match=r"^network must be one of lenet300, lenet5, resnet20, got 'vgg'$"):
         recipe.defaults(PeerOptions(network="vgg"))
+    options = PeerOptions(mode="arm", precision="fp16")
+    with pytest.raises(ConfigurationError, match=r"^precision must be 'fp32' or 'bf16', got 'fp16': no method here"):
+        recipe.build(options.over(recipe.defaults(options)))
     options = PeerOptions(mode="torch-pruning")
     with pytest.raises(ConfigurationError, match=r"^torch-pruning continues a run: expected its folder as start"):
         recipe.build(options.over(recipe.defaults(options)))

@@ -279,6 +279,7 @@ def peers(
     ] = None,
     seeds: given.Seeds = "0-2",
     trials: Annotated[int, typer.Option(min=1, help="Settings that each method tries at each budget.")] = 4,
+    precision: given.Precision = None,
     stop_after: Annotated[
         float | None,
         typer.Option(metavar="MINUTES", help="Stop before an epoch that would end later; the same command goes on."),
@@ -290,7 +291,7 @@ def peers(
     from npn.experiments.peers.bench import Wanted, bench
     from npn.experiments.peers.options import PeerOptions
 
-    options = PeerOptions(epochs=epochs, device=device, data=data)
+    options = PeerOptions(epochs=epochs, device=device, data=data, precision=precision)
     shares = tuple(sizes(budgets)) if budgets else ()
     wanted = Wanted(listed(networks), listed(arms) if arms else (), shares, parse_seeds(seeds), trials)
     files, early = bench(out, runs, options, wanted, until(stop_after))

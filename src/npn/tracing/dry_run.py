@@ -249,7 +249,7 @@ def freeze(structure: Structure, names: Sequence[str], reason: str) -> Structure
 
 
 def _separate(rehearsal: Rehearsal, structure: Structure) -> Structure:
-    """Freeze groups that share an attribute, since they could only change together; or let none follow, if that works."""
+    """Let no group follow an attribute that several share; freeze them where that fails: they only change together."""
     shared = {key: groups for key, groups in _owners(structure).items() if len(groups) > 1}
     if not shared:
         return structure

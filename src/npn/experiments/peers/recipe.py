@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import npn
 from npn.errors import ConfigurationError
+from npn.experiments.engine import execution
 from npn.experiments.engine.building import channels_last, half_cosine, redrawn, set_rate
 from npn.experiments.engine.options import STANDARD, Options, stage_lengths
 from npn.experiments.engine.recipe import Experiment, Outcome, Recipe
@@ -46,6 +48,7 @@ def defaults(options: Options) -> PeerOptions:
         **STANDARD | {"estimator": KINDS[mode].estimator or STANDARD["estimator"]},
         mode=mode,
         network=network,
+        precision="fp32",
         budget=None if KINDS[mode].role == "first" else NETWORKS[network].budgets[0],
         epochs=",".join(map(str, NETWORKS[network].epochs)),
         settings={name: default for name, (default, _, _) in (COMMON | dict(KINDS[mode].space)).items()},
@@ -59,6 +62,7 @@ def build(options: Options) -> Recipe:
         options: complete settings.
     """
     assert isinstance(options, PeerOptions) and options.mode and options.network and options.settings
+    assert options.precision
     assert options.k is not None
     kind, network = KINDS[options.mode], NETWORKS[options.network]
     lengths = stage_lengths(options.epochs, network.epochs)
@@ -69,6 +73,10 @@ def build(options: Options) -> Recipe:
     batches = math.ceil(len(data.train) / network.batch_size)
     full = network.weights()
     share = 1.0 if options.budget is None else options.budget
+    example = prepare(data.train.x[:1])
+    model = _model(kind, network, options, share * full, example).to(device)
+    channels_last(model)
+    forward = execution.forward(model, _context(options.precision, device))
     pretrain, shrink, finetune = (batches * epochs for epochs in lengths)
     plan = Plan(
         share * full,
@@ -76,13 +84,10 @@ def build(options: Options) -> Recipe:
         (pretrain, shrink, finetune),
         options.settings,
         data.train,
-        partial(_loss, prepare),
+        partial(_loss, prepare, forward),
         prepare,
         network.batch_size,
     )
-    example = prepare(data.train.x[:1])
-    model = _model(kind, network, options, plan.weights, example).to(device)
-    channels_last(model)
     procedure = kind.procedure(plan)
     if kind.role == "first":
         made = outside.pruner(model, example, network.last, options.settings["strength"])
@@ -119,6 +124,7 @@ def build(options: Options) -> Recipe:
         step=step,
         augment=network.augment,
         prepare=prepare,
+        forward=forward,
         about={"network": options.network, "full": full, **_earlier(options)},
         procedure=procedure,
         epochs_before=before,
@@ -164,8 +170,18 @@ def _earlier(options: PeerOptions) -> dict[str, Any]:
     return {"before": {key: result[key] for key in ("training_macs", "seconds")}}
 
 
-def _loss(prepare: Callable[[Tensor], Tensor], model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    return F.cross_entropy(model(prepare(batch[0])), batch[1])
+def _context(precision: str, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    if execution.grad_scaler(precision, device) is not None:
+        raise ConfigurationError(
+            f"precision must be 'fp32' or 'bf16', got {precision!r}: no method here scales its loss"
+        )
+    return execution.autocast(precision, device)
+
+
+def _loss(
+    prepare: Callable[[Tensor], Tensor], forward: execution.Forward, model: nn.Module, batch: tuple[Tensor, Tensor]
+) -> Tensor:
+    return F.cross_entropy(forward(model, prepare(batch[0])), batch[1])
 
 
 def sample(options: Options) -> tuple[nn.Module, Tensor]:
