@@ -9,6 +9,7 @@ from torch import Tensor, nn
 import npn
 from npn.tracing import grown, trace
 
+from ..zoo.checks import check_resizes
 from .asking import reasons, sizes
 
 # -- growth
@@ -109,8 +110,33 @@ class OneNumberForTwo(nn.Module):
         return self.d(F.relu(self.c(h)).view(-1, self.width))
 
 
-def test_two_groups_that_need_one_attribute_are_frozen_with_that_reason() -> None:
-    structure = trace(OneNumberForTwo(), torch.randn(2, 3))
+def test_layers_that_need_one_number_are_one_group() -> None:
+    """Unit 2 of one is unit 2 of the other: they come and go together."""
+
+    def attached() -> tuple[npn.Plasticity, Tensor]:
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, dtype=torch.float64)
+        return npn.attach(OneNumberForTwo().double(), x), x
+
+    structure = attached()[0].structure
+    assert sizes(structure) == {"a": 6}
+    assert structure.groups[0].attributes == (("", "width", 1),)
+    assert {("a.weight", 0), ("b.weight", 1), ("c.weight", 0), ("d.weight", 1)} <= structure.resizable
+    check_resizes(attached)
+
+
+class OneNumberForTwoSizes(OneNumberForTwo):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.d = nn.Linear(3, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.b(F.relu(self.a(x)).view(-1, self.width)).softmax(1)
+        return self.d(F.relu(self.c(h)).view(-1, 2 * self.width))
+
+
+def test_two_sizes_of_one_attribute_are_frozen_with_that_reason() -> None:
+    structure = trace(OneNumberForTwoSizes(), torch.randn(2, 3))
     assert sizes(structure) == {}
     for name in ("a.weight", "c.weight"):
         assert re.search("attribute width|together with others|fixes this size", reasons(structure, name, 0))

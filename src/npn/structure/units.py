@@ -219,7 +219,8 @@ class Structure:
         streams: whether the model was traced so that such units can be resized.
         decided: lines at which the forward pass decides by values of its inputs, as the example inputs have them.
         assumed: lines at which it picks rows by what weights have computed; half of them are assumed.
-        chunks: (tensor name, axis) -> number of equal chunks in which units at the same place are one unit.
+        couplings: (tensor name, axis) -> such a place with which it is coupled, or itself, and the number of its equal
+            chunks; units at the same place of all these chunks are one unit.
     """
 
     groups: tuple[Group, ...]
@@ -240,7 +241,7 @@ class Structure:
     streams: bool = False
     decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
     assumed: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    chunks: Mapping[tuple[str, int], int] = field(default_factory=dict, repr=False)
+    couplings: Mapping[tuple[str, int], tuple[tuple[str, int], int]] = field(default_factory=dict, repr=False)
 
     @property
     def resizable(self) -> set[tuple[str, int]]:

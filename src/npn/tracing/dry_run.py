@@ -106,7 +106,7 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
         kind: groups of repeated layers.
         check: `rehearsal.run` or `rehearsal.run_and_trace`.
     """
-    repaired = _find_repair(rehearsal, structure, kind, check)
+    repaired = find_repair(rehearsal, structure, kind, check)
     if repaired is not None and check(repaired, [g.name for g in kind], False) is None:
         return repaired
     repaired = structure if repaired is None else repaired
@@ -124,11 +124,14 @@ def _repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], c
     return repaired
 
 
-def _find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
+def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group], check: Check) -> Structure | None:
     """The structure with the first attributes, or the first multiple, with which the first of the kind passes.
 
     A multiple is tried with the attributes that follow by type of layer, then with all that may follow. Integers in
     objects and dicts come last: a config has many of them.
+
+    Args:
+        rehearsal, structure, kind, check: see `_repair`.
     """
     first = kind[0]
     may_follow = trials(rehearsal.model, structure, first)

@@ -9,7 +9,7 @@ from torch import nn
 from npn._utils.models import in_mode
 from npn.errors import TraceError
 from npn.structure import NOT_PRODUCED, Structure
-from npn.tracing.chunks import Chunks
+from npn.tracing.coupler import Couplings
 from npn.tracing.single import single_trace
 from npn.tracing.warming import Seen, warm_up
 
@@ -51,14 +51,14 @@ def seen_in_both(model: nn.Module, example_inputs: Any) -> dict[bool, Seen]:
 
 
 def trace_unchanged(
-    model: nn.Module, example_inputs: Any, streams: bool = False, chunks: Chunks | None = None
+    model: nn.Module, example_inputs: Any, streams: bool = False, couplings: Couplings | None = None
 ) -> tuple[Modes, dict[str, str]]:
     """Trace a model, before the dry run, in the modes in which it changes no parameter by itself.
 
     Args:
         model: any module; traced in the mode it is in, if it can be.
         example_inputs, streams: see `npn.tracing.trace`.
-        chunks: see `single_trace`.
+        couplings: see `single_trace`.
 
     Returns:
         The structures; and the name of each parameter that the model changes by itself -> the reason why it keeps its
@@ -75,10 +75,10 @@ def trace_unchanged(
     present, other = seen
     if seen[present].changed and not seen[other].changed:
         with in_mode(model, other):
-            modes = trace_modes(model, example_inputs, streams, chunks=chunks)
+            modes = trace_modes(model, example_inputs, streams, couplings=couplings)
         return replace(modes, structure=replace(modes.structure, training=modes.mode)), reasons
     try:
-        return trace_modes(model, example_inputs, streams, _alike(*seen.values()), chunks), reasons
+        return trace_modes(model, example_inputs, streams, _alike(*seen.values()), couplings), reasons
     except TraceError as error:
         if not seen[present].changed:
             raise
@@ -98,7 +98,7 @@ def trace_modes(
     example_inputs: Any,
     streams: bool = False,
     alike: bool = True,
-    chunks: Chunks | None = None,
+    couplings: Couplings | None = None,
 ) -> Modes:
     """Trace a model, before the dry run, in the mode in which more of its parameters and buffers take part.
 
@@ -107,19 +107,19 @@ def trace_modes(
         example_inputs, streams: see `npn.tracing.trace`.
         alike: whether the modes compute the same; the other one is then traced only if some parameters take no part in
             the present one, such as a head used in training only.
-        chunks: see `single_trace`.
+        couplings: see `single_trace`.
 
     Raises:
         TraceError: tracing cannot follow the forward pass, or each mode uses parameters that the other does not.
     """
-    present = single_trace(model, example_inputs, streams=streams, chunks=chunks)
+    present = single_trace(model, example_inputs, streams=streams, couplings=couplings)
     mode = model.training if present.training is None else present.training
     if alike and not present.unreached:
         return Modes(present, None, mode)
     other, why = None, ""
     with in_mode(model, not mode):
         try:
-            other = single_trace(model, example_inputs, streams=streams, either=False, chunks=chunks)
+            other = single_trace(model, example_inputs, streams=streams, either=False, couplings=couplings)
         except TraceError as error:
             why = str(error)
     if other is None:

@@ -81,7 +81,7 @@ def retrace(model: nn.Module, example_inputs: object, structure: Structure, chan
     """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
         shapes = resized_shapes(structure, change)
-        found = single_trace(model, example_inputs, shapes, structure.streams, chunks=structure.chunks)
+        found = single_trace(model, example_inputs, shapes, structure.streams, couplings=structure.couplings)
     return replace(found, training=structure.training, modes_differ=structure.modes_differ)
 
 

@@ -16,7 +16,7 @@ from npn._utils.models import evaluating, model_tensors
 from npn.errors import TraceError
 from npn.structure import Structure
 from npn.tracing.capture import capture
-from npn.tracing.chunks import Chunks
+from npn.tracing.coupler import Coupler, Couplings
 from npn.tracing.deadline import Deadline
 from npn.tracing.failures import explained
 from npn.tracing.groups import group_units
@@ -33,7 +33,7 @@ def single_trace(
     streams: bool = False,
     seconds: float = SECONDS,
     either: bool = True,
-    chunks: Chunks | None = None,
+    couplings: Couplings | None = None,
 ) -> Structure:
     """Trace a model once, before the dry run.
 
@@ -44,7 +44,7 @@ def single_trace(
         streams: whether norms are followed, so that the units that they normalise over come and go.
         seconds: of CPU time, after which the trace ends with an error.
         either: whether a model that fails in train mode is traced in eval mode.
-        chunks: axes in whose chunks units at the same place are one unit.
+        couplings: places whose units are one unit, see `Structure`.
 
     Returns:
         The structure.
@@ -53,7 +53,7 @@ def single_trace(
         TraceError: tracing cannot follow the forward pass, or takes too long; the message names the source line.
     """
     _check_devices(model, example_inputs)
-    attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds, chunks or {})
+    attempt = partial(_attempt, model, example_inputs, shapes, streams, seconds, couplings or {})
     with explained():
         structure, mode = in_working_mode(model, attempt) if either else (attempt(), None)
     return replace(structure, training=mode)
@@ -103,7 +103,7 @@ def _attempt(
     shapes: Mapping[str, tuple[int, ...]] | None,
     streams: bool,
     seconds: float,
-    chunks: Chunks,
+    couplings: Couplings,
 ) -> Structure:
     """Capture, walk and group in the present mode."""
     deadline = Deadline(seconds)
@@ -111,8 +111,9 @@ def _attempt(
         captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
-        structure = group_units(walk(captured, tensors, deadline, chunks), sizes, captured.outputs)
-        return replace(structure, streams=streams, decided=captured.decided, assumed=captured.assumed, chunks=chunks)
+        walked = walk(captured, tensors, deadline, Coupler(couplings))
+        structure = replace(group_units(walked, sizes, captured.outputs), streams=streams, couplings=couplings)
+        return replace(structure, decided=captured.decided, assumed=captured.assumed)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ from npn.errors import TraceError
 from npn.structure import LEFT_OUT, Frozen, Structure
 from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
-from npn.tracing.chunks import Chunks, equal_chunks
 from npn.tracing.columns import with_columns
+from npn.tracing.coupler import Couplings
+from npn.tracing.couplings import find_couplings
 from npn.tracing.dry_run import freeze, freeze_fixed_sizes
 from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
@@ -105,19 +106,19 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
         The structure, without branches and columns.
     """
     traced, rehearsed = _rehearsed(model, example_inputs, streams)
-    chunks = equal_chunks(traced, rehearsed)
-    if chunks:
-        _, coupled = _rehearsed(model, example_inputs, streams, chunks)
+    found = find_couplings(model, example_inputs, traced, rehearsed)
+    if found:
+        _, coupled = _rehearsed(model, example_inputs, streams, found)
         if coupled.resizable > rehearsed.resizable:
             return coupled
     return rehearsed
 
 
 def _rehearsed(
-    model: nn.Module, example_inputs: Any, streams: bool, chunks: Chunks | None = None
+    model: nn.Module, example_inputs: Any, streams: bool, coupled: Couplings | None = None
 ) -> tuple[Structure, Structure]:
     """The structure before and after the dry run."""
-    modes, changed = trace_unchanged(model, example_inputs, streams, chunks)
+    modes, changed = trace_unchanged(model, example_inputs, streams, coupled)
     structure, other = modes.structure, modes.other
     for name, reason in changed.items():
         groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]

@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from npn._utils.layout import along
 from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
 from npn.tracing.capture import Capture
-from npn.tracing.chunks import Chunks
+from npn.tracing.coupler import Coupler
 from npn.tracing.deadline import Deadline
 from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
@@ -52,7 +52,7 @@ class Walked:
 
 
 def walk(
-    captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | None = None, chunks: Chunks | None = None
+    captured: Capture, tensors: Mapping[str, Tensor], deadline: Deadline | None = None, coupler: Coupler | None = None
 ) -> Walked:
     """Propagate labels through the graph.
 
@@ -60,12 +60,12 @@ def walk(
         captured: the graph.
         tensors: the model's own, for integer buffers and constants.
         deadline: of the trace; None for none.
-        chunks: axes in whose chunks units at the same place are one unit.
+        coupler: unites places that are coupled; None if there are none.
 
     Raises:
         TraceError: the time is over.
     """
-    deadline = deadline or Deadline(math.inf)
+    deadline, coupler = deadline or Deadline(math.inf), coupler or Coupler({})
     ledger = Ledger(layers=captured.layers)
     env: dict[Node, Any] = {}
     effort = Effort()
@@ -80,7 +80,7 @@ def walk(
             continue
         if node.op == "placeholder":
             name = next(names, None)
-            env[node] = _leaf(ledger, node, name, tensors, chunks or {})
+            env[node] = _leaf(ledger, node, name, tensors, coupler)
             if name is not None:
                 effort.origin[node] = (name, node)
                 if not node.users and isinstance(tensors[name], nn.Parameter):
@@ -119,7 +119,7 @@ def _idle(graph: Graph) -> set[Node]:
     return idle
 
 
-def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor], chunks: Chunks) -> Any:
+def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Tensor], coupler: Coupler) -> Any:
     val = node.meta.get("val")
     if not isinstance(val, Tensor):
         return None
@@ -132,8 +132,7 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
     for axis, size in enumerate(shape):
         if size > 1:
             labels = ledger.fresh(name, axis, size)
-            if (name, axis) in chunks:
-                ledger.unite(*labels.view(chunks[name, axis], -1).split([chunks[name, axis] - 1, 1]))
+            coupler.unite(ledger, (name, axis), labels)
             on_axis = along(labels, axis, len(shape)).expand(shape)
             parts.append(Part(on_axis, weight=True, table=not isinstance(tensors[name], nn.Parameter)))
     return Value(shape, tuple(parts))
