@@ -194,7 +194,10 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
         fixed = f"combined with a value of fixed size at {where}"
         if any(v.const is not None and v.fixed(a) for v in operands for a in stuck):
             fixed += ", which the code computes for their present number; as a buffer it would be resized with them"
-        result.append(restrict(ledger, part, stuck, fixed))
+        restricted = restrict(ledger, part, stuck, fixed)
+        positions = part.axes <= stuck and not own and all(operands[i].weight for i in sources)
+        if not (part.axes and positions):  # a table of positions: from here on the axis is one of the data
+            result.append(restricted)
     neutral = all(v.neutral for v in operands)
     return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral)
 
