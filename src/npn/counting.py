@@ -15,7 +15,7 @@ from npn._utils.models import model_tensors
 from npn._utils.validation import instance
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
-from npn.tracing.environment import average_at_once, plain_kernels, preserved, quiet
+from npn.tracing.environment import alone, average_at_once, plain_kernels, preserved, quiet
 from npn.tracing.failures import explained
 from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values
 from npn.tracing.refusals import check_sized
@@ -114,7 +114,7 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
     with contextlib.ExitStack() as stack:
         for call in attached_parts(model).values():  # closed units count while they exist
             stack.enter_context(call.weights.step())
-        for context in (preserved(model), torch.no_grad(), plain_kernels()):
+        for context in (alone(), preserved(model), torch.no_grad(), plain_kernels()):
             stack.enter_context(context)
         if not real:
             stack.enter_context(mode)

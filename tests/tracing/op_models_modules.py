@@ -105,7 +105,7 @@ PRODUCTS = {
         attention, {"q": 4}, None, sequence, q=linear(4, 16), k=linear(4, 16), v=linear(4, 16), o=linear(16, 2)
     ),
     "stacked_weights": custom(
-        experts, {"u": 5, "w": 6, "a": 8}, {"u[0]": "fixed size"}, gate=linear(4, 3), u=(3, 8, 5), w=(3, 5, 6),
+        experts, {"u": 5, "w": 6, "a": 8}, {"u[0]": "softmax mixes"}, gate=linear(4, 3), u=(3, 8, 5), w=(3, 5, 6),
         c=linear(6, 2), **A,
     ),
     "grouped_query_heads": custom(

@@ -17,6 +17,7 @@ from npn._utils.inputs import output_tensors, split_inputs
 from npn._utils.models import model_tensors
 from npn.tracing.deadline import Deadline
 from npn.tracing.environment import (
+    alone,
     announced,
     average_at_once,
     cast_anew,
@@ -112,7 +113,7 @@ def _captured(
         recorder.give(result)
         return recorder, result
 
-    contexts = (preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
+    contexts = (alone(), preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
         for context in (*contexts, cast_anew(), torch.enable_grad(), mode):
             stack.enter_context(context)
@@ -170,7 +171,7 @@ def _shapes_in(
             name: _fake(tensor, shapes.get(name), mode if meta else None)
             for name, tensor in model_tensors(model).items()
         }
-    contexts = (preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
+    contexts = (alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
         for context in (*contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
             stack.enter_context(context)

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from npn._utils.rng import devices_of, preserved_rng
 from npn.tracing.packed import padded_sequences
 from npn.tracing.replacing import replaced
+from npn.tracing.restoring import restoring
 from npn.tracing.tensor_methods import read_by_entry
 
 
@@ -58,18 +59,19 @@ def plain_kernels() -> Iterator[None]:
         yield
 
 
+_TRACING = threading.RLock()
+
+
 @contextlib.contextmanager
-def announced() -> Iterator[None]:
-    """`torch.compiler.is_exporting()` holds inside: code that asks takes no decision by the values of a tensor."""
-    flags = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
-    before = {name: getattr(torch.compiler, name) for name in flags}
-    try:
-        for name in flags:
-            setattr(torch.compiler, name, True)
+def alone() -> Iterator[None]:
+    """Inside, no other thread traces: some of what is switched for a trace belongs to the process."""
+    with _TRACING:
         yield
-    finally:
-        for name, value in before.items():
-            setattr(torch.compiler, name, value)
+
+
+def announced() -> contextlib.AbstractContextManager[None]:
+    """Inside, in this thread, code that asks takes no decision by the values of a tensor: it is told of an export."""
+    return replaced(torch.compiler, dict.fromkeys(("is_compiling", "is_exporting"), lambda before: True))
 
 
 @contextlib.contextmanager
@@ -147,18 +149,16 @@ def _without_mkldnn() -> Iterator[None]:
 @contextlib.contextmanager
 def _without_decisions() -> Iterator[None]:
     """PyTorch's own code looks at no values: is a mask causal, do a distribution's arguments fit, is a row too long."""
-    layers, distribution = torch.nn.modules.transformer, torch.distributions.Distribution
-    lookup: Any = F
-    before = layers._detect_is_causal_mask, distribution._validate_args, lookup._no_grad_embedding_renorm_
-    lookup._no_grad_embedding_renorm_ = lambda *args: None
-    layers._detect_is_causal_mask = lambda mask, is_causal=None, size=None: bool(is_causal)
+    distribution = torch.distributions.Distribution
+    before = distribution._validate_args
     distribution.set_default_validate_args(False)
+    lookup = {"_no_grad_embedding_renorm_": lambda before, *args: None}
+    layers = {"_detect_is_causal_mask": lambda before, mask, is_causal=None, size=None: bool(is_causal)}
     try:
-        yield
+        with replaced(F, lookup), replaced(torch.nn.modules.transformer, layers):
+            yield
     finally:
-        layers._detect_is_causal_mask = before[0]
-        distribution.set_default_validate_args(before[1])
-        lookup._no_grad_embedding_renorm_ = before[2]
+        distribution.set_default_validate_args(before)
 
 
 def average_at_once(model: nn.Module) -> None:
@@ -174,58 +174,18 @@ def average_at_once(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back module attributes, tensors among them, what hooks collected in closures, and every RNG.
+    """Put back module attributes and what they hold, what hooks collected in closures, and every RNG.
 
     Inside, modules and functions that `torch.compile` was called on run as they are written.
     """
-    modules = [(module, _snapshot(vars(module))) for module in model.modules()]
-    closures = [(box, _contents(box)) for box in _hook_boxes(model)]
+    put_back = restoring(model)
     try:
         with preserved_rng(devices_of(model)), _not_compiled():
             yield
     finally:
-        for module, snapshot in modules:
-            vars(module).clear()
-            for key, (value, inner) in snapshot.items():
-                _refill(value, inner)
-                vars(module)[key] = value
-        for box, inner in closures:
-            _refill(box, inner)
+        put_back()
 
 
 def _not_compiled() -> contextlib.AbstractContextManager[Any]:
     """The stance that runs compiled code as it is written; nothing is compiled before torch's compiler is imported."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
-
-
-def _snapshot(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    return {key: (value, _contents(value)) for key, value in attributes.items()}
-
-
-def _contents(value: Any) -> Any:
-    if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
-        return value.detach().clone()  # code may count in a tensor that is neither parameter nor buffer
-    return type(value)(value) if type(value) in (list, set) else dict(value) if isinstance(value, dict) else None
-
-
-def _refill(value: Any, contents: Any) -> None:
-    if contents is None:
-        return
-    if isinstance(value, Tensor):
-        if not torch.equal(value, contents):
-            value.detach().copy_(contents)
-        return
-    value.clear()
-    (value.extend if isinstance(value, list) else value.update)(contents)
-
-
-def _hook_boxes(model: nn.Module) -> list[Any]:
-    """Lists, sets and dicts that forward hooks can write to through their closure."""
-    boxes = []
-    for module in model.modules():
-        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            for cell in getattr(hook, "__closure__", None) or ():
-                with contextlib.suppress(ValueError):  # an empty cell
-                    if isinstance(cell.cell_contents, (list, set, dict)):
-                        boxes.append(cell.cell_contents)
-    return boxes

@@ -153,7 +153,11 @@ def _lengths(node: Node, env: Mapping[Node, Any]) -> list[str]:
     padding = isinstance(source, Value) and bool(source.parts) and not value.parts and op_name(node) in MOVEMENT
     if padding or not tensor.numel():  # it has no units, so that all its sizes look fixed
         return []
-    axes = [a for a in range(len(value.shape)) if value.fixed(a) and not uniform(value, node, a)]
+    if value.unmerged is not None and value.unmerged.loose:  # one entry is repeated for each of some units
+        value = value.unmerged
+        axes = [a for a in range(len(value.shape)) if value.fixed(a)]
+    else:
+        axes = [a for a in range(len(value.shape)) if value.fixed(a) and not uniform(value, node, a)]
     return ["sizes " + "x".join(f"{a}:{value.shape[a]}" for a in axes)] if axes else []
 
 

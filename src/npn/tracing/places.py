@@ -5,7 +5,7 @@ as in a flattened map, a slice with a step can pick another place of each unit, 
 show that, since the diagonal of a smaller map looks the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 
 import numpy as np
 import torch
@@ -41,6 +41,20 @@ def moved_alike(labels: Tensor, move: Callable[[Tensor], list[Tensor]], owners: 
         if not _alike(flat[source], rank[source], times[source], owners):
             return False
     return True
+
+
+def repeats(shape: Sequence[int], loose: Set[int], move: Callable[[Tensor], list[Tensor]]) -> list[frozenset[int]]:
+    """Axes of the results of an op along which it, or an op before it, repeats one entry of its operand.
+
+    Args:
+        shape: of the operand.
+        loose: such axes of the operand.
+        move: the op, applied to a tensor like the operand.
+    """
+    once = [1 if axis in loose else size for axis, size in enumerate(shape)]
+    index = cpu.arange(1, int(np.prod(once)) + 1).view(once).expand(tuple(shape))
+    found = [canonical(out) for out in move(index)]
+    return [frozenset(a for a, n in enumerate(out.shape) if n > 1 and a not in varying(out)) for out in found]
 
 
 def _ranks(flat: np.ndarray) -> np.ndarray:

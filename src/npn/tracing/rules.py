@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from npn._utils import cpu
 from npn.structure import MIXES
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
-from npn.tracing.places import moved_alike, restrided
+from npn.tracing.places import moved_alike, repeats, restrided
 from npn.tracing.values import BENDING, OPAQUE, Value, bend, contract, merge, reduce, restrict
 
 
@@ -112,7 +112,7 @@ def movement(call: Call) -> Any:
     moved = [_run(call, part.labels, rest) for part in value.parts]
     many = isinstance(call.node.meta["val"], (tuple, list))
     for part in value.parts if call.name not in _IN_ORDER else ():
-        check_places(call, part, lambda index: list(_run(call, index, rest)) if many else [_run(call, index, rest)])
+        check_places(call, part, lambda index: _all(_run(call, index, rest)))
     results = []
     again = call.name in ("expand", "repeat")
     for i, shape in enumerate(call.shapes):
@@ -120,10 +120,11 @@ def movement(call: Call) -> Any:
         parts = tuple(replace(p, labels=labels, repeated=p.repeated + again) for p, labels in pairs)
         kept = tuple(p for p in parts if bool(squeeze_constant(p.labels).any()))
         results.append(Value(shape, kept, free=value.free, own=value.weight or value.own))
-    if call.name == "expand":
-        before = (1,) * (len(call.shapes[0]) - len(value.shape)) + value.shape
-        loose = frozenset(a for a, (old, new) in enumerate(zip(before, call.shapes[0], strict=True)) if old < new)
-        return replace(results[0], loose=loose)
+    if call.name == "expand" or value.loose:
+        found = repeats(value.shape, value.loose, lambda index: _all(_run(call, index, rest)))
+        results = [replace(result, loose=loose) for result, loose in zip(results, found, strict=True)]
+    if call.name in ("view", "_unsafe_view"):
+        results = [replace(results[0], unmerged=value)]
     return results if many else results[0]
 
 
@@ -132,6 +133,10 @@ def check_places(call: Call, part: Part, move: Callable[[Tensor], list[Tensor]],
     if not moved_alike(part.labels, move, call.ledger.owners, whole):
         reason = f"{call.name} takes other places of some units than of others at {call.where}"
         call.ledger.freeze(part.labels, f"{reason}; index units along an axis of their own, or use torch.diagonal")
+
+
+def _all(results: Any) -> list[Tensor]:
+    return list(results) if isinstance(results, (list, tuple)) else [results]
 
 
 def _run(call: Call, labels: Tensor, rest: Sequence[Any]) -> Any:
@@ -224,57 +229,6 @@ def _side_by_side(values: Sequence[Value], dim: int) -> list[list[Part | None]]:
             if line[i] is None and len(fits) == 1:
                 line[i] = fits[0]
     return lines
-
-
-@rule("mm", "bmm", "mv", "dot", "vdot")
-def product(call: Call) -> Value:
-    """Matrix product of two values."""
-    return _product(call, call.args[0], call.args[1])
-
-
-@rule("addmm", "baddbmm", "addmv", "addbmm", "_sparse_addmm")
-def add_product(call: Call) -> Value:
-    """Bias plus matrix product."""
-    out = _product(call, call.args[1], call.args[2])
-    return merge(call.ledger, [out, call.args[0]], call.shapes[0], call.where)
-
-
-def _product(call: Call, a: Value, b: Value) -> Value:
-    rank_a, rank_b = len(a.shape), len(b.shape)
-    if rank_a == rank_b == 1:
-        return contract(call.ledger, a, b, [0], call.where)
-    if rank_b == 1:
-        return contract(call.ledger, a, b.viewed((1, *b.shape)), [1], call.where)
-    wide = a.viewed((*a.shape, 1))
-    other = b.viewed((*b.shape[:-2], 1, *b.shape[-2:]))
-    return contract(call.ledger, wide, other, [rank_a - 1], call.where)
-
-
-@rule("_grouped_mm", "grouped_mm_fallback")  # the latter is that of transformers
-def grouped_product(call: Call) -> Value:
-    """Each row meets the matrix of the expert that it is sent to: a unit is one row or column of every expert."""
-    a, b, ends = call.args[0], call.args[1], call.arg(2, "offs")
-    if (len(a.shape), len(b.shape)) != (2, 3) or not isinstance(ends, Value) or call.arg(3, "bias") is not None:
-        several: Value = unknown(call, f"no rule for this kind of {call.name}, called at {call.where}")
-        return several
-    sent = f"the code routes rows to a fixed number of matrices at {call.where}"
-    for part in ends.parts:
-        call.ledger.freeze(part.labels, sent)
-    rows, experts = (tuple(restrict(call.ledger, p, [0], sent) for p in v.parts) for v in (a, b))
-    one = tuple(replace(p, labels=p.labels.narrow(0, 0, 1)) for p in experts if p.axes != {0})
-    _align(call, a, 1)
-    _align(call, b, 1)
-    _align(call, b, 2)
-    data = replace(a, parts=rows).viewed((*a.shape, 1))
-    return contract(call.ledger, data, Value((1, *b.shape[1:]), one), [1], call.where)
-
-
-def _align(call: Call, value: Value, axis: int) -> None:
-    """PyTorch's kernel takes strides of 16 bytes; where they are others, another kernel is in use."""
-    multiple = 16 // call.node.meta["val"].dtype.itemsize
-    for part in value.parts:
-        if axis in part.axes and value.shape[axis] % multiple == 0:
-            call.ledger.align(part.labels, multiple)
 
 
 @rule("convolution")

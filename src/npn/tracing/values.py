@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from npn.tracing.joining import unmet
-from npn.tracing.labels import Ledger, Part, joined, squeeze_constant
+from npn.tracing.labels import Ledger, Part, canonical, joined, squeeze_constant
 from npn.tracing.places import aligned
 
 SHIFTED = "its units have been shifted against each other along another axis"
@@ -26,6 +26,7 @@ class Value:
         const: its elements, if they depend on no input and no parameter; else None.
         own: the value is made of parameters, buffers and constants alone, though no unit lies along its axes.
         loose: axes along which the code repeats one entry.
+        unmerged: the value of which it is a view.
     """
 
     shape: tuple[int, ...]
@@ -34,6 +35,7 @@ class Value:
     const: Tensor | None = None
     own: bool = False
     loose: frozenset[int] = frozenset()
+    unmerged: "Value | None" = None
 
     @property
     def weight(self) -> bool:
@@ -80,7 +82,20 @@ class Value:
         """
         parts = tuple(replace(part, labels=part.labels.reshape(tuple(shape))) for part in self.parts)
         const = None if self.const is None else self.const.reshape(tuple(shape))
-        return Value(tuple(shape), parts, self.free, const, self.own)
+        old, new = ([axis for axis, size in enumerate(sizes) if size > 1] for sizes in (self.shape, shape))
+        loose = frozenset(after for before, after in zip(old, new, strict=True) if before in self.loose)
+        return Value(tuple(shape), parts, self.free, const, self.own, loose)
+
+    def reshaped(self, shape: Sequence[int]) -> "Value":
+        """The elements in the same order, in another shape.
+
+        Args:
+            shape: the new shape.
+        """
+        shape = tuple(shape)
+        parts = tuple(replace(part, labels=canonical(part.labels.reshape(shape))) for part in self.parts)
+        const = None if self.const is None else self.const.reshape(shape)
+        return Value(shape, parts, self.free, const, self.own)
 
     def aligned(self, rank: int) -> "Value":
         """Prepend axes of size 1, as broadcasting does.
@@ -91,7 +106,7 @@ class Value:
         added = rank - len(self.shape)
         if added <= 0:
             return self
-        return replace(self.viewed((1,) * added + self.shape), loose=frozenset(a + added for a in self.loose))
+        return self.viewed((1,) * added + self.shape)
 
 
 def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Part:
@@ -112,10 +127,23 @@ def restrict(ledger: Ledger, part: Part, axes: Iterable[int], reason: str) -> Pa
     if part.axes <= set(hit):
         ledger.freeze(part.labels, reason)
         return part
+    part = replace(part, labels=_without_shared(ledger, part, hit, reason))
     if not aligned(part.labels, set(hit), ledger.owners):
         ledger.freeze(part.labels, f"{SHIFTED}: {reason}")
     first = ledger.unite_along(part.labels, hit, reason)
     return replace(part, labels=first.expand(part.labels.shape))
+
+
+def _without_shared(ledger: Ledger, part: Part, hit: Sequence[int], reason: str) -> Tensor:
+    """The labels without those that vary along `hit` alone, as features of a key that all heads share; these freeze."""
+    labels = squeeze_constant(part.labels)
+    shared = labels > 0
+    for axis in part.axes - set(hit):
+        shared = shared & (labels == labels.narrow(axis, 0, 1)).all(axis, keepdim=True)
+    if not bool(shared.any()):
+        return part.labels
+    ledger.freeze(labels[shared], reason)
+    return canonical(labels.masked_fill(shared, 0).expand(part.labels.shape))
 
 
 def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: str, zero: str = "never") -> Value:
@@ -199,7 +227,8 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
         if not (part.axes and positions):  # a table of positions: from here on the axis is one of the data
             result.append(restricted)
     neutral = all(v.neutral for v in operands)
-    return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral)
+    loose = operands[0].loose if len(operands) == 1 else frozenset()
+    return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral, loose=loose)
 
 
 BENDING = frozenset((  # elementwise and not linear, but zero at zero

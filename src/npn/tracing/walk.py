@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.layout import along
-from npn.tracing import rules_products  # noqa: F401  (registers its rules, and those of `rules_indexing`)
+from npn.tracing import rules_matmul, rules_products  # noqa: F401  (they register rules, `rules_indexing` too)
 from npn.tracing.capture import Capture
 from npn.tracing.coupler import Coupler
 from npn.tracing.deadline import Deadline

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from npn._utils.inputs import copied, split_inputs
 from npn._utils.models import model_tensors
 from npn.tracing.calls import Call, Calls, given
-from npn.tracing.environment import announced, no_gradients, preserved, unfused_layers
+from npn.tracing.environment import alone, announced, no_gradients, preserved, unfused_layers
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def warm_up(model: nn.Module, example_inputs: Any) -> Seen:
     parameters = dict(model.named_parameters())
     watch, ran, found = _Watch(parameters), False, None
     with (
+        alone(),
         preserved(model),
         announced(),
         no_gradients(),

@@ -1,0 +1,83 @@
+"""Put back what a forward pass writes into the attributes of modules: lists of outputs, counters, caches."""
+
+import contextlib
+import dataclasses
+from collections import deque
+from collections.abc import Callable, Iterable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_LOOKED_INTO = 1000  # entries of a container; of larger ones, such as a vocabulary, the entries alone are put back
+_OWN = ("_parameters", "_buffers", "_modules")  # of `nn.Module`, whose tensors a trace does not write to
+
+
+def restoring(model: nn.Module) -> Callable[[], None]:
+    """Note what all modules hold, containers inside of others too.
+
+    Args:
+        model: its modules, and the closures of their hooks.
+
+    Returns:
+        A function that puts everything back.
+    """
+    undo, seen, inside = list[Callable[[], None]](), set[int](), list[Any]()
+    for module in model.modules():
+        attributes = vars(module)
+        inside += [value for name, value in attributes.items() if name not in _OWN]
+        for held in (attributes, *(attributes[name] for name in _OWN)):
+            undo.append(partial(_refill, held, dict(held)))
+    inside += _in_closures(model)
+    while inside:
+        value = inside.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if type(value) is Tensor and value.layout is torch.strided and not value.is_meta:
+            undo.append(partial(_rewrite, value, value.detach().clone()))  # code may count in a tensor of its own
+            continue
+        holder = _holder(value)
+        if holder is not None:
+            contents = type(holder)(holder) if type(holder) in (list, set, deque) else dict(holder)
+            undo.append(partial(_refill, holder, contents))
+            entries: Iterable[Any] = contents.values() if isinstance(contents, dict) else contents
+            inside += entries if len(contents) <= _LOOKED_INTO else ()
+
+    def put_back() -> None:
+        for each in undo:
+            each()
+
+    return put_back
+
+
+def _holder(value: Any) -> Any:
+    """The container that a value is or has, or None."""
+    if type(value) in (list, set, deque) or isinstance(value, dict):
+        return value
+    named = isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
+    return getattr(value, "__dict__", None) if named else None
+
+
+def _refill(holder: Any, contents: Any) -> None:
+    holder.clear()
+    (holder.extend if isinstance(holder, (list, deque)) else holder.update)(contents)
+
+
+def _rewrite(tensor: Tensor, value: Tensor) -> None:
+    if not torch.equal(tensor, value):
+        tensor.detach().copy_(value)
+
+
+def _in_closures(model: nn.Module) -> list[Any]:
+    """Lists, sets and dicts that forward hooks can write to through their closure."""
+    boxes = []
+    for module in model.modules():
+        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
+            for cell in getattr(hook, "__closure__", None) or ():
+                with contextlib.suppress(ValueError):  # an empty cell
+                    if isinstance(cell.cell_contents, (list, set, dict)):
+                        boxes.append(cell.cell_contents)
+    return boxes

@@ -1,0 +1,50 @@
+"""What a forward pass writes into attributes is put back after a trace, inside of other containers too."""
+
+import dataclasses
+from collections import OrderedDict, deque
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+import npn
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    seen: list[Tensor]
+
+
+class Writing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 2)
+        self.log = {"h": list[Tensor](), "rounds": [{"n": 0}]}
+        self.last, self.ordered = deque([torch.zeros(1)], maxlen=2), OrderedDict(a=1)
+        self.space, self.kept = SimpleNamespace(h=None, all=[]), Kept([])
+        self.counts = {"calls": torch.zeros(1)}
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x).relu()
+        self.log["h"].append(h)
+        self.log["rounds"][0]["n"] += 1
+        self.last.append(h)
+        self.ordered["b"] = h
+        self.ordered.move_to_end("a")
+        self.space.h = h
+        self.space.all.append(h)
+        self.kept.seen.append(h)
+        self.counts["calls"] += 1
+        return self.second(h)
+
+
+def test_everything_is_as_it_was() -> None:
+    model = Writing()
+    log, space, seen, counts = model.log["h"], model.space, model.kept.seen, model.counts["calls"]
+    npn.attach(model, torch.randn(3, 4))
+    assert model.log == {"h": [], "rounds": [{"n": 0}]} and model.log["h"] is log
+    assert list(model.last) == [torch.zeros(1)] and model.last.maxlen == 2
+    assert model.ordered == OrderedDict(a=1)
+    assert model.space is space and space.h is None and space.all == []
+    assert model.kept.seen is seen and seen == []
+    assert model.counts["calls"] is counts and float(counts) == 0.0
