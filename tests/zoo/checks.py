@@ -121,7 +121,8 @@ def check_training(
     a, b = first.model.state_dict(), second.model.state_dict()
     assert list(a) == list(b)
     for name in a:
-        assert_close([a[name].double()], [b[name].double()], tolerance, name)
+        wide = torch.promote_types(a[name].dtype, torch.double)
+        assert_close([a[name].to(wide)], [b[name].to(wide)], tolerance, name)
     names = [name for name, _ in first.model.named_parameters()]
     for name, p, q in zip(names, first.weights(), second.weights(), strict=True):
         x, y = optimizers[0].state.get(p, {}), optimizers[1].state.get(q, {})

@@ -83,8 +83,9 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 def pointwise(call: Call) -> Any:
     """Elementwise op: unite what meets. In a quotient only the numerator may be a masked weight."""
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
-    bend(call.ledger, call.name, values)
-    zero = "any" if call.name in ZERO_PRESERVING else "never"
+    power = call.name == "pow" and isinstance(call.args[1], (int, float)) and call.args[1] >= 1
+    bend(call.ledger, call.name, values, nonlinear=power or call.name in BENDING)
+    zero = "any" if power or call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
         zero = "any"
         for part in (p for divisor in values[1:] if divisor.weight for p in divisor.parts):

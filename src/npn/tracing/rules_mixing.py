@@ -1,14 +1,17 @@
 """Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, gathering."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from npn._utils import cpu
 from npn.tracing.labels import Normed, Part, canonical
+from npn.tracing.lines import op_name
 from npn.tracing.norm_calls import call_of
 from npn.tracing.rules import LINEAR_REDUCTIONS, Call, movement, rule, unknown
 from npn.tracing.values import Value, merge, reduce, restrict
@@ -23,7 +26,8 @@ def reduction(call: Call) -> Any:
     value: Value = call.args[0]
     if len(call.args) > 1 and isinstance(call.args[1], Value):  # the binary max and min
         return merge(call.ledger, list(call.args[:2]), call.shapes[0], call.where)
-    dims = call.arg(2 if call.name in ("linalg_vector_norm", "norm") else 1, "dim")
+    position = 2 if call.name in ("linalg_vector_norm", "norm") else 1
+    dims = call.arg(position, "dim", -1 if call.name == "mode" else None)
     rank = len(value.shape)
     if isinstance(dims, (bool, float)) or dims is None or dims == []:
         dims = list(range(rank))
@@ -32,12 +36,22 @@ def reduction(call: Call) -> Any:
     keepdim = len(shape) == rank and rank > 0
     order = call.arg(1, "ord", 2) if call.name in ("linalg_vector_norm", "norm") else 2
     least = isinstance(order, (int, float)) and order < 0  # a minimum
-    linear = call.name in LINEAR_REDUCTIONS and not least
+    linear = (call.name in LINEAR_REDUCTIONS and not least) or _of_magnitudes(call)
     if call.name in _FOLLOWED and not least:
         left = [followed(call, part, axes) for part in value.parts]
         value = replace(value, parts=tuple(part for part in left if part is not None))
     out = reduce(call.ledger, value, axes, keepdim, call.mixes, linear)
     return out if len(call.shapes) == 1 else [out] * len(call.shapes)
+
+
+def _of_magnitudes(call: Call) -> bool:
+    """Whether this is a maximum of what is nowhere negative: zeros in place of closed units leave it as it is."""
+    source = call.node.args[0]
+    if call.name not in ("amax", "max") or not isinstance(source, Node):
+        return False
+    even = op_name(source) == "pow" and isinstance(source.args[1], int) and source.args[1] % 2 == 0
+    where = [user for user in call.node.users if user.target is operator.getitem and user.args[1] == 1 and user.users]
+    return (even or op_name(source) in ("abs", "relu")) and not where
 
 
 _FOLLOWED = ("sum", "mean", "var", "std", "linalg_vector_norm")

@@ -136,6 +136,14 @@ def bucketize(call: Call) -> Any:
     return pointwise(replace(call, args=call.args[:1], kwargs={}))
 
 
+@rule("fake_quantize_per_channel_affine_cachemask")
+def quantized_by_channel(call: Call) -> Any:
+    """Elementwise, by scales and zero points that lie along an axis."""
+    value, axis = call.args[0], call.args[3]
+    shape = [size if a == axis else 1 for a, size in enumerate(value.shape)]
+    return pointwise(replace(call, args=(value, *(along.viewed(shape) for along in call.args[1:3])), kwargs={}))
+
+
 @rule("kthvalue")
 def kth_value(call: Call) -> list[Value]:
     """One value of all along an axis."""

@@ -231,13 +231,14 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
     return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral, loose=loose)
 
 
-BENDING = frozenset((  # elementwise and not linear, but zero at zero
-    "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "sqrt", "round", "trunc", "floor", "ceil",
-    "fake_quantize_per_tensor_affine_cachemask", "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
+BENDING = frozenset((  # elementwise and not linear, but zero at zero, with a finite slope there
+    "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "round", "trunc", "floor", "ceil",
+    "fake_quantize_per_channel_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask",
+    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
 ))  # fmt: skip
 
 
-def bend(ledger: Ledger, name: str, values: Sequence[Value]) -> None:
+def bend(ledger: Ledger, name: str, values: Sequence[Value], nonlinear: bool) -> None:
     """Record weights in which an elementwise op is not linear, and weights that it combines with data.
 
     Of a product of weights, those that are in both factors count.
@@ -246,12 +247,13 @@ def bend(ledger: Ledger, name: str, values: Sequence[Value]) -> None:
         ledger: records them.
         name: of the op.
         values: its operands.
+        nonlinear: whether it is one that is zero at zero and not linear.
     """
     slots = [set[tuple[str, int]]() for _ in values]
     for value, own in zip(values, slots, strict=True):
         for part in value.parts if value.weight else ():
             ledger.mark(part.labels, own)
-    if name in BENDING or any(value.parts and not value.weight for value in values):
+    if nonlinear or any(value.parts and not value.weight for value in values):
         ledger.bent.update(*slots)
     elif name == "mul" and len(slots) == 2:
         ledger.bent.update(slots[0] & slots[1])
@@ -320,6 +322,7 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
     if a.weight != b.weight:
         data, weight = (b, a) if a.weight else (a, b)
         a, b, crossed = _read(ledger, data, weight, set(axes), where)
+        b = replace(b, parts=tuple(p for p in b.parts if not _fixed_by(ledger, p, a, where)))
     both = a.weight and b.weight
     mixes = f"the product at {where} mixes every unit"
     if not both:  # before the units meet: one operand may serve several units of the other
@@ -328,6 +331,14 @@ def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str
     kept = tuple(replace(p, labels=restrict(ledger, p, axes, mixes).labels.expand(shape)) for p in crossed)
     product = replace(product, parts=product.parts + kept)
     return reduce(ledger, product, axes, False, mixes, linear=both)
+
+
+def _fixed_by(ledger: Ledger, part: Part, data: Value, where: str) -> bool:
+    """Whether the data fixes the size of all axes of a part, as of a matrix for each frequency; it freezes then."""
+    fixed = bool(part.axes) and all(data.fixed(axis) for axis in part.axes)
+    if fixed:
+        ledger.freeze(part.labels, f"combined with a value of fixed size at {where}")
+    return fixed
 
 
 def _of_layer(ledger: Ledger, weight: Value, axes: set[int]) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,6 +138,14 @@ def _leaf(ledger: Ledger, node: Node, name: str | None, tensors: Mapping[str, Te
     return Value(shape, tuple(parts))
 
 
+def _of_shapes(result: Any, shapes: Sequence[tuple[int, ...]]) -> Any:
+    """What a rule returned, if it has the shapes of the op's results."""
+    found = [value.shape for value in (result if isinstance(result, (list, tuple)) else [result]) if value is not None]
+    if found != list(shapes)[: len(found)]:
+        raise ValueError(f"expected results of the shapes {list(shapes)}, got {found}")
+    return result
+
+
 def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     args: Any = map_arg(node.args, env.__getitem__)
     kwargs: Any = dict(map_arg(node.kwargs, env.__getitem__))
@@ -166,7 +174,7 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     if rule is None:
         return unknown(call, f"no rule for {name}, called at {call.where}")
     try:
-        return rule(call)
+        return _of_shapes(rule(call), call.shapes)
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # a form that it does not know
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         return unknown(call, f"no rule for {name} in this form ({what}), called at {call.where}")
