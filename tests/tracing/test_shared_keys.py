@@ -95,15 +95,28 @@ class Latent(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q = self.q(x).unflatten(-1, (-1, 6)).transpose(1, 2)
         k, v = self.kv(x).unflatten(-1, (-1, 9)).transpose(1, 2).split([4, 5], -1)
-        k = torch.cat([k, self.shared(x)[:, None].expand(-1, k.size(1), -1, -1)], -1)
-        return self.o(scores(q, k, v).transpose(1, 2).flatten(2))
+        return self.o(scores(q, self.joined(k, self.shared(x)[:, None]), v).transpose(1, 2).flatten(2))
+
+    def joined(self, k: Tensor, shared: Tensor) -> Tensor:
+        return torch.cat([k, shared.expand(-1, k.size(1), -1, -1)], -1)
 
 
-def test_heads_beside_features_that_all_of_them_share() -> None:
-    structure = attached(Latent)[0].structure
+class Written(Latent):
+    """As transformers writes it since version 5."""
+
+    def joined(self, k: Tensor, shared: Tensor) -> Tensor:
+        keys = k.new_empty(*k.shape[:-1], 6)
+        keys[..., :4].copy_(k)
+        keys[..., 4:].copy_(shared.expand(-1, k.shape[1], -1, -1))
+        return keys
+
+
+@pytest.mark.parametrize("kind", [Latent, Written])
+def test_heads_beside_features_that_all_of_them_share(kind: type[Latent]) -> None:
+    structure = attached(kind)[0].structure
     assert sizes(structure) == {"q": 3}
     assert "the product at" in reasons(structure, "shared.weight", 0)
-    check_resizes(functools.partial(attached, Latent))
+    check_resizes(functools.partial(attached, kind))
 
 
 class Folded(nn.Module):

@@ -274,6 +274,16 @@ def scatter(call: Call) -> Value:
     return written(call, base, source.viewed((*source.shape[:dim], 1, *source.shape[dim:])), dim, at, at + 1, 1)
 
 
+@rule("copy")
+def copied(call: Call) -> Value:
+    """What is copied, in the shape of what it is written over."""
+    shape = call.shapes[0]
+    source = call.args[1].aligned(len(shape))
+    again = {axis for axis, size in enumerate(shape) if size > source.shape[axis]}
+    out = merge(call.ledger, [source], shape, call.where, zero="any")
+    return replace(out, loose=frozenset(again | source.loose))
+
+
 def written(call: Call, base: Value, source: Value, dim: int, start: Any, end: Any, step: Any) -> Value:
     """`base` with `source` in a slice along `dim`: labels are written the same way; across the axis they meet."""
     if not any(dim in p.axes for v in (base, source) for p in v.parts):

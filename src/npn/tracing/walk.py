@@ -219,7 +219,7 @@ def _write(call: Call, target: Node, value: Value, env: dict[Node, Any]) -> Valu
 
 _IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_")  # these survive functionalisation
 # without the tag "pointwise", some of them in older versions of torch only
-_ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "copy", "contiguous",
+_ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "contiguous",
                 "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise",
                 "leaky_relu", "_conj_physical", "ldexp", "fake_quantize_per_tensor_affine_cachemask",
                 "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "is_same_size",
