@@ -1,6 +1,7 @@
 """Attributes that the dry run finds, and positions of grown units."""
 
 import re
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -122,6 +123,35 @@ def test_layers_that_need_one_number_are_one_group() -> None:
     assert sizes(structure) == {"a": 6}
     assert structure.groups[0].attributes == (("", "width", 1),)
     assert {("a.weight", 0), ("b.weight", 1), ("c.weight", 0), ("d.weight", 1)} <= structure.resizable
+    check_resizes(attached)
+
+
+class Zeros(nn.Module):
+    """The first layer makes zeros in the shape of its scores, to which all layers add a mask (T5's cross-attention)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(Heads(3) for _ in range(2))
+        for layer in self.layers:
+            layer.q, layer.k, layer.v, layer.o = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(6, 8)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        bias = torch.zeros(1, self.layers[0].heads, x.shape[1], x.shape[1]) + mask[:, None, None]
+        for layer in self.layers:
+            q, k, v = (f(x).unflatten(-1, (layer.heads, 2)).transpose(1, 2) for f in (layer.q, layer.k, layer.v))
+            x = x + layer.o(((q @ k.mT + bias).softmax(-1) @ v).transpose(1, 2).flatten(2))
+        return x
+
+
+def test_layers_that_add_what_has_the_heads_of_the_first_are_one_group() -> None:
+    def attached() -> tuple[npn.Plasticity, Any]:
+        torch.manual_seed(0)
+        x = torch.randn(2, 5, 8, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64)
+        return npn.attach(Zeros().double(), x), x
+
+    structure = attached()[0].structure
+    assert sizes(structure) == {"layers.0.q": 3}
+    assert {("layers.0.q.weight", 0), ("layers.1.o.weight", 1)} <= structure.resizable
     check_resizes(attached)
 
 

@@ -56,7 +56,12 @@ def group_units(
         elif len(rest):
             rank[rest] = np.arange(len(rest))
             placed = tuple(
-                Slot(*key, _positions(rank[members[i]]), key in ledger.reads, key not in ledger.produces | ledger.bent)
+                Slot(
+                    *key,
+                    _positions(rank[members[i]]),
+                    key in ledger.reads,
+                    key not in ledger.produces | ledger.nonlinear,
+                )
                 for i, key in zip(where, keys, strict=True)
             )
             rank[rest] = -1

@@ -133,7 +133,7 @@ class Ledger:
         starts: first label of each owner, followed by the number of labels so far plus 1.
         reads: slots of weights that read units.
         produces: slots of weights that produce units.
-        bent: slots of weights of which a function is taken that is not linear, or that are data, too.
+        nonlinear: slots of weights of which a function is taken that is not linear, or that are data, too.
         normed: units over which norms compute their statistics, to be followed.
         layers: names of the weights of linear layers and convolutions.
     """
@@ -142,7 +142,7 @@ class Ledger:
     starts: list[int] = field(default_factory=lambda: [1])
     reads: set[tuple[str, int]] = field(default_factory=set)
     produces: set[tuple[str, int]] = field(default_factory=set)
-    bent: set[tuple[str, int]] = field(default_factory=set)
+    nonlinear: set[tuple[str, int]] = field(default_factory=set)
     normed: list[Normed] = field(default_factory=list)
     layers: frozenset[str] = frozenset()
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -236,7 +236,7 @@ class Ledger:
             cause: see `unite`.
         """
         labels = squeeze_constant(labels)
-        self.mark(labels, self.bent)  # the sum may be that of a norm
+        self.mark(labels, self.nonlinear)  # the sum may be that of a norm
         self._mixed.append(edge(labels, labels.amax(list(axes), keepdim=True)))
         self._causes.append((*self._mixed[-1], cause))
 
@@ -255,7 +255,7 @@ class Ledger:
             labels: labels of the divisor.
             where: op and source line.
         """
-        self.mark(labels, self.bent)
+        self.mark(labels, self.nonlinear)
         self._divisors.append((squeeze_constant(labels).reshape(-1), where))
 
     def serve(self, own: Tensor, units: Tensor, buffer: bool, where: str) -> None:
@@ -310,7 +310,7 @@ class Ledger:
 
         Args:
             labels: the labels.
-            roles: `reads`, `produces` or `bent`, changed in place.
+            roles: `reads`, `produces` or `nonlinear`, changed in place.
         """
         own = distinct(squeeze_constant(labels).numpy(), self.starts[-1])
         roles.update(self.slots[i] for i in set(self.owners(own[own > 0]).tolist()))

@@ -16,8 +16,9 @@ from torch.utils._pytree import tree_leaves
 from npn._utils import cpu
 from npn.structure import MIXES
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
+from npn.tracing.nonlinear import NONLINEAR, mark_nonlinear
 from npn.tracing.places import moved_alike, repeats, restrided
-from npn.tracing.values import BENDING, OPAQUE, Value, bend, contract, merge, reduce, restrict
+from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ Rule = Callable[[Call], Any]
 RULES: dict[str, Rule] = {}
 
 # zero in, zero out: a weight made by these is masked by masking its parameters
-ZERO_PRESERVING = BENDING | {"mul", "neg", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy"}
+ZERO_PRESERVING = NONLINEAR | {"mul", "neg", "clone", "_to_copy", "detach", "alias", "lift_fresh_copy"}
 _IN_ORDER = frozenset((  # elements stay in the order that they have in memory
     "view", "_unsafe_view", "reshape", "_reshape_alias", "view_copy", "unsqueeze", "squeeze", "expand",
 ))  # fmt: skip
@@ -84,7 +85,7 @@ def pointwise(call: Call) -> Any:
     """Elementwise op: unite what meets. In a quotient only the numerator may be a masked weight."""
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
     power = call.name == "pow" and isinstance(call.args[1], (int, float)) and call.args[1] >= 1
-    bend(call.ledger, call.name, values, nonlinear=power or call.name in BENDING)
+    mark_nonlinear(call.ledger, call.name, values, nonlinear=power or call.name in NONLINEAR)
     zero = "any" if power or call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
         zero = "any"

@@ -227,36 +227,16 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
         if not (part.axes and positions):  # a table of positions: from here on the axis is one of the data
             result.append(restricted)
     neutral = all(v.neutral for v in operands)
-    loose = operands[0].loose if len(operands) == 1 else frozenset()
+    loose = frozenset() if neutral else _loose(operands, shape, result)
     return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral, loose=loose)
 
 
-BENDING = frozenset((  # elementwise and not linear, but zero at zero, with a finite slope there
-    "abs", "relu", "tanh", "sin", "sinh", "asin", "atan", "erf", "sign", "round", "trunc", "floor", "ceil",
-    "fake_quantize_per_channel_affine_cachemask", "fake_quantize_per_tensor_affine_cachemask",
-    "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams",
-))  # fmt: skip
-
-
-def bend(ledger: Ledger, name: str, values: Sequence[Value], nonlinear: bool) -> None:
-    """Record weights in which an elementwise op is not linear, and weights that it combines with data.
-
-    Of a product of weights, those that are in both factors count.
-
-    Args:
-        ledger: records them.
-        name: of the op.
-        values: its operands.
-        nonlinear: whether it is one that is zero at zero and not linear.
-    """
-    slots = [set[tuple[str, int]]() for _ in values]
-    for value, own in zip(values, slots, strict=True):
-        for part in value.parts if value.weight else ():
-            ledger.mark(part.labels, own)
-    if nonlinear or any(value.parts and not value.weight for value in values):
-        ledger.bent.update(*slots)
-    elif name == "mul" and len(slots) == 2:
-        ledger.bent.update(slots[0] & slots[1])
+def _loose(operands: Sequence[Value], shape: Sequence[int], parts: Sequence[Part]) -> frozenset[int]:
+    """Axes along which an elementwise result repeats one entry, as scores that zeros of another shape are added to."""
+    kept = {axis for part in parts for axis in part.axes}
+    wide = [axis for axis, size in enumerate(shape) if size > 1 and axis not in kept]
+    wide = [a for a in wide if all(v.neutral or v.shape[a] == 1 or a in v.loose for v in operands)]
+    return frozenset(axis for axis in wide if not any(v.fixed(axis) for v in operands))
 
 
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
