@@ -10,9 +10,11 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from npn.tracing.lines import op_name, source_line
-from npn.tracing.rules import MOVEMENT
+from npn.tracing.places import numbered, repetitions
+from npn.tracing.rules import MOVEMENT, RULES
 from npn.tracing.rules_constants import SHAPE_ONLY
 from npn.tracing.rules_indexing import uniform
+from npn.tracing.rules_mixing import REDUCTIONS, reduced_axes
 from npn.tracing.values import Value
 
 _INDEXING = ("index", "index_select", "gather", "take_along_dim", "embedding")  # an index may follow the size
@@ -20,6 +22,10 @@ _SIZED = frozenset((  # ops among whose whole numbers some may be numbers of uni
     "convolution", "native_group_norm", "native_layer_norm", "_fused_rms_norm", "rms_norm", "native_channel_shuffle",
     "topk", "kthvalue", "slice_scatter", "select_scatter",
 ))  # fmt: skip
+_PRODUCTS = {  # position of the first factor; its last axis and the last but one of the second are summed over
+    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1, "_sparse_addmm": 1,
+}  # fmt: skip
+_COUNTLESS = ("mean", "amax", "amin", "max", "min", "any", "all", "median", "mode")  # of n equal numbers, that number
 _LITERAL = ("im2col", "diagonal", "rot90")  # ops that only move elements, by numbers that are none of units
 
 
@@ -40,7 +46,7 @@ def printed(node: Node, env: Mapping[Node, Any], name: str) -> str:
         used = 0 if name in SHAPE_ONLY else 1 if name in _INDEXING else None
         sources = [env[n] for n in node.all_input_nodes[:used]]
         shown += [_digest(v.const) for v in sources if isinstance(v, Value) and v.const is not None]
-        shown += [*_positions(node, env, name), *_lengths(node, env)]
+        shown += [*_positions(node, env, name), *_repetitions(node, env, name), *_lengths(node, env)]
     return f"{name}({', '.join(shown)}) at {source_line(node)}"
 
 
@@ -159,6 +165,47 @@ def _lengths(node: Node, env: Mapping[Node, Any]) -> list[str]:
     else:
         axes = [a for a in range(len(value.shape)) if value.fixed(a) and not uniform(value, node, a)]
     return ["sizes " + "x".join(f"{a}:{value.shape[a]}" for a in axes)] if axes else []
+
+
+def _repetitions(node: Node, env: Mapping[Node, Any], name: str) -> list[str]:
+    """How often entries stand along axes whose entries the op counts: a sum does, a mean does not."""
+    found = list[str]()
+    for position, source in enumerate(node.all_input_nodes):
+        value = env[source]
+        if isinstance(value, Value) and not value.neutral:
+            axes = _counted(node, env, name, source, len(value.shape))
+            found += [f"{position}.{axis} {times} times" for axis, times in _times(value, axes) if times > 1]
+    return found
+
+
+def _counted(node: Node, env: Mapping[Node, Any], name: str, source: Node, rank: int) -> list[int]:
+    """Axes of an operand whose entries the op counts."""
+    if name in _PRODUCTS:  # those that are summed over; a weight has an entry of its own for each
+        factors = list(node.args[_PRODUCTS[name] : _PRODUCTS[name] + 2])
+        if any(isinstance(env[f], Value) and env[f].weight for f in factors if isinstance(f, Node)):
+            return []
+        return [max(rank - 1 - i, 0) for i, factor in enumerate(factors) if factor is source]
+    if name in REDUCTIONS:
+        return [] if name in _COUNTLESS else reduced_axes(name, node.args, node.kwargs, rank)
+    return list(range(rank)) if _unknown(node, name) else []
+
+
+def _unknown(node: Node, name: str) -> bool:
+    """Whether tracing has no rule for an op."""
+    return name not in RULES and torch.Tag.pointwise not in getattr(node.target, "tags", ()) and name not in SHAPE_ONLY
+
+
+def _times(value: Value, axes: Sequence[int]) -> list[tuple[int, int]]:
+    """How often each entry, or each unit, stands along axes."""
+    before = value.unmerged if value.unmerged is not None and value.unmerged.loose else value
+    found = list[tuple[int, int]]()
+    for axis in axes:
+        parts = [part for part in value.parts if axis in part.axes]
+        entries = [part.labels for part in parts]
+        if not parts and before.loose:
+            entries = [numbered(before.shape, before.loose).reshape(value.shape)]
+        found += [(axis, repetitions(each, axis)) for each in entries]
+    return found
 
 
 def _digest(const: Tensor) -> str:

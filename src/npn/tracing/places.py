@@ -51,10 +51,30 @@ def repeats(shape: Sequence[int], loose: Set[int], move: Callable[[Tensor], list
         loose: such axes of the operand.
         move: the op, applied to a tensor like the operand.
     """
-    once = [1 if axis in loose else size for axis, size in enumerate(shape)]
-    index = cpu.arange(1, int(np.prod(once)) + 1).view(once).expand(tuple(shape))
-    found = [canonical(out) for out in move(index)]
+    found = [canonical(out) for out in move(numbered(shape, loose))]
     return [frozenset(a for a, n in enumerate(out.shape) if n > 1 and a not in varying(out)) for out in found]
+
+
+def repetitions(entries: Tensor, axis: int) -> int:
+    """How often each entry stands along an axis.
+
+    Args:
+        entries: their numbers, such as labels.
+        axis: the axis.
+    """
+    lines = squeeze_constant(entries, {axis}).movedim(axis, 0).reshape(entries.shape[axis], -1)
+    return len(lines) // max(len(torch.unique(lines, dim=0)), 1)
+
+
+def numbered(shape: Sequence[int], loose: Set[int]) -> Tensor:
+    """The number of each entry of a tensor, the same one where it is repeated.
+
+    Args:
+        shape: of the tensor.
+        loose: axes along which it repeats one entry.
+    """
+    once = [1 if axis in loose else size for axis, size in enumerate(shape)]
+    return cpu.arange(1, int(np.prod(once)) + 1).view(once).expand(tuple(shape))
 
 
 def _ranks(flat: np.ndarray) -> np.ndarray:

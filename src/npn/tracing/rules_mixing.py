@@ -1,7 +1,7 @@
 """Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, gathering."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,22 +16,35 @@ from npn.tracing.norm_calls import call_of
 from npn.tracing.rules import LINEAR_REDUCTIONS, Call, movement, rule, unknown
 from npn.tracing.values import Value, merge, reduce, restrict
 
-
-@rule(
+REDUCTIONS = (
     "sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "linalg_vector_norm",
     "norm", "logsumexp", "any", "all", "argmax", "argmin", "median", "aminmax", "count_nonzero", "mode", "nanmean",
 )  # fmt: skip
+
+
+def reduced_axes(name: str, args: Sequence[Any], kwargs: Mapping[str, Any], rank: int) -> list[int]:
+    """The axes that a reduction names, or all.
+
+    Args:
+        name: of the op.
+        args, kwargs: its arguments.
+        rank: of its operand.
+    """
+    position = 2 if name in ("linalg_vector_norm", "norm") else 1
+    dims = args[position] if len(args) > position else kwargs.get("dim", -1 if name == "mode" else None)
+    if isinstance(dims, (bool, float)) or dims is None or dims == []:
+        return list(range(rank))
+    return sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)) if rank else []
+
+
+@rule(*REDUCTIONS)
 def reduction(call: Call) -> Any:
     """Reduce over the axes that the call names, or over all."""
     value: Value = call.args[0]
     if len(call.args) > 1 and isinstance(call.args[1], Value):  # the binary max and min
         return merge(call.ledger, list(call.args[:2]), call.shapes[0], call.where)
-    position = 2 if call.name in ("linalg_vector_norm", "norm") else 1
-    dims = call.arg(position, "dim", -1 if call.name == "mode" else None)
     rank = len(value.shape)
-    if isinstance(dims, (bool, float)) or dims is None or dims == []:
-        dims = list(range(rank))
-    axes = sorted(d % rank for d in ([dims] if isinstance(dims, int) else dims)) if rank else []
+    axes = reduced_axes(call.name, call.args, call.kwargs, rank)
     shape = call.shapes[0]
     keepdim = len(shape) == rank and rank > 0
     order = call.arg(1, "ord", 2) if call.name in ("linalg_vector_norm", "norm") else 2
