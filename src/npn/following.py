@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn._utils.layout import along
 from npn._utils.models import model_tensors
 from npn._utils.rng import devices_of, preserved_rng
 from npn._utils.validation import instance
@@ -16,8 +15,8 @@ from npn.errors import ConfigurationError
 from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import attached_parts
-from npn.structure import NEW, Structure
-from npn.surgery import Finish, Plan, apply_plan, check_shapes
+from npn.structure import Structure
+from npn.surgery import Finish, Plan, apply_plan, check_shapes, new_entries
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -233,8 +232,6 @@ def take_new_entries(copied: nn.Module, model: nn.Module, plan: Plan) -> None:
     ours, theirs = model_tensors(copied), model_tensors(model)
     for name, sources in plan.sources.items():
         tensor = ours[name].data
-        new = torch.zeros((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
-        for axis, source in sources.items():
-            new = new | along((source == NEW).to(tensor.device), axis, tensor.dim())
+        new = new_entries(sources, tensor.dim(), tensor.device)
         if bool(new.any()):
             tensor.copy_(torch.where(new, theirs[name].data.to(tensor), tensor))

@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 
 from npn import candidates, connections, description, following, resizing, surgery
 from npn import optimizers as checks
-from npn._utils.collectives import broadcast
 from npn._utils.copies import deep_copy
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
@@ -311,7 +310,7 @@ class Plasticity:
         copies = following.copies_among(self.followers, self.structure)
         report = resizing.resize(self._call, plan, self.optimizers, grace, start.model)
         if report:
-            broadcast(self.weights() if report.added else ())  # each process has drawn different new rows
+            resizing.agree(self._model, self.optimizers, report)
             following.resize(copies, plan, self.optimizers, start.copies)
             self.restructure(plan.after)
             resizing.warn_of_frozen(self._model, plan)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from npn import optimizers as checks
 from npn import surgery
-from npn._utils.collectives import assert_same
+from npn._utils.collectives import assert_same, broadcast
 from npn._utils.copies import model_copy
 from npn._utils.fsdp import unsharded
 from npn._utils.inputs import model_dtype, moved_with
@@ -297,6 +297,17 @@ def resize(
     checks.check_untracked(optimizers, names)
     surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), finish)
     return surgery.report(plan, before, count_params(model))
+
+
+def agree(model: nn.Module, optimizers: Sequence[Optimizer], report: ResizeReport) -> None:
+    """After growth, copy the first process's weights to all; each process has drawn different new rows.
+
+    Args:
+        model: after the resize.
+        optimizers: tracked ones, of which some keep copies of the weights.
+        report: of the resize.
+    """
+    broadcast([*model.parameters(), *surgery.weight_copies(optimizers)] if report.added else ())
 
 
 def warn_of_frozen(model: nn.Module, plan: Plan) -> None:

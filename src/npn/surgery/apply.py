@@ -99,12 +99,15 @@ def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], finish
         if sharded and any(bool((source == NEW).any()) for source in sources.values()):
             broadcast([value])  # each process has drawn different new entries
         values[name] = like(value, tensors[name])
+    start = dict[str, Tensor]()
     if finish is not None:
+        start = {name: full(value).clone() for name, value in values.items()}
         finish(values)
     for name, sources in plan.sources.items():
         owner = sharded.get(id(tensors[name]))
         replace = replace_data(tensors[name], values[name]) if owner is None else replace_shard(owner, values[name])
-        edits += [replace, *_state_edits(tensors[name], sources, optimizers, name)]
+        state = _state_edits(tensors[name], sources, optimizers, name, full(values[name]), start.get(name))
+        edits += [replace, *state]
     return edits
 
 
@@ -124,17 +127,22 @@ def _extra_edits(plan: Plan, optimizers: Sequence[Optimizer], extras: Sequence[E
             for axis, source in sources.items():
                 value.index_fill_(axis, (source == NEW).nonzero().reshape(-1).to(value.device), extra.new)
             edits.append(replace_data(extra.tensor, value))
-            edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.name}")
+            edits += _state_edits(extra.tensor, sources, optimizers, f"the gates of {extra.name}", value)
     return edits
 
 
 def _state_edits(
-    tensor: Tensor, sources: Mapping[int, Tensor], optimizers: Sequence[Optimizer], name: str
+    tensor: Tensor,
+    sources: Mapping[int, Tensor],
+    optimizers: Sequence[Optimizer],
+    name: str,
+    value: Tensor,
+    start: Tensor | None = None,
 ) -> list[Edit]:
     """Edits of one tensor's optimizer state and gradient."""
     edits: list[Edit] = []
-    for state, key, value in moved_state(optimizers, tensor, sources, name):
-        edits.append(set_item(state, key, value))
+    for state, key, moved in moved_state(optimizers, tensor, sources, name, value, start):
+        edits.append(set_item(state, key, moved))
     if tensor.grad is not None:
         edits.append(set_gradient(tensor, like(gather_gradient(full(tensor.grad), sources), tensor.grad)))
     return edits

@@ -16,6 +16,8 @@ _SECOND_MOMENTS = ("sq", "square", "variance", "row_var", "col_var", "sum", "exp
 
 
 _MOMENTA = ("momentum_buffer", "exp_avg", "prev")
+# copies of the weights that a step returns to: schedule-free optimizers, MADGRAD, Prodigy, ASGD, Lookahead, SAM
+_COPIES = ("z", "x0", "p0", "ax", "slow_buffer", "slow_param", "slow_params", "lookahead_slow_buff", "old_p")
 # matrix moments factored into two vectors: the axis, counted from the end, along which each has no entries
 _FACTORED = {"row_var": -1, "col_var": -2}
 # the same without that axis, as in the Adafactor of transformers, fairseq and timm
@@ -47,16 +49,40 @@ def gather(value: Tensor, sources: Mapping[int, Tensor], mean: bool = False, wit
     return value
 
 
+def new_entries(sources: Mapping[int, Tensor], dims: int, device: torch.device) -> Tensor:
+    """Which entries of a resized tensor are new, as a mask that broadcasts over it.
+
+    Args:
+        sources: see `gather`.
+        dims: axes of the tensor.
+        device: of the mask.
+    """
+    new = torch.zeros((1,) * dims, dtype=torch.bool, device=device)
+    for axis, source in sources.items():
+        new = new | along((source == NEW).to(device), axis, dims)
+    return new
+
+
 def moved_state(
-    optimizers: Sequence[Optimizer], parameter: Tensor, sources: Mapping[int, Tensor], name: str
+    optimizers: Sequence[Optimizer],
+    parameter: Tensor,
+    sources: Mapping[int, Tensor],
+    name: str,
+    value: Tensor,
+    start: Tensor | None = None,
 ) -> list[tuple[dict[str, object], str, Tensor]]:
     """Compute the new state tensors of one parameter in every optimizer that holds it.
+
+    New entries of a state that holds a copy of the weights get the new weights: zero would pull them back. What is kept
+    changes as the kept weights do, of which a unit that is split gives a part to its copy.
 
     Args:
         optimizers: optimizers that may hold the parameter.
         parameter: the parameter, not yet resized.
         sources: see `gather`.
         name: name of the parameter, for the error message.
+        value: the parameter's new value, whole.
+        start: the same before kept weights were changed; None if none was.
 
     Returns:
         (state dict, key, new tensor) entries.
@@ -73,17 +99,21 @@ def moved_state(
         strange = unmovable(parameter, state)
         if strange is not None:
             raise OptimizerError(_strange(optimizer, strange[0], name, parameter, strange[1]))
-        for key, value in state.items():
-            if not isinstance(value, Tensor) or value.dim() == 0:
+        for key, old in state.items():
+            if not isinstance(old, Tensor) or old.dim() == 0:
                 continue
             mean = any(word in key for word in _SECOND_MOMENTS)
-            if value.dim() < parameter.dim():
+            if old.dim() < parameter.dim():
                 axis = _LACKING[key] % parameter.dim()
-                entry = gather(full(value).unsqueeze(axis), sources, mean, axis).squeeze(axis)
+                entry = gather(full(old).unsqueeze(axis), sources, mean, axis).squeeze(axis)
             else:
-                without = _FACTORED[key] % value.dim() if key in _FACTORED and value.dim() > 1 else None
-                entry = laid_out_like(gather(full(value), sources, mean, without), value)
-            moved.append((state, key, like(entry, value)))
+                without = _FACTORED[key] % old.dim() if key in _FACTORED and old.dim() > 1 else None
+                entry = gather(full(old), sources, mean, without)
+                if key in _COPIES and old.shape == parameter.shape:
+                    kept = entry if start is None else entry + (value - start).to(entry)
+                    entry = torch.where(new_entries(sources, old.dim(), entry.device), value.to(entry), kept)
+                entry = laid_out_like(entry, old)
+            moved.append((state, key, like(entry, old)))
     return moved
 
 
@@ -134,11 +164,11 @@ def gather_gradient(gradient: Tensor, sources: Mapping[int, Tensor]) -> Tensor:
 
 
 def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, where: Tensor) -> None:
-    """Zero the momentum of entries that were set by hand, so that they do not continue to move.
+    """Zero the momentum of entries that were set by hand, so that they do not continue to move or move back.
 
     Args:
         optimizers: optimizers that may hold the parameter.
-        parameter: the parameter.
+        parameter: the parameter, of which a state that holds a copy gets the present entries.
         where: bool, in the shape of the parameter: the entries.
     """
     for optimizer in optimizers:
@@ -146,6 +176,24 @@ def forget_momentum(optimizers: Sequence[Optimizer], parameter: Tensor, where: T
         for key in _MOMENTA:
             if isinstance(value := state.get(key), Tensor):
                 value.masked_fill_(where, 0)
+        for copied in _copies(state, parameter):
+            copied.copy_(torch.where(where.to(copied.device), parameter.detach().to(copied), copied))
+
+
+def weight_copies(optimizers: Sequence[Optimizer]) -> list[Tensor]:
+    """The state tensors that hold copies of parameters.
+
+    Args:
+        optimizers: any.
+    """
+    states = ((state, p) for each in optimizers for p, state in each.state.items() if isinstance(p, Tensor))
+    return [copied for state, parameter in states for copied in _copies(state, parameter)]
+
+
+def _copies(state: Mapping[str, object], parameter: Tensor) -> list[Tensor]:
+    """Those of one parameter."""
+    found = [state.get(key) for key in _COPIES]
+    return [value for value in found if isinstance(value, Tensor) and value.shape == parameter.shape]
 
 
 def held_by(optimizer: Optimizer) -> set[int]:
