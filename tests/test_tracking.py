@@ -81,6 +81,27 @@ def test_an_optimizer_that_was_never_tracked(tiny):
     assert weights.state[model[0].weight]["exp_avg"].shape == (3, 3)
 
 
+@pytest.mark.parametrize("resize", [lambda p: p.grow({"0": 2}), lambda p: (p.close("0", [0]), p.compact())])
+def test_an_untracked_optimizer_from_before_attach_is_told_in_its_next_step(tiny, resize):
+    """A resize cannot know it: nothing saw it step. Its state is loaded, as models of other tests watch every step."""
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    other, weights = torch.optim.Adam(copy.deepcopy(model).parameters()), torch.optim.Adam(model.parameters())
+    for p in other.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    other.step()
+    weights.load_state_dict(other.state_dict())
+    resize(plastic)
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    before = [p.clone() for p in model.parameters()]
+    with pytest.raises(OptimizerError, match=r"^Adam keeps 'exp_avg' of 0.weight in shape \(4, 3\), .*not tracked"):
+        weights.step()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    weights.state.clear()
+    plastic.track(weights)
+    weights.step()
+
+
 def test_an_optimizer_of_another_model_is_told(tiny):
     model, plastic = tiny["mlp"].attach()
     stale = torch.optim.SGD(copy.deepcopy(model).parameters(), lr=0.1)

@@ -20,6 +20,7 @@ from npn.errors import ConfigurationError, OptimizerError
 from npn.gates import Gates
 from npn.masking import MaskedWeights
 from npn.masking.refusals import CHANGED
+from npn.structure import Structure
 from npn.surgery import held_by, unmovable
 
 
@@ -172,7 +173,8 @@ def check_optimizers(optimizers: Sequence[Optimizer], names: Mapping[int, str], 
                     )
 
 
-_ATTACHED: "weakref.WeakSet[MaskedWeights]" = weakref.WeakSet()
+# with the structure at attach, whose sizes the state of an older optimizer has
+_ATTACHED: "weakref.WeakKeyDictionary[MaskedWeights, Structure]" = weakref.WeakKeyDictionary()
 _STEPPED: "weakref.WeakSet[Optimizer]" = weakref.WeakSet()
 _hooks: list[Any] = []  # at most one hook on all optimizers, registered with the first gates
 
@@ -183,7 +185,7 @@ def watch(weights: MaskedWeights) -> None:
     Args:
         weights: of a newly attached model.
     """
-    _ATTACHED.add(weights)
+    _ATTACHED[weights] = weights.structure
     if not _hooks:
         _hooks.append(register_optimizer_step_pre_hook(_stepping))
         _hooks.append(register_optimizer_step_post_hook(_stepped))
@@ -211,13 +213,37 @@ def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> N
 
 
 def _stepping(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    """Optimizer hook: raise if the step would change masked copies of weights; fused ones leave no other trace."""
-    for weights in [each for each in _ATTACHED if each.swapped]:
+    """Optimizer hook: raise if the step would change masked copies of weights; fused ones leave no other trace.
+
+    An optimizer that has not stepped since attach is unknown to a resize, so its state is looked at here.
+    """
+    if optimizer not in _STEPPED and optimizer.state:
+        for weights, before in list(_ATTACHED.items()):
+            _check_left_behind(optimizer, weights, before)
+    for weights in [each for each in list(_ATTACHED) if each.swapped]:
         held = held_by(optimizer)
         for name, parameter in weights.table.named.items():
             if id(parameter) in held:
                 where = "plastic.backward" if weights.in_step else "npn.masked"
                 raise ConfigurationError(CHANGED.format(name=name, where=where))
+
+
+def _check_left_behind(optimizer: Optimizer, weights: MaskedWeights, before: Structure) -> None:
+    """Raise if an optimizer keeps state of a parameter at its size of attach, and the parameter has another one now."""
+    if weights.structure is before:
+        return
+    shapes = before.physical()
+    for name, parameter in weights.model.named_parameters():
+        if name not in shapes or parameter.shape == shapes[name]:
+            continue
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor) and value.shape == shapes[name]:
+                raise OptimizerError(
+                    f"{type(optimizer).__name__} keeps {key!r} of {name} in shape {tuple(value.shape)}, the one before "
+                    f"a resize to {tuple(parameter.shape)}: it was not tracked then, so its state was left behind. "
+                    "Call plastic.track with every optimizer before compact and grow; now, clear its state with "
+                    "optimizer.state.clear() and track it"
+                )
 
 
 def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
