@@ -1,6 +1,7 @@
 """Algorithm 1 of the paper: a layer whose units are all open gets another unit while the network improves."""
 
 import math
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
@@ -201,6 +202,7 @@ class Growth:
         self._loss_at_last_growth = math.inf  # the loss at the last growth
         self._waited: dict[str, int] = {}  # group name -> steps in a row with closed units
         self._over = False
+        self._model: weakref.ref[Any] | None = None  # the one that these numbers are about
 
     def __repr__(self) -> str:
         units = self.units["*"] if list(self.units) == ["*"] else self.units
@@ -229,8 +231,8 @@ class Growth:
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            ConfigurationError: an argument is something else, a pattern of `only`, `units` or `limit` matches no
-                group, or init="select" lacks a loss.
+            ConfigurationError: an argument is something else, the model is another one than before, a pattern of
+                `only`, `units` or `limit` matches no group, or init="select" lacks a loss.
             ResizeError: the model cannot grow. After each of these errors nothing has changed.
         """
         number = isinstance(validation_loss, Tensor) and validation_loss.numel() == 1
@@ -239,6 +241,7 @@ class Growth:
             raise ConfigurationError(f"validation_loss must be {needed}, got {shown(validation_loss)}")
         if not callable(getattr(plastic, "grow", None)):
             raise ConfigurationError(f"plastic must be {HANDLE}, got {shown(plastic)}")
+        self.check_model(plastic)
         if self._over:
             return None
         value = float(validation_loss)
@@ -265,6 +268,8 @@ class Growth:
                 units = closed_units(group)[: reopened[group.name]]
                 plastic.open(group.name, units, grace=self.grace)
         connected = plastic.reconnect(self.connections, grace=self.grace) if improved and self.connections else {}
+        model = getattr(plastic, "model", None)
+        self._model = None if model is None else weakref.ref(model)
         self._steps, self._stale = self._steps + 1, stale
         self._best = value if stale == 0 else self._best
         self._waited = {name: 0 if name in reopened else steps for name, steps in waited.items()}
@@ -273,6 +278,22 @@ class Growth:
             self.history.append(GrowthEvent(self._steps, value, added, reopened, connected))
         self._over = exhausted or self._steps >= self.until or self._is_full(plastic, limits)
         return report
+
+    def check_model(self, plastic: object) -> None:
+        """Raise if this policy has grown another model: its bar, its waiting and its end are about that one.
+
+        Args:
+            plastic: the result of `npn.attach`; another handle of the same model may go on.
+
+        Raises:
+            ConfigurationError: it belongs to another model.
+        """
+        if self._model is not None and self._model() is not getattr(plastic, "model", None):
+            raise ConfigurationError(
+                f"this Growth has seen {self._steps} losses of another model, and would judge this one by them: "
+                "make an npn.Growth for each model. To go on where it was, with a copy of that model, call "
+                "growth.load_state_dict(growth.state_dict()) first"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The progress of growth, as plain values, without the options."""
@@ -300,7 +321,7 @@ class Growth:
         self._steps, self._stale = int(state["steps"]), int(state["stale"])
         self._best, self._loss_at_last_growth = float(state["best"]), float(state["bar"])
         self._waited, self._over = dict(state["waited"]), bool(state["over"])
-        self.history = history
+        self.history, self._model = history, None  # a checkpoint goes on with a model of its own
 
     def _start(self, loss: Callable[[], Tensor] | None) -> dict[str, Any]:
         """Further arguments of `grow`, as far as they are not its defaults."""

@@ -1,9 +1,11 @@
 """What all framework callbacks share."""
 
+import pytest
 import torch
 from torch import nn
 
 import npn
+from npn.errors import ConfigurationError
 from npn.integrations.session import Session
 
 
@@ -31,3 +33,13 @@ def test_the_optimizer_of_a_discriminator_is_left_alone(recwarn):
     ours, theirs = torch.optim.Adam(model.parameters()), torch.optim.Adam(other.parameters())
     session.follow([theirs, ours])
     assert session.plastic.optimizers == [session.gates, ours] and not recwarn
+
+
+def test_the_growth_of_another_model_is_refused_when_training_begins():
+    x, growth = torch.randn(6, 4), npn.Growth()
+    first, second = (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
+    growth.step(0.7, npn.attach(first, x))
+    session = Session(npn.Schedule(npn.Stage("only", 5)), example_inputs=x, growth=growth)
+    session.begin(second, lambda: x)
+    with pytest.raises(ConfigurationError, match=r"^this Growth has seen 1 losses of another model"):
+        session.follow([torch.optim.Adam(second.parameters())])

@@ -133,8 +133,13 @@ class Session:
 
         Args:
             optimizers: the framework's optimizers; those of other models, as of a discriminator, are left alone.
+
+        Raises:
+            ConfigurationError: `growth` has grown another model.
         """
         assert self.gates is not None
+        if self.growth is not None:
+            self.growth.check_model(self.plastic)
         self.plastic.untrack(*self.plastic.optimizers)
         ours = {id(p) for p in self.plastic.weights()}
         self.plastic.track(self.gates, *(each for each in optimizers if held_by(each) & ours))
