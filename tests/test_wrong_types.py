@@ -99,6 +99,10 @@ REFUSED = {
             "start_from": lambda: npn.start_from("net", {}),
             "fit_to_budget": lambda: npn.fit_to_budget("net"),
             "a method": lambda: npn.methods.HardConcrete("net"),
+            "an epoch": lambda: npn.Schedule(npn.Stage("train", 1)).enter(0, "net"),
+            "wrap": lambda: npn.distributed.wrap("net"),
+            "shard": lambda: npn.distributed.shard("net"),
+            "a check of processes": lambda: npn.distributed.check("net"),
         }.items()
     },
     "save with torch.save's order": (
@@ -127,6 +131,10 @@ REFUSED = {
     ),
     "growth of a model": (
         lambda: npn.Growth().step(0.3, nn.ReLU()),
+        "plastic must be the handle that npn.attach returned, got ReLU()",
+    ),
+    "an epoch of a model": (
+        lambda: npn.Schedule(npn.Stage("train", 1, k=7.0)).enter(0, nn.ReLU()),
         "plastic must be the handle that npn.attach returned, got ReLU()",
     ),
     "a state as a target": (

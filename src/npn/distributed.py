@@ -32,6 +32,7 @@ from npn._utils.collectives import (
 )
 from npn._utils.fsdp import check_sharded, sharded_modules
 from npn._utils.shards import is_shard
+from npn._utils.validation import HANDLE, instance
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
 
@@ -114,6 +115,9 @@ def wrap(plastic: Plasticity, module: nn.Module | None = None, **options: Any) -
     Returns:
         The wrapper.
 
+    Raises:
+        ConfigurationError: `plastic` is no handle, or its parameters are split over the processes.
+
     Example:
         >>> import npn, torch
         >>> from torch.nn import functional as F
@@ -124,6 +128,7 @@ def wrap(plastic: Plasticity, module: nn.Module | None = None, **options: Any) -
         >>> plastic.grow({"0": 2}).changes, model(x).shape
         ({'0': (6, 8)}, torch.Size([8, 2]))
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
     plastic.masked_weights.need_whole("DistributedDataParallel")
     return Wrapped(plastic, module, options)
 
@@ -151,7 +156,8 @@ def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any)
         The model, to be called inside `Plasticity.backward`.
 
     Raises:
-        ConfigurationError: there is no process group; a parameter is split otherwise than by rows over all processes;
+        ConfigurationError: `plastic` is no handle; there is no process group; a parameter is split otherwise than by
+            rows over all processes;
             gates on branches, columns or single weights, masks per example, a method or a copy that follows are not
             supported under it.
 
@@ -163,6 +169,7 @@ def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any)
     """
     from torch.distributed.fsdp import fully_shard
 
+    instance("plastic", plastic, Plasticity, HANDLE)
     model, structure = plastic.model, plastic.structure
     if not (dist.is_available() and dist.is_initialized()):
         raise ConfigurationError(
@@ -203,8 +210,10 @@ def check(plastic: Plasticity) -> None:
         plastic: the attached model.
 
     Raises:
+        ConfigurationError: `plastic` is no handle.
         DistributedError: they differ; raised on every process, and the message names the first difference.
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
     if size() == 1:
         return
     assert_all_same(list(_shared(plastic)))

@@ -5,7 +5,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final
 
-from npn._utils.validation import complete_state, instance, is_number, not_negative, whole_number
+from torch import nn
+
+from npn._utils.validation import HANDLE, complete_state, instance, is_number, not_negative, shown, whole_number
 from npn.errors import CheckpointError, ConfigurationError
 
 
@@ -260,8 +262,10 @@ class Schedule:
             The stage of this epoch.
 
         Raises:
-            ConfigurationError: the epoch is outside the schedule.
+            ConfigurationError: the epoch is outside the schedule, or `plastic` is no handle; nothing has changed.
         """
+        if isinstance(plastic, nn.Module) or not hasattr(plastic, "k"):  # a model would take a k, and ignore it
+            raise ConfigurationError(f"plastic must be {HANDLE}, got {shown(plastic)}")
         if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 <= epoch < self.epochs:
             raise ConfigurationError(
                 f"epoch must be a whole number from 0 to {self.epochs - 1}, got {epoch!r}; "

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from npn._utils.validation import HANDLE, instance
 from npn.distributed import Wrapped, wrap
 from npn.errors import ConfigurationError
 from npn.plasticity import Plasticity
@@ -32,7 +33,8 @@ def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
         The model to call in the training loop.
 
     Raises:
-        ConfigurationError: the accelerator shards the model; gates need the whole model in each process.
+        ConfigurationError: `plastic` is no handle, or the accelerator shards the model; gates need the whole model in
+            each process.
 
     Example:
         >>> import npn
@@ -51,6 +53,7 @@ def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
         ...     optimizer.step()
         ...     optimizer.zero_grad()
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
     kind = accelerator.distributed_type.value
     if kind != "NO" and not kind.startswith("MULTI_"):
         raise ConfigurationError(
@@ -79,6 +82,7 @@ def backward(accelerator: Accelerator, plastic: Plasticity, closure: Callable[[]
     Example:
         See `prepare`.
     """
+    instance("plastic", plastic, Plasticity, HANDLE)
 
     def cast() -> Tensor:
         with accelerator.autocast():
