@@ -157,9 +157,8 @@ def shard(plastic: Plasticity, blocks: Iterable[nn.Module] = (), **options: Any)
 
     Raises:
         ConfigurationError: `plastic` is no handle; there is no process group; a parameter is split otherwise than by
-            rows over all processes;
-            gates on branches, columns or single weights, masks per example, a method or a copy that follows are not
-            supported under it.
+            rows over all processes; gates on branches, columns or single weights, masks per example, a method or a copy
+            that follows are not supported under it.
 
     Example:
         >>> import npn, torch

@@ -256,3 +256,13 @@ def test_activation_checkpoints_before_and_after_attach():
     torch.testing.assert_close(model(**inputs).logits, before, rtol=1e-5, atol=1e-5)
     plastic.detach()
     assert {g.name: g.size for g in npn.attach(model, inputs).groups} == {n: s + 2 for n, s in groups.items()}
+
+
+@pytest.mark.parametrize("length, option", [({"num_train_epochs": 1}, "num_"), ({"max_steps": 3}, "max_steps, in ep")])
+def test_a_short_training_without_evaluation_is_told_at_both_ends(tmp_path, length, option):
+    callback = method(npn.Schedule(npn.Stage("plastic", 2, k=7.0)), growth=npn.Growth())
+    with pytest.warns(UserWarning) as told:
+        trainer(tmp_path, bert(), callback, **length).train()
+    ours = [text for warning in told if (text := str(warning.message)).startswith("the training ")]
+    assert len(ours) == 2 and f"has 1 epochs and the schedule 2, so 'plastic' is cut short: set {option}" in ours[0]
+    assert ours[1].startswith("the training never validated") and "'eval_loss'" in ours[1]

@@ -1,6 +1,7 @@
 """Lightning: `PlasticityCallback` adds plasticity to an unmodified LightningModule and Trainer."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -114,6 +115,15 @@ class PlasticityCallback(Session, Callback):
             raise ConfigurationError("this version of lightning is built in another way; use one from 2.4 to 2.6")
         _restore_method(loop, "_make_closure")
         vars(loop)["_make_closure"] = partial(self._make_closure, trainer, loop._make_closure)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if the training is shorter than the schedule."""
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self.announce(*_epochs(trainer))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Warn if growth never got a metric."""
+        self.finish()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Set the sharpness of the epoch."""
@@ -285,6 +295,16 @@ def _check_callbacks(trainer: Trainer) -> None:
                 "does not reach: leave it out. To average, give plastic.follow a copy of the module in on_fit_start of "
                 "a callback of your own, after PlasticityCallback"
             )
+
+
+def _epochs(trainer: Trainer) -> tuple[float, str]:
+    """The most epochs that the Trainer runs, and the option that says so."""
+    epochs = math.inf if trainer.max_epochs in (None, -1) else float(trainer.max_epochs or 0)
+    batches = trainer.num_training_batches
+    if trainer.max_steps >= 0 and math.isfinite(batches):  # the length of an iterable is not known
+        by_steps = trainer.max_steps / max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
+        return (by_steps, "max_steps, in epochs,") if by_steps < epochs else (epochs, "max_epochs")
+    return epochs, "max_epochs"
 
 
 def _training(trainer: Trainer) -> bool:

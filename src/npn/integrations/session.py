@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -70,6 +71,7 @@ class Session:
     settle: int = 1
     handle: Plasticity | None = field(default=None, init=False)
     gates: Optimizer | None = field(default=None, init=False)
+    _validations: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
         if self.monitor.startswith("test"):
@@ -140,9 +142,48 @@ class Session:
         assert self.gates is not None
         if self.growth is not None:
             self.growth.check_model(self.plastic)
+        self._validations = 0
         self.plastic.untrack(*self.plastic.optimizers)
         ours = {id(p) for p in self.plastic.weights()}
         self.plastic.track(self.gates, *(each for each in optimizers if held_by(each) & ours))
+
+    def announce(self, epochs: float, option: str) -> None:
+        """Warn at the start of a training that ends before the schedule does.
+
+        Args:
+            epochs: of the training.
+            option: of the framework that sets them.
+        """
+        if epochs >= self.schedule.epochs:
+            return
+        spans = self.schedule.spans()
+        missed = [name for name, start, _ in spans if start >= epochs]
+        cut = [f"{name!r} is cut short" for name, start, end in spans if start < epochs < end]
+        left = [*cut, *([f"{', '.join(map(repr, missed))} never begins"] if missed else [])]
+        warnings.warn(
+            f"the training has {epochs:g} epochs and the schedule {self.schedule.epochs}, so {' and '.join(left)}: set "
+            f"{option} to {self.schedule.epochs} or more (training stops at the schedule's end), or shorten the stages",
+            stacklevel=2,
+        )
+
+    def finish(self) -> None:
+        """Warn at the end of a training in which growth, or a stage that ends on a plateau, never got a metric."""
+        spans, epoch = self.schedule.spans(), self.schedule.state_dict()["epoch"]
+        begun = [stage for stage, span in zip(self.schedule.stages, spans, strict=True) if span[1] <= epoch]
+        waiting = self.growth is not None and self.growth.state_dict()["steps"] == 0
+        idle = waiting and any(math.isfinite(stage.k) for stage in begun)
+        if self._validations == 0 and (idle or any(stage.until is not None for stage in begun)):
+            warnings.warn(
+                f"the training never validated, so nothing grew and no stage ended on a plateau, for want of "
+                f"{self.monitor!r}: give the trainer validation data, and let it validate after each epoch",
+                stacklevel=2,
+            )
+        elif idle:
+            warnings.warn(
+                f"nothing grew: none of the {self._validations} validations came in an epoch of finite k before the "
+                f"last {self.settle} of its stage. Validate more often, make the stage longer, or lower settle=",
+                stacklevel=2,
+            )
 
     # -- one step
 
@@ -230,6 +271,7 @@ class Session:
         if distributed.size() > 1:  # each process may have validated on different data
             device = self.plastic.gates.device
             value = float(distributed.mean(torch.tensor(value, dtype=torch.float64, device=device)))
+        self._validations += 1
         self.schedule.observe(value)
         stage = self.schedule.stage
         if self.growth is None or stage is None or not math.isfinite(self.plastic.k):

@@ -83,7 +83,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
     ) -> None:
-        """Attach the model, and track the optimizer.
+        """Attach the model, and track the optimizer; warn if the training is shorter than the schedule.
 
         Args:
             args, state, control, parts: see `transformers.TrainerCallback`, as for the hooks below.
@@ -92,6 +92,7 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
         optimizer = parts["optimizer"]
         self.follow([getattr(optimizer, "optimizer", optimizer)])
         self.running, self.masked = True, False
+        self.announce(state.num_train_epochs, "num_train_epochs" if args.max_steps <= 0 else "max_steps, in epochs,")
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any
@@ -141,8 +142,9 @@ class PlasticityCallback(Session, TrainerCallback):  # type: ignore[misc, unused
             save(folder / FILE, self.plastic, extra=None, **self.stateful())
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **parts: Any) -> None:
-        """Ignore the metrics of later evaluations."""
+        """Ignore the metrics of later evaluations; warn if growth never got one."""
         self.running = False
+        self.finish()
 
     def prepare(self, args: TrainingArguments, model: nn.Module, loader: Any) -> None:
         """Attach the model, with the first batch of a loader as example inputs.
