@@ -92,6 +92,21 @@ def test_models_wrapped_for_several_devices(one_process):
     )
 
 
+@pytest.mark.parametrize("resize", [lambda p: p.grow({"0": 2}), lambda p: (p.close("0", [1]), p.compact())])
+def test_wrappers_that_a_resize_has_outdated(one_process, resize):
+    model, x = net(), torch.randn(6, 4)
+    plastic = npn.attach(model, x)
+    for _ in range(2):  # a new wrapper after each resize is right
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        for _ in range(2):
+            plastic.backward(lambda: wrapped(x).square().mean())  # noqa: B023
+        resize(plastic)
+        with pytest.raises(ConfigurationError, match=r"^this DistributedDataParallel was made before a resize: .*wrap"):
+            plastic.backward(lambda: wrapped(x).square().mean())  # noqa: B023
+        with torch.no_grad():
+            assert torch.equal(wrapped(x), model(x)), "it may evaluate"
+
+
 def test_sharded_models(one_process):
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -11,14 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo as not_compiled  # torch.compiler.disable would import the compiler now
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves
 
 from npn._utils.validation import instance
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
 from npn.masking.guards import values_stay
-from npn.masking.refusals import EXPORTED, THREADS, UNDER_MASKED
+from npn.masking.refusals import EXPORTED, STALE, THREADS, UNDER_MASKED
 from npn.masking.weights import MaskedWeights
+from npn.structure import Structure
 
 
 class MaskedCall:
@@ -43,6 +46,8 @@ class MaskedCall:
         self._saved: Any = None
         self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
         self._ids: tuple[int, int, int, int] = (0, 0, 0, 0)  # of the hooks
+        # wrappers that have called the model -> its structure then
+        self._wrappers: weakref.WeakKeyDictionary[nn.Module, Structure] = weakref.WeakKeyDictionary()
 
     def register(self, model: nn.Module) -> None:
         """Register the hooks on a model.
@@ -94,7 +99,12 @@ class MaskedCall:
         Args:
             module: the model.
             args: its positional arguments, not used.
+
+        Raises:
+            ConfigurationError: the model is traced for export, or called by a wrapper that a resize has outdated.
         """
+        if not torch.compiler.is_compiling():  # compiled code would break there
+            self._check_wrapper()
         if self.weights.in_step or self._held:
             return
         if torch.compiler.is_exporting() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
@@ -126,6 +136,15 @@ class MaskedCall:
         self.recover()
         if self.weights.swapped:
             raise ConfigurationError(UNDER_MASKED)
+
+    def _check_wrapper(self) -> None:
+        """Raise if a wrapper is to train the model, and has hooks on the parameters of before a resize."""
+        wrapper = getattr(DistributedDataParallel, "_active_ddp_module", None)
+        if wrapper is None:
+            return
+        before = self._wrappers.setdefault(wrapper, self.weights.structure)
+        if torch.is_grad_enabled() and before is not self.weights.structure:
+            raise ConfigurationError(STALE)
 
     def mask(self) -> Tensor | None:
         """The deterministic mask, on the device of the weights; None if every unit is open."""
@@ -216,6 +235,7 @@ class MaskedCall:
         new = object.__new__(type(self))
         memo[id(self)] = new
         vars(new).update(vars(self))
+        new._wrappers = weakref.WeakKeyDictionary()
         new._saved, new._caller, new._held, new._lock = None, None, False, threading.Lock()
         new.entered, new._inner, new.copied = False, 0, True
         new.gates, new.weights = copy.deepcopy(self.gates, memo), copy.deepcopy(self.weights, memo)

@@ -22,3 +22,8 @@ EXPORTED = (
 )
 UNDER_MASKED = "masks are on the weights; do this after plastic.backward or `with npn.masked(plastic):` has ended"
 DETACHED = "this handle was detached from its model; npn.attach the model again"
+STALE = (
+    "this DistributedDataParallel was made before a resize: it no longer averages gradients, and the processes would "
+    "come apart. Use model = npn.distributed.wrap(plastic), which wraps anew after each resize, or make a new one "
+    "yourself after each compact, grow and load"
+)
