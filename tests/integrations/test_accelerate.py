@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import npn
-from npn.errors import ConfigurationError
+from npn.errors import CheckpointError, ConfigurationError
 
 from ..processes import launch
 
@@ -139,6 +139,80 @@ def on_two(steps):
 def test_two_processes_stay_the_same_through_resizes(steps):
     first, second = launch(2, on_two, steps)
     assert first == second and len(set(first[0])) > 2
+
+
+def prepared(**options):
+    from npn.integrations import accelerate as ours
+
+    _, plastic, optimizer, loader = parts()
+    accelerate = accelerator(**options)
+    optimizer, loader = accelerate.prepare(optimizer, loader)
+    plastic.track(optimizer)
+    net = ours.prepare(accelerate, plastic)
+
+    def steps():
+        for x, y in loader:
+            ours.backward(accelerate, plastic, lambda: F.cross_entropy(net(x), y))  # noqa: B023
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return accelerate, plastic, steps
+
+
+def test_a_saved_state_goes_on_where_it_was(tmp_path):
+    accelerate, plastic, steps = prepared()
+    steps()
+    plastic.close("0", [1, 3])
+    plastic.compact()
+    plastic.grow({"0": 5})
+    steps()
+    accelerate.save_state(str(tmp_path))
+    steps()
+    resumed, again, more = prepared()  # a model of full size
+    resumed.load_state(str(tmp_path))
+    more()
+    assert again.model[0].out_features == plastic.model[0].out_features == 19
+    assert all(torch.equal(a, b) for a, b in zip(values(plastic), values(again), strict=True))
+
+
+def test_several_models_have_files_of_their_own(tmp_path):
+    from npn.integrations import accelerate as ours
+
+    accelerate, plastic, _ = prepared()
+    other = parts()[1]
+    ours.prepare(accelerate, other)
+    ours.prepare(accelerate, plastic)  # once more, as a notebook does
+    other.grow({"0": 1})
+    accelerate.save_state(str(tmp_path))
+    assert sorted(file.name for file in tmp_path.glob("npn*")) == ["npn.pt", "npn_1.pt"]
+    other.grow({"0": 1})
+    accelerate.load_state(str(tmp_path))
+    assert (plastic.sizes(), other.sizes()) == ({"0": 16}, {"0": 17})
+
+
+def test_a_state_without_the_model_is_refused(tmp_path):
+    accelerate, _, steps = prepared()
+    steps()
+    accelerate.save_state(str(tmp_path))
+    (tmp_path / "npn.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"holds no npn.pt: it was saved before npn.integrations.accelerate.prep"):
+        accelerate.load_state(str(tmp_path))
+
+
+def saved_on_two(folder):
+    accelerate, plastic, steps = prepared()
+    plastic.grow({"0": 3})
+    steps()
+    accelerate.save_state(folder)
+    accelerate.wait_for_everyone()
+    resumed, again, _ = prepared()
+    resumed.load_state(folder)
+    npn.distributed.check(again)
+    return again.sizes()["0"], all(torch.equal(a, b) for a, b in zip(values(plastic), values(again), strict=True))
+
+
+def test_two_processes_save_and_load(tmp_path):
+    assert launch(2, saved_on_two, str(tmp_path)) == [(19, True), (19, True)]
 
 
 def test_a_model_in_shards_is_refused():

@@ -1,20 +1,26 @@
 """Hugging Face Accelerate: `prepare` the model and run `backward` in a custom training loop."""
 
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from npn._utils.validation import HANDLE, instance
+from npn.checkpoint import load, save
 from npn.distributed import Wrapped, wrap
-from npn.errors import ConfigurationError
+from npn.errors import CheckpointError, ConfigurationError
 from npn.plasticity import Plasticity
 
 try:
     from accelerate import Accelerator
 except ImportError as error:
     raise ConfigurationError("accelerate is not installed; pip install 'npn[accelerate]'") from error
+
+# the attached models of each accelerator, whose numbers are in the names of their files
+_PREPARED: "weakref.WeakKeyDictionary[Accelerator, list[Plasticity]]" = weakref.WeakKeyDictionary()
 
 
 def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
@@ -24,6 +30,9 @@ def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
     each resize; `accelerator.accumulate` accepts the wrapper. Pass optimizers, loaders and learning rate schedules to
     `accelerator.prepare` as usual. With one optimizer, give the gates their own param group; with two optimizers,
     prepare both.
+
+    `accelerator.save_state` writes a file `npn.pt` (`npn_1.pt` for a second model) beside its own, with weights, gates,
+    sizes and tracked optimizers; `accelerator.load_state` resizes the model to it before it loads the rest.
 
     Args:
         accelerator: an accelerator on one device, or with one device per process.
@@ -61,8 +70,35 @@ def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
             "use DistributedDataParallel, or a single device"
         )
     plastic.model.to(accelerator.device)
+    _save_with(accelerator, plastic)
     handler: Any = accelerator.ddp_handler
     return wrap(plastic, **({} if handler is None else handler.to_kwargs()))
+
+
+def _save_with(accelerator: Accelerator, plastic: Plasticity) -> None:
+    """Make the accelerator save and load an attached model, which is not among the models that it has prepared."""
+    known = _PREPARED.setdefault(accelerator, [])
+    if any(each is plastic for each in known):
+        return
+    name = f"npn_{len(known)}.pt" if known else "npn.pt"
+    known.append(plastic)
+
+    def write(models: Any, weights: Any, folder: str) -> None:
+        each_node = accelerator.project_configuration.save_on_each_node
+        if accelerator.is_local_main_process if each_node else accelerator.is_main_process:
+            save(Path(folder) / name, plastic)
+
+    def read(models: Any, folder: str) -> None:  # called before the optimizers load their states
+        file = Path(folder) / name
+        if not file.is_file():
+            raise CheckpointError(
+                f"{folder} holds no {name}: it was saved before npn.integrations.accelerate.prepare, which makes "
+                "save_state write it. Load a state that was saved after it"
+            )
+        load(file, plastic)
+
+    accelerator.register_save_state_pre_hook(write)
+    accelerator.register_load_state_pre_hook(read)
 
 
 def backward(accelerator: Accelerator, plastic: Plasticity, closure: Callable[[], Tensor]) -> Tensor:
