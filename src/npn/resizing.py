@@ -137,10 +137,11 @@ def compaction(call: MaskedCall, structure: Structure, below: float, example_inp
         example_inputs: for re-traces.
 
     Raises:
-        ResizeError: see `npn.surgery.plan_removal`.
+        ResizeError: see `npn.surgery.plan_removal` and `npn.surgery.check_shapes`.
         DistributedError: the processes would remove different units.
     """
     call.recover()
+    surgery.check_shapes(call.weights.model, structure)
     removed = units_to_remove(call.gates, structure, share("below", below))
     assert_same("what compact removes", removed)
     model, weights = call.weights.model, call.weights
@@ -229,12 +230,13 @@ def growth(
         times: factor of the number of units, for groups whose units do not come in sets.
 
     Raises:
-        ResizeError: see `npn.tracing.grown`.
+        ResizeError: see `npn.tracing.grown` and `npn.surgery.check_shapes`.
         ConfigurationError: see `units_to_add`.
         DistributedError: the processes would add different units.
     """
     call.recover()
     wanted, model = units_to_add(call.gates, more), call.weights.model
+    surgery.check_shapes(model, structure)
     assert_same("what grow adds", wanted)
     wanted = {name: n * (times if call.gates.group(name).multiple == 1 else 1) for name, n in wanted.items()}
     if not wanted:
@@ -338,11 +340,12 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
 
     Raises:
         ConfigurationError: an attribute of the model cannot be copied.
-        ResizeError: a logit is NaN.
+        ResizeError: a logit is NaN, or the model has other parameters than when it was attached.
     """
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
     check_logits(gates)
+    surgery.check_shapes(model, structure)
     without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
     with unsharded(model, lambda parameter: full(parameter.detach()).to("cpu", copy=True)):
         clone = model_copy(model, without | detached_leftovers(model))

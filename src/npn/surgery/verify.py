@@ -6,21 +6,32 @@ from npn._utils.models import model_tensors
 from npn.errors import ResizeError
 from npn.structure import Structure
 
+OTHER = (
+    "the model has other parameters than when it was attached: {what}, as after quantization, an adapter such as LoRA, "
+    "or a parametrization. Do that to the plain model that plastic.export() returns, or call plastic.detach() before "
+    "and npn.attach after it"
+)
+
 
 def check_shapes(model: nn.Module, structure: Structure) -> None:
-    """Raise unless every tensor has the shape that the structure gives it.
+    """Raise unless every tensor is there and has the shape that the structure gives it.
 
     Args:
         model: the model.
         structure: its structure.
 
     Raises:
-        ResizeError: a shape differs; the message names the first tensor.
+        ResizeError: a tensor that units lie in is gone, one is new, or a shape differs; the message names the first.
     """
-    shapes = structure.physical()
-    for name, tensor in model_tensors(model).items():
+    shapes, tensors = structure.physical(), model_tensors(model)
+    gone = next((s.tensor for group in structure.groups for s in group.slots if s.tensor not in tensors), None)
+    if gone is not None:
+        raise ResizeError(OTHER.format(what=f"there is no {gone}"))
+    for name, tensor in tensors.items():
         expected = shapes.get(name)
-        if expected is None or tuple(tensor.shape) != expected:
+        if expected is None:
+            raise ResizeError(OTHER.format(what=f"{name} is new"))
+        if tuple(tensor.shape) != expected:
             raise ResizeError(
                 f"{name} has shape {tuple(tensor.shape)} where {expected} was planned; was the model changed by hand "
                 "since npn.attach? Attach it again"
