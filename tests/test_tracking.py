@@ -215,3 +215,42 @@ def test_adafactor_of_transformers_follows(tiny, momentum):
     assert torch.equal(state["exp_avg_sq_row"], torch.stack([rows[0], rows[2], new, new]))
     step()
     assert all(p.isfinite().all() for p in plastic.weights())
+
+
+class Lookahead(torch.optim.Optimizer):
+    """A wrapper around an optimizer whose slow weights are in its own state, or in that of the inner one."""
+
+    def __init__(self, inner, shared):
+        self.base_optimizer, self.param_groups, self.defaults = inner, inner.param_groups, inner.defaults
+        self.state = inner.state if shared else {}
+
+    @torch.no_grad()
+    def step(self):
+        self.base_optimizer.step()
+        for group in self.param_groups:
+            for p in group["params"]:
+                slow = self.state.setdefault(p, {}).setdefault("slow_buffer", p.clone())
+                p.copy_(slow.lerp_(p, 0.5))
+
+
+def test_a_wrapper_with_state_of_its_own(tiny):
+    _, plastic = tiny["mlp"].attach()
+    inner = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    message = r"^Lookahead is a wrapper around SGD with .*plastic.track\(optimizer.base_optimizer\); else train with"
+    with pytest.raises(OptimizerError, match=message):
+        plastic.track(Lookahead(inner, shared=False))
+    assert plastic.optimizers == []
+
+
+def test_a_wrapper_that_shares_the_inner_state_follows(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    inner = torch.optim.SGD(plastic.weights(), lr=0.1, momentum=0.9)
+    outer = Lookahead(inner, shared=True)
+    plastic.track(outer)
+    assert plastic.optimizers == [inner]
+    for _ in range(2):
+        plastic.backward(lambda: F.cross_entropy(model(x), y))
+        outer.step()
+        plastic.grow({"0": 2})
+        assert torch.equal(inner.state[model[0].weight]["slow_buffer"][-2:], model[0].weight[-2:])

@@ -253,8 +253,19 @@ def _stepped(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
 
 
 def _unwrapped(optimizer: Optimizer) -> Optimizer:
-    """The optimizer inside a wrapper that has no state of its own, such as Accelerate's."""
+    """The optimizer inside a wrapper that has no state of its own, such as Accelerate's; raise if it has some."""
     if not hasattr(optimizer, "param_groups") or not hasattr(optimizer, "state"):
         raise OptimizerError(f"expected optimizers, one after the other: track(first, second); got {shown(optimizer)}")
-    inner = getattr(optimizer, "optimizer", None)
-    return _unwrapped(inner) if isinstance(inner, Optimizer) and inner.state is optimizer.state else optimizer
+    for name, inner in vars(optimizer).items():
+        if not isinstance(inner, Optimizer) or inner is optimizer:
+            continue
+        if inner.state is optimizer.state:
+            return _unwrapped(inner)
+        if held_by(inner) & held_by(optimizer):
+            kind = type(inner).__name__
+            raise OptimizerError(
+                f"{type(optimizer).__name__} is a wrapper around {kind} with a state of its own, and a resize could "
+                f"not keep the two in step. If it puts everything into the state of {kind}, as timm's Lookahead does, "
+                f"call plastic.track(optimizer.{name}); else train with {kind} alone"
+            )
+    return optimizer
