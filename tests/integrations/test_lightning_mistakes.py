@@ -28,3 +28,21 @@ def test_a_full_training_is_not_told(recwarn):
     method = callback(npn.Schedule(npn.Stage("plastic", 2, k=7.0)), growth=npn.Growth())
     trainer(method, max_epochs=2).fit(build(), loader(), loader())
     assert not [text for warning in recwarn if (text := str(warning.message)).startswith(("the training ", "nothing"))]
+
+
+def test_a_module_without_forward_needs_a_target():
+    class Parts(Bare):
+        forward = pl.LightningModule.forward
+
+        def training_step(self, batch, index):
+            return self.net(batch[0]).square().mean()
+
+    message = (
+        r"^Parts has no forward, with which it would be traced: name the part that gets gates, "
+        r"PlasticityCallback\(..., target=...\), one of net; or write a forward that training_step calls$"
+    )
+    method = callback()
+    with pytest.raises(npn.PlasticityError, match=message):
+        trainer(method).fit(build(Parts), loader())
+    assert method.handle is None
+    trainer(callback(npn.Schedule(npn.Stage("only", 1)), target="net")).fit(build(Parts), loader())

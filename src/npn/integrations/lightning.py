@@ -89,7 +89,8 @@ class PlasticityCallback(Session, Callback):
             trainer, pl_module, stage: see `lightning.pytorch.callbacks.Callback`, as for the hooks below.
 
         Raises:
-            ConfigurationError: the strategy, manual optimization or a callback that averages weights is not supported.
+            ConfigurationError: the strategy, manual optimization or a callback that averages weights is not supported;
+                or the module has no forward, and there is no `target`.
         """
         strategy = trainer.strategy
         check_processes(trainer.world_size, type(strategy).__name__, isinstance(strategy, DDPStrategy))
@@ -100,6 +101,7 @@ class PlasticityCallback(Session, Callback):
             )
         if stage == "fit":
             _check_callbacks(trainer)
+            _check_forward(pl_module, self.target)
         _restore_method(trainer.strategy, "load_model_state_dict")
         load = trainer.strategy.load_model_state_dict
         vars(trainer.strategy)["load_model_state_dict"] = partial(self._load, trainer, load)
@@ -295,6 +297,16 @@ def _check_callbacks(trainer: Trainer) -> None:
                 "does not reach: leave it out. To average, give plastic.follow a copy of the module in on_fit_start of "
                 "a callback of your own, after PlasticityCallback"
             )
+
+
+def _check_forward(module: LightningModule, target: str | None) -> None:
+    """Raise if the whole module is to get gates and has no forward, with which it is traced."""
+    if target is None and type(module).forward is LightningModule.forward and "forward" not in vars(module):
+        names = ", ".join(name for name, _ in module.named_children())
+        raise ConfigurationError(
+            f"{type(module).__name__} has no forward, with which it would be traced: name the part that gets gates, "
+            f"PlasticityCallback(..., target=...), one of {names}; or write a forward that training_step calls"
+        )
 
 
 def _epochs(trainer: Trainer) -> tuple[float, str]:
