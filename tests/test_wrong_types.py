@@ -82,6 +82,26 @@ REFUSED = {
         lambda: npn.Growth(only=3),
         'only must be a name pattern such as "fc*", or several, got 3',
     ),
+    "several sizes at once": (
+        lambda: npn.Growth(units={"0": 2.0}),
+        "units=2.0 would add 2 times a group's size at once: a float is a fraction of the size, up to 1. For a number "
+        "of units write an int, such as 2",
+    ),
+    "growth of nothing": (
+        lambda: npn.Growth(units={}),
+        "units must name at least one group, got {}: nothing would grow",
+    ),
+    **{
+        f"more than all, for {name}": (
+            call,
+            "target=1.5 would be a cost of 1.5 macs, since a fraction of the size is at most 1.0; to bound a network "
+            "that grows, give the cost itself, such as 1_500_000",
+        )
+        for name, call in {
+            "a budget": lambda: npn.Budget("macs", 1.5),
+            "pruning": lambda: npn.prune(net(), X, target=1.5, cost="macs", criterion="magnitude"),
+        }.items()
+    },
     "k_end as text": (
         lambda: npn.Stage("plastic", 3, k=1.0, k_end="x"),
         "stage 'plastic': k_end needs a finite k and must itself be finite and >= 0, got k=1.0, k_end='x'; anneal to a "

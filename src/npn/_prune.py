@@ -224,8 +224,8 @@ def set_open(plastic: Plasticity, open_units: Tensor) -> None:
 
 
 def _check(target: float, cost: str, round_to: int, max_pruning_ratio: float) -> None:
-    target_size(target)
     if cost not in COSTS:
         raise ConfigurationError(f"cost must be one of {', '.join(map(repr, COSTS))}, got {cost!r}")
+    target_size(target, cost)
     whole_number("round_to", round_to, 1, "channels")
     share("max_pruning_ratio", max_pruning_ratio)

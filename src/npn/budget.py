@@ -176,7 +176,7 @@ class Budget(CostTerm):
         ceiling: float = 1e4,
     ) -> None:
         super().__init__(cost)
-        target_size(target)
+        target_size(target, cost)
         if path not in get_args(PathKind):
             raise ConfigurationError(f"path must be one of {', '.join(map(repr, get_args(PathKind)))}, got {path!r}")
         not_negative("gain", gain)

@@ -203,22 +203,28 @@ def not_negative(name: str, value: float) -> None:
         raise ConfigurationError(f"{name} must be a finite number >= 0, got {value!r}")
 
 
-def target_size(value: float) -> None:
+def target_size(value: float, cost: str) -> None:
     """Raise unless a target is a fraction, as a float up to 1, or a cost.
 
     Args:
         value: the target; below 1 it has to be a float, since its type tells a fraction from a cost.
+        cost: what it bounds; only a "layerwise" cost may lie between 1 and 2, where others are meant as fractions.
 
     Raises:
         ConfigurationError: it is neither.
 
     Example:
-        >>> target_size(0.5), target_size(40)
+        >>> target_size(0.5, "params"), target_size(40, "units")
         (None, None)
     """
     if not is_number(value) or not 0 < value < math.inf or (value < 1 and not isinstance(value, float)):
         raise ConfigurationError(
             f"target must be a fraction in (0, 1] as a float, or a cost above 1 (or an int), got {value!r}"
+        )
+    if 1 < value < 2 and cost != "layerwise":
+        raise ConfigurationError(
+            f"target={value!r} would be a cost of {value!r} {cost}, since a fraction of the size is at most 1.0; to "
+            "bound a network that grows, give the cost itself, such as 1_500_000"
         )
 
 
