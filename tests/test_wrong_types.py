@@ -178,6 +178,29 @@ def test_is_refused(call, message):
         call()
 
 
+NO_LOSS = {
+    "None": (lambda loss: None, "got NoneType; end it with `return loss`"),
+    "a number": (lambda loss: loss.sum().item(), "got float; return the tensor itself, without .item() or float()"),
+    **{
+        f"a {kind}": (
+            pack,
+            f"got {kind}; return the loss alone, such as output[0] or output['loss'], and keep the rest in a variable "
+            "outside",
+        )
+        for kind, pack in {"tuple": lambda loss: (loss, None), "dict": lambda loss: {"loss": loss}}.items()
+    },
+}
+
+
+@pytest.mark.parametrize("masks", ["batch", "example"])
+@pytest.mark.parametrize("pack, message", NO_LOSS.values(), ids=NO_LOSS)
+def test_closures_return_the_loss_alone(masks, pack, message):
+    plastic = npn.attach(net(), X, masks=masks)
+    plastic.k = 7.0
+    with pytest.raises(ConfigurationError, match=f"{re.escape(message)}$"):
+        plastic.backward(lambda: pack(plastic.model(X).square().mean(1)))
+
+
 @pytest.mark.parametrize("option", ["only", "skip", "columns", "branches", "unstructured"])
 @pytest.mark.parametrize("given", [True, 3, ["0", 1]], ids=str)
 def test_patterns_are_text(option, given):

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from npn._utils.validation import is_number
 from npn.errors import ConfigurationError, NonFiniteLossError
 
 
@@ -16,19 +17,39 @@ def came_as(loss: object) -> str:
     return f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
 
 
+def way_out(loss: object, reduced: str) -> str:
+    """What to do about a loss that is none, for an error message.
+
+    Args:
+        loss: what a user's function returned.
+        reduced: the advice for a tensor, which has the wrong shape.
+
+    Example:
+        >>> way_out(None, "reduce it with .mean()")
+        'end it with `return loss`'
+    """
+    if isinstance(loss, Tensor):
+        return reduced
+    if loss is None:
+        return "end it with `return loss`"
+    if is_number(loss):
+        return "return the tensor itself, without .item() or float()"
+    return "return the loss alone, such as output[0] or output['loss'], and keep the rest in a variable outside"
+
+
 def check_scalar(loss: object, needed: str, advice: str = "reduce it with .mean()") -> None:
     """Raise unless a loss is a scalar tensor.
 
     Args:
         loss: what a user's function returned.
         needed: beginning of the message, such as "the closure must return a scalar loss".
-        advice: end of the message.
+        advice: end of the message about a tensor.
 
     Raises:
         ConfigurationError: it is not.
     """
     if not isinstance(loss, Tensor) or loss.dim() != 0:
-        raise ConfigurationError(f"{needed}, got {came_as(loss)}; {advice}")
+        raise ConfigurationError(f"{needed}, got {came_as(loss)}; {way_out(loss, advice)}")
 
 
 def check_finite(loss: Tensor, last_checkpoint: str | None = None) -> None:

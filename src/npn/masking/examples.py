@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import CheckpointError
 
-from npn._utils.losses import came_as, check_differentiable, check_finite
+from npn._utils.losses import came_as, check_differentiable, check_finite, way_out
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates
@@ -206,9 +206,10 @@ def _losses(closure: Callable[[], Tensor], expected: int | None, last_checkpoint
     """Call the closure and check that it returns one finite loss per example."""
     losses = closure()
     if not isinstance(losses, Tensor) or losses.dim() != 1 or (expected is not None and len(losses) != expected):
+        advice = way_out(losses, 'use reduction="none"')
         raise ConfigurationError(
             'with masks="example" the closure must return one loss per example, shape (batch,), got '
-            f'{came_as(losses)}; use reduction="none"'
+            f"{came_as(losses)}; {advice}"
         )
     check_finite(losses, last_checkpoint)
     return losses
