@@ -149,6 +149,29 @@ def test_plain_model_into_a_fresh_one(tiny, tools, tmp_path, name):
     assert npn.attach(fresh, x).grow({plastic.groups[-1].name: 1}), "and is a model like any other"
 
 
+class Skip(torch.nn.Module):
+    """Its last layer reads the input next to units: part of that axis is fixed."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = torch.nn.Linear(4, 8), torch.nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.b(torch.cat([x, self.a(x).relu()], -1))
+
+
+@pytest.mark.parametrize("options", [{}, {"columns": "b"}, {"unstructured": "a.weight"}, {"skip": "a", "columns": "b"}])
+def test_an_axis_that_is_partly_units_takes_the_saved_length(tmp_path, options):
+    x = torch.randn(3, 4)
+    plastic = npn.attach(Skip(), x)
+    plastic.close("a", [0, 3])
+    plastic.compact()
+    plastic = npn.attach(plastic.export(), x, **options)
+    npn.save(tmp_path / "run.npn", plastic)
+    fresh = npn.load(tmp_path / "run.npn", Skip())
+    assert torch.equal(fresh(x), plastic.model(x)) and fresh.b.in_features == 10
+
+
 class Blur(torch.nn.Module):
     """A fixed kernel for each channel that the state_dict leaves out."""
 

@@ -11,7 +11,7 @@ from npn._utils.models import model_tensors
 from npn.errors import CheckpointError
 from npn.gates.single import packed, unpacked
 from npn.plasticity import Plasticity
-from npn.structure import LEFT_OUT, READER_GONE, Group
+from npn.structure import LEFT_OUT, READER_GONE, Group, Structure
 
 
 def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
@@ -119,8 +119,8 @@ def pack_fixed(plastic: Plasticity) -> list[tuple[str, int]]:
     Args:
         plastic: the handle to save.
     """
-    never = (entry for entry in plastic.structure.frozen if entry.reason not in (LEFT_OUT, READER_GONE))
-    return sorted({key for entry in never for key in entry.slots})
+    frozen = {key for entry in plastic.structure.frozen for key in entry.slots}
+    return sorted(frozen - _unit_axes(plastic.structure))  # in cat([x, units]), part of an axis is fixed
 
 
 def check_fixed(
@@ -144,7 +144,8 @@ def check_fixed(
     """
     if isinstance(target, Plasticity):
         fixed = {(id(tensor), axis) for tensor, _ in pairs.values() for axis in range(tensor.dim())}
-        fixed -= _unit_axes(target)
+        tensors = model_tensors(target.model)  # some vanished with a branch
+        fixed -= {(id(tensors[name]), axis) for name, axis in _unit_axes(target.structure) if name in tensors}
     else:
         fixed = _windows(target) | {(id(pairs[name][0]), axis) for name, axis in known if name in pairs}
     for name, (tensor, value) in pairs.items():
@@ -157,12 +158,10 @@ def check_fixed(
                 )
 
 
-def _unit_axes(plastic: Plasticity) -> set[tuple[int, int]]:
-    """(id of the tensor, axis) of all units, including those that `only` or `skip` left without gates."""
-    structure, tensors = plastic.structure, model_tensors(plastic.model)
-    keys = {slot.key for part in structure.parts for slot in part.slots}
-    keys |= {key for frozen in structure.frozen if frozen.reason == LEFT_OUT for key in frozen.slots}
-    return {(id(tensors[name]), axis) for name, axis in keys if name in tensors}  # some vanished with a branch
+def _unit_axes(structure: Structure) -> set[tuple[str, int]]:
+    """Tensor name and axis of all units, including those that `only` or `skip` left without gates."""
+    ungated = (frozen for frozen in structure.frozen if frozen.reason in (LEFT_OUT, READER_GONE))
+    return {slot.key for part in structure.parts for slot in part.slots} | {k for each in ungated for k in each.slots}
 
 
 def _windows(model: nn.Module) -> set[tuple[int, int]]:
