@@ -50,6 +50,42 @@ def test_pt2_loads_with_any_batch(small, tmp_path):
     torch.testing.assert_close(loaded(x), small.eval()(x))
 
 
+def test_an_example_of_one_row_leaves_the_batch_free(small, tmp_path):
+    """PyTorch would fix a size of 1."""
+    x = torch.randn(7, 1, 6, 6)
+    loaded = torch.export.load(write_model(small, x[:1], tmp_path / "model.pt2", "pt2")).module()
+    for rows in (1, 2, 7):
+        torch.testing.assert_close(loaded(x[:rows]), small.eval()(x[:rows]))
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(str(write_model(small, x[:1], tmp_path / "model.onnx", "onnx")))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), small(x), atol=1e-4, rtol=1e-4)
+
+
+class Single(nn.Module):
+    """Counts its calls, and takes one row only, or computes something else for it."""
+
+    def __init__(self, fails):
+        super().__init__()
+        self.layer, self.fails = nn.Linear(4, 3), fails
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.layer(x)
+        if self.fails:
+            return x.view(3)
+        return x if len(x) == 1 else 2 * x
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_what_takes_one_row_only_is_written_for_one_row(tmp_path, fails):
+    model, x = Single(fails).eval(), torch.randn(1, 4)
+    loaded = torch.export.load(write_model(model, x, tmp_path / "model.pt2", "pt2")).module()
+    assert model.calls == 0
+    torch.testing.assert_close(loaded(x), model(x))
+
+
 def test_safetensors_hold_the_weights(small, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     path = write_model(small, torch.randn(2, 1, 6, 6), tmp_path / "model.safetensors", "safetensors")

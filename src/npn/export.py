@@ -1,5 +1,6 @@
 """Write a plain model for use elsewhere: ONNX, PyTorch's export archive, safetensors; or small, where it has zeros."""
 
+import contextlib
 import json
 import os
 from collections.abc import Callable
@@ -9,14 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-from npn._utils.inputs import split_inputs
+from npn._utils.inputs import copied, output_tensors, split_inputs
 from npn._utils.models import evaluating
 from npn.checkpoint import save
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates.single import packed, unpacked
 from npn.sparse import to_csr
+from npn.tracing.environment import preserved, quiet
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
 BITMAP = "npn bitmap 1"  # marks the files of `_bitmap`
@@ -61,27 +63,57 @@ def check_format(format: str) -> None:
 def exported(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
     """Run `torch.export` with a free batch size, or with that of the example if the code fixes it.
 
+    PyTorch takes a size of 1 as fixed, so that an example of one row is repeated where the model allows it.
+
     Args:
-        model: plain model.
+        model: plain model, in eval mode.
         example_inputs: one small batch.
 
     Returns:
         The exported program.
     """
+    rows = tree_map(lambda x: len(x) if isinstance(x, Tensor) and x.dim() else None, split_inputs(example_inputs))
+    with quiet():  # the attempts may fail
+        if 1 in tree_leaves(rows):
+            with contextlib.suppress(Exception):
+                return _from_two_rows(model, example_inputs)
+        with contextlib.suppress(Exception):  # the code computes with the batch size, so it has to be fixed
+            return _of_any_batch(model, example_inputs)
+    args, kwargs = split_inputs(example_inputs)
+    return torch.export.export(model, args, kwargs or None)
+
+
+def _of_any_batch(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
     args, kwargs = split_inputs(example_inputs)
     batch = torch.export.Dim.AUTO
     shapes = tree_map(lambda x: {0: batch} if isinstance(x, Tensor) and x.dim() else None, (args, kwargs))
-    try:
-        return torch.export.export(model, args, kwargs or None, dynamic_shapes=(*shapes[0], *shapes[1].values()))
-    except Exception:  # the code computes with the batch size, so it has to be fixed
-        return torch.export.export(model, args, kwargs or None)
+    return torch.export.export(model, args, kwargs or None, dynamic_shapes=(*shapes[0], *shapes[1].values()))
+
+
+def _from_two_rows(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
+    """`_of_any_batch` with each tensor of one row repeated; raises unless what comes out fits the one row as well."""
+
+    def repeated(x: Any) -> Any:
+        return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x
+
+    inputs = tree_map(repeated, example_inputs)
+    _answer(model, inputs)  # quicker to fail than an export
+    program = _of_any_batch(model, inputs)
+    found, wanted = _answer(program.module(), example_inputs), _answer(model, example_inputs)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
+    return program
+
+
+def _answer(model: nn.Module, example_inputs: Any) -> list[Tensor]:
+    """The output tensors of one call that leaves nothing behind in the model."""
+    args, kwargs = copied(split_inputs(example_inputs))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    with preserved(model), torch.no_grad():
+        return output_tensors(torch.func.functional_call(model, buffers, args, kwargs))
 
 
 def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    args, kwargs = split_inputs(example_inputs)
-    program = torch.onnx.export(
-        exported(model, example_inputs), args, kwargs=kwargs or None, dynamo=True, verbose=False
-    )
+    program = torch.onnx.export(exported(model, example_inputs), dynamo=True, verbose=False)
     assert program is not None
     program.save(str(path))
 
