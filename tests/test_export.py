@@ -7,7 +7,7 @@ from torch import nn
 import npn
 from npn import sparse
 from npn.errors import CheckpointError, ConfigurationError
-from npn.export import read_bitmap, write_model
+from npn.export import FORMATS, read_bitmap, write_model
 
 
 class Net(nn.Module):
@@ -101,6 +101,20 @@ def test_the_mode_is_as_before_and_formats_are_checked(small, tmp_path):
     assert small.training and small.conv.training and not small.norm.training
     with pytest.raises(ConfigurationError, match=r"one of 'onnx', 'pt2', 'safetensors', 'bitmap', 'csr', got 'tflite'"):
         write_model(small, torch.zeros(1, 1, 6, 6), tmp_path / "x", "tflite")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_closed_units_are_not_written_as_if_they_were_open(tmp_path, format):
+    if format != "pt2":
+        pytest.importorskip("safetensors" if format in ("safetensors", "bitmap") else "onnxscript")
+    model, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)), torch.zeros(2, 4)
+    plastic = npn.attach(model, x)
+    plastic.close("0", [1])
+    for part in (model, nn.Sequential(model)):
+        with pytest.raises(ConfigurationError, match=r"units of the model are closed, .*; write plastic\.export\(\) in"):
+            write_model(part, x, tmp_path / "new" / "model", format)
+    assert not any(tmp_path.iterdir())
+    write_model(plastic.export(), x, tmp_path / "model", format)
 
 
 def with_zeros(share=0.98):

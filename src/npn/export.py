@@ -17,10 +17,12 @@ from npn._utils.models import evaluating
 from npn.checkpoint import save
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates.single import packed, unpacked
+from npn.masking.calls import attached_parts
 from npn.sparse import to_csr
 from npn.tracing.environment import preserved, quiet
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
+CLOSED = "units of the model are closed, which its weights do not tell; write plastic.export() in its place"
 BITMAP = "npn bitmap 1"  # marks the files of `_bitmap`
 
 
@@ -39,9 +41,11 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         The path.
 
     Raises:
-        ConfigurationError: the format is unknown, or its extra is not installed.
+        ConfigurationError: the format is unknown, its extra is not installed, or units of the model are closed.
     """
     check_format(format)
+    if any(call.mask() is not None for call in attached_parts(model).values()):
+        raise ConfigurationError(CLOSED)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with evaluating(model):
