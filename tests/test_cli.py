@@ -81,6 +81,12 @@ def test_the_results_of_a_run_and_of_an_export_as_json(finished):
     exported = json.loads(call("export", out, "--format", "safetensors", "--json").stdout)
     file = out / "model.safetensors"
     assert exported == {"file": str(file), "format": "safetensors", "bytes": file.stat().st_size}
+    same = call("export", out, "--out", out / "same.safetensors", "--json")
+    assert json.loads(same.stdout)["format"] == "safetensors"
+    assert (out / "same.safetensors").read_bytes() == file.read_bytes()
+    (out / "same.safetensors").unlink()
+    wrong = call("export", out, "--format", "onnx", "--out", out / "same.pt2")
+    assert wrong.exit_code == 1 and "'onnx', but same.pt2 ends like a file of 'pt2'" in wrong.stderr
     csr = call("export", out, "--format", "csr", "--out", out / "c.pt", "--json")
     assert json.loads(csr.stdout)["layers"] == [] and "left dense" in csr.stderr
     file.unlink()

@@ -82,6 +82,9 @@ def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:
     assert found["groups"].keys() == {"0", "2"} and found["groups"]["0"][0] == 30
     assert found["params"][0] == 893 and found["params"][1] <= 0.5 * 893 < 1000 < found["macs"][0]
     assert call(*arguments, "--format", "safetensors")[0] == 0 and (models / "pruned.safetensors").exists()
+    code, text = call(*arguments, "--out", "again.safetensors", "--json")
+    assert json.loads(text)["format"] == "safetensors"
+    assert (models / "again.safetensors").read_bytes() == (models / "pruned.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -91,6 +94,10 @@ def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:
         (["--batches", "my_nets:number"], "my_nets:number is a int, expected a pair (batches, loss)"),
         (["--batches", "my_nets:none"], "cannot find 'my_nets:none'"),
         (["--format", "pickle"], "format must be one of 'onnx', 'pt2', 'safetensors', 'bitmap', 'csr', got 'pickle'"),
+        (
+            ["--format", "pt2", "--out", "pruned.onnx"],
+            "is 'pt2', but pruned.onnx ends like a file of 'onnx'; leave out",
+        ),
         (["--skip", "zz"], "pattern 'zz' matches no group; the model has: 0, 2"),
         (["--target", "0.001"], "target=0.001 asks for 2 MACs"),
     ],

@@ -1,5 +1,7 @@
 """`write_model`: every format gives back the same outputs."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,7 @@ from torch import nn
 import npn
 from npn import sparse
 from npn.errors import CheckpointError, ConfigurationError
-from npn.export import FORMATS, read_bitmap, write_model
+from npn.export import FORMATS, chosen_format, read_bitmap, write_model
 
 
 class Net(nn.Module):
@@ -103,6 +105,28 @@ def test_the_mode_is_as_before_and_formats_are_checked(small, tmp_path):
         write_model(small, torch.zeros(1, 1, 6, 6), tmp_path / "x", "tflite")
 
 
+def test_the_ending_of_the_path_says_the_format(small, tmp_path):
+    x = torch.randn(2, 1, 6, 6)
+    loaded = torch.export.load(write_model(small, x, tmp_path / "model.pt2")).module()
+    torch.testing.assert_close(loaded(x), small.eval()(x))
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        again = write_model(small, x, tmp_path / "model.bin", "pt2")
+    torch.testing.assert_close(torch.export.load(again).module()(x), small(x))
+    names = {"a.bitmap.safetensors": "bitmap", "A.SAFETENSORS": "safetensors", "a.csr.pt": "csr", "a.onnx": "onnx"}
+    for name, format in names.items():
+        if format != "csr":
+            pytest.importorskip("onnxscript" if format == "onnx" else "safetensors")
+        assert chosen_format(name, None, "pt2") == chosen_format(name, format) == format
+        with pytest.raises(ConfigurationError, match=f"is 'pt2', but {name} ends like a file of '{format}'; leave out"):
+            write_model(small, x, tmp_path / "new" / name, "pt2")
+    assert chosen_format("a.safetensors", "bitmap") == "bitmap"
+    with pytest.raises(
+        ConfigurationError, match=r"format of a\.bin is not known; give format= as one of 'onnx', 'pt2'"
+    ):
+        write_model(small, x, tmp_path / "new" / "a.bin")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_closed_units_are_not_written_as_if_they_were_open(tmp_path, format):
     if format != "pt2":
@@ -111,7 +135,9 @@ def test_closed_units_are_not_written_as_if_they_were_open(tmp_path, format):
     plastic = npn.attach(model, x)
     plastic.close("0", [1])
     for part in (model, nn.Sequential(model)):
-        with pytest.raises(ConfigurationError, match=r"units of the model are closed, .*; write plastic\.export\(\) in"):
+        with pytest.raises(
+            ConfigurationError, match=r"units of the model are closed, .*; write plastic\.export\(\) in"
+        ):
             write_model(part, x, tmp_path / "new" / "model", format)
     assert not any(tmp_path.iterdir())
     write_model(plastic.export(), x, tmp_path / "model", format)

@@ -22,11 +22,18 @@ from npn.sparse import to_csr
 from npn.tracing.environment import preserved, quiet
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
+ENDINGS = {  # what a path ends in -> what is in the file
+    ".bitmap.safetensors": ("bitmap",),
+    ".csr.pt": ("csr",),
+    ".safetensors": ("safetensors", "bitmap"),
+    ".onnx": ("onnx",),
+    ".pt2": ("pt2",),
+}
 CLOSED = "units of the model are closed, which its weights do not tell; write plastic.export() in its place"
 BITMAP = "npn bitmap 1"  # marks the files of `_bitmap`
 
 
-def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], format: str) -> Path:
+def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[str], format: str | None = None) -> Path:
     """Write a model to a file, in eval mode and with a free batch size if the code allows it.
 
     Args:
@@ -35,15 +42,17 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         path: path of the file; missing folders are created.
         format: "onnx" (needs the extra `onnx`), "pt2" (`torch.export.load` reads it), "safetensors" (weights only),
             "bitmap" (safetensors with one bit per weight and the weights that are not zero; `read_bitmap` reads it) or
-            "csr" (linear layers sparse where that is faster, see `npn.sparse.to_csr`; `npn.load` reads it).
+            "csr" (linear layers sparse where that is faster, see `npn.sparse.to_csr`; `npn.load` reads it). None for
+            what the path's ending says, one of `ENDINGS`.
 
     Returns:
         The path.
 
     Raises:
-        ConfigurationError: the format is unknown, its extra is not installed, or units of the model are closed.
+        ConfigurationError: the format is unknown, is not that of the path's ending, its extra is not installed, or
+            units of the model are closed.
     """
-    check_format(format)
+    format = chosen_format(path, format)
     if any(call.mask() is not None for call in attached_parts(model).values()):
         raise ConfigurationError(CLOSED)
     path = Path(path)
@@ -51,6 +60,42 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     with evaluating(model):
         _WRITERS[format](model, example_inputs, path)
     return path
+
+
+def chosen_format(path: str | os.PathLike[str] | None, format: str | None, default: str | None = None) -> str:
+    """The format of a file: the one that is asked for, else what the ending of its path says, else a default.
+
+    Args:
+        path: of the file; None if its name is not chosen yet.
+        format: what is asked for, if anything is.
+        default: where neither says it; None if that is an error.
+
+    Returns:
+        One of `FORMATS`, of which what it needs is installed.
+
+    Raises:
+        ConfigurationError: the format is unknown, not said or not that of the path's ending, or its extra is not
+            installed.
+
+    Example:
+        >>> chosen_format("small.pt2", None), chosen_format("small", "pt2")
+        ('pt2', 'pt2')
+    """
+    name = "" if path is None else Path(path).name
+    told = next((formats for ending, formats in ENDINGS.items() if name.lower().endswith(ending)), ())
+    chosen = format or next(iter(told), default)
+    if chosen is None:
+        raise ConfigurationError(
+            f"the format of {name} is not known; give format= as one of {', '.join(map(repr, FORMATS))}, or a path "
+            f"that ends in one of {', '.join(ENDINGS)}"
+        )
+    check_format(chosen)
+    if told and chosen not in told:
+        raise ConfigurationError(
+            f"the format is {chosen!r}, but {name} ends like a file of {told[0]!r}; leave out the format or choose "
+            "another name"
+        )
+    return chosen
 
 
 def check_format(format: str) -> None:
@@ -123,7 +168,8 @@ def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:
 
 
 def _pt2(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    torch.export.save(exported(model, example_inputs), path)
+    with path.open("wb") as file:  # of a path with another ending, torch warns
+        torch.export.save(exported(model, example_inputs), file)
 
 
 def _safetensors(model: nn.Module, example_inputs: Any, path: Path) -> None:

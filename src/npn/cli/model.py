@@ -14,7 +14,7 @@ from npn import inspection
 from npn.cli.inputs import HELP, check_call, make_inputs
 from npn.cli.options import JSON, Streams, writable
 from npn.cli.user_code import make_model, written
-from npn.export import check_format
+from npn.export import chosen_format
 from npn.sparse import to_csr
 
 SUFFIXES = {"bitmap": "bitmap.safetensors", "csr": "csr.pt"}
@@ -50,11 +50,12 @@ def inspect(
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     format: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="onnx, pt2, safetensors, bitmap (safetensors, zeros as bits), csr (linear layers sparse where faster)."
+            help="onnx, pt2, safetensors, bitmap (safetensors, zeros as bits), csr (linear layers sparse where faster) "
+            "(default: as --out ends, else onnx)"
         ),
-    ] = "onnx",
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write. (default: RUN/model.FORMAT)")] = None,
     batch: Annotated[int, typer.Option(min=1, help="csr: rows for which the layers are timed.")] = 64,
     as_json: JSON = False,
@@ -62,7 +63,7 @@ def export(
     """Write the compact model of a finished run in a format that other programs read."""
     from npn.experiments.registry import finished_model  # brings matplotlib, which takes a second to import
 
-    check_format(format)
+    format = chosen_format(out, format, "onnx")
     model, example = finished_model(run)
     path = writable(out or run / f"model.{SUFFIXES.get(format, format)}")
     result: dict[str, Any] = {"file": str(path), "format": format}

@@ -17,7 +17,7 @@ from npn.cli.options import JSON, Streams, writable
 from npn.cli.user_code import called, imported, make_model, one_line, written
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
-from npn.export import check_format
+from npn.export import chosen_format
 from npn.gates.costing import CostModel
 from npn.plasticity import Plasticity
 
@@ -55,12 +55,14 @@ def prune(
     reconstruct: Annotated[
         bool, typer.Option("--reconstruct", help="Refit the layers that read what goes, by least squares on --batches.")
     ] = False,
-    format: Annotated[str, typer.Option(help="pt2, onnx, safetensors, bitmap or csr.")] = "pt2",
+    format: Annotated[
+        str | None, typer.Option(help="pt2, onnx, safetensors, bitmap or csr. (default: as --out ends, else pt2)")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File to write. (default: pruned.FORMAT)")] = None,
     as_json: JSON = False,
 ) -> None:
     """Remove the least important units of a trained model, without training, and write the small model."""
-    check_format(format)
+    format = chosen_format(out, format, "pt2")
     path = writable(out or Path(f"pruned.{format}"))
     data, loss = (None, None) if batches is None else make_batches(batches)
     example, model = make_inputs(input), make_model(factory)
