@@ -143,6 +143,18 @@ def test_closed_units_are_not_written_as_if_they_were_open(tmp_path, format):
     write_model(plastic.export(), x, tmp_path / "model", format)
 
 
+def test_what_cannot_be_written_is_said_before_an_export_begins(small, tmp_path, capfd):
+    plastic = npn.attach(Net(), torch.zeros(2, 1, 6, 6))
+    with pytest.raises(
+        ConfigurationError, match=r"model must be a torch\.nn\.Module \(of a handle, plastic\.export\(\)\)"
+    ):
+        write_model(plastic, torch.zeros(2, 1, 6, 6), tmp_path / "new" / "a.pt2")
+    for name in ("a.pt2", "a.csr.pt"):
+        with pytest.raises(ConfigurationError, match=r"with the example inputs, of shape \(2, 2, 6, 6\): .*; give one"):
+            write_model(small, torch.zeros(2, 2, 6, 6), tmp_path / "new" / name)
+    assert capfd.readouterr() == ("", "") and not any(tmp_path.iterdir())
+
+
 def with_zeros(share=0.98):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 20), nn.ReLU(), nn.Linear(20, 3))

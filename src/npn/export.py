@@ -14,14 +14,16 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.inputs import copied, output_tensors, split_inputs
 from npn._utils.models import evaluating
+from npn._utils.validation import instance
 from npn.checkpoint import save
-from npn.errors import CheckpointError, ConfigurationError
+from npn.errors import CheckpointError, ConfigurationError, PlasticityError
 from npn.gates.single import packed, unpacked
 from npn.masking.calls import attached_parts
 from npn.sparse import to_csr
 from npn.tracing.environment import preserved, quiet
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
+WITHOUT_INPUTS = ("safetensors", "bitmap")
 ENDINGS = {  # what a path ends in -> what is in the file
     ".bitmap.safetensors": ("bitmap",),
     ".csr.pt": ("csr",),
@@ -49,15 +51,18 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         The path.
 
     Raises:
-        ConfigurationError: the format is unknown, is not that of the path's ending, its extra is not installed, or
-            units of the model are closed.
+        ConfigurationError: the format is unknown, is not that of the path's ending, its extra is not installed, units
+            of the model are closed, or it cannot be called with the example.
     """
+    instance("model", model, nn.Module, "a torch.nn.Module (of a handle, plastic.export())")
     format = chosen_format(path, format)
     if any(call.mask() is not None for call in attached_parts(model).values()):
         raise ConfigurationError(CLOSED)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     with evaluating(model):
+        if format not in WITHOUT_INPUTS:
+            _check_call(model, example_inputs)
+        path.parent.mkdir(parents=True, exist_ok=True)
         _WRITERS[format](model, example_inputs, path)
     return path
 
@@ -151,6 +156,21 @@ def _from_two_rows(model: nn.Module, example_inputs: Any) -> torch.export.Export
     found, wanted = _answer(program.module(), example_inputs), _answer(model, example_inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
     return program
+
+
+def _check_call(model: nn.Module, example_inputs: Any) -> None:
+    """Raise `ConfigurationError` if the model cannot be called with the example; exporters say it at length."""
+    try:
+        _answer(model, example_inputs)
+    except PlasticityError:
+        raise
+    except Exception as error:
+        shapes = [str(tuple(x.shape)) for x in tree_leaves(example_inputs) if isinstance(x, Tensor)]
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ConfigurationError(
+            f"the model cannot be called with the example inputs, of shape {', '.join(shapes)}: {reason}; give one "
+            "small batch as its forward takes it. Nothing was written"
+        ) from error
 
 
 def _answer(model: nn.Module, example_inputs: Any) -> list[Tensor]:
