@@ -66,6 +66,40 @@ def test_the_file_holds_no_code(tiny, tmp_path):
     assert all(torch.equal(v, content["model"][n]) for n, v in run[0].state_dict().items())
 
 
+def sgd(order):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    plastic = npn.attach(model, torch.zeros(2, 4))
+    groups = [
+        {"params": order([*plastic.weights(), *plastic.logits()])},
+        {"params": [torch.nn.Parameter(torch.ones(2))]},
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+    plastic.track(optimizer)
+    return model, plastic, optimizer
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_state_of_optimizers_goes_to_its_parameters(tmp_path, named):
+    """Whatever their order; files of before, without their names, go by the order."""
+    path = tmp_path / "run.npn"
+    model, plastic, optimizer = sgd(list)
+    x = torch.randn(8, 4)
+    plastic.backward(lambda: model(x).square().sum())
+    optimizer.step()
+    plastic.close("0", [3])
+    plastic.compact()
+    npn.save(path, plastic)
+    if not named:
+        content = torch.load(path, weights_only=True)
+        del content["parameters"]
+        torch.save(content, path)
+    again, other, theirs = sgd((lambda given: sorted(given, key=lambda p: p.dim())) if named else list)
+    npn.load(path, other)
+    for (name, ours), wanted in zip(again.named_parameters(), model.parameters(), strict=True):
+        assert torch.equal(theirs.state[ours]["momentum_buffer"], optimizer.state[wanted]["momentum_buffer"]), name
+
+
 def test_stateful_objects_go_along(tiny, tmp_path):
     path = tmp_path / "run.npn"
     run = build(tiny)

@@ -171,6 +171,12 @@ def test_mismatches_touch_nothing(tiny, tmp_path):
     model, fewer = tiny["dropping"].attach()
     fewer.track(torch.optim.AdamW([model[0].weight]), torch.optim.Adam(fewer.logits()))
     refused(fewer, r"holds AdamW with \[8\] parameters in its groups, the tracked one has \[1\]; .*Nothing was loaded")
+    model, mixed = tiny["dropping"].attach()
+    gates = torch.optim.Adam(mixed.logits())
+    mixed.track(torch.optim.AdamW([model[0].weight, *mixed.weights()[2:], torch.nn.Parameter(torch.zeros(1))]), gates)
+    refused(
+        mixed, "other parameters in its group 0: 0.bias, a parameter that is not the model's are in one of them only"
+    )
     _, partly = tiny["dropping"].attach(skip="4")
     partly.track(torch.optim.AdamW(partly.weights()), torch.optim.Adam(partly.logits()))
     refused(partly, r"has groups \['0', '4'\], the model has \['0'\]; attach it with the same options")

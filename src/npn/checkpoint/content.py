@@ -35,6 +35,7 @@ from npn.checkpoint.matching import (
     vanishing_gates,
     without_removed_branches,
 )
+from npn.checkpoint.order import matching_states, pack_parameters
 from npn.checkpoint.plain import plain
 from npn.errors import CheckpointError
 from npn.masking.calls import attached_parts
@@ -114,6 +115,7 @@ def pack(
         content["branches"], content["weights"] = pack_branches(target), pack_weights(target)
         content["fixed"], content["masks"] = pack_fixed(target), pack_masks(target)
         content["optimizers"] = [(type(o).__name__, o.state_dict()) for o in target.optimizers]
+        content["parameters"] = pack_parameters(target)
         content["rng"] = rng_state_dict()
     return {key: plain(value, key) for key, value in content.items()}
 
@@ -160,12 +162,13 @@ def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapp
     states = [(name, thing, content["stateful"][name]) for name, thing in stateful.items()]
     if isinstance(target, Plasticity):
         rest = without_removed_branches(path, target, gone)
-        structure = saved_structure(path, target, content, rest, gone)
+        structure = saved_structure(path, target, content, rest)
         target.gates.to(target.masked_weights.device)
         lost = vanishing_gates(target, rest)
+        saved_states = matching_states(path, target, content, gone, lost)
         edits = removal_edits(model, gone, target.optimizers) + forget_edits(target.optimizers, lost)
-        pairs = zip(target.optimizers, content["optimizers"], strict=True)
-        states = [(kind, optimizer, state) for optimizer, (kind, state) in pairs] + states
+        pairs = zip(target.optimizers, saved_states, strict=True)
+        states = [(type(optimizer).__name__, optimizer, state) for optimizer, state in pairs] + states
         sizes = {name: len(gate["logits"]) for name, gate in content["plastic"]["gates"].items()}
         check_rng_state(path, content["rng"])
     else:

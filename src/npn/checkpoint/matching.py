@@ -151,9 +151,7 @@ def vanishing_gates(plastic: Plasticity, rest: Structure) -> list[Tensor]:
     return [tensor for name, tensor in (*named, *((e.name, e.tensor) for e in gates.carried)) if name not in left]
 
 
-def saved_structure(
-    path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure, gone: Sequence[str]
-) -> Structure:
+def saved_structure(path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure) -> Structure:
     """Compute the saved structure from the present one, and check that target and checkpoint correspond.
 
     Args:
@@ -161,7 +159,6 @@ def saved_structure(
         plastic: the target.
         content: the result of `pack`.
         rest: the present structure without the branches that the checkpoint has lost.
-        gone: paths of these branches.
 
     Returns:
         The structure at the saved sizes.
@@ -195,16 +192,6 @@ def saved_structure(
             f"{path} has gates on the single weights of {single}, the model on those of {list(rest.unstructured)}; "
             "attach it with the same unstructured=. Nothing was loaded"
         )
-    lost = {id(p) for name, p in plastic.model.named_parameters() if inside(name, gone)}
-    lost |= {id(tensor) for tensor in vanishing_gates(plastic, rest)}
-    for optimizer, (kind, state) in zip(plastic.optimizers, content["optimizers"], strict=True):
-        ours = [sum(id(p) not in lost for p in group["params"]) for group in optimizer.param_groups]
-        theirs = [len(group["params"]) for group in state["param_groups"]]
-        if ours != theirs:
-            raise CheckpointError(
-                f"{path} holds {kind} with {theirs} parameters in its groups, the tracked one has {ours}; build it the "
-                "same way. Nothing was loaded"
-            )
     copy.deepcopy(plastic.penalty).load_state_dict(content["plastic"]["penalty"])  # raises if it is another kind
     groups = []
     for group, saved in zip(rest.groups, content["groups"], strict=True):

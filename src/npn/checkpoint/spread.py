@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from npn._utils.collectives import rank
 from npn._utils.shards import empty_like, full, is_shard, like
+from npn.checkpoint.order import in_saved_order
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 
@@ -146,15 +146,12 @@ def target_tensors(content: Mapping[str, Any], target: nn.Module | Plasticity) -
     found = {f"model.{name}": value for name, value in present.items() if isinstance(value, Tensor)}
     saved_shapes = {name: value.shape for name, value in content["model"].items() if isinstance(value, Tensor)}
     shapes = {id(value): saved_shapes[name] for name, value in present.items() if name in saved_shapes}
-    optimizers = target.optimizers if isinstance(target, Plasticity) else []
-    for number, (optimizer, (_, state)) in enumerate(zip(optimizers, content.get("optimizers", ()), strict=False)):
+    if not isinstance(target, Plasticity):
+        return found
+    for number, (_, (_, state)) in enumerate(zip(target.optimizers, content.get("optimizers", ()), strict=False)):
         saved = [index for group in state["param_groups"] for index in group["params"]]
-        for index, parameter in zip(saved, _parameters(optimizer), strict=False):
+        for index, parameter in zip(saved, in_saved_order(target, content, number), strict=False):
             for name, value in state["state"].get(index, {}).items():
-                if isinstance(value, Tensor) and value.shape == shapes.get(id(parameter)):
+                if parameter is not None and isinstance(value, Tensor) and value.shape == shapes.get(id(parameter)):
                     found[f"optimizers.{number}.{index}.{name}"] = parameter
     return found
-
-
-def _parameters(optimizer: Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
