@@ -286,6 +286,15 @@ def test_checkpoints(tmp_path: object) -> None:
     hook.remove()
     assert units(npn.load(path, refusing)) == units(resumed)
 
+    npn.save(f"{tmp_path}/whole", fresh()[1])
+    shown = repr(resumed.model)
+    for target in (resumed, resumed.export()):
+        with pytest.raises(
+            CheckpointError, match=r"has the branches blocks\.0\.branch, .* Build the model anew, attach"
+        ):
+            npn.load(f"{tmp_path}/whole", target)
+    assert repr(resumed.model) == shown
+
     muted = npn.load(path, Net()).eval()
     assert absent_paths(muted) == ["blocks.0.branch"] and torch.allclose(muted(x), expected, atol=1e-6)
     small = npn.load(f"{tmp_path}/model", npn.load(f"{tmp_path}/model", Net())).eval()

@@ -28,8 +28,14 @@ def branches_to_remove(path: Any, model: nn.Module, content: Mapping[str, Any]) 
         Their paths.
 
     Raises:
-        CheckpointError: the model has no module at a branch's path.
+        CheckpointError: the model has no module at a branch's path, or has itself lost a branch that is in the file.
     """
+    back = [branch for branch in absent_paths(model) if any(inside(name, [branch]) for name in content["model"])]
+    if back:
+        raise CheckpointError(
+            f"{path} has the branches {', '.join(back)}, which were removed from this model: a removed branch does not "
+            "come back. Build the model anew, attach it as before, and load the file into that. Nothing was loaded"
+        )
     gone = [branch for branch in content.get("absent", ()) if branch not in absent_paths(model)]
     for branch in gone:
         if branch not in dict(model.named_modules()):
