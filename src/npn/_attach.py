@@ -55,6 +55,7 @@ def attach(
         branches: patterns of the names of submodules whose output is added to another tensor, `x + branch(x)`: each
             gets one gate, all in the group `branches`. A closed branch computes zero, and the units inside it cost
             nothing and get no gradient from the data; `compact` replaces it for good by a module that returns zero.
+            Where a pattern matches a submodule and others inside of it, as `blocks.*` does, it means the outer one.
         unstructured: patterns of the names of parameters, or of the modules that own them: each weight of these gets a
             gate of its own, in `plastic.unstructured`. Only parameters with two or more axes have weights in this
             sense, so that "fc*" names `fc1.weight` and not `fc1.bias`. A weight costs nothing where the unit on its row

@@ -135,6 +135,28 @@ class Sum(nn.Module):
         return self.head(torch.cat([h, self.joined(h)], 1))
 
 
+class Blocks(nn.Module):
+    """Blocks that are added by the loop over them, so that they are what has to be named."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 4)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.head(h)
+
+
+def test_a_pattern_means_the_outermost_of_what_it_matches() -> None:
+    plastic = npn.attach(Blocks(), torch.randn(2, 3), branches="blocks.*")
+    assert plastic.structure.branches is not None and plastic.structure.branches.paths == ("blocks.0", "blocks.1")
+    with pytest.raises(ConfigurationError, match=r"branch 'blocks\.0\.0' lies inside branch 'blocks\.0'"):
+        npn.attach(Blocks(), torch.randn(2, 3), branches=["blocks.*", "blocks.0.0"])
+
+
 @pytest.mark.parametrize(("patterns", "kind", "message"), [
     ("nothing.*", ConfigurationError,
      "branches='nothing.*' matches no submodule with parameters; the model has: f, g, unused, after, after.0, joined, "

@@ -66,16 +66,22 @@ def with_branches(model: nn.Module, example_inputs: Any, structure: Structure, p
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """Paths of the submodules with parameters that match the patterns."""
+    """Paths of the submodules with parameters that match the patterns; of those inside each other, the outer one.
+
+    `*` matches dots as well, so that `blocks.*` matches the layers of the blocks, too.
+    """
     known = [path for path, module in model.named_modules() if path and any(True for _ in module.parameters())]
+    found = set[str]()
     for pattern in patterns:
-        if not any(matches(path, [pattern]) for path in known):
+        hits = [path for path in known if matches(path, [pattern])]
+        found |= {path for path in hits if not any(path != other and inside(path, [other]) for other in hits)}
+        if not hits:
             more = f" and {len(known) - _SHOWN} more" if len(known) > _SHOWN else ""
             raise ConfigurationError(
                 f"branches={pattern!r} matches no submodule with parameters; the model has: "
                 f"{', '.join(known[:_SHOWN]) or 'none'}{more}"
             )
-    return [path for path in known if matches(path, patterns)]
+    return [path for path in known if path in found]
 
 
 def _check_own(model: nn.Module, paths: Sequence[str]) -> None:
