@@ -16,3 +16,16 @@ def test_import_loads_neither_the_compiler_nor_other_libraries():
     """The compiler and sympy alone take four times as long as all of npn; models are traced without the former."""
     done = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+MODULES = """
+import npn
+print(npn.export.read_bitmap.__name__, npn.sparse.to_csr.__name__, npn.integrations.session.__name__)
+assert not hasattr(npn, "exports") and not hasattr(npn.integrations, "keras")
+"""
+
+
+def test_modules_are_there_once_they_are_named():
+    """The documentation calls them npn.export, npn.sparse, npn.integrations."""
+    done = subprocess.run([sys.executable, "-c", MODULES], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["read_bitmap", "to_csr", "npn.integrations.session"]

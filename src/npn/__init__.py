@@ -1,5 +1,8 @@
 """Plasticity for PyTorch models: remove units that do not pay for themselves, add units where they help."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from npn import distributed, functional, methods
 from npn._attach import attach
 from npn._importance import fit_to_budget, importance, start_from
@@ -19,6 +22,11 @@ from npn.plasticity import Plasticity
 from npn.schedule import Plateau, Schedule, Stage
 from npn.structure import Frozen
 from npn.surgery import ResizeReport
+
+if TYPE_CHECKING:
+    from npn import export as export
+    from npn import integrations as integrations
+    from npn import sparse as sparse
 
 __version__ = "0.1.0"
 
@@ -55,3 +63,11 @@ __all__ = [
     "start_from",
     "unfuse",
 ]
+
+if not TYPE_CHECKING:  # else a type checker would take every name for one of npn
+
+    def __getattr__(name: str) -> object:
+        """Import the modules that few programs need when they are first named."""
+        if name in ("export", "integrations", "sparse"):
+            return importlib.import_module(f"npn.{name}")
+        raise AttributeError(f"module 'npn' has no attribute {name!r}")
