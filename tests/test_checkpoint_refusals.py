@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import npn
-from npn.errors import CheckpointError
+from npn.errors import CheckpointError, ConfigurationError
+from npn.export import write_model
 
 from .checkpoints import build, everything, same, train
 
@@ -266,6 +267,22 @@ def test_failing_write_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert path.read_bytes() == old and os.listdir(tmp_path) == ["run.npn"]
     npn.save(tmp_path / "new" / "folder" / "x.npn", run[1])
     assert (tmp_path / "new" / "folder" / "x.npn").exists()
+
+
+def test_paths_at_which_there_can_be_no_file(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(
+        CheckpointError, match=r"^\S+ is a folder; give .* such as \S+model.npn, or call npn.save_folder$"
+    ):
+        npn.save(tmp_path, model)
+    for write, path in ((npn.save, tmp_path / "file" / "new" / "a.npn"), (npn.save_folder, tmp_path / "file")):
+        with pytest.raises(CheckpointError, match=r"cannot be written, because \S+file is a file; give another path$"):
+            write(path, model)
+    for path, reason in ((tmp_path, "is a folder"), (tmp_path / "file" / "a", "is a file")):
+        with pytest.raises(ConfigurationError, match=reason):
+            write_model(model, torch.zeros(2, 2), path, "pt2")
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_copy_that_follows_is_not_saved_where_it_could_not_be_loaded(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from npn._utils.files import why_not_writable
 from npn._utils.inputs import copied, output_tensors, split_inputs
 from npn._utils.models import evaluating
 from npn._utils.validation import instance
@@ -52,13 +53,15 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
 
     Raises:
         ConfigurationError: the format is unknown, is not that of the path's ending, its extra is not installed, units
-            of the model are closed, or it cannot be called with the example.
+            of the model are closed, it cannot be called with the example, or there can be no file at the path.
     """
     instance("model", model, nn.Module, "a torch.nn.Module (of a handle, plastic.export())")
     format = chosen_format(path, format)
     if any(call.mask() is not None for call in attached_parts(model).values()):
         raise ConfigurationError(CLOSED)
     path = Path(path)
+    if reason := why_not_writable(path):
+        raise ConfigurationError(reason)
     with evaluating(model):
         if format not in WITHOUT_INPUTS:
             _check_call(model, example_inputs)

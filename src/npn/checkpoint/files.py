@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from npn._utils.collectives import barrier, rank
-from npn._utils.files import write_atomically
+from npn._utils.files import why_not_writable, write_atomically
 from npn._utils.validation import HANDLE, instance
 from npn.checkpoint.content import FORMAT, VERSION, Stateful, Target, pack, unpack
 from npn.checkpoint.matching import densified
@@ -41,7 +41,8 @@ def save(
         stateful: objects whose `state_dict` is saved, under names that `load` is given again.
 
     Raises:
-        CheckpointError: a value could not be loaded again, see `npn.checkpoint.content.pack`; nothing was written.
+        CheckpointError: a value could not be loaded again, see `npn.checkpoint.content.pack`, or there can be no file
+            at the path; nothing was written.
 
     Example:
         >>> import tempfile
@@ -54,6 +55,7 @@ def save(
         >>> folder.cleanup()
     """
     _check(path, target)
+    _check_writable(path, f", such as {Path(path) / 'model.npn'}, or call npn.save_folder")
     content = pack(target, extra, stateful)
     whole = gathered(content)
     if whole is content or rank() == 0:
@@ -90,6 +92,7 @@ def save_folder(
         >>> folder.cleanup()
     """
     _check(path, target)
+    _check_writable(Path(path) / REST)
     content = pack(target, extra, stateful)
     file = Path(path) / REST
     if rank() == 0:
@@ -169,6 +172,13 @@ def _check(path: object, target: object) -> None:
     """Raise unless these are a path and something that has a checkpoint; torch.save has them the other way round."""
     instance("path", path, (str, os.PathLike), "the path of a file, which comes first, as in npn.save(path, model)")
     instance("target", target, (nn.Module, Plasticity), f"a torch.nn.Module, or {HANDLE}")
+
+
+def _check_writable(path: str | os.PathLike[str], instead_of_folder: str = "") -> None:
+    """Raise if no file can be written at a path; of several processes, the first one writes."""
+    reason = why_not_writable(path) if rank() == 0 else None
+    if reason is not None:
+        raise CheckpointError(reason + (instead_of_folder if Path(path).is_dir() else ""))
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
