@@ -90,7 +90,15 @@ def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--criterion", "taylor"], "criterion 'taylor' needs data: give batches="),
+        (
+            ["--criterion", "taylor"],
+            "--criterion taylor needs data: name a pair (batches, loss) with --batches MODULE:FACTORY, or choose "
+            "one of magnitude, bn_scale, random",
+        ),
+        (
+            ["--reconstruct"],
+            "--reconstruct needs data: name a pair (batches, loss) with --batches MODULE:FACTORY, or l",
+        ),
         (["--batches", "my_nets:number"], "my_nets:number is a int, expected a pair (batches, loss)"),
         (["--batches", "my_nets:none"], "cannot find 'my_nets:none'"),
         (["--format", "pickle"], "format must be one of 'onnx', 'pt2', 'safetensors', 'bitmap', 'csr', got 'pickle'"),

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from npn._importance import CRITERIA, ON_DATA
 from npn._prune import closed_to_target
 from npn.cli.inputs import HELP, check_call, make_inputs
 from npn.cli.options import JSON, Streams, writable
@@ -64,6 +65,13 @@ def prune(
     """Remove the least important units of a trained model, without training, and write the small model."""
     format = chosen_format(out, format, "pt2")
     path = writable(out or Path(f"pruned.{format}"))
+    if batches is None and (reconstruct or criterion in ON_DATA):
+        needs = "--reconstruct" if reconstruct else f"--criterion {criterion}"
+        others = ", ".join(name for name in CRITERIA if name not in ON_DATA)
+        instead = "leave it out" if reconstruct else f"choose one of {others}"
+        raise ConfigurationError(
+            f"{needs} needs data: name a pair (batches, loss) with --batches MODULE:FACTORY, or {instead}"
+        )
     data, loss = (None, None) if batches is None else make_batches(batches)
     example, model = make_inputs(input), make_model(factory)
     check_call(model, example, input)
