@@ -148,7 +148,9 @@ def test_resuming_refuses_other_settings_and_missing_files(finished: Finished, t
     with pytest.raises(ConfigurationError, match="seed=1"):
         runner.run(moons.EXPERIMENT, Options(seed=2), directory, Recorder(), resume=True)
     directory.checkpoint_file.write_bytes(directory.checkpoint_file.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match="damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"damaged, .*\. A run keeps one checkpoint alone: --overwrite starts it anew"
+    ):
         runner.run(moons.EXPERIMENT, Options(), directory, Recorder(), resume=True)
     assert directory.metrics_file.read_bytes() == metrics
 

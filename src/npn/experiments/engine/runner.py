@@ -12,6 +12,7 @@ from torch import Tensor
 import npn
 from npn import distributed
 from npn.cuda_graphs import own_stream
+from npn.errors import CheckpointError
 from npn.experiments.engine import processes
 from npn.experiments.engine.execution import threads
 from npn.experiments.engine.observers import Observer, Observers
@@ -217,7 +218,11 @@ def _checkpoint(recipe: Recipe, directory: RunDirectory, progress: Progress) -> 
 
 
 def _resume(recipe: Recipe, directory: RunDirectory) -> Progress:
-    progress = Progress(**npn.read_extra(directory.checkpoint_file))
+    try:
+        extra = npn.read_extra(directory.checkpoint_file)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}. A run keeps one checkpoint alone: --overwrite starts it anew") from error
+    progress = Progress(**extra)
     processes.from_first(lambda: directory.truncate(progress.rows))
     ended = sum(entry["epochs"] for entry in progress.stages)
     for stage in recipe.schedule.stages[: len(progress.stages) + (progress.rows > ended)]:
