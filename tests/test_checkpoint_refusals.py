@@ -179,6 +179,7 @@ def test_mismatches_touch_nothing(tiny, tmp_path):
         mixed, "other parameters in its group 0: 0.bias, a parameter that is not the model's are in one of them only"
     )
     _, partly = tiny["dropping"].attach(skip="4")
+    refused(partly, r"has groups \['0', '4'\], the model has \['0'\]")  # not that it tracks nothing yet
     partly.track(torch.optim.AdamW(partly.weights()), torch.optim.Adam(partly.logits()))
     refused(partly, r"has groups \['0', '4'\], the model has \['0'\]; attach it with the same options")
     refused(build(tiny, penalty=npn.Budget("params", 0.5))[1], "the state belongs to another penalty")

@@ -174,10 +174,6 @@ def saved_structure(path: Any, plastic: Plasticity, content: Mapping[str, Any], 
     """
     if "plastic" not in content:
         raise CheckpointError(f"{path} holds a plain model without gates; load it into the model before npn.attach")
-    kinds = [type(o).__name__ for o in plastic.optimizers]
-    saved_kinds = [kind for kind, _ in content["optimizers"]]
-    if kinds != saved_kinds:
-        raise CheckpointError(f"{path} holds optimizers {saved_kinds}, plastic.track was given {kinds}; track the same")
     function = content["plastic"]["function"]
     if function != function_name(plastic.function):
         raise CheckpointError(
@@ -197,6 +193,13 @@ def saved_structure(path: Any, plastic: Plasticity, content: Mapping[str, Any], 
         raise CheckpointError(
             f"{path} has gates on the single weights of {single}, the model on those of {list(rest.unstructured)}; "
             "attach it with the same unstructured=. Nothing was loaded"
+        )
+    kinds = [type(o).__name__ for o in plastic.optimizers]
+    saved_kinds = [kind for kind, _ in content["optimizers"]]
+    if kinds != saved_kinds:
+        raise CheckpointError(
+            f"{path} holds optimizers {saved_kinds}, plastic.track was given {kinds}; track the same. "
+            "Nothing was loaded"
         )
     copy.deepcopy(plastic.penalty).load_state_dict(content["plastic"]["penalty"])  # raises if it is another kind
     groups = []
