@@ -3,6 +3,8 @@
 import copy
 import gc
 import re
+import types
+import weakref
 
 import pytest
 import torch
@@ -233,3 +235,56 @@ def test_following_ends_with_the_copy_with_detach_and_with_a_load(tmp_path):
     closed = copied(X)
     plastic.detach()
     assert not copied._forward_hooks and not torch.allclose(copied(X), closed)
+
+
+class Closing(nn.Module):
+    """Functions of its own have taken parts of it: a hook, one in a list, a default; and one has not."""
+
+    def __init__(self):
+        super().__init__()
+        self.b, self.h, self.feats = nn.Sequential(nn.Linear(6, 16), nn.ReLU()), nn.Linear(16, 2), {}
+        self.scale = nn.Parameter(torch.rand(16))
+        keep = self.keep
+        self.b[1].register_forward_hook(lambda module, args, output: keep(output))
+
+        def scaled(x):
+            return x * self.scale
+
+        layers, self.kept = [self.h], types.SimpleNamespace()
+        kept = self.kept
+        self.steps, self.last = [lambda x: scaled(x)], lambda x, layers=layers: layers[0](x)
+        self.h.register_forward_hook(lambda module, args, output: setattr(kept, "output", output))
+        self.other, self.plain = (lambda x, keep=[]: x), F.relu
+
+    def keep(self, output):
+        self.feats["a"] = output
+
+    def forward(self, x):
+        self.b(x)
+        self.last(self.steps[0](self.plain(self.other(self.feats["a"]))))
+        return vars(self.kept).pop("output")
+
+
+@pytest.mark.parametrize("compacted", [True, False])
+def test_functions_that_have_taken_the_model_are_the_copys_own(compacted):
+    model, x, z = Closing(), torch.randn(5, 6), torch.randn(5, 6)
+    plastic = npn.attach(model, x)
+    plastic.close("b.0", [0, 1])
+    if compacted:
+        plastic.compact()
+    wanted = model(z)
+    small = plastic.export()
+    assert small.b[0].out_features == 14 and small.other is model.other and small.plain is F.relu
+    model.feats.clear()  # torch copies no tensor with a history
+    twin = copy.deepcopy(plastic)
+    model(x)
+    torch.testing.assert_close(small(z), wanted)
+    with torch.no_grad():
+        model.b[0].weight.zero_()
+    torch.testing.assert_close(twin.model(z), wanted)
+    alive = weakref.ref(model)
+    del model, plastic, wanted, twin
+    gc.collect()
+    assert alive() is None, "the copy keeps nothing of the original"
+    pruned = npn.prune(Closing(), x, target=0.5, criterion="magnitude")
+    assert pruned.b[0].out_features < 16 and not torch.equal(pruned(x), pruned(z))

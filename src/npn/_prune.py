@@ -1,6 +1,5 @@
 """One-shot pruning: score the units of a trained network, close the least important, export what is left."""
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from npn._importance.reconstruct import refit_readers
 from npn._importance.scores import check_data
 from npn._importance.sets import numbers_of_sets, of_sets, of_units, sets_that_stay, units_of_sets
 from npn._utils import cpu
+from npn._utils.copies import model_copy
 from npn._utils.validation import flag, share, target_size, whole_number
 from npn.counting import macs_at
 from npn.errors import ConfigurationError
@@ -124,7 +124,7 @@ def closed_to_target(
     check_criterion(criterion, batches, loss)
     if flag("reconstruct", reconstruct):
         check_data("reconstruct=True", batches, loss)
-    clone = copy.deepcopy(model, dict(detached_leftovers(model)))
+    clone = model_copy(model, detached_leftovers(model))
     plastic = attach(clone, example_inputs, only=only, skip=skip, streams=streams)
     sizes = [group.size for group in plastic.groups]
     multiples = units_of_sets(plastic.groups, round_to)

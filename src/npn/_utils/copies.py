@@ -1,7 +1,10 @@
 """Copy a model, or say which of its attributes cannot be copied; copy an object but for some of its attributes."""
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import functools
+from collections.abc import Iterable, Mapping
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
 from torch import nn
@@ -10,7 +13,7 @@ from npn.errors import ConfigurationError
 
 
 def model_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    """`copy.deepcopy` of a model.
+    """`copy.deepcopy` of a model; what functions among its hooks and attributes know of the model is the copy's, too.
 
     Args:
         model: the model.
@@ -24,7 +27,7 @@ def model_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
         Linear(in_features=2, out_features=3, bias=True)
     """
     try:
-        return copy.deepcopy(model, dict(memo))
+        return _copied(model, dict(memo))
     except Exception as error:
         for path, module in model.named_modules():
             for name, value in vars(module).items():
@@ -37,6 +40,89 @@ def model_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
                         f"{cause}. Take it off the model before the copy, or give its class a __deepcopy__"
                     ) from error
         raise
+
+
+def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    """`copy.deepcopy` takes functions as they are: a hook that closes over the model would go on with the original."""
+    own = _parts(model)
+    functions = list[FunctionType]()
+    for value in own.values():
+        _find_closures(value, own, functions)
+    closures = [(each, _with_own_cells(each)) for each in functions]
+    memo |= {id(old): new for old, new in closures}
+    made = copy.deepcopy(model, memo)
+
+    def copied(value: Any) -> Any:
+        return copy.deepcopy(value, memo) if _reads(value, own, ()) else value
+
+    for old, new in closures:
+        new.__defaults__ = tuple(map(copied, old.__defaults__)) if old.__defaults__ else None
+        new.__kwdefaults__ = {name: copied(value) for name, value in (old.__kwdefaults__ or {}).items()} or None
+        for ours, theirs in zip(old.__closure__ or (), new.__closure__ or (), strict=True):
+            with contextlib.suppress(ValueError):  # an empty cell
+                theirs.cell_contents = copied(ours.cell_contents)
+    return made
+
+
+def _parts(model: nn.Module) -> dict[int, Any]:
+    """The modules of a model and what they hold, by `id`."""
+    found, left = dict[int, Any](), list[Any](model.modules())
+    while left:
+        value = left.pop()
+        if id(value) in found:
+            continue
+        found[id(value)] = value
+        if isinstance(value, nn.Module):
+            left.append(vars(value))
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            left += value
+        elif isinstance(value, functools.partial):
+            left.append(value.func)
+    return found
+
+
+def _taken(function: FunctionType) -> list[Any]:
+    """What a function has in its closure and as defaults."""
+    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    for cell in function.__closure__ or ():
+        with contextlib.suppress(ValueError):  # an empty cell
+            found.append(cell.cell_contents)
+    return found
+
+
+def _reads(value: Any, own: Mapping[int, Any], outer: tuple[int, ...]) -> bool:
+    """Whether a value is a part of the model that can change, or holds one, or is a function that has taken one."""
+    value = value.__self__ if isinstance(value, MethodType) else value
+    if id(value) in outer or isinstance(value, (type, ModuleType)):
+        return False
+    inside: Iterable[Any] = ()
+    if isinstance(value, FunctionType):
+        inside = _taken(value)
+    elif id(value) in own and (hasattr(value, "__dict__") or isinstance(value, (dict, list, set))):
+        return True
+    elif isinstance(value, (dict, list, tuple, set)):
+        inside = value.values() if isinstance(value, dict) else value
+    return any(_reads(each, own, (*outer, id(value))) for each in inside)
+
+
+def _find_closures(value: Any, own: Mapping[int, Any], found: list[FunctionType]) -> None:
+    """Collect a function that has taken a part of the model, and the functions in it that have."""
+    if isinstance(value, FunctionType) and _reads(value, own, ()) and all(value is not each for each in found):
+        found.append(value)
+        for inner in _taken(value):
+            _find_closures(inner, own, found)
+
+
+def _with_own_cells(function: FunctionType) -> FunctionType:
+    """The same function with empty cells of its own."""
+    cells = None if function.__closure__ is None else tuple(CellType() for _ in function.__closure__)
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
+    for name in functools.WRAPPER_ASSIGNMENTS:
+        setattr(made, name, getattr(function, name))
+    made.__dict__.update(function.__dict__)
+    return made
 
 
 Held = TypeVar("Held")
@@ -56,5 +142,6 @@ def deep_copy(held: Held, memo: dict[int, Any], fresh: Mapping[str, Any]) -> Hel
     new = object.__new__(type(held))
     memo[id(held)] = new
     for name, value in vars(held).items():
-        setattr(new, name, fresh[name] if name in fresh else copy.deepcopy(value, memo))
+        copied = _copied if isinstance(value, nn.Module) else copy.deepcopy
+        setattr(new, name, fresh[name] if name in fresh else copied(value, memo))
     return new
