@@ -288,3 +288,15 @@ def test_functions_that_have_taken_the_model_are_the_copys_own(compacted):
     assert alive() is None, "the copy keeps nothing of the original"
     pruned = npn.prune(Closing(), x, target=0.5, criterion="magnitude")
     assert pruned.b[0].out_features < 16 and not torch.equal(pruned(x), pruned(z))
+
+
+def test_functions_that_find_the_model_in_a_global_variable_are_named():
+    scope = {"model": net()}
+    scope["model"][2].register_forward_hook(
+        eval("lambda module, args, output: model.__dict__.update(seen=output)", scope)
+    )
+    plastic = npn.attach(scope["model"], X)
+    with pytest.warns(
+        UserWarning, match=r"<lambda> at <string>:1 reads the global variable model, a part of this model"
+    ):
+        plastic.export()

@@ -2,8 +2,11 @@
 
 import contextlib
 import copy
+import dis
 import functools
+import warnings
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, TypeVar
 
@@ -45,6 +48,7 @@ def model_copy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
 def _copied(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
     """`copy.deepcopy` takes functions as they are: a hook that closes over the model would go on with the original."""
     own = _parts(model)
+    _warn_of_globals(own)
     functions = list[FunctionType]()
     for value in own.values():
         _find_closures(value, own, functions)
@@ -105,6 +109,21 @@ def _reads(value: Any, own: Mapping[int, Any], outer: tuple[int, ...]) -> bool:
     elif isinstance(value, (dict, list, tuple, set)):
         inside = value.values() if isinstance(value, dict) else value
     return any(_reads(each, own, (*outer, id(value))) for each in inside)
+
+
+def _warn_of_globals(own: Mapping[int, Any]) -> None:
+    """Warn of functions that read a part of the model from a global variable: a copy of them would do so, too."""
+    for function in (value for value in own.values() if isinstance(value, FunctionType)):
+        for each in dis.get_instructions(function):
+            if each.opname == "LOAD_GLOBAL" and _reads(function.__globals__.get(each.argval), own, ()):
+                code = function.__code__
+                warnings.warn(
+                    f"{function.__qualname__} at {Path(code.co_filename).name}:{code.co_firstlineno} reads the global "
+                    f"variable {each.argval}, a part of this model, and in the copy goes on with the original's, so "
+                    "that the copy may compute something else; register it inside of a function that is given the "
+                    "model, or take it off before the copy is made",
+                    stacklevel=5,
+                )
 
 
 def _find_closures(value: Any, own: Mapping[int, Any], found: list[FunctionType]) -> None:
