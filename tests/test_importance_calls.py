@@ -135,9 +135,10 @@ def test_errors() -> None:
         "batches is empty; give at least one batch (an iterator is used up by its first reader: give a list or a "
         "DataLoader)", "taylor", [], loss,
     )  # fmt: skip
-    scalar = "loss(model, batch) must return a scalar tensor, got {}; reduce it with .mean()"
-    fails(scalar.format("shape (6, 2)"), "taylor", batches, lambda m, b: m(b[0]))
-    fails(scalar.format("float"), "taylor", batches, lambda m, b: m(b[0]).sum().item())
+    scalar = "loss(model, batch) must return a scalar tensor, got {}; {}"
+    fails(scalar.format("shape (6, 2)", "reduce it with .mean()"), "taylor", batches, lambda m, b: m(b[0]))
+    number = scalar.format("float", "return the tensor itself, without .item() or float()")
+    fails(number, "taylor", batches, lambda m, b: m(b[0]).sum().item())
     independent = (
         "the loss does not depend on the model's weights; compute it from the model that loss(model, batch) is given, "
         "with gradients enabled"
