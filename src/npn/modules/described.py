@@ -1,6 +1,7 @@
 """Integers with which torch's layers describe their parameters, and which follow a resize: `out_features`, ..."""
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -12,15 +13,23 @@ _DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
     (nn.modules.conv._ConvNd, {("weight", 0): "out_channels", ("weight", 1): "in_channels"}),
     (nn.modules.batchnorm._NormBase, {("weight", 0): "num_features", ("running_mean", 0): "num_features"}),
     (nn.GroupNorm, {("weight", 0): "num_channels"}),
+    (nn.Bilinear, {("weight", 0): "out_features", ("weight", 1): "in1_features", ("weight", 2): "in2_features"}),
+    (nn.RNNCellBase, {("weight_ih", 1): "input_size", ("weight_hh", 1): "hidden_size"}),
+    (nn.EmbeddingBag, {("weight", 1): "embedding_dim"}),
     (nn.Embedding, {("weight", 1): "embedding_dim"}),
     (nn.LayerNorm, {("weight", 0): "normalized_shape"}),
     (nn.RMSNorm, {("weight", 0): "normalized_shape"}),
     (nn.PReLU, {("weight", 0): "num_parameters"}),
 )
+# attributes in which layers without parameters record the size of their input
+_OF_THE_INPUT = ((nn.modules.batchnorm._NormBase, "num_features"), (nn.GroupNorm, "num_channels"))
 
 
 def described_sizes(
-    model: nn.Module, changes: Mapping[tuple[str, int], int], apart: Set[tuple[str, str]] = frozenset()
+    model: nn.Module,
+    changes: Mapping[tuple[str, int], int],
+    apart: Set[tuple[str, str]] = frozenset(),
+    bare: Mapping[str, Sequence[tuple[str, int]]] = MappingProxyType({}),
 ) -> list[tuple[nn.Module, str, int]]:
     """Changes of `out_features`, `in_channels`, `num_features`, ... that follow from changes of parameters.
 
@@ -28,6 +37,7 @@ def described_sizes(
         model: whose layers describe their parameters.
         changes: (name of the parameter, axis) -> change of its length.
         apart: (module path, attribute) of integers that follow in another way.
+        bare: layers without parameters and where their input lies, see `Structure`.
 
     Returns:
         (module, attribute, change) entries.
@@ -50,6 +60,12 @@ def described_sizes(
             other = "in_channels" if attribute == "out_channels" else "out_channels"
             if (path, other) not in apart:
                 found[path, other] = (module, other, delta * getattr(module, other) // getattr(module, attribute))
+    for path, places in bare.items():
+        module = model.get_submodule(path)
+        attribute = next((name for kind, name in _OF_THE_INPUT if isinstance(module, kind)), None)
+        deltas = {changes.get(place, 0) for place in places}
+        if attribute is not None and len(deltas) == 1 and (path, attribute) not in apart:
+            found[path, attribute] = (module, attribute, deltas.pop())
     return list(found.values())
 
 

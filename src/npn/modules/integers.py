@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -101,7 +102,7 @@ def shared_objects(model: nn.Module) -> set[int]:
 
 def _entries(value: Any) -> dict[str, Any]:
     """What a value holds, by how it is written behind the value's name."""
-    if type(value) in (tuple, list):
+    if type(value) in (tuple, list, torch.Size):
         return {f"[{i}]": entry for i, entry in enumerate(value)}
     if isinstance(value, dict):
         return {f"[{key}]": entry for key, entry in value.items() if isinstance(key, str)}

@@ -55,6 +55,7 @@ def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]])
         shapes={name: shape for name, shape in structure.shapes.items() if not inside(name, paths)},
         positions={name: count for name, count in structure.positions.items() if not inside(name, paths)},
         norms=tuple(norm for norm in structure.norms if not inside(norm.path, paths)),
+        bare={path: places for path, places in structure.bare.items() if not inside(path, paths)},
         columns=tuple(columns for columns in structure.columns if not inside(columns.tensor, paths)),
         unstructured=tuple(name for name in structure.unstructured if not inside(name, paths)),
         branches=replace(

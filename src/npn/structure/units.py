@@ -221,6 +221,8 @@ class Structure:
         assumed: lines at which it picks rows by what weights have computed; half of them are assumed.
         couplings: (tensor name, axis) -> such a place with which it is coupled, or itself, and the number of its equal
             chunks; units at the same place of all these chunks are one unit.
+        bare: path of a module that has no tensors and keeps numbers -> places of the units that go into it; of a norm,
+            those along which they lie in the order of its channels.
     """
 
     groups: tuple[Group, ...]
@@ -242,6 +244,7 @@ class Structure:
     decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
     assumed: tuple[str, ...] = field(default=(), repr=False, compare=False)
     couplings: Mapping[tuple[str, int], tuple[tuple[str, int], int]] = field(default_factory=dict, repr=False)
+    bare: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def resizable(self) -> set[tuple[str, int]]:

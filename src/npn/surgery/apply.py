@@ -183,4 +183,4 @@ def _described(model: nn.Module, plan: Plan) -> list[tuple[nn.Module, str, int]]
         for tensor, sources in plan.sources.items()
         for axis, source in sources.items()
     }
-    return described_sizes(model, changes, {(path, name) for path, name, _ in plan.attributes})
+    return described_sizes(model, changes, {(path, name) for path, name, _ in plan.attributes}, plan.before.bare)

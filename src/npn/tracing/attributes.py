@@ -12,7 +12,8 @@ from npn.structure import Group, Slot, Structure
 from npn.tracing.retrace import Attribute
 
 # integer attributes that torch's own layers compute with; their other ones only describe the parameters
-_SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim")
+_SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim",
+             "d_model", "unflattened_size[0]", "unflattened_size[1]", "unflattened_size[2]")  # fmt: skip
 
 # attributes whose axis is certain: kind of module, (parameter, axis), attribute
 _KNOWN: tuple[tuple[type[nn.Module], tuple[str, int], str], ...] = (
@@ -45,6 +46,11 @@ def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribu
         (module path, attribute, amount per unit) entries.
     """
     found: dict[tuple[str, str], Attribute] = {}
+    for path, slot in _bare(structure, group):
+        module = model.get_submodule(path)
+        each = _each(slot, structure, module.num_groups) if isinstance(module, nn.GroupNorm) else 0
+        if each:
+            found[path, "num_groups"] = (path, "num_groups", each)
     for slot in group.slots:
         path, _, leaf = slot.tensor.rpartition(".")
         module = model.get_submodule(path)
@@ -88,7 +94,8 @@ def candidates(model: nn.Module, structure: Structure, group: Group, held: bool)
     for slot in group.slots:
         each = slot.index.shape[1]
         sizes.setdefault(group.size * each, each)
-    paths = dict.fromkeys(path for slot in group.slots for path in (*_ancestors(slot.tensor), ""))
+    around = [path for slot in group.slots for path in (*_ancestors(slot.tensor), "")]
+    paths = dict.fromkeys((*around, *(path for path, _ in _bare(structure, group))))
     found = []
     for path in paths:
         module = model.get_submodule(path)
@@ -99,6 +106,13 @@ def candidates(model: nn.Module, structure: Structure, group: Group, held: bool)
             if value in sizes and value > 1 and (path, name) not in taken:
                 found.append((path, name, sizes[value]))
     return found
+
+
+def _bare(structure: Structure, group: Group) -> list[tuple[str, Slot]]:
+    """Modules without tensors that the units go into, each with the first slot of these."""
+    slots = {slot.key: slot for slot in reversed(group.slots)}
+    met = ((path, [slots[place] for place in places if place in slots]) for path, places in structure.bare.items())
+    return [(path, found[0]) for path, found in met if found]
 
 
 def _is_held(name: str) -> bool:
@@ -222,10 +236,13 @@ def pattern(group: Group) -> tuple[str, ...]:
     return tuple(f"{re.sub(r'[0-9]+', '#', slot.tensor)}[{slot.axis}]x{slot.index.shape[1]}" for slot in group.slots)
 
 
-def transfer(source: Group, target: Group, attributes: Sequence[Attribute]) -> tuple[Attribute, ...]:
+def transfer(
+    structure: Structure, source: Group, target: Group, attributes: Sequence[Attribute]
+) -> tuple[Attribute, ...]:
     """Translate attributes of one group to the corresponding modules of a repeated layer.
 
     Args:
+        structure: with both groups.
         source: group that the attributes belong to.
         target: group of the repeated layer, with corresponding slots.
         attributes: (module path, attribute, amount per unit) entries.
@@ -238,4 +255,6 @@ def transfer(source: Group, target: Group, attributes: Sequence[Attribute]) -> t
         x, y = a.tensor.split("."), b.tensor.split(".")
         for i in range(1, len(x)):
             pairs[".".join(x[:i])] = ".".join(y[:i])
+    ours, theirs = ([path for path, _ in _bare(structure, group)] for group in (source, target))
+    pairs = dict(zip(ours, theirs, strict=False)) | pairs
     return tuple((pairs.get(path, path), name, each) for path, name, each in attributes)

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.inputs import output_tensors, split_inputs
 from npn._utils.models import model_tensors
+from npn.tracing.bare import probed
 from npn.tracing.deadline import Deadline
 from npn.tracing.environment import (
     alone,
@@ -104,7 +105,8 @@ def _captured(
 
         def call(values: list[Tensor], args: Any, kwargs: Any) -> list[Tensor]:
             state = dict(zip(names, values, strict=True))
-            with marking(model, recorder.made) if streams else contextlib.nullcontext():
+            norms = marking(model, recorder.made) if streams else contextlib.nullcontext()
+            with probed(model, recorder.made), norms:
                 return output_tensors(torch.func.functional_call(model, state, args, kwargs))
 
         recorder.take(tree_leaves((fakes, fake_args, fake_kwargs)))

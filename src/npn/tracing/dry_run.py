@@ -156,7 +156,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
     if following is None:
         return None
     for group in kind:
-        structure = _with(structure, group.name, transfer(first, group, following), multiple)
+        structure = _with(structure, group.name, transfer(structure, first, group, following), multiple)
     return structure
 
 

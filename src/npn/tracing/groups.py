@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Product, Slot, Structure
+from npn.tracing.bare import places_of
 from npn.tracing.effort import Met
 from npn.tracing.labels import KERNEL
 from npn.tracing.norms import place, settle
@@ -77,6 +78,7 @@ def group_units(
         unreached=walked.unreached,
         numbers=walked.numbers,
         norms=norms,
+        bare=places_of(walked.probes, unit, slots, members),
         products=_products(walked.effort.products, group_of[unit], groups),
     )
 

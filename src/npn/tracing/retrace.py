@@ -39,7 +39,7 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
             edits.append((model.get_submodule(path), name, each * count))
         for slot in group.slots if count else ():
             lengths[slot.key] = lengths.get(slot.key, 0) + count * slot.index.shape[1]
-    edits += described_sizes(model, lengths, follow)
+    edits += described_sizes(model, lengths, follow, structure.bare)
     values = increased(edits)
     before = {(module, name): getattr(module, name) for module, name in values}
     for (module, name), value in values.items():

@@ -14,12 +14,13 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.layout import along
 from npn.tracing import rules_matmul, rules_products  # noqa: F401  (they register rules, `rules_indexing` too)
+from npn.tracing.bare import probe_of
 from npn.tracing.capture import Capture
 from npn.tracing.coupler import Coupler
 from npn.tracing.deadline import Deadline
 from npn.tracing.effort import Effort
 from npn.tracing.fingerprint import printed
-from npn.tracing.labels import Ledger, Part
+from npn.tracing.labels import Ledger, Part, squeeze_constant
 from npn.tracing.lines import op_name, source_line
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules_constants import SHAPE_ONLY, compute, constant, draw
@@ -40,6 +41,7 @@ class Walked:
         fingerprint: the ops in order with their float arguments; equal for the same computation at other widths.
         unreached: parameters that took no part.
         numbers: integers above 1 in the shapes that the code asks for.
+        probes: (path, axis, labels) of what goes into modules without tensors, see `npn.tracing.bare`.
         values: what is known of the result of every node.
     """
 
@@ -48,6 +50,7 @@ class Walked:
     fingerprint: tuple[str, ...]
     unreached: tuple[str, ...] = ()
     numbers: frozenset[int] = frozenset()
+    probes: tuple[tuple[str, int | None, list[Tensor]], ...] = ()
     values: Mapping[Node, Any] = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -72,10 +75,14 @@ def walk(
     fingerprint: list[str] = []
     unreached: list[str] = []
     numbers: set[int] = set()
+    probes: list[tuple[str, int | None, list[Tensor]]] = []
     held: dict[str, Value] = {}  # tensors of the code; ops in place write to a copy of them
     names = iter(captured.names)
     idle, total = _idle(captured.graph), len(captured.graph.nodes)
     for i, node in enumerate(captured.graph.nodes):
+        probe = probe_of(node)
+        if probe is not None and isinstance(into := env.get(node.args[0]), Value):
+            probes.append((*probe, [squeeze_constant(p.labels) for p in into.parts if probe[1] in {None, *p.axes}]))
         if node in idle:
             continue
         if node.op == "placeholder":
@@ -102,7 +109,7 @@ def walk(
             effort.see(node, op_name(node), env)
             if op_name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
-    return Walked(ledger, effort, tuple(fingerprint), tuple(unreached), frozenset(numbers), env)
+    return Walked(ledger, effort, tuple(fingerprint), tuple(unreached), frozenset(numbers), tuple(probes), env)
 
 
 def _idle(graph: Graph) -> set[Node]:
