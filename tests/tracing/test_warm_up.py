@@ -1,5 +1,6 @@
 """Tables that code caches outside of the model hold real tensors, however often a trace runs through it."""
 
+import copy
 import functools
 
 import pytest
@@ -116,10 +117,20 @@ def test_weights_that_are_changed_in_both_modes() -> None:
     class Bounded(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
             with torch.no_grad():
-                self.weight.mul_(0.9)
+                if not self.by_norm or self.weight.norm() > 0.1:
+                    self.weight.mul_(0.9)
             return super().forward(x)
 
-    model, x = nn.Sequential(nn.Linear(4, 8), Bounded(8, 2)), torch.randn(5, 4)
+    model, x = nn.Sequential(nn.Linear(4, 9), nn.Linear(9, 8), Bounded(8, 2)), torch.randn(5, 4)
+    model[2].by_norm = False
+    own = model[2].weight.detach().clone()
+    plastic = npn.attach(model, x)
+    assert plastic.sizes() == {"0": 9} and torch.equal(model[2].weight, own)
+    reasons = {f.name: f.reason for f in plastic.frozen}
+    assert reasons["1.weight[0]"] == "the forward pass in train() changes 2.weight by itself"
+
+    model = nn.Sequential(nn.Linear(4, 8), Bounded(8, 2))
+    model[1].by_norm = True
     own = model[1].weight.detach().clone()
     with pytest.raises(npn.PlasticityError) as caught:
         npn.attach(model, x)
@@ -130,3 +141,73 @@ def test_weights_that_are_changed_in_both_modes() -> None:
         "npn.attach(model.backbone, ...)"
     )
     assert torch.equal(model[1].weight, own)
+
+
+class Momentum(nn.Module):
+    """A teacher that train mode moves towards its student, before a part that both leave alone."""
+
+    def __init__(self, update, buffers=False):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 6))
+        self.q = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+        self.k = copy.deepcopy(self.q).requires_grad_(False)
+        self.update = update
+        for layer in (self.k[0], self.k[2]) if buffers else ():
+            for name, weight in list(layer.named_parameters()):
+                delattr(layer, name)
+                layer.register_buffer(name, weight.detach())
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                for mine, its in zip(self.q, self.k, strict=True):
+                    for name, weight in mine.named_parameters():
+                        self.update(getattr(its, name), weight)
+        x = self.stem(x)
+        with torch.no_grad():
+            teacher = self.k(x)
+        return (self.q(x) - teacher).square()
+
+
+def assigned(its, weight):
+    its.data = its.data * 0.9 + weight.data * 0.1
+
+
+UPDATES = {
+    "mul_": lambda its, weight: its.mul_(0.9).add_(weight, alpha=0.1),
+    "lerp_ of data": lambda its, weight: its.data.lerp_(weight.data, 0.1),
+    "data =": assigned,
+}
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("buffers", [True, False])
+@pytest.mark.parametrize("way", UPDATES)
+def test_what_one_mode_mixes_into_weights_keeps_its_sizes(way, buffers, training) -> None:
+    torch.manual_seed(0)
+    model, x = Momentum(UPDATES[way], buffers).train(training), torch.randn(5, 4)
+    plastic = npn.attach(model, x)
+    assert plastic.sizes()["stem.0"] == 9 and ("q.0" in plastic.sizes()) <= buffers
+    for group in plastic.groups:
+        plastic.close(group, [0, 2])
+    masked = model.eval()(x)
+    plastic.compact()
+    torch.testing.assert_close(model(x), masked)
+    assert model.train()(x).shape == (5, 3)
+    plastic.grow({"stem.0": 2})
+    assert model(x).shape == (5, 3)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_is_resized_where_no_trace_sees_what_goes_into_a_weight(training) -> None:
+    def decides(its, weight):
+        if weight.norm() > 0:
+            UPDATES["mul_"](its, weight)
+
+    model, x = Momentum(decides).train(training), torch.randn(5, 4)
+    message = (
+        "stem.0.weight.* the forward pass in train.. changes k.0.bias by itself, where the trace cannot see what goes "
+        "into it; change weights outside of the forward pass"
+    )
+    with pytest.warns(UserWarning, match="cannot be traced there"), pytest.raises(npn.PlasticityError, match=message):
+        npn.attach(model, x)

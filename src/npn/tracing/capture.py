@@ -34,7 +34,10 @@ from npn.tracing.recorder import Recorder
 from npn.tracing.shapes_only import ShapesOnly
 
 _GRADIENTS = ("does not require grad", "backward() called inside")  # what PyTorch says of gradients in a trace
-_COMPLEX = "does not support automatic differentiation for outputs with complex dtype"
+_WITHOUT = (  # what it says where no function with gradients writes in place: into complex numbers, into a parameter
+    "does not support automatic differentiation for outputs with complex dtype",
+    "a leaf Variable that requires grad is being used in an in-place operation",
+)
 
 
 @dataclass(frozen=True)
@@ -124,9 +127,9 @@ def _captured(
             try:
                 recorder, result = record()
             except RuntimeError as error:
-                if _COMPLEX not in str(error):
+                if not any(words in str(error) for words in _WITHOUT):
                     raise
-                with torch.no_grad():  # writing into a slice of complex numbers has no gradient as a function
+                with torch.no_grad():
                     recorder, result = record()
         except RuntimeError as error:
             if not any(words in str(error) for words in _GRADIENTS):

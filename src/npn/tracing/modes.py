@@ -1,12 +1,13 @@
 """Train and eval mode: see whether a model computes the same in both, and trace it in each where it does not."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from npn._utils.models import in_mode
+from npn._utils.models import in_mode, model_tensors
 from npn.errors import TraceError
 from npn.structure import NOT_PRODUCED, Structure
 from npn.tracing.coupler import Couplings
@@ -75,10 +76,13 @@ def trace_unchanged(
     present, other = seen
     if seen[present].changed and not seen[other].changed:
         with in_mode(model, other):
-            modes = trace_modes(model, example_inputs, streams, couplings=couplings)
-        return replace(modes, structure=replace(modes.structure, training=modes.mode)), reasons
+            modes = trace_modes(model, example_inputs, streams, False, couplings)
+        modes = replace(modes, structure=replace(modes.structure, training=modes.mode))
+        return modes, reasons if modes.other else _of_all(model, reasons)
     try:
-        return trace_modes(model, example_inputs, streams, _alike(*seen.values()), couplings), reasons
+        modes = trace_modes(model, example_inputs, streams, _alike(*seen.values()), couplings)
+        unseen = bool(seen[other].changed) and modes.other is None
+        return modes, _of_all(model, reasons) if unseen and not seen[present].changed else reasons
     except TraceError as error:
         if not seen[present].changed:
             raise
@@ -89,8 +93,14 @@ def trace_unchanged(
 
 
 def _alike(present: Seen, other: Seen) -> bool:
-    """Whether the other mode need not be traced: it computes the same, cannot run, or changes parameters by itself."""
-    return not other.ran or bool(other.changed) or (present.calls == other.calls and present.calls is not None)
+    """Whether the other mode need not be traced: it computes the same, or cannot run."""
+    return not other.ran or (present.calls == other.calls and present.calls is not None)
+
+
+def _of_all(model: nn.Module, reasons: Mapping[str, str]) -> dict[str, str]:
+    """What a mode that no trace sees writes into parameters may be made of any others: none is resized."""
+    why = f"{next(iter(reasons.values()))}, where the trace cannot see what goes into it"
+    return {name: f"{why}; change weights outside of the forward pass" for name in model_tensors(model)} | dict(reasons)
 
 
 def trace_modes(

@@ -1,7 +1,7 @@
 """The entry to tracing: find everything that can have gates, and rehearse every resize."""
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -120,15 +120,21 @@ def _rehearsed(
     """The structure before and after the dry run."""
     modes, changed = trace_unchanged(model, example_inputs, streams, coupled)
     structure, other = modes.structure, modes.other
-    for name, reason in changed.items():
-        groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
-        structure = freeze(structure, groups, reason)
+    structure, other = _without(structure, changed), None if other is None else _without(other, changed)
     if other is None:
         return structure, freeze_fixed_sizes(model, example_inputs, structure)
     training, mode = structure.training, modes.mode
     found = freeze_fixed_sizes(model, example_inputs, replace(structure, training=mode))
     found = agreeing(model, example_inputs, found, replace(other, training=not mode), WORD[not mode])
     return structure, replace(found, training=training, modes_differ=True)
+
+
+def _without(structure: Structure, changed: Mapping[str, str]) -> Structure:
+    """The structure in which the units of some tensors are frozen, each for a reason."""
+    for name, reason in changed.items():
+        groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
+        structure = freeze(structure, groups, reason)
+    return structure
 
 
 def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequence[str] | None) -> Structure:
