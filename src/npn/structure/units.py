@@ -218,6 +218,7 @@ class Structure:
         norms: calls that compute statistics over units.
         streams: whether the model was traced so that such units can be resized.
         decided: lines at which the forward pass decides by values of its inputs, as the example inputs have them.
+        settled: lines at which it decides by values of its buffers, as they are now.
         assumed: lines at which it picks rows by what weights have computed; half of them are assumed.
         couplings: (tensor name, axis) -> such a place with which it is coupled, or itself, and the number of its equal
             chunks; units at the same place of all these chunks are one unit.
@@ -242,6 +243,7 @@ class Structure:
     norms: tuple[Norm, ...] = field(default=(), repr=False)
     streams: bool = False
     decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    settled: tuple[str, ...] = field(default=(), repr=False, compare=False)
     assumed: tuple[str, ...] = field(default=(), repr=False, compare=False)
     couplings: Mapping[tuple[str, int], tuple[tuple[str, int], int]] = field(default_factory=dict, repr=False)
     bare: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False, compare=False)

@@ -28,7 +28,7 @@ from npn.tracing.environment import (
     preserved,
     quiet,
 )
-from npn.tracing.known_values import decisions, fake_inputs, with_known_values
+from npn.tracing.known_values import Decisions, KnownValues, decisions, fake_inputs, with_known_values
 from npn.tracing.norm_calls import marking
 from npn.tracing.recorder import Recorder
 from npn.tracing.shapes_only import ShapesOnly
@@ -49,8 +49,7 @@ class Capture:
         constants: tensors from elsewhere that it uses, by target.
         names: parameter and buffer names in placeholder order.
         outputs: shapes of the tensors that the model returned.
-        decided: lines at which the forward pass decides by values that follow from its inputs.
-        assumed: lines at which it picks rows by other values; half of the rows are assumed.
+        decisions: lines at which the forward pass decides by values.
         layers: names of the weights of linear layers and convolutions.
     """
 
@@ -58,9 +57,8 @@ class Capture:
     constants: Mapping[str, Tensor]
     names: tuple[str, ...]
     outputs: tuple[tuple[int, ...], ...]
-    decided: tuple[str, ...] = ()
-    assumed: tuple[str, ...] = ()
-    layers: frozenset[str] = frozenset()
+    decisions: Decisions
+    layers: frozenset[str]
 
 
 def capture(
@@ -72,7 +70,7 @@ def capture(
 ) -> Capture:
     """Record one forward pass of `functional_call`, functionalised, on fake tensors.
 
-    Where it decides by values that follow from the inputs alone, the example inputs decide.
+    Where it decides by values that follow from the inputs and buffers alone, these decide.
 
     Args:
         model: any module; its mode, attributes, buffers and the RNG are as before afterwards.
@@ -84,7 +82,16 @@ def capture(
     Raises:
         TraceError: the forward pass depends on other values, which a graph cannot follow, or the time is over.
     """
-    return with_known_values(lambda mode: _captured(model, example_inputs, shapes, streams, deadline, mode))
+
+    def attempt(mode: FakeTensorMode) -> Capture:
+        try:
+            return _captured(model, example_inputs, shapes, streams, deadline, mode, gradients=True)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _WITHOUT):
+                raise
+        return _captured(model, example_inputs, shapes, streams, deadline, mode, gradients=False)
+
+    return with_known_values(attempt)
 
 
 def _captured(
@@ -94,13 +101,13 @@ def _captured(
     streams: bool,
     deadline: Deadline | None,
     mode: FakeTensorMode,
+    gradients: bool,
 ) -> Capture:
-    """`capture` with one kind of fake tensors."""
+    """`capture` with one kind of fake tensors, with gradients or without."""
     args, kwargs = split_inputs(example_inputs)
     tensors = model_tensors(model)
     names = tuple(tensors)
-    with mode:
-        fakes = [_fake(tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
+    fakes = [_fake(mode, tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = fake_inputs(mode, (args, kwargs))
 
     def record() -> tuple[Recorder, list[Tensor]]:
@@ -120,17 +127,11 @@ def _captured(
 
     contexts = (alone(), preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
-        for context in (*contexts, cast_anew(), torch.enable_grad(), mode):
+        for context in (*contexts, cast_anew(), torch.enable_grad() if gradients else torch.no_grad(), mode):
             stack.enter_context(context)
         average_at_once(model)
         try:
-            try:
-                recorder, result = record()
-            except RuntimeError as error:
-                if not any(words in str(error) for words in _WITHOUT):
-                    raise
-                with torch.no_grad():
-                    recorder, result = record()
+            recorder, result = record()
         except RuntimeError as error:
             if not any(words in str(error) for words in _GRADIENTS):
                 raise
@@ -138,9 +139,9 @@ def _captured(
                 "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
-    decided, assumed = decisions(recorder.graph, len(names))
+    found = decisions(recorder.graph, [isinstance(tensor, nn.Parameter) for tensor in tensors.values()])
     outputs = tuple(tuple(tensor.shape) for tensor in result)
-    return Capture(recorder.graph, recorder.constants, names, outputs, decided, assumed, _layers(model))
+    return Capture(recorder.graph, recorder.constants, names, outputs, found, _layers(model))
 
 
 def output_shapes(
@@ -171,11 +172,7 @@ def _shapes_in(
         args, kwargs = tree_map(lambda x: x.to(mode) if isinstance(x, Tensor) else x, inputs)
     else:
         args, kwargs = fake_inputs(mode, inputs)
-    with mode:
-        state = {
-            name: _fake(tensor, shapes.get(name), mode if meta else None)
-            for name, tensor in model_tensors(model).items()
-        }
+    state = {name: _fake(mode, tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
     contexts = (alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
         for context in (*contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
@@ -185,13 +182,19 @@ def _shapes_in(
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
 
 
-def _fake(tensor: Tensor, shape: tuple[int, ...] | None, device: torch.device | None = None) -> Tensor:
-    return torch.empty(
-        tensor.shape if shape is None else shape,
-        dtype=tensor.dtype,
-        device=device or tensor.device,
-        requires_grad=tensor.requires_grad and tensor.is_floating_point(),
-    )
+def _fake(mode: Any, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    """A tensor of the model without values; a buffer of its own size has some in a mode that knows values."""
+    sized = shape is None or shape == tuple(tensor.shape)
+    if isinstance(mode, KnownValues) and sized and not isinstance(tensor, nn.Parameter):
+        known: Tensor = mode.from_input(tensor.detach())
+        return known
+    with mode:
+        return torch.empty(
+            tensor.shape if shape is None else shape,
+            dtype=tensor.dtype,
+            device=mode if isinstance(mode, torch.device) else tensor.device,
+            requires_grad=tensor.requires_grad and tensor.is_floating_point(),
+        )
 
 
 def _layers(model: nn.Module) -> frozenset[str]:

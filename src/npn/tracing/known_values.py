@@ -1,8 +1,8 @@
-"""Fake tensors with values where these follow from the inputs alone, so that decisions by them can be traced."""
+"""Fake tensors with values where these follow from inputs and buffers, so that decisions by them can be traced."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ _DECIDES = (torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape)
 
 
 class KnownValues(FakeTensorMode):
-    """Tensors without values, but for those that a forward pass computes from its inputs and from constants.
+    """Tensors without values, but for those that a forward pass computes from its inputs, buffers and constants.
 
     `.item()`, `if`, `nonzero()` and `x[mask]` on these give what they give for the example inputs; what depends on a
     weight has no value, and is refused as by `FakeTensorMode`.
@@ -47,7 +47,7 @@ class KnownValues(FakeTensorMode):
         """A fake tensor that has a value; what is no tensor stays as it is.
 
         Args:
-            value: one of the model's inputs.
+            value: one of the model's inputs or buffers.
         """
         if not isinstance(value, Tensor):
             return value
@@ -132,7 +132,7 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
 
 
 def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
-    """Call something with fake tensors; where it decides by values, again with those that follow from the inputs.
+    """Call something with fake tensors; where it decides by values, again with those of inputs and buffers.
 
     Where it picks rows by other values, half of them, if nothing fails then.
 
@@ -182,26 +182,41 @@ def needs_values(error: Exception) -> bool:
     return "DynamicOutputShape" in name or "DataDependent" in name
 
 
-def decisions(graph: Graph, tensors: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The lines at which a forward pass decides by values: of its inputs, and of others. In their order.
+class Decisions(NamedTuple):
+    """Lines at which a forward pass decides by values, in their order.
+
+    Attributes:
+        by_inputs: by values that follow from its inputs.
+        by_buffers: by values that follow from buffers, and not from inputs.
+        by_others: by values of which half are assumed to hold.
+    """
+
+    by_inputs: tuple[str, ...] = ()
+    by_buffers: tuple[str, ...] = ()
+    by_others: tuple[str, ...] = ()
+
+
+def decisions(graph: Graph, learned: Sequence[bool]) -> Decisions:
+    """The lines at which a forward pass decides by values.
 
     Args:
         graph: of the forward pass, with its lines recorded.
-        tensors: number of the placeholders that are the model's own tensors, the first ones.
+        learned: whether each of the model's own tensors, which are the first placeholders, is a parameter.
 
     Raises:
         TraceError: a weight is left without any input, so that nobody sees what it couples.
     """
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    weights, inputs = set(placeholders[:tensors]), set(placeholders[tensors:])
-    unknown = set(weights)  # what depends on weights or on chance
-    by_inputs, by_others = dict[str, None](), dict[str, None]()
+    weights, inputs = set(placeholders[: len(learned)]), set(placeholders[len(learned) :])
+    unknown = {node for node, is_learned in zip(placeholders, learned, strict=False) if is_learned}  # or by chance
+    buffers = weights - unknown
+    by_inputs, by_buffers, by_others = dict[str, None](), dict[str, None](), dict[str, None]()
     for node in graph.nodes:
         needed, value = set(node.all_input_nodes), node.meta.get("val")
         if needed and needed <= weights:
             weights.add(node)  # a weight in another form
         elif (needed & weights and isinstance(value, Tensor) and not value.numel()) and (
-            by_inputs or by_others or node.target in _PRODUCTS
+            by_inputs or by_buffers or by_others or node.target in _PRODUCTS
         ):
             cause = "the forward pass decides by values of its inputs, and " if by_inputs else ""
             raise TraceError(
@@ -212,12 +227,16 @@ def decisions(graph: Graph, tensors: int) -> tuple[tuple[str, ...], tuple[str, .
             unknown.add(node)
         if needed & inputs:
             inputs.add(node)
+        if needed & buffers:
+            buffers.add(node)
         mask = _decided_by(node)
         if mask in unknown:
             by_others[source_line(node)] = None
         elif mask in inputs and not node.meta.get("own"):
             by_inputs[source_line(node)] = None
-    return tuple(by_inputs), tuple(by_others)
+        elif mask in buffers:
+            by_buffers[source_line(node)] = None
+    return Decisions(tuple(by_inputs), tuple(by_buffers), tuple(by_others))
 
 
 def _decided_by(node: Node) -> Node | None:

@@ -113,7 +113,8 @@ def _attempt(
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
         walked = walk(captured, tensors, deadline, Coupler(couplings))
         structure = replace(group_units(walked, sizes, captured.outputs), streams=streams, couplings=couplings)
-        return replace(structure, decided=captured.decided, assumed=captured.assumed)
+        decided, settled, assumed = captured.decisions
+        return replace(structure, decided=decided, settled=settled, assumed=assumed)
 
 
 @contextlib.contextmanager

@@ -68,11 +68,13 @@ def trace(
 
 def _tell_of_values(structure: Structure) -> None:
     """Warn of what the structure takes from the values of the example inputs; refuse norms whose calls they decide."""
-    if structure.decided and structure.norms:
-        raise TraceError(
-            "streams=True follows norms in the order of their calls, which values of the inputs may change at "
-            f"{structure.decided[0]}; attach without streams=True"
-        )
+    if structure.norms:
+        for values, lines in (("inputs", structure.decided), ("buffers", structure.settled)):
+            if lines:
+                raise TraceError(
+                    f"streams=True follows norms in the order of their calls, which values of the {values} may change "
+                    f"at {lines[0]}; attach without streams=True"
+                )
     if structure.assumed:
         warnings.warn(
             f"the forward pass picks rows by values that it computes itself at {', '.join(structure.assumed[:5])}: "
@@ -85,8 +87,16 @@ def _tell_of_values(structure: Structure) -> None:
             "holds for inputs that decide as example_inputs do; others have to use the weights in the same way",
             stacklevel=4,
         )
-    if structure.unreached and (structure.decided or structure.assumed):
-        line = (structure.decided + structure.assumed)[0]
+    if structure.settled:
+        warnings.warn(
+            f"the forward pass decides by values of its buffers at {', '.join(structure.settled[:5])}: what was found "
+            "holds while they decide as they do now; other values have to use the weights in the same way, and what a "
+            "first call sets up has to be set up before npn.attach",
+            stacklevel=4,
+        )
+    lines = structure.decided + structure.settled + structure.assumed
+    if structure.unreached and lines:
+        line = lines[0]
         warnings.warn(
             f"{', '.join(structure.unreached[:5])} take no part in the forward pass on example_inputs, which decides "
             f"by values at {line}: if other inputs use them, neither gates nor resizes reach what they read; give "
