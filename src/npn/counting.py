@@ -17,7 +17,8 @@ from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
 from npn.tracing.environment import alone, average_at_once, plain_kernels, preserved, quiet
 from npn.tracing.failures import explained
-from npn.tracing.known_values import KnownValues, fake_inputs, with_known_values
+from npn.tracing.known_values import KnownValues, fake_inputs
+from npn.tracing.made_up import with_known_values
 from npn.tracing.refusals import check_sized
 from npn.tracing.retrace import attributes_changed
 from npn.tracing.single import in_working_mode
@@ -94,7 +95,7 @@ def _count(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int
     """`count_macs` with other shapes for some tensors."""
     counted = functools.partial(_counted, model, example_inputs, shapes)
     with quiet(), explained():
-        return in_working_mode(model, lambda: with_known_values(counted))[0]
+        return in_working_mode(model, lambda: with_known_values(counted, int))[0]
 
 
 def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[int, ...]], mode: FakeTensorMode) -> int:
@@ -104,7 +105,9 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
     real = isinstance(mode, KnownValues) and mode.assume_half and not shapes
     state: dict[str, Tensor] = {}
     for name, tensor in model_tensors(model).items():
-        state[name] = tensor.detach().clone() if real else mode.from_tensor(tensor.detach())  # code may write into it
+        known = isinstance(mode, KnownValues) and not isinstance(tensor, nn.Parameter)
+        fake = mode.from_input if known else mode.from_tensor  # type: ignore[attr-defined]
+        state[name] = tensor.detach().clone() if real else fake(tensor.detach())  # code may write into it
         if shapes.get(name, tensor.shape) != tensor.shape:
             state[name] = state[name].new_empty(shapes[name])
     inputs = split_inputs(example_inputs)

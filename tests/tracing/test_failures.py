@@ -87,7 +87,8 @@ def test_decisions_of_the_users_code(code):
     line = f"{Path(__file__).name}:{code.__code__.co_firstlineno + 1}"
     message = (
         f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; expected a "
-        "computation that is the same for every input: use torch.where instead of if, or attach the parts of the model "
+        "computation that is the same for every input: use torch.where instead of if, tensors instead of .item() and "
+        "float(), move logs and checks out of forward, or attach the parts of the model "
         "before and after this line separately, as npn.attach(model.backbone, ...)"
     )
     with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):

@@ -2,14 +2,16 @@
 
 import contextlib
 import math
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import Graph
+from torch.fx.node import map_arg
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -28,7 +30,8 @@ from npn.tracing.environment import (
     preserved,
     quiet,
 )
-from npn.tracing.known_values import Decisions, KnownValues, decisions, fake_inputs, with_known_values
+from npn.tracing.known_values import Decisions, KnownValues, decisions, fake_inputs
+from npn.tracing.made_up import MadeUp, with_known_values
 from npn.tracing.norm_calls import marking
 from npn.tracing.recorder import Recorder
 from npn.tracing.shapes_only import ShapesOnly
@@ -91,7 +94,7 @@ def capture(
                 raise
         return _captured(model, example_inputs, shapes, streams, deadline, mode, gradients=False)
 
-    return with_known_values(attempt)
+    return with_known_values(attempt, _form)
 
 
 def _captured(
@@ -139,7 +142,8 @@ def _captured(
                 "a gradient taken inside of the forward pass cannot be traced; attach the part of the model that comes "
                 "before it, as npn.attach(model.energy, ...), and take the gradient outside of that part"
             ).with_traceback(error.__traceback__) from error
-    found = decisions(recorder.graph, [isinstance(tensor, nn.Parameter) for tensor in tensors.values()])
+    learned = [isinstance(tensor, nn.Parameter) for tensor in tensors.values()]
+    found = decisions(recorder.graph, learned, tuple(mode.lines) if isinstance(mode, MadeUp) else ())
     outputs = tuple(tuple(tensor.shape) for tensor in result)
     return Capture(recorder.graph, recorder.constants, names, outputs, found, _layers(model))
 
@@ -160,7 +164,7 @@ def output_shapes(
     """
     if meta:
         return _shapes_in(torch.device("meta"), model, example_inputs, shapes)
-    return with_known_values(lambda mode: _shapes_in(mode, model, example_inputs, shapes))
+    return with_known_values(lambda mode: _shapes_in(mode, model, example_inputs, shapes), tuple)
 
 
 def _shapes_in(
@@ -195,6 +199,27 @@ def _fake(mode: Any, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
             device=mode if isinstance(mode, torch.device) else tensor.device,
             requires_grad=tensor.requires_grad and tensor.is_floating_point(),
         )
+
+
+def _form(captured: Capture) -> list[Any]:
+    """A graph in words, with the numbers in it: the same for the same computation."""
+    numbers = {node: i for i, node in enumerate(captured.graph.nodes)}
+    shown: list[Any] = [repr(captured.outputs)]
+    for node in captured.graph.nodes:
+        given = map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
+        shown.append((str(node.target), repr(given), _elements(captured.constants.get(str(node.target)))))
+    return shown
+
+
+def _elements(tensor: Tensor | None) -> Any:
+    """The elements of a constant; of one whose elements nobody knows its own number, so that it is like no other."""
+    found = tensor.constant if isinstance(tensor, FakeTensor) else tensor
+    if tensor is None:
+        return None
+    if found is None or found.layout is not torch.strided:
+        return id(tensor)
+    entries = found.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return found.dtype, found.shape, zlib.crc32(entries.numpy().tobytes())
 
 
 def _layers(model: nn.Module) -> frozenset[str]:

@@ -67,7 +67,8 @@ def _explain(error: Exception) -> str:
         )
     return (
         f"the forward pass decides by the value of a tensor at {line}, which a traced graph cannot follow; "
-        "expected a computation that is the same for every input: use torch.where instead of if, "
+        "expected a computation that is the same for every input: use torch.where instead of if, tensors instead of "
+        ".item() and float(), move logs and checks out of forward, "
         "or attach the parts of the model before and after this line separately, as npn.attach(model.backbone, ...)"
     )
 

@@ -1,7 +1,7 @@
 """Fake tensors with values where these follow from inputs and buffers, so that decisions by them can be traced."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -131,35 +131,6 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[
     return [given[name] for name in writes if isinstance(given.get(name), (Tensor, list, tuple))]
 
 
-def with_known_values(call: Callable[[FakeTensorMode], T]) -> T:
-    """Call something with fake tensors; where it decides by values, again with those of inputs and buffers.
-
-    Where it picks rows by other values, half of them, if nothing fails then.
-
-    Args:
-        call: runs a forward pass on fake tensors of this mode.
-
-    Raises:
-        Exception: what `call` raised; where it picks rows by other values, from what it raised with half of them.
-    """
-    try:
-        return call(FakeTensorMode(allow_non_fake_inputs=True))
-    except Exception as error:
-        if not needs_values(error):
-            raise
-    try:
-        return call(KnownValues())
-    except Exception as error:
-        if not needs_values(error):
-            raise
-        try:
-            return call(KnownValues(assume_half=True))
-        except TraceError:
-            raise
-        except Exception as then:
-            raise error from then
-
-
 def fake_inputs(mode: FakeTensorMode, inputs: T) -> T:
     """Replace the tensors among a model's inputs by fake ones.
 
@@ -189,19 +160,22 @@ class Decisions(NamedTuple):
         by_inputs: by values that follow from its inputs.
         by_buffers: by values that follow from buffers, and not from inputs.
         by_others: by values of which half are assumed to hold.
+        leaving: at which values leave it that change nothing in it.
     """
 
     by_inputs: tuple[str, ...] = ()
     by_buffers: tuple[str, ...] = ()
     by_others: tuple[str, ...] = ()
+    leaving: tuple[str, ...] = ()
 
 
-def decisions(graph: Graph, learned: Sequence[bool]) -> Decisions:
+def decisions(graph: Graph, learned: Sequence[bool], leaving: tuple[str, ...] = ()) -> Decisions:
     """The lines at which a forward pass decides by values.
 
     Args:
         graph: of the forward pass, with its lines recorded.
         learned: whether each of the model's own tensors, which are the first placeholders, is a parameter.
+        leaving: lines at which made-up values have left it.
 
     Raises:
         TraceError: a weight is left without any input, so that nobody sees what it couples.
@@ -230,13 +204,16 @@ def decisions(graph: Graph, learned: Sequence[bool]) -> Decisions:
         if needed & buffers:
             buffers.add(node)
         mask = _decided_by(node)
+        leaves = node.target is torch.ops.aten._local_scalar_dense.default and source_line(node) in leaving
+        if leaves:
+            continue
         if mask in unknown:
             by_others[source_line(node)] = None
         elif mask in inputs and not node.meta.get("own"):
             by_inputs[source_line(node)] = None
         elif mask in buffers:
             by_buffers[source_line(node)] = None
-    return Decisions(tuple(by_inputs), tuple(by_buffers), tuple(by_others))
+    return Decisions(tuple(by_inputs), tuple(by_buffers), tuple(by_others), leaving)
 
 
 def _decided_by(node: Node) -> Node | None:

@@ -94,6 +94,13 @@ def _tell_of_values(structure: Structure) -> None:
             "first call sets up has to be set up before npn.attach",
             stacklevel=4,
         )
+    if structure.leaving:
+        warnings.warn(
+            f"values that the model computes leave its forward pass at {', '.join(structure.leaving[:5])}, as for a "
+            "log or a check: several made-up ones were tried, and changed nothing in what is computed. What was found "
+            "holds as long as no other value does",
+            stacklevel=4,
+        )
     lines = structure.decided + structure.settled + structure.assumed
     if structure.unreached and lines:
         line = lines[0]

@@ -120,7 +120,7 @@ def _idle(graph: Graph) -> set[Node]:
     idle: set[Node] = set()
     for node in reversed(graph.nodes):
         schema = getattr(node.target, "_schema", None)
-        quiet = node.op == "call_function" and schema is not None and not schema.is_mutable
+        quiet = node.target is operator.getitem or (schema is not None and not schema.is_mutable)
         if quiet and len(node.all_input_nodes) == 1 and all(user in idle for user in node.users):
             idle.add(node)
     return idle
