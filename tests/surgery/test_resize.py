@@ -1,6 +1,7 @@
 """Resizes keep identities, layouts and attributes, and go on for ever."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -308,3 +309,44 @@ def test_a_resize_puts_tensors_into_their_modules_anew(tiny, change, tmp_path):
     for module, kind in places:
         assert getattr(module, kind).set == set(getattr(module, kind))
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+
+
+class Keeps(nn.Module):
+    """Keeps what it computed in a buffer, which has a history then."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.a, self.b, self.in_place = nn.Linear(4, 8), nn.Linear(8, 2), in_place
+        self.register_buffer("kept", torch.zeros(3, 8))
+
+    def forward(self, x):
+        if self.in_place:
+            self.kept[:] = self.a(x).relu()
+        else:
+            self.kept = self.a(x).relu()
+        return self.b(self.kept)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_buffer_that_an_earlier_call_computed(in_place):
+    torch.manual_seed(0)
+    model, x = Keeps(in_place), torch.randn(3, 4)
+    model(x)
+    assert not model.kept.is_leaf
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plastic = npn.attach(model, x)
+        plastic.close("a", [0, 3])
+        masked = model(x)
+        small = plastic.export()
+        plastic.compact()
+    for net in (model, small):
+        found = net(x)
+        torch.testing.assert_close(found, masked)
+        found.sum().backward()
+        assert net.a.weight.grad.shape == (6, 4) and net.kept.shape == (3, 6)
+    if in_place:
+        with torch.no_grad():
+            before = model(x)
+        plastic.grow({"a": 2})
+        torch.testing.assert_close(model(x), before)

@@ -134,3 +134,19 @@ def test_masks_of_encoders_and_arguments_of_distributions_are_not_looked_at():
     assert [g.name for g in npn.attach(Net(drawn), X).groups] == ["backbone.0", "backbone.2"]
     with pytest.raises(ValueError, match="to satisfy the constraint"):  # looked at again
         torch.distributions.Normal(0.0, -1.0)
+
+
+def test_a_tensor_that_nobody_knows_of_is_named_with_the_way_out():
+    kept = torch.zeros(2, 3, 6)
+
+    def writes(net, h):
+        kept[:] = h
+        return kept
+
+    line = f"{Path(__file__).name}:{writes.__code__.co_firstlineno + 1}"
+    message = (
+        f"the forward pass writes at {line} into a tensor that is neither parameter nor buffer of the model, which a "
+        "trace cannot follow; register it with register_buffer (persistent=False keeps it out of the state_dict)"
+    )
+    with pytest.raises(TraceError, match=f"^{re.escape(message)}$"):
+        npn.attach(Net(writes), X)

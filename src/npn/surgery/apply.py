@@ -143,7 +143,7 @@ def _state_edits(
     edits: list[Edit] = []
     for state, key, moved in moved_state(optimizers, tensor, sources, name, value, start):
         edits.append(set_item(state, key, moved))
-    if tensor.grad is not None:
+    if tensor.is_leaf and tensor.grad is not None:  # torch warns who asks a buffer that was computed for its gradient
         edits.append(set_gradient(tensor, like(gather_gradient(full(tensor.grad), sources), tensor.grad)))
     return edits
 

@@ -84,14 +84,18 @@ def replace_data(tensor: Tensor, value: Tensor) -> Edit:
     """
 
     def edit() -> Undo:
-        before, grad = tensor.data, tensor.grad
+        before, grad = tensor.data, tensor.grad if tensor.is_leaf else None  # of others there is none, with a warning
 
         def undo() -> None:
             set_data(tensor, before)
-            tensor.grad = grad
+            if tensor.is_leaf:
+                tensor.grad = grad
 
         try:
-            tensor.grad = None
+            if tensor.is_leaf:
+                tensor.grad = None
+            elif not tensor._is_view():
+                tensor.detach_()  # a buffer that an earlier call computed, with a graph of the old sizes
             set_data(tensor, value)
         except BaseException:
             undo()

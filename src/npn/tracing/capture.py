@@ -197,7 +197,7 @@ def _fake(mode: Any, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
             tensor.shape if shape is None else shape,
             dtype=tensor.dtype,
             device=mode if isinstance(mode, torch.device) else tensor.device,
-            requires_grad=tensor.requires_grad and tensor.is_floating_point(),
+            requires_grad=tensor.requires_grad and tensor.is_leaf,  # a buffer may be the result of an earlier call
         )
 
 

@@ -56,6 +56,11 @@ def _explain(error: Exception) -> str:
             f"an index at {line} is of a dtype that fake tensors do not index by: {error}; write x[mask.bool()] where "
             "it is a mask of uint8, x[index.long()] where it is an index"
         )
+    if "mutating a non-functional tensor" in str(error):
+        return (
+            f"the forward pass writes at {line} into a tensor that is neither parameter nor buffer of the model, which "
+            "a trace cannot follow; register it with register_buffer (persistent=False keeps it out of the state_dict)"
+        )
     if not needs_values(error):
         hint = f"; {_DICT}" if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) else ""
         return f"the forward pass failed on example_inputs at {line}: {name}: {error}{hint}"

@@ -135,7 +135,7 @@ def _independent(call: Callable[[FakeTensorMode], T], form: Callable[[T], Any], 
     return results[:1]
 
 
-def _refuses(error: BaseException) -> bool:
+def _refuses(error: Exception) -> bool:
     """Whether an error is one that the code raises by itself: an assertion, a `raise`."""
     frame = error.__traceback__
     while frame is not None and frame.tb_next is not None:
