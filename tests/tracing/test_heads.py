@@ -138,7 +138,7 @@ FREE: dict[str, tuple[Any, ...]] = {  # heads, f, g, key and value heads, parts
 }
 FIXED: dict[str, tuple[str, Any, Any, dict[str, Any]]] = {  # part of the reason, f, g, parts
     "slopes by the number of heads": (
-        "which the code computes for their present number; as a buffer it would",
+        "which the code computes for their present number, or a buffer of booleans or whole numbers; as a floating",
         plain,
         slopes,
         {},

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from npn._utils import cpu
-from npn.structure import Group, Slot, Structure
+from npn.structure import NOT_PRODUCED, Group, Slot, Structure
 from npn.tracing.attributes import pattern
 from npn.tracing.coupler import Place
 from npn.tracing.dry_run import find_repair
@@ -29,7 +29,26 @@ def find_couplings(
         rehearsed: the same after it.
     """
     chunks = {place: (place, number) for place, number in equal_chunks(traced, rehearsed).items()}
-    return {**shared_sizes(model, example_inputs, traced, rehearsed), **chunks}
+    return {**shared_sizes(model, example_inputs, traced, rehearsed), **chunks, **recurrent(model, traced)}
+
+
+def recurrent(model: nn.Module, traced: Structure) -> dict[Place, tuple[Place, int]]:
+    """Find recurrent layers of which a single step was seen: their weights read zeros in place of the hidden units.
+
+    Args:
+        model, traced: see `find_couplings`.
+    """
+    unseen = {entry.slots[0] for entry in traced.frozen if entry.reason == NOT_PRODUCED}
+    found: dict[Place, tuple[Place, int]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, (nn.RNNCellBase, nn.RNNBase)) and not getattr(module, "proj_size", 0):
+            names = [f"{path}.{n}".lstrip(".") for n, _ in module.named_parameters() if n.startswith("weight_hh")]
+            if any((name, 1) in unseen for name in names):
+                first = (names[0], 0)
+                for name in names:
+                    rows, units = traced.shapes[name]
+                    found |= {(name, 0): (first, rows // units), (name, 1): (first, 1)}
+    return found
 
 
 def shared_sizes(

@@ -9,7 +9,7 @@ from torch import nn
 
 from npn._utils.patterns import as_patterns, matches, require_matches
 from npn.errors import TraceError
-from npn.structure import LEFT_OUT, Frozen, Structure
+from npn.structure import LEFT_OUT, MIXES, Frozen, Structure
 from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
@@ -20,6 +20,8 @@ from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
 
 Patterns = str | Iterable[str] | None
+_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "mean", "var", "std", "var_mean")
+_FOLLOWED = tuple(f"{name} {MIXES}" for name in _NORMS)  # reasons of what streams=True follows
 
 
 def trace(
@@ -63,7 +65,20 @@ def trace(
     if structure.branches is not None:
         sets = [group.name for group in structure.groups if group.multiple > 1]
         structure = freeze(structure, sets, "its units come and go in sets, which is not possible beside branches=")
-    return with_columns(model, example_inputs, structure, columns)
+    structure = with_columns(model, example_inputs, structure, columns)
+    return replace(structure, frozen=_listed(structure.frozen, streams))
+
+
+def _listed(frozen: Sequence[Frozen], streams: bool) -> tuple[Frozen, ...]:
+    """Each dimension once for each reason; a reason that streams=True may take away says so."""
+    found: dict[tuple[str, str], Frozen] = {}
+    for entry in frozen:
+        under_norm = not streams and entry.reason.startswith(_FOLLOWED)
+        told = replace(entry, reason=f"{entry.reason} (streams=True may let them go)") if under_norm else entry
+        before = found.setdefault((told.name, told.reason), told)
+        slots = tuple(dict.fromkeys((*before.slots, *told.slots)))
+        found[told.name, told.reason] = replace(before, slots=slots)
+    return tuple(found.values())
 
 
 def _tell_of_values(structure: Structure) -> None:

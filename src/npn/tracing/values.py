@@ -221,7 +221,10 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
         part = replace(part, opaque=part.opaque or not terms <= sources, table=table)
         fixed = f"combined with a value of fixed size at {where}"
         if any(v.const is not None and v.fixed(a) for v in operands for a in stuck):
-            fixed += ", which the code computes for their present number; as a buffer it would be resized with them"
+            fixed += (
+                ", which the code computes for their present number, or a buffer of booleans or whole numbers; as a "
+                "floating-point buffer it would be resized with them"
+            )
         restricted = restrict(ledger, part, stuck, fixed)
         positions = part.axes <= stuck and not own and all(operands[i].weight for i in sources)
         if not (part.axes and positions):  # a table of positions: from here on the axis is one of the data
@@ -360,6 +363,7 @@ def _read(
             crossed.append(replace(part, weight=False))
     for i, part in enumerate(columns):
         if i >= len(read) and data.neutral and not any(data.fixed(a) for a in axes):
+            ledger.mark(part.labels, ledger.reads)  # what another call may give in their place
             continue  # zeros, such as the initial state of a recurrent layer, follow the width
         if i >= len(read) or part.opaque:
             reason = OPAQUE if part.opaque else "it reads an input of fixed size"

@@ -1,0 +1,69 @@
+"""What `plastic.frozen` says: each dimension once for each reason, and what to do about it."""
+
+import torch
+from torch import nn
+
+import npn
+
+X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
+
+
+def said(model, x=X, **options):
+    return [(entry.name, entry.reason) for entry in npn.attach(model, x, **options).frozen]
+
+
+class Masked(nn.Module):
+    """A layer whose weight is masked by a buffer, as in MADE."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(5, 8), nn.Linear(8, 6), nn.Linear(6, 4), nn.Linear(4, 2)
+        self.register_buffer("mask", (torch.arange(48).view(6, 8) % 3 > 0).to(dtype))
+
+    def forward(self, x):
+        h = nn.functional.linear(self.a(x).relu(), self.b.weight * self.mask, self.b.bias)
+        return self.d(self.c(h.relu()).relu())
+
+
+def test_a_mask_of_booleans_is_told_to_be_floating_point():
+    words = "a buffer of booleans or whole numbers; as a floating-point buffer it would be resized with them"
+    assert any(name == "b.weight[0]" and reason.endswith(words) for name, reason in said(Masked(torch.bool)))
+    assert npn.attach(Masked(torch.float32), X).sizes() == {"a": 8, "b": 6, "c": 4}
+
+
+class Gated(nn.Module):
+    """Units of one layer that are used in two ways, each of which keeps them."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.gate, self.out = nn.Linear(5, 8), nn.Linear(8, 4), nn.Linear(8, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        return self.out(h * self.gate(h).softmax(-1)[:, :1])
+
+
+def test_nothing_is_said_twice():
+    found = said(Gated())
+    assert len(found) == len(set(found))
+    assert [reason[:8] for name, reason in found if name == "gate.weight[0]"] == ["_softmax"]
+
+
+class ByHand(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.g = nn.Linear(5, 8), nn.Parameter(torch.ones(8))
+        self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 2)
+
+    def forward(self, x):
+        h = self.a(x)
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * self.g
+        return self.down(self.up(h).relu())
+
+
+def test_a_norm_by_hand_is_told_of_streams():
+    reasons = dict(said(ByHand()))
+    assert reasons["a.weight[0]"].startswith("mean mixes every unit of the axis at test_reasons.py:")
+    assert reasons["a.weight[0]"].endswith(" (streams=True may let them go)")
+    assert "a.weight[0]" not in dict(said(ByHand(), streams=True))
+    assert not any("streams" in reason for _, reason in said(Gated()))
