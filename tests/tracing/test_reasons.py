@@ -67,3 +67,30 @@ def test_a_norm_by_hand_is_told_of_streams():
     assert reasons["a.weight[0]"].endswith(" (streams=True may let them go)")
     assert "a.weight[0]" not in dict(said(ByHand(), streams=True))
     assert not any("streams" in reason for _, reason in said(Gated()))
+
+
+class Between(nn.Module):
+    def __init__(self, code, conv=False):
+        super().__init__()
+        self.a = nn.Conv2d(5, 8, 1) if conv else nn.Linear(5, 8)
+        self.b = nn.Conv2d(8, 6, 1) if conv else nn.Linear(8, 6)
+        self.c, self.conv, self.code = nn.Linear(6, 2), conv, code
+
+    def forward(self, x):
+        h = self.b(self.code(self.a(x[:, :, None, None] if self.conv else x)))
+        return self.c(h.flatten(1))
+
+
+def taken(h):
+    return torch.take(h, torch.arange(h.numel())).view(h.shape)
+
+
+def test_what_reads_units_that_an_op_has_frozen_names_the_op():
+    cause = "no rule for take, called at test_reasons.py:"
+    for code in (taken, lambda h: torch.tanh(taken(h))[:, :] * 2):
+        for conv in (False, True):
+            reasons = dict(said(Between(code, conv)))
+            assert reasons["a.weight[0]"].startswith(cause)
+            assert f", which comes from here: {cause}" in reasons["b.weight[1]"]
+            assert reasons["b.weight[1]"].startswith("it reads an input of fixed size at ")
+            assert "which comes" not in reasons["a.weight[1]"]

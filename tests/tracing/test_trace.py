@@ -357,7 +357,7 @@ def test_constants_that_vary_along_the_units_freeze_them(value: Tensor) -> None:
     assert sizes(structure) == {"b": 4}
     where = f"{HERE}:{line_of('scaled')}"
     expected = (
-        f"combined with a value of fixed size at {where}, which the code computes for their present number; as a "
-        "buffer it would be resized with them"
+        f"combined with a value of fixed size at {where}, which the code computes for their present number, or a "
+        "buffer of booleans or whole numbers; as a floating-point buffer it would be resized with them"
     )
     assert reasons(structure, "a.weight", 0) == expected

@@ -18,7 +18,7 @@ from npn.structure import MIXES
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
 from npn.tracing.nonlinear import NONLINEAR, mark_nonlinear
 from npn.tracing.places import moved_alike, repeats, restrided
-from npn.tracing.values import OPAQUE, Value, contract, merge, reduce, restrict
+from npn.tracing.values import OPAQUE, Value, contract, fixed_input, merge, reduce, restrict
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Call:
         leaves = tree_leaves((self.args, self.kwargs), is_leaf=lambda v: isinstance(v, Value))
         return [leaf for leaf in leaves if isinstance(leaf, Value)]
 
-    def plain(self, free: bool = False) -> Any:
+    def plain(self, free: bool = False, cause: str = "") -> Any:
         """The result without units."""
-        results: list[Value | None] = [Value(shape, free=free) for shape in self.shapes]
+        results: list[Value | None] = [Value(shape, free=free, cause=cause) for shape in self.shapes]
         return results if isinstance(self.node.meta.get("val"), (tuple, list)) else (results or [None])[0]
 
     def arg(self, position: int, name: str, default: Any = None) -> Any:
@@ -265,7 +265,7 @@ def unknown(call: Call, reason: str) -> Any:
     for value in call.values:
         for part in value.parts:
             call.ledger.freeze(part.labels, reason)
-    return call.plain()
+    return call.plain(cause=reason)
 
 
 def _swap(part: Part) -> Part:
@@ -312,7 +312,7 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
         for labels in feed:
             ledger.unite(labels, lines[0])
         if not feed:
-            ledger.freeze(lines[0], f"reads an input of fixed size at {call.where}")
+            ledger.freeze(lines[0], fixed_input(x, call.where))
         labels = torch.where(lines[0] > 0, lines[0], feed[0] if feed else 0).expand(groups, outer)
     else:
         opaque = any(p.opaque and (0 if transposed else 1) in p.axes for p in weight.parts)
@@ -324,7 +324,7 @@ def _grouped(call: Call, x: Value, w: Value, groups: int, transposed: bool) -> V
                 ledger.unite(feed[0], labels)
                 ledger.mark(labels, ledger.reads)
             else:
-                ledger.freeze(labels, f"reads an input of fixed size at {call.where}")
+                ledger.freeze(labels, fixed_input(x, call.where))
         if feed and not column:
             ledger.freeze(feed[0], f"read along a fixed axis at {call.where}")
         if not row:

@@ -7,7 +7,7 @@ from npn.structure import MIXES
 from npn.tracing.labels import canonical
 from npn.tracing.rules import Call, embedding, pointwise, rule, unknown
 from npn.tracing.rules_indexing import across, line
-from npn.tracing.values import Value, contract, merge, reduce, restrict
+from npn.tracing.values import Value, contract, fixed_input, merge, reduce, restrict
 
 
 @rule("_trilinear")
@@ -25,7 +25,7 @@ def trilinear(call: Call) -> Any:
     kept = []
     for part in weights[0].parts:
         if part.axes & set(axes) and not any(part.axes & p.axes for p in together.parts):
-            call.ledger.freeze(part.labels, f"it reads an input of fixed size at {call.where}")
+            call.ledger.freeze(part.labels, fixed_input(together, call.where))
         else:
             kept.append(part)
     ordered = tuple(sorted(together.parts, key=lambda p: min(p.axes, default=-1)))

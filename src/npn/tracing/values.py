@@ -27,6 +27,7 @@ class Value:
         own: the value is made of parameters, buffers and constants alone, though no unit lies along its axes.
         loose: axes along which the code repeats one entry.
         unmerged: the value of which it is a view.
+        cause: why it has no units, where an op made it of which nothing is known.
     """
 
     shape: tuple[int, ...]
@@ -36,6 +37,7 @@ class Value:
     own: bool = False
     loose: frozenset[int] = frozenset()
     unmerged: "Value | None" = None
+    cause: str = ""
 
     @property
     def weight(self) -> bool:
@@ -95,7 +97,7 @@ class Value:
         shape = tuple(shape)
         parts = tuple(replace(part, labels=canonical(part.labels.reshape(shape))) for part in self.parts)
         const = None if self.const is None else self.const.reshape(shape)
-        return Value(shape, parts, self.free, const, self.own)
+        return Value(shape, parts, self.free, const, self.own, cause=self.cause)
 
     def aligned(self, rank: int) -> "Value":
         """Prepend axes of size 1, as broadcasting does.
@@ -281,7 +283,8 @@ def reduce(
         parts.append(replace(part, labels=labels))
     sizes = [1 if a in axes else s for a, s in enumerate(value.shape)]
     shape = sizes if keepdim else [s for a, s in enumerate(value.shape) if a not in axes]
-    return Value(tuple(shape), tuple(parts), free=value.neutral, own=value.weight or value.own)
+    own = value.weight or value.own
+    return Value(tuple(shape), tuple(parts), free=value.neutral, own=own, cause=value.cause)
 
 
 def contract(ledger: Ledger, a: Value, b: Value, axes: Sequence[int], where: str) -> Value:
@@ -322,6 +325,16 @@ def _fixed_by(ledger: Ledger, part: Part, data: Value, where: str) -> bool:
     if fixed:
         ledger.freeze(part.labels, f"combined with a value of fixed size at {where}")
     return fixed
+
+
+def fixed_input(data: Value, where: str) -> str:
+    """The reason of what reads a value without units, with the cause where that is known.
+
+    Args:
+        data: the value.
+        where: op and source line.
+    """
+    return f"it reads an input of fixed size at {where}{f', which comes from here: {data.cause}' if data.cause else ''}"
 
 
 def _of_layer(ledger: Ledger, weight: Value, axes: set[int]) -> bool:
@@ -366,10 +379,10 @@ def _read(
             ledger.mark(part.labels, ledger.reads)  # what another call may give in their place
             continue  # zeros, such as the initial state of a recurrent layer, follow the width
         if i >= len(read) or part.opaque:
-            reason = OPAQUE if part.opaque else "it reads an input of fixed size"
-            ledger.freeze(part.labels, f"{reason} at {where}")
+            reason = f"{OPAQUE} at {where}" if part.opaque else fixed_input(data, where)
+            ledger.freeze(part.labels, reason)
             if i < len(read):
-                ledger.freeze(read[i].labels, f"{reason} at {where}")
+                ledger.freeze(read[i].labels, reason)
             continue
         if not aligned(read[i].labels, set(range(len(data.shape))) - axes, ledger.owners):
             ledger.freeze(part.labels, f"{SHIFTED}, and are read at {where}")

@@ -4,6 +4,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -181,10 +182,17 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     if rule is None:
         return unknown(call, f"no rule for {name}, called at {call.where}")
     try:
-        return _of_shapes(rule(call), call.shapes)
+        return tree_map(partial(_caused, values), _of_shapes(rule(call), call.shapes))
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:  # a form that it does not know
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         return unknown(call, f"no rule for {name} in this form ({what}), called at {call.where}")
+
+
+def _caused(operands: Sequence[Value], result: Any) -> Any:
+    """What is made of values of which nothing is known has their cause."""
+    if not isinstance(result, Value) or result.parts or result.neutral or result.cause:
+        return result
+    return replace(result, cause=next((value.cause for value in operands if value.cause), ""))
 
 
 def _copy(call: Call, env: dict[Node, Any]) -> Value:
