@@ -150,3 +150,35 @@ def test_transposed_and_grouped_convolutions(make):
         loss = plastic.backward(lambda m=model, r=reduction: F.cross_entropy(m(x), y, reduction=r))
         losses.append([loss, *(p.grad for p in (*plastic.weights(), *plastic.logits()))])
     torch.testing.assert_close(losses[0], losses[1])
+
+
+class Named(nn.Module):
+    """Calls functions with their tensors by name or by place, in any order of names."""
+
+    def __init__(self, convolve, call):
+        super().__init__()
+        self.convolve, self.call, self.stem = convolve, call, nn.Conv1d(2, 4, 1)
+        self.mix = nn.Parameter(torch.randn((4, 3, 1) if convolve is F.conv_transpose1d else (3, 4, 1)))
+        self.head = nn.Parameter(torch.randn(2, 3))
+
+    def forward(self, x):
+        h = self.call(self.convolve, torch.tanh(self.stem(x)), self.mix)
+        return self.call(F.linear, torch.tanh(h).mean(2), self.head)
+
+
+@pytest.mark.parametrize("convolve", [F.conv1d, F.conv_transpose1d])
+@pytest.mark.parametrize("call", [
+    lambda f, x, w: f(x, weight=w),
+    lambda f, x, w: f(input=x, weight=w),
+    lambda f, x, w: f(bias=None, weight=w, input=x),
+])  # fmt: skip
+def test_inputs_by_name_are_masked_as_inputs_by_place(convolve, call):
+    x, losses = torch.randn(5, 2, 3), []
+    for how in (lambda f, x, w: f(x, w), call):
+        torch.manual_seed(0)
+        model = Named(convolve, how)
+        plastic = npn.attach(model, x, masks="example")
+        plastic.k = 0.5
+        loss = plastic.backward(lambda m=model: m(x).square().mean(1))
+        losses.append([loss, *(p.grad for p in (*plastic.weights(), *plastic.logits()))])
+    torch.testing.assert_close(losses[0], losses[1])

@@ -66,7 +66,9 @@ class ExampleMasks(TorchFunctionMode):
             if columns is not None and axis in columns:
                 self.met.add((id(weight), axis))
                 self.without_grad |= not torch.is_grad_enabled()
-                args = (args[0] * self._factor(func, args[0], columns[axis]), *args[1:])
+                x = args[0] if args else kwargs["input"]
+                x = x * self._factor(func, x, columns[axis])
+                return func(x, *args[1:], **{name: value for name, value in kwargs.items() if name != "input"})
         return func(*args, **kwargs)
 
     def _factor(self, func: Any, x: Tensor, columns: Tensor) -> Tensor:
