@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import npn
 from common import BATCH_SIZE, batch, lenet5, parser, timing_table, training_step, write
 from npn.experiments.engine.timing import Clock, interleaved
-from npn.step import evaluated
+from npn.passes import evaluated
 
 AIMS = {"k = inf": 1.02, "reinmax": 1.10, "straight_through": 1.10, "arm": 1.45, "disarm": 1.45, "rloo": 1.45}
 ESTIMATORS = (None, "reinmax", "straight_through", "arm", "disarm", "rloo", "double_cv")

@@ -81,6 +81,8 @@ def test_closure_must_return_one_loss_per_example(tiny):
     with pytest.raises(ConfigurationError, match=r"drawn for 6 examples, but a layer got a batch of 3"):
         plastic.backward(lambda: model(x).sum(1)[:3] + model(x[:3]).sum(1))
     assert all(p.grad is None for p in plastic.weights())
+    with pytest.raises(ConfigurationError, match=r"^the closure has changed gradients: it called backward"):
+        plastic.backward(lambda: F.cross_entropy(model(x), y).backward() or F.cross_entropy(model(x), y))
 
 
 def test_double_cv_has_no_such_form(tiny):

@@ -208,8 +208,9 @@ def test_weights_that_change_inside_are_not_lost_in_silence():
     assert torch.equal(model[2].weight, own)
 
 
+@pytest.mark.parametrize("method", [None, npn.methods.HardConcrete])
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_masks_per_example_and_checkpoints_do_not_go_together(reentrant):
+def test_masks_per_example_and_checkpoints_do_not_go_together(reentrant, method):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -222,9 +223,10 @@ def test_masks_per_example_and_checkpoints_do_not_go_together(reentrant):
 
     model, x, y = Net(), torch.randn(6, 3), torch.randint(3, (6,))
     plastic = npn.attach(model, x, masks="example")
-    plastic.k, model.save = 1.0, True
+    plastic.k, model.save = 1.0 if method is None else math.inf, True
+    backward = plastic.backward if method is None else method(plastic).backward
     with pytest.raises(ConfigurationError, match=r'^masks="example" does not reach into activation checkpoints, which'):
-        plastic.backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
+        backward(lambda: F.cross_entropy(model(x), y, reduction="none"))
 
 
 def test_one_closure_does_for_masks_per_example_in_every_stage(tiny):

@@ -4,6 +4,7 @@ import contextlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,16 +12,15 @@ from torch import Tensor, nn
 
 from npn import functional
 from npn._utils.collectives import average_
-from npn._utils.losses import check_differentiable, check_finite, check_scalar
 from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import finite, instance, is_number, shown
 from npn.errors import ConfigurationError
-from npn.functional.table import ESTIMATORS
+from npn.functional.table import ESTIMATORS, Draw
 from npn.gates import Gates, Pricing
-from npn.masking import MaskedWeights, examples
+from npn.masking import MaskedWeights
+from npn.passes import Closure, evaluated, run_by_example, times
 from npn.penalty import CostTerm, Priced
 
-Closure = Callable[[], Tensor]
 Evaluate = Callable[[float | Tensor, bool], Tensor]  # (factor, gradient) -> loss, see `Step.step_with`
 Estimate = Callable[[Tensor], tuple[Tensor, Tensor | None]]  # pi -> (loss, log-odds gradient)
 
@@ -65,12 +65,7 @@ class Step:
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             return evaluated(self.weights, closure, factor, gradient, self.per_example, self.last_checkpoint)
 
-        def by_example(pi: Tensor) -> tuple[Tensor, Tensor | None]:
-            chosen = ESTIMATORS[self.estimator]
-            given = self.gates, self.weights, self.model, closure, chosen, pi, scale, self.last_checkpoint
-            return examples.estimate(*given)
-
-        return self._run(evaluate, scale, by_example if self.per_example else None)
+        return self._run(evaluate, scale, partial(self._by_example, closure, scale) if self.per_example else None)
 
     def step_with(self, evaluate: Evaluate, scale: float | Tensor = 1.0) -> Tensor:
         """Do the same with a forward and backward pass that a training framework runs.
@@ -132,12 +127,35 @@ class Step:
                 value = evaluate(factor, share > 0)
             if not plastic:
                 return value, None
-            losses.append(_times(value, scale))
+            losses.append(times(value, scale))
             mean = value if share == 1.0 else mean + share * value if share else mean
             if planned.gates:
-                gradients.append(_times(self.weights.mask_gradient(), 1 / share))
+                gradients.append(times(self.weights.mask_gradient(), 1 / share))
         assert isinstance(mean, Tensor)
         return mean, estimator.combine(pi, draw, losses, gradients)
+
+    def _by_example(self, closure: Closure, scale: float | Tensor, pi: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same with one mask per example; the gradient is the mean of the examples' own."""
+        plastic, estimator = self.gates.k > 0, ESTIMATORS[self.estimator]
+        drawn = list[Draw]()
+
+        def first_mask(batch: int) -> Tensor:
+            drawn.append(estimator.draw(pi, partial(self.gates.draw, batch)))
+            return drawn[0].masks[0].requires_grad_(plastic and estimator.passes[0].gates)
+
+        run = partial(run_by_example, self.weights, closure=closure, last_checkpoint=self.last_checkpoint)
+        before = RandomState.now(devices_of(self.model))
+        losses = run(first_mask, scale=scale)
+        if not plastic:
+            return losses.mean(), None
+        (draw,) = drawn
+        seen = [losses * scale]
+        slope = draw.masks[0].grad
+        gradients = [] if slope is None else [slope * len(slope)]  # of each example's own loss, not of the mean
+        if len(estimator.passes) > 1:
+            with before.repeated(self.model):
+                seen.append(run(lambda _: draw.masks[1], gradient=False) * scale)
+        return losses.mean(), estimator.combine(pi, draw, seen, gradients).mean(0)
 
 
 def penalise(penalty: CostTerm, priced: Priced, scale: float | Tensor) -> None:
@@ -149,7 +167,7 @@ def penalise(penalty: CostTerm, priced: Priced, scale: float | Tensor) -> None:
         scale: factor on the price.
     """
     with torch.enable_grad():
-        cost = _times(penalty.loss(priced), scale)
+        cost = times(penalty.loss(priced), scale)
         if cost.requires_grad:
             cost.backward()
     penalty.update(priced)
@@ -186,47 +204,3 @@ def loss_factor(scale: object, device: torch.device) -> float | Tensor:
     if isinstance(scale, Tensor) and scale.dim() == 0:
         return scale
     raise ConfigurationError(f"scale must be a number, a scalar tensor or a torch.amp.GradScaler, got {shown(scale)}")
-
-
-def evaluated(
-    weights: MaskedWeights,
-    closure: Closure,
-    factor: float | Tensor = 1.0,
-    gradient: bool = True,
-    per_example: bool = False,
-    last_checkpoint: str | None = None,
-) -> Tensor:
-    """Run the closure, and backward on its loss if `gradient`.
-
-    Args:
-        weights: the masked weights; gradients computed inside the closure are excluded from dL/dz.
-        closure: returns the loss.
-        factor: of the loss.
-        gradient: whether to run backward on factor times the loss.
-        per_example: whether one loss per example is allowed, of which the mean is taken.
-        last_checkpoint: path of the last checkpoint, for the error about a loss that is not finite.
-
-    Returns:
-        The detached loss, (), without the factor.
-
-    Raises:
-        NonFiniteLossError: the loss is NaN or infinite.
-        ConfigurationError: the closure does not return a scalar, or its loss has no gradient.
-    """
-    with torch.enable_grad() if gradient else torch.no_grad():
-        with weights.only_computing(last=not gradient):
-            loss = closure()
-        if per_example and isinstance(loss, Tensor) and loss.dim() == 1:
-            loss = loss.mean()  # at k = inf all examples have the same mask
-        advice = 'reduce it with .mean(), or attach with masks="example" for one mask and one loss per example'
-        check_scalar(loss, "the closure must return a scalar loss", advice)
-        check_finite(loss, last_checkpoint)
-        if gradient:
-            check_differentiable(loss)
-            _times(loss, factor).backward()
-    return loss.detach()
-
-
-def _times(value: Tensor, factor: float | Tensor) -> Tensor:
-    """A product, without an operator where the factor is the number 1."""
-    return value if isinstance(factor, float) and factor == 1.0 else value * factor

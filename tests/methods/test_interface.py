@@ -200,6 +200,16 @@ def test_a_wrong_closure_is_refused(tiny):
         method.backward(lambda: model(x))
 
 
+def test_with_one_mask_per_example_losses_are_as_many_as_examples(tiny):
+    model, _, method = build(tiny, "hard_concrete", masks="example")
+    x, y = tiny["conv"].data()
+    with pytest.raises(ConfigurationError, match=r"^the closure returned 3 losses for a batch of 5 examples$"):
+        method.backward(lambda: F.cross_entropy(model(x), y, reduction="none")[:3])
+    with pytest.raises(ConfigurationError, match=r'^with masks="example" the closure must return one loss per exampl'):
+        method.backward(lambda: model(x))
+    method.backward(lambda: F.cross_entropy(model(x), y))
+
+
 @pytest.mark.parametrize("method", MAKE)
 def test_units_of_a_low_score_go_and_the_rule_is_as_before(tiny, method):
     _, plastic, made = build(tiny, method)

@@ -5,29 +5,19 @@ multiplication per activation. Layers are recognised by their calls of `torch.nn
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import CheckpointError
 
-from npn._utils.losses import came_as, check_differentiable, check_finite, way_out
-from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates
-from npn.functional.table import Draw, Estimator
-from npn.gates import Gates
+from npn.masking.refusals import CHECKPOINTS
 from npn.masking.table import MaskTable
-from npn.masking.weights import MaskedWeights
 
 _LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)
-_CHECKPOINTS = (
-    'masks="example" does not reach into activation checkpoints, which run their layers again in the backward pass; '
-    'use masks="batch", or no checkpoints'
-)
 _TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 
 
@@ -98,7 +88,7 @@ class ExampleMasks(TorchFunctionMode):
             ConfigurationError: it was.
         """
         if self.without_grad and _has_checkpoints(loss):
-            raise ConfigurationError(_CHECKPOINTS)
+            raise ConfigurationError(CHECKPOINTS)
 
     def check(self) -> None:
         """Raise unless every weight that reads gated units was read by a linear or convolution layer.
@@ -114,82 +104,6 @@ class ExampleMasks(TorchFunctionMode):
                 )
 
 
-def estimate(
-    gates: Gates,
-    weights: MaskedWeights,
-    model: nn.Module,
-    closure: Callable[[], Tensor],
-    estimator: Estimator,
-    pi: Tensor,
-    scale: float | Tensor,
-    last_checkpoint: str | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Run one training step with one mask per example: backward on the mean loss, and the gradient of the gates.
-
-    Args:
-        gates: the model's gates.
-        weights: the model's masked weights.
-        model: the model, whose buffers a second pass leaves unchanged.
-        closure: returns one loss per example, (batch,).
-        estimator: how to draw, evaluate and combine.
-        pi: (units,), keep probabilities.
-        scale: factor on the loss.
-        last_checkpoint: path of the last checkpoint, for the error about a loss that is not finite.
-
-    Returns:
-        The detached mean loss, (), and the log-odds gradient, (units,); None instead of the gradient at k = 0.
-
-    Raises:
-        ConfigurationError: a gated weight is read by another layer.
-    """
-    drawn: list[Draw] = []
-
-    def first_mask(batch: int) -> Tensor:
-        drawn.append(estimator.draw(pi, partial(gates.draw, batch)))
-        return drawn[0].masks[0]
-
-    before = RandomState.now(devices_of(model))
-    plastic = gates.k > 0
-    z, losses = _run(weights, closure, first_mask, scale, plastic and estimator.passes[0].gates, last_checkpoint)
-    if not plastic:
-        return losses.mean(), None
-    evaluated = [losses * scale]
-    gradients = [] if z.grad is None else [z.grad * len(z)]  # of each example's own loss, not of the mean
-    if len(estimator.passes) > 1:
-        with before.repeated(model), torch.no_grad(), ExampleMasks(weights.table, lambda n: drawn[0].masks[1]):
-            evaluated.append(_losses(closure, len(z), last_checkpoint) * scale)
-    return losses.mean(), estimator.combine(pi, drawn[0], evaluated, gradients).mean(0)
-
-
-def _run(
-    weights: MaskedWeights,
-    closure: Callable[[], Tensor],
-    mask: Callable[[int], Tensor],
-    scale: float | Tensor,
-    gradient: bool,
-    last_checkpoint: str | None,
-) -> tuple[Tensor, Tensor]:
-    """Run one forward and backward pass; return masks and losses. `gradient` requests the gradient of the masks."""
-    with torch.enable_grad():
-        mode = ExampleMasks(weights.table, lambda n: mask(n).requires_grad_(gradient))
-        with weights.unmasked():
-            with mode:
-                losses = _losses(closure, None, last_checkpoint)
-            mode.check()
-            assert mode.mask is not None
-            if len(mode.mask) != len(losses):
-                raise ConfigurationError(
-                    f"the closure returned {len(losses)} losses for a batch of {len(mode.mask)} examples"
-                )
-            mode.check_checkpoints(losses)
-            check_differentiable(losses)
-            try:
-                (losses.mean() * scale).backward()
-            except CheckpointError as error:
-                raise ConfigurationError(_CHECKPOINTS) from error
-    return mode.mask, losses.detach()
-
-
 def _has_checkpoints(losses: Tensor) -> bool:
     """Whether the graph contains a reentrant activation checkpoint."""
     seen, left = set(), [losses.grad_fn]
@@ -202,16 +116,3 @@ def _has_checkpoints(losses: Tensor) -> bool:
         seen.add(node)
         left += [following for following, _ in node.next_functions]
     return False
-
-
-def _losses(closure: Callable[[], Tensor], expected: int | None, last_checkpoint: str | None) -> Tensor:
-    """Call the closure and check that it returns one finite loss per example."""
-    losses = closure()
-    if not isinstance(losses, Tensor) or losses.dim() != 1 or (expected is not None and len(losses) != expected):
-        advice = way_out(losses, 'use reduction="none"')
-        raise ConfigurationError(
-            'with masks="example" the closure must return one loss per example, shape (batch,), got '
-            f"{came_as(losses)}; {advice}"
-        )
-    check_finite(losses, last_checkpoint)
-    return losses

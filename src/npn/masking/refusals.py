@@ -8,6 +8,10 @@ UNUSED = (
     "the loss depends on no weight of the attached model that has a mask; the closure must call that model, not a "
     "copy, nor plastic.export()"
 )
+CHECKPOINTS = (
+    'masks="example" does not reach into activation checkpoints, which run their layers again in the backward pass; '
+    'use masks="batch", or no checkpoints'
+)
 CHANGED = (
     "{name} was changed inside {where}, where it is a masked copy; the change is lost. Step optimizers, and "
     "normalise or clip weights in place, after {where}"

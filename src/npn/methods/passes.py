@@ -6,9 +6,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from npn.masking.examples import ExampleMasks
+from npn.passes import evaluated, run_by_example
 from npn.plasticity import Plasticity
-from npn.step import evaluated
 
 
 class Draw(Protocol):
@@ -65,14 +64,5 @@ def by_example(plastic: Plasticity, draw: Draw, closure: Callable[[], Tensor], s
             else mask.expand(batch, -1)
         )
 
-    def masked() -> Tensor:
-        mode = ExampleMasks(weights.table, mask_of_each)
-        with mode:
-            loss = closure()
-        mode.check()
-        if isinstance(loss, Tensor):
-            mode.check_checkpoints(loss)
-        return loss
-
-    with weights.unmasked():
-        return evaluated(weights, masked, scale, per_example=True, last_checkpoint=plastic.last_checkpoint)
+    losses = run_by_example(weights, mask_of_each, closure, scale, scalar=True, last_checkpoint=plastic.last_checkpoint)
+    return losses.mean()
