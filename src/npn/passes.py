@@ -88,9 +88,10 @@ def run_by_example(
             losses = closure()
         dimensions = (0, 1) if scalar else (1,)
         if not isinstance(losses, Tensor) or losses.dim() not in dimensions:
+            advice = way_out(losses, 'use reduction="none"')
             raise ConfigurationError(
                 'with masks="example" the closure must return one loss per example, shape (batch,), got '
-                f"{came_as(losses)}; {way_out(losses, 'use reduction="none"')}"
+                f"{came_as(losses)}; {advice}"
             )
         mode.check()
         assert mode.mask is not None

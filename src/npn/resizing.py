@@ -30,21 +30,25 @@ from npn.surgery import Finish, Plan, ResizeReport
 from npn.tracing import grown, shrunk, why_not
 
 
-def check_logits(gates: Gates) -> None:
-    """Raise if a logit is NaN: its unit would count as closed, and go for good.
+def decide(gates: Gates) -> None:
+    """Let a method decide, and raise if a logit, or a method's score, is NaN: its unit would go for good.
 
     Args:
         gates: of the model.
 
     Raises:
-        ResizeError: naming the first group of such a logit.
+        ResizeError: naming the first group of such a logit or score.
     """
+    gates.decide()
+    each, decision = gates.each, gates.decision
+    values = gates.logits() if decision is None else decision.chosen()[1]
     names = [*(group.name for group in gates.groups), *(gate.name for gate in gates.weights)]
-    for name, gate in zip(names, gates.each, strict=True):
-        if count := int(gate.logits.isnan().sum()):
+    for name, piece in zip(names, values.split([gate.logits.numel() for gate in each]), strict=True):
+        if count := int(piece.isnan().sum()):
+            what, of = ("logits", "the gates'") if decision is None else ("scores", f"{type(decision).__name__}'s")
             raise ResizeError(
-                f"{count} of {gate.logits.numel()} logits of {name!r} are NaN, so which of its units stay is not "
-                "known. Look at the gates' gradients and learning rate, and go back to a checkpoint"
+                f"{count} of {len(piece)} {what} of {name!r} are NaN, so which of its units stay is not known. Look at "
+                f"{of} gradients and learning rate, and go back to a checkpoint"
             )
 
 
@@ -58,8 +62,7 @@ def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[st
         structure: of the model.
         below: keep probability.
     """
-    gates.decide()
-    check_logits(gates)
+    decide(gates)
     for gate in gates.each:
         gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -340,11 +343,11 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
 
     Raises:
         ConfigurationError: an attribute of the model cannot be copied.
-        ResizeError: a logit is NaN, or the model has other parameters than when it was attached.
+        ResizeError: a logit or a method's score is NaN, or the model has other parameters than when it was attached.
     """
     call.recover()
     gates, weights, model = call.gates, call.weights, call.weights.model
-    check_logits(gates)
+    decide(gates)
     surgery.check_shapes(model, structure)
     without: dict[int, Any] = {id(each): None for each in (gates, weights, gates.decision)}
     with unsharded(model, lambda parameter: full(parameter.detach()).to("cpu", copy=True)):

@@ -131,6 +131,23 @@ def test_a_checkpoint_restores_model_and_method(tiny, tmp_path, method):
 
 
 @EVERY
+def test_scores_that_are_no_numbers_remove_nothing(tiny, method):
+    model, plastic, way = build(tiny, method)
+    with torch.no_grad():
+        own = way.parameters() or list(way._tensors.get("dual", {}).values())
+        for tensor in own or [model[1].weight, model[0].weight]:
+            if len(tensor) == plastic.groups[0].size:
+                tensor[1:].fill_(math.nan)
+    way.after_step()
+    sizes, size = plastic.sizes(), plastic.groups[0].size
+    message = rf"^{size - 1} of {size} scores of '0' are NaN, so which of its units stay is not known. Look at"
+    for action in (way.compact, way.export, lambda: way.remove_below(0.0)):
+        with pytest.raises(npn.errors.ResizeError, match=message):
+            action()
+    assert [group.size for group in plastic.groups] == [size, plastic.groups[1].size] and plastic.sizes() == sizes
+
+
+@EVERY
 def test_copies_follow_and_have_the_evaluation_mask(tiny, method):
     spec = tiny["conv"]
     model, plastic, way = build(tiny, method)

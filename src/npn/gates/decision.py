@@ -20,6 +20,9 @@ class Decision(Protocol):
     def kept_gates(self) -> Tensor:
         """Which units and weights stay, bool (gates,); at least one of each group."""
 
+    def chosen(self) -> tuple[Tensor, Tensor]:
+        """Which units and weights the rule keeps, bool (gates,), and a score of each, (gates,)."""
+
     def evaluation_mask(self) -> Tensor:
         """The real-valued mask of calls outside training steps, (gates,); 0 for what does not stay."""
 
