@@ -84,3 +84,53 @@ def test_masks_and_signs_get_those_of_present_units():
         model[2].weight.normal_()
     jacobian = torch.autograd.functional.jacobian(model, x[0])
     assert float(jacobian.triu().abs().max()) == 0.0, "an output depends on its own input or on a later one"
+
+
+class Several(nn.Module):
+    """A layer with two inputs or more, or one that is recurrent, between others."""
+
+    def __init__(self, layer, width):
+        super().__init__()
+        self.first, self.layer, self.last = nn.Linear(4, 5), layer, nn.Linear(width, 2)
+
+    def forward(self, x):
+        h = self.first(x)
+        if isinstance(self.layer, nn.Bilinear):
+            return self.last(self.layer(h, x))
+        if isinstance(self.layer, nn.ConvTranspose1d):
+            return self.last(self.layer(h.transpose(1, 2)).transpose(1, 2))
+        return self.last(self.layer(h)[0])
+
+
+@pytest.mark.parametrize(("layer", "bound"), [
+    (nn.Bilinear(5, 4, 3), 5),
+    (nn.LSTM(5, 3, batch_first=True), 3),
+    (nn.GRU(5, 3, batch_first=True), 3),
+    (nn.ConvTranspose1d(5, 3, 2), 5 * 2),  # the fan-in, where PyTorch takes the fan-out
+    (nn.ConvTranspose1d(5, 10, 2, groups=5), 2),
+], ids=lambda value: type(value).__name__)  # fmt: skip
+def test_new_units_of_a_layer_start_as_wide_as_pytorchs(layer, bound):
+    torch.manual_seed(0)
+    model, x = Several(layer, 10 if getattr(layer, "groups", 1) > 1 else 3), torch.randn(2, 6, 4)
+    plastic, old = npn.attach(model, x), {name: p.shape for name, p in layer.named_parameters()}
+    group = next(
+        group for group in plastic.groups for slot in group.slots if slot.reads and slot.tensor == "last.weight"
+    )
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.fill_(5.0)
+    plastic.grow({group.name: 100 * group.multiple})
+    for name, p in layer.named_parameters():
+        new = p.detach()[(p != 5) & (p != 0)].abs() * bound**0.5
+        assert p.shape != old[name] and len(new) >= 100 and bool((new <= 1).all()), name
+        assert float(new.mean()) == pytest.approx(0.5, abs=0.1), name  # of U(0, 1): 0.03 for 100 numbers
+
+
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_new_features_of_an_embedding_start_as_pytorchs(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(kind(1000, 4, padding_idx=7), nn.Linear(4, 2))
+    plastic = npn.attach(model, torch.randint(0, 1000, (5, 3)))
+    plastic.grow({"0": 3})
+    new = model[0].weight[:, 4:].detach()
+    assert bool(new[7].eq(0).all()) and abs(float(new.std()) - 1) < 0.1
