@@ -242,6 +242,8 @@ def test_bn_scale_is_the_mean_of_all_gammas_on_a_unit() -> None:
     plastic = npn.attach(Branched(), torch.zeros(2, 3), branches="two", skip=["one.0", "stem"])
     plastic.model.two[2].weight.data[0] = -2.0
     assert npn.importance(plastic, "bn_scale")["branches"].item() == pytest.approx(5 / 4)
+    method = npn.methods.Slimming(plastic, weight=0.1)
+    assert method.scales().tolist() == pytest.approx([5 / 4]) and method.penalty().item() == pytest.approx(0.1 * 5)
 
 
 def test_random_follows_the_seed() -> None:

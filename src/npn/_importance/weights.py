@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from npn._utils import cpu
-from npn.errors import ConfigurationError
-from npn.structure import Branches, Columns, Group, Slot, Structure
+from npn.entries import UnitEntries, all_places, batchnorm_entries
+from npn.structure import Structure
+
+_CPU = torch.device("cpu")  # where float64 is at hand
 
 
 def group_norms(model: nn.Module, structure: Structure) -> Tensor:
@@ -21,23 +21,11 @@ def group_norms(model: nn.Module, structure: Structure) -> Tensor:
         structure: its units.
 
     Returns:
-        (gates,), in the order of `structure.parts`.
+        float64 (gates,) on the CPU, in the order of `structure.parts`.
     """
-    weights = {name: p.detach() for name, p in model.named_parameters() if p.dim() > 1}
-    squares = []
-    for part in structure.parts:
-        total = cpu.zeros(part.size, dtype=torch.float64)
-        if isinstance(part, Branches):
-            for name, weight in weights.items():
-                if (home := part.home(name)) < part.size:
-                    total[home] += _energy(weight).sum()
-        for slot in part.slots:
-            if slot.tensor in weights:
-                weight = weights[slot.tensor]
-                energy = _energy(weight).sum([axis for axis in range(weight.dim()) if axis != slot.axis])
-                total += _by_unit(energy, slot, structure).sum(1)
-        squares.append(total)
-    return torch.cat(squares).sqrt()
+    names = [name for name, parameter in model.named_parameters() if parameter.dim() > 1]
+    entries = UnitEntries(model, structure, all_places(structure, names), _CPU)
+    return entries.sums(lambda weight: _magnitude(weight).square(), torch.float64).sqrt()
 
 
 def batchnorm_scales(model: nn.Module, structure: Structure) -> Tensor:
@@ -48,7 +36,7 @@ def batchnorm_scales(model: nn.Module, structure: Structure) -> Tensor:
         structure: its units.
 
     Returns:
-        (gates,), in the order of `structure.parts`.
+        float64 (gates,) on the CPU, in the order of `structure.parts`.
 
     Raises:
         ConfigurationError: a group has no BatchNorm with a scale.
@@ -56,37 +44,11 @@ def batchnorm_scales(model: nn.Module, structure: Structure) -> Tensor:
     References:
         Liu et al., "Learning Efficient Convolutional Networks through Network Slimming", ICCV 2017.
     """
-    owned = {id(module.weight) for module in model.modules() if isinstance(module, _BatchNorm) and module.affine}
-    scales = {n: p.detach().abs().double().cpu() for n, p in model.named_parameters() if id(p) in owned}
-    found = {part.name: _mean_scale(part, scales, structure) for part in structure.parts}
-    without = [repr(name) for name, mean in found.items() if mean is None]
-    if without:
-        raise ConfigurationError(
-            f"bn_scale needs a BatchNorm with a scale on every unit, but there is none in {', '.join(without)}; leave "
-            "that out with skip= when attaching or pruning, or take another criterion"
-        )
-    return torch.cat([mean for mean in found.values() if mean is not None])
+    advice = "skip= when attaching or pruning, or take another criterion"
+    entries = batchnorm_entries(model, structure, _CPU, "bn_scale", advice)
+    return entries.sums(_magnitude, torch.float64) / entries.counts
 
 
-def _mean_scale(part: Group | Branches | Columns, scales: dict[str, Tensor], structure: Structure) -> Tensor | None:
-    """(size,), or None where some unit has no scale."""
-    if isinstance(part, Branches):
-        inside = [[scales[name] for name in names if name in scales] for names in part.scales]
-        return torch.stack([torch.cat(each).mean() for each in inside]) if all(inside) else None
-    entries = [_by_unit(scales[slot.tensor], slot, structure) for slot in part.slots if slot.tensor in scales]
-    return torch.cat(entries, dim=1).mean(1) if entries else None
-
-
-def _energy(weight: Tensor) -> Tensor:
-    """Squares of a weight's entries."""
-    return weight.abs().cpu().double().square()
-
-
-def _by_unit(along: Tensor, slot: Slot, structure: Structure) -> Tensor:
-    """(units, entries): values along a tensor's axis, where the units lie; 0 for input columns that are gone."""
-    for columns in structure.columns:
-        if columns.key == slot.key:
-            full = along.new_zeros(structure.shapes[slot.tensor][slot.axis])
-            full[columns.kept] = along
-            along = full
-    return along[slot.index]
+def _magnitude(weight: Tensor) -> Tensor:
+    """|w|, float64 on the CPU."""
+    return weight.detach().abs().cpu().double()

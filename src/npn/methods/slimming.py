@@ -5,12 +5,10 @@ from typing import final
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from npn._utils.validation import positive, share
-from npn.errors import ConfigurationError
+from npn.entries import UnitEntries, batchnorm_entries
 from npn.functional.topology import rounded_down
-from npn.methods.entries import UnitEntries
 from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
@@ -55,18 +53,11 @@ class Slimming(Method):
         super().__init__(plastic)
         self.weight, self.threshold = positive("weight", weight), -math.inf
         self._entries = self._find_entries()
-        pieces = zip(self.names, self._pieces(self._entries.counts), strict=True)
-        without = [repr(name) for name, counts in pieces if not bool(counts.all())]
-        if without:
-            raise ConfigurationError(
-                f"Slimming needs a BatchNorm with a scale on every unit, but there is none in {', '.join(without)}; "
-                "leave that out with skip= when attaching"
-            )
         self._begin()
 
     def scales(self) -> Tensor:
         """Mean |gamma| of the BatchNorms on each unit, (units,), differentiable."""
-        if not self._entries.belong_to(self.plastic):
+        if not self._entries.belong_to(self.plastic.structure, self.plastic.gates.device):
             self._entries = self._find_entries()
         return self._entries.sums(torch.abs) / self._entries.counts
 
@@ -95,5 +86,7 @@ class Slimming(Method):
         return scales > self.threshold, scales
 
     def _find_entries(self) -> UnitEntries:
-        owned = {id(m.weight) for m in self.plastic.model.modules() if isinstance(m, _BatchNorm) and m.affine}
-        return UnitEntries(self.plastic, lambda scale, _: id(scale) in owned)
+        plastic = self.plastic
+        return batchnorm_entries(
+            plastic.model, plastic.structure, plastic.gates.device, "Slimming", "skip= when attaching"
+        )

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from npn._utils.layout import along
+from npn._utils.models import model_tensors
 from npn._utils.validation import flag, share, whole_number
+from npn.entries import UnitEntries, producing
 from npn.errors import ConfigurationError
 from npn.functional.topology import rounded_down, smallest
-from npn.methods.entries import UnitEntries
 from npn.methods.method import Method
 from npn.plasticity import Plasticity
 
@@ -114,7 +115,7 @@ class TargetedDropout(Method):
     @torch.no_grad()
     def magnitudes(self) -> dict[str, Tensor]:
         """Norm of the weights that produce each unit, (size,); |w| of single weights, (outputs, weights of each)."""
-        if not self._entries.belong_to(self.plastic):
+        if not self._entries.belong_to(self.plastic.structure, self.plastic.gates.device):
             self._entries = self._find_entries()
         norms = self._entries.sums(lambda w: w.detach().abs().square()).sqrt()
         pieces = norms.split([group.size for group in self.groups])
@@ -160,4 +161,6 @@ class TargetedDropout(Method):
         return (1.9 * t if t < 0.5 else 0.95 + 0.1 * (t - 0.5)), self.rate * t
 
     def _find_entries(self) -> UnitEntries:
-        return UnitEntries(self.plastic, lambda weight, gated: gated or weight.dim() > 1)
+        plastic, tensors = self.plastic, model_tensors(self.plastic.model)
+        places = (p for p in producing(plastic.structure) if p.gated or tensors[p.tensor].dim() > 1)
+        return UnitEntries(plastic.model, plastic.structure, places, plastic.gates.device)
