@@ -246,7 +246,7 @@ class Plasticity:
             Scalar, differentiable in the logits.
         """
         self.gates.to(self.masked_weights.device)
-        return self.pricing.at(self.gates.keep_probability()).expected_cost(kind, weights)
+        return self.pricing.expected(kind, self.gates.keep_probability(), weights)
 
     def full_cost(self, kind: str, /) -> float:
         """Cost of the model at attach, with every gate open; `kind` as for `expected_cost`."""

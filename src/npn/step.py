@@ -16,7 +16,7 @@ from npn._utils.rng import RandomState, devices_of
 from npn._utils.validation import finite, instance, is_number, shown
 from npn.errors import ConfigurationError
 from npn.functional.table import ESTIMATORS, Draw
-from npn.gates import Gates, Pricing
+from npn.gates import Costs, Gates, Pricing
 from npn.masking import MaskedWeights
 from npn.passes import Closure, evaluated, run_by_example, times
 from npn.penalty import CostTerm, Priced
@@ -100,7 +100,7 @@ class Step:
                 gradient = gradient * functional.chain_factor(phi, gates.k, gates.function)
                 gradient = gradient if held is None else gradient.masked_fill(held, 0)
         if gates.k > 0:
-            penalise(self.penalty, self.pricing.at(probability), scale)
+            penalise(self.penalty, Costs(self.pricing, probability), scale)
             found = [each for each in (gradient, phi.grad) if each is not None]
             if found:
                 gates.add_gradient(sum(found[1:], start=found[0]))

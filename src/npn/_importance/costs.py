@@ -20,7 +20,7 @@ def cost_function(plastic: Plasticity, kind: str) -> Callable[[Tensor], Tensor]:
     """
     with torch.inference_mode(False):
         costs = CostModel(plastic.model, plastic.structure, torch.device("cpu"))
-    return lambda mask: costs.under(kind, mask)
+    return lambda mask: costs.expected(kind, mask)
 
 
 def value_and_slope(cost: Callable[[Tensor], Tensor], mask: Tensor) -> tuple[float, Tensor]:

@@ -26,11 +26,10 @@ class CostModel:
     Args:
         model: the model, for its parameters' names.
         structure: its structure.
-        gated: names of the groups with gates, in the order of the gates.
         device: device of the tables that `expected` uses.
 
     Attributes:
-        gated: the argument.
+        gated: names of the groups, branches and columns, in the order of their gates.
         branches: the branches, if they have gates.
         of_group: int64 (units,), group of each unit.
         single: expected cost of the weights with their own gates; None if there are none.
@@ -52,14 +51,14 @@ class CostModel:
         self.single, self._fed_by_none = _of_single_weights(structure, names, whole, device)
         self._prices: tuple[dict[str, float], Tensor] | None = None
 
-    def expected(self, kind: str, probability: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
+    def expected(self, kind: str, gates: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
         """E[cost(z)], scalar, differentiable.
 
         Args:
             kind: "params", "weights" (parameters with several axes: no biases, no normalisation), "macs", "units" or
                 "layerwise" (each unit costs the weights that read it, a branch the weights that its gate multiplies).
-            probability: (units,), keep probabilities of all gates in order; effective ones for columns. For float64 on
-                the CPU the cost is computed in float64. Weights with their own gates cost nothing here.
+            gates: (gates,), keep probabilities of units, branches and columns, then of single weights. For float64 on
+                the CPU the cost is computed in float64.
             weights: group name -> factor, for "layerwise".
 
         Returns:
@@ -68,28 +67,17 @@ class CostModel:
         Raises:
             ConfigurationError: the kind is unknown.
         """
+        units, single = gates[: len(self.of_group)], gates[len(self.of_group) :]
+        probability = effective_gates(units, self._feeding)
         sums = probability.new_zeros(len(self.gated)).index_add(0, self.of_group, probability)
         exact = sums.dtype == torch.float64 and sums.device.type == "cpu"
         tables = self._exact if exact else self._device_copy
-        with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
-            if self.branches is None:
-                return self._cost(kind, tables, probability, sums, weights)
+        present = None
+        if self.branches is not None:
             present = probability[self._first : self._first + self.branches.size]
-            return self._cost(kind, tables, probability, sums, weights, present)
-
-    def under(self, kind: str, gates: Tensor, weights: Mapping[str, float] | None = None) -> Tensor:
-        """E[cost(z)], scalar, differentiable, at the keep probabilities of all gates.
-
-        Args:
-            kind, weights: see `expected`.
-            gates: (gates,), keep probabilities of units, branches and columns, then of single weights.
-        """
-        units, single = gates[: len(self.of_group)], gates[len(self.of_group) :]
-        cost = self.expected(kind, effective_gates(units, self._feeding), weights)
-        if self.single is None:
-            return cost
-        with torch.autocast(gates.device.type, enabled=False):
-            return cost + self.single.expected(kind, units, single, weights)
+        with torch.autocast(sums.device.type, enabled=False):  # counts do not survive bfloat16
+            cost = self._cost(kind, tables, probability, sums, weights, present)
+            return cost if self.single is None else cost + self.single.expected(kind, units, single, weights)
 
     def _cost(
         self,
@@ -100,7 +88,15 @@ class CostModel:
         weights: Mapping[str, float] | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """`expected`, given the keep probability of every branch; without `probability`, no gate is random."""
+        """Cost without weights that have their own gates; without `probability`, no gate is random.
+
+        Args:
+            kind, weights: see `expected`.
+            on: the tables.
+            probability: (units,), keep probabilities, of columns with that of the unit that feeds each.
+            sums: (groups,), their sum over each group.
+            present: (branches,), keep probabilities; None if branches have no gates.
+        """
         share = None if present is None else torch.cat([present, present.new_ones(1)])
         if kind == "units":
             return sums.sum() if share is None else (sums * share[on.owner]).sum()

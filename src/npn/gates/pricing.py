@@ -65,7 +65,7 @@ class Pricing:
         held = self.gates.held()
         if held is not None:
             probability = torch.where(held, torch.ones_like(probability), probability)
-        return self.costs.under(kind, probability, weights)
+        return self.costs.expected(kind, probability, weights)
 
     def full(self, kind: str) -> float:
         """Cost of the model at attach with every gate open.
@@ -74,14 +74,6 @@ class Pricing:
             kind: see `CostModel.expected`.
         """
         return self._at_attach.at(kind, {})
-
-    def at(self, probability: Tensor) -> "Costs":
-        """The costs at given keep probabilities.
-
-        Args:
-            probability: (gates,), keep probabilities of all gates.
-        """
-        return Costs(self, probability)
 
 
 @dataclass(frozen=True)
