@@ -256,7 +256,7 @@ class Plasticity:
         """Cost with one unit left in every group, and the branch that is then the cheapest."""
         return self.pricing.costs.least(kind)
 
-    def compact(self, below: float = 1e-3) -> ResizeReport:
+    def compact(self, below: float = 1e-3, *, score: float = -torch.inf) -> ResizeReport:
         """Physically remove units that have stayed closed.
 
         A unit is removed when its keep probability is under `below` (at k = inf: when it is closed), or when `close`
@@ -265,12 +265,12 @@ class Plasticity:
         then on, without momentum or gradient, until `open` or growth opens them. A unit goes with its last reader.
 
         Args:
-            below: keep probability.
+            below, score: keep probability; with one of `npn.methods`, the score under which units go, too.
 
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
-        report = self._resize(resizing.compaction(self._call, self.structure, below, self._inputs()))
+        report = self._resize(resizing.compaction(self._call, self.structure, below, self._inputs(), score))
         return replace(report, weights=resizing.remove_weights(self.gates, self.masked_weights, below, self.optimizers))
 
     def grow(

@@ -1,5 +1,6 @@
 """From gates to resizes: the units that a model loses and gains, and the small copy that leaves it."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,17 +31,21 @@ from npn.surgery import Finish, Plan, ResizeReport
 from npn.tracing import grown, shrunk, why_not
 
 
-def decide(gates: Gates) -> None:
+def decide(gates: Gates, least: float = -math.inf) -> None:
     """Let a method decide, and raise if a logit, or a method's score, is NaN: its unit would go for good.
 
     Args:
         gates: of the model.
+        least: units of a lower score go, too.
 
     Raises:
         ResizeError: naming the first group of such a logit or score.
+        ConfigurationError: no method gives scores.
     """
-    gates.decide()
     each, decision = gates.each, gates.decision
+    if decision is None and least > -math.inf:
+        raise ConfigurationError("score= is for methods, which give units a score; gates have a probability, below=")
+    gates.decide(least)
     values = gates.logits() if decision is None else decision.chosen()[1]
     names = [*(group.name for group in gates.groups), *(gate.name for gate in gates.weights)]
     for name, piece in zip(names, values.split([gate.logits.numel() for gate in each]), strict=True):
@@ -52,7 +57,7 @@ def decide(gates: Gates) -> None:
             )
 
 
-def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[str, list[int]]:
+def units_to_remove(gates: Gates, structure: Structure, below: float, least: float = -math.inf) -> dict[str, list[int]]:
     """Group name -> closed units that are less likely than `below` or closed by hand, in whole sets.
 
     Units whose every reader is a single weight that is to be removed go too, but for the likeliest unit of a group.
@@ -61,8 +66,9 @@ def units_to_remove(gates: Gates, structure: Structure, below: float) -> dict[st
         gates: of the model.
         structure: of the model.
         below: keep probability.
+        least: score of a method; units with less go, too.
     """
-    decide(gates)
+    decide(gates, least)
     for gate in gates.each:
         gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -130,7 +136,9 @@ def units_to_add(gates: Gates, more: Mapping[str, int]) -> dict[str, int]:
     return wanted
 
 
-def compaction(call: MaskedCall, structure: Structure, below: float, example_inputs: Any) -> Plan:
+def compaction(
+    call: MaskedCall, structure: Structure, below: float, example_inputs: Any, least: float = -math.inf
+) -> Plan:
     """Plan to remove what has stayed closed, see `units_to_remove`.
 
     Args:
@@ -138,6 +146,7 @@ def compaction(call: MaskedCall, structure: Structure, below: float, example_inp
         structure: of the model.
         below: keep probability.
         example_inputs: for re-traces.
+        least: score of a method; units with less go, too.
 
     Raises:
         ResizeError: see `npn.surgery.plan_removal` and `npn.surgery.check_shapes`.
@@ -145,7 +154,7 @@ def compaction(call: MaskedCall, structure: Structure, below: float, example_inp
     """
     call.recover()
     surgery.check_shapes(call.weights.model, structure)
-    removed = units_to_remove(call.gates, structure, share("below", below))
+    removed = units_to_remove(call.gates, structure, share("below", below), least)
     assert_same("what compact removes", removed)
     model, weights = call.weights.model, call.weights
     fitting = removable(model, structure, removed, weights, example_inputs)

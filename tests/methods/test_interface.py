@@ -237,3 +237,8 @@ def test_units_of_a_low_score_go_and_the_rule_is_as_before(tiny, method):
     made.remove_below(least)
     assert [group.size for group in plastic.groups] == expected
     assert not made.remove_below(-torch.inf).changes
+
+
+def test_a_score_needs_a_method(tiny):
+    with pytest.raises(ConfigurationError, match=r"^score= is for methods, which give units a score; gates have a p"):
+        tiny["conv"].attach()[1].compact(score=0.5)

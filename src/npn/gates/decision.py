@@ -1,5 +1,6 @@
 """What a method needs to be, so that it decides what stays in place of trained logits."""
 
+import math
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ class Decision(Protocol):
 
     folds: bool
 
-    def kept_gates(self) -> Tensor:
-        """Which units and weights stay, bool (gates,); at least one of each group."""
+    def kept_gates(self, least: float = -math.inf) -> Tensor:
+        """Which units and weights of this score or more stay, bool (gates,); at least one of each group."""
 
     def chosen(self) -> tuple[Tensor, Tensor]:
         """Which units and weights the rule keeps, bool (gates,), and a score of each, (gates,)."""

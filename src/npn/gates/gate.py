@@ -208,4 +208,7 @@ class Gate:
         """
         with torch.no_grad():
             for name, tensor in zip(self._names, self.tensors, strict=True):
-                tensor.copy_(state[name]) if name in state or not name.startswith("warm") else tensor.zero_()
+                if name in state or not name.startswith("warm"):
+                    tensor.copy_(state[name])
+                else:
+                    tensor.zero_()

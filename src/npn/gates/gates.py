@@ -144,18 +144,19 @@ class Gates:
         """Whether each gate is held open in a grace period, bool (gates,); None if none is."""
         return torch.cat([gate.grace.flatten() for gate in self.each]) > 0 if self.grace_left else None
 
-    def draw(self, *batch: int) -> Tensor:
+    def draw(self, batch: int | None = None) -> Tensor:
         """Draw u ~ U(0, 1) from the gates' own generator; every process draws different numbers, unless `same_draws`.
 
         Args:
-            batch: leading sizes.
+            batch: number of examples for one draw per example; None for one draw.
 
         Returns:
-            (*batch, gates).
+            (gates,) or (batch, gates).
         """
         first = self.each[0].logits
         generator = self.generator if self.same_draws else per_rank_generator(self.generator)
-        return torch.rand(*batch, len(self), generator=generator, device=first.device, dtype=first.dtype)
+        shape = (len(self),) if batch is None else (batch, len(self))
+        return torch.rand(shape, generator=generator, device=first.device, dtype=first.dtype)
 
     def deterministic_mask(self) -> Tensor | None:
         """1[pi > 1/2] over all gates and 1 where held open, (gates,); None if all are open.
@@ -202,12 +203,12 @@ class Gates:
             torch._foreach_add_(*map(list, zip(*more, strict=True)))
 
     @torch.no_grad()
-    def decide(self) -> None:
-        """Open what the method keeps, and close the rest; without a method nothing happens."""
+    def decide(self, least: float = -math.inf) -> None:
+        """Open what the method keeps, if its score is `least` or more, and close the rest; nothing without a method."""
         if self.decision is None:
             return
         gates = self.each
-        kept = self.decision.kept_gates().split([gate.logits.numel() for gate in gates])
+        kept = self.decision.kept_gates(least).split([gate.logits.numel() for gate in gates])
         for gate, keep in zip(gates, kept, strict=True):
             gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
             if isinstance(gate, WeightGates):

@@ -85,7 +85,7 @@ class BetaBernoulli(Method):
         """One keep probability per unit, and one relaxed gate per unit and step or example."""
         gates = self.plastic.gates
         probability = functional.kumaraswamy_sample(*self.posterior(), gates.draw())
-        uniform = gates.draw(*([] if batch is None else [batch]))
+        uniform = gates.draw(batch)
         return functional.relaxed_bernoulli(probability, uniform, self.temperature)
 
     @torch.no_grad()

@@ -72,7 +72,7 @@ class HardConcrete(Method):
 
     def training_mask(self, batch: int | None = None) -> Tensor:
         """See `npn.functional.hard_concrete_sample`."""
-        uniform = self.plastic.gates.draw(*([] if batch is None else [batch]))
+        uniform = self.plastic.gates.draw(batch)
         return functional.hard_concrete_sample(self._joined("log_alpha"), uniform)
 
     @torch.no_grad()

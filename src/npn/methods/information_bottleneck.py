@@ -57,7 +57,7 @@ class InformationBottleneck(Method):
 
     def training_mask(self, batch: int | None = None) -> Tensor:
         """See `npn.functional.bottleneck_sample`."""
-        normal = self._normal(*([] if batch is None else [batch]))
+        normal = self._normal(batch)
         return functional.bottleneck_sample(*self._gates(), normal)
 
     @torch.no_grad()

@@ -78,7 +78,6 @@ class Method(ABC):
         plastic.masked_weights.need_whole(name)
         self.plastic = plastic
         self._tensors: dict[str, dict[str, Tensor]] = {}
-        self._least = -math.inf  # score
         self._axes = {gate.name: self._output_axis(gate.name) for gate in plastic.gates.weights}
         plastic.gates.to(plastic.masked_weights.device)
 
@@ -146,11 +145,15 @@ class Method(ABC):
         return {gate.name: found[gate.name] for gate in self.plastic.gates.weights}
 
     @torch.no_grad()
-    def kept_gates(self) -> Tensor:
-        """What stays, bool (gates,): what the rule keeps, and the best of each group."""
+    def kept_gates(self, least: float = -math.inf) -> Tensor:
+        """What stays, bool (gates,): what the rule keeps, and the best of each group.
+
+        Args:
+            least: what has a lower score does not stay.
+        """
         self.plastic.gates.to(self.plastic.masked_weights.device)
         keep, score = self.chosen()
-        pairs = zip(self._pieces(keep & (score >= self._least)), self._pieces(score), strict=True)
+        pairs = zip(self._pieces(keep & (score >= least)), self._pieces(score), strict=True)
         return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])
 
     def kept(self) -> dict[str, Tensor]:
@@ -206,11 +209,7 @@ class Method(ABC):
         """
         if not is_number(score) or math.isnan(score):
             raise ConfigurationError(f"score must be a number, got {shown(score)}")
-        self._least = score
-        try:
-            return self.compact()
-        finally:
-            self._least = -math.inf
+        return self.plastic.compact(score=score)
 
     def export(self, of: nn.Module | None = None) -> nn.Module:
         """Make a plain copy of the model in which the evaluation mask is part of the weights.
@@ -351,11 +350,12 @@ class Method(ABC):
         ]
         return torch.cat(pieces).to(gates.device)
 
-    def _normal(self, *batch: int) -> Tensor:
-        """Standard normal numbers from the gates' generator, (*batch, gates); every process draws different ones."""
+    def _normal(self, batch: int | None) -> Tensor:
+        """Standard normal numbers of the gates' generator, (gates,) or (batch, gates); each process has its own."""
         gates = self.plastic.gates
         generator = per_rank_generator(gates.generator)
-        return torch.randn(*batch, len(gates), generator=generator, dtype=torch.float32, device=gates.device)
+        shape = (len(gates),) if batch is None else (batch, len(gates))
+        return torch.randn(shape, generator=generator, dtype=torch.float32, device=gates.device)
 
 
 def _names(plastic: Plasticity) -> list[str]:

@@ -127,7 +127,7 @@ class TargetedDropout(Method):
     @torch.no_grad()
     def training_mask(self, batch: int | None = None) -> Tensor:
         """0 for candidates with probability alpha, else 1."""
-        uniform = self.plastic.gates.draw(*([] if batch is None else [batch]))
+        uniform = self.plastic.gates.draw(batch)
         candidates = self._weights_of(self.candidates()) if self.paper_code else self.candidates()
         return (~(candidates & (uniform < self._ramped()[1]))).float()
 
