@@ -332,3 +332,12 @@ def test_the_first_reason_is_told_where_half_of_the_rows_fails():
 
     with pytest.raises(TraceError, match=r"^the shape of a tensor depends on values at test_known_values\.py"):
         npn.attach(Net(rows_of_pairs), (X, MASK))
+
+
+def test_a_path_that_nothing_but_computed_values_decides_is_told():
+    message = (
+        f"the forward pass decides by values that it computes itself at {LINE}, and half of them were assumed to hold: "
+        "what was found holds for passes in which some do; others have to use the weights in the same way"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(message)}$"):
+        npn.attach(Net(lambda net, h, mask: torch.tanh(net.b(h)) if (h > 9).any() else h), (X, MASK))

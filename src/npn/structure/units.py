@@ -220,6 +220,7 @@ class Structure:
         decided: lines at which the forward pass decides by values of its inputs, as the example inputs have them.
         settled: lines at which it decides by values of its buffers, as they are now.
         assumed: lines at which it picks rows by what weights have computed; half of them are assumed.
+        held: lines at which it decides by what weights have computed, as if that held for some rows.
         leaving: lines at which values leave the forward pass, as for a log, that change nothing in it.
         couplings: (tensor name, axis) -> such a place with which it is coupled, or itself, and the number of its equal
             chunks; units at the same place of all these chunks are one unit.
@@ -246,6 +247,7 @@ class Structure:
     decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
     settled: tuple[str, ...] = field(default=(), repr=False, compare=False)
     assumed: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    held: tuple[str, ...] = field(default=(), repr=False, compare=False)
     leaving: tuple[str, ...] = field(default=(), repr=False, compare=False)
     couplings: Mapping[tuple[str, int], tuple[tuple[str, int], int]] = field(default_factory=dict, repr=False)
     bare: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False, compare=False)

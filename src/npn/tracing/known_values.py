@@ -159,13 +159,15 @@ class Decisions(NamedTuple):
     Attributes:
         by_inputs: by values that follow from its inputs.
         by_buffers: by values that follow from buffers, and not from inputs.
-        by_others: by values of which half are assumed to hold.
+        by_others: by values of which half are assumed to hold, where it picks rows by some.
+        held: the same, where it picks none: another path may be taken where they do not hold.
         leaving: at which values leave it that change nothing in it.
     """
 
     by_inputs: tuple[str, ...] = ()
     by_buffers: tuple[str, ...] = ()
     by_others: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
     leaving: tuple[str, ...] = ()
 
 
@@ -184,6 +186,7 @@ def decisions(graph: Graph, learned: Sequence[bool], leaving: tuple[str, ...] = 
     weights, inputs = set(placeholders[: len(learned)]), set(placeholders[len(learned) :])
     unknown = {node for node, is_learned in zip(placeholders, learned, strict=False) if is_learned}  # or by chance
     buffers = weights - unknown
+    picks = False
     by_inputs, by_buffers, by_others = dict[str, None](), dict[str, None](), dict[str, None]()
     for node in graph.nodes:
         needed, value = set(node.all_input_nodes), node.meta.get("val")
@@ -204,16 +207,18 @@ def decisions(graph: Graph, learned: Sequence[bool], leaving: tuple[str, ...] = 
         if needed & buffers:
             buffers.add(node)
         mask = _decided_by(node)
-        leaves = node.target is torch.ops.aten._local_scalar_dense.default and source_line(node) in leaving
-        if leaves:
+        scalar = node.target is torch.ops.aten._local_scalar_dense.default
+        if scalar and source_line(node) in leaving:
             continue
         if mask in unknown:
+            picks = picks or not scalar
             by_others[source_line(node)] = None
         elif mask in inputs and not node.meta.get("own"):
             by_inputs[source_line(node)] = None
         elif mask in buffers:
             by_buffers[source_line(node)] = None
-    return Decisions(tuple(by_inputs), tuple(by_buffers), tuple(by_others), leaving)
+    picked, held = (tuple(by_others), ()) if picks else ((), tuple(by_others))
+    return Decisions(tuple(by_inputs), tuple(by_buffers), picked, held, leaving)
 
 
 def _decided_by(node: Node) -> Node | None:

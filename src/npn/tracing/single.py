@@ -113,8 +113,9 @@ def _attempt(
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
         walked = walk(captured, tensors, deadline, Coupler(couplings))
         structure = replace(group_units(walked, sizes, captured.outputs), streams=streams, couplings=couplings)
-        decided, settled, assumed, leaving = captured.decisions
-        return replace(structure, decided=decided, settled=settled, assumed=assumed, leaving=leaving)
+        decided, settled, assumed, held, leaving = captured.decisions
+        structure = replace(structure, decided=decided, settled=settled, assumed=assumed)
+        return replace(structure, held=held, leaving=leaving)
 
 
 @contextlib.contextmanager

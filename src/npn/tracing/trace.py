@@ -109,6 +109,13 @@ def _tell_of_values(structure: Structure) -> None:
             "first call sets up has to be set up before npn.attach",
             stacklevel=4,
         )
+    if structure.held:
+        warnings.warn(
+            f"the forward pass decides by values that it computes itself at {', '.join(structure.held[:5])}, and half "
+            "of them were assumed to hold: what was found holds for passes in which some do; others have to use the "
+            "weights in the same way",
+            stacklevel=4,
+        )
     if structure.leaving:
         warnings.warn(
             f"values that the model computes leave its forward pass at {', '.join(structure.leaving[:5])}, as for a "
@@ -116,7 +123,7 @@ def _tell_of_values(structure: Structure) -> None:
             "holds as long as no other value does",
             stacklevel=4,
         )
-    lines = structure.decided + structure.settled + structure.assumed
+    lines = structure.decided + structure.settled + structure.assumed + structure.held
     if structure.unreached and lines:
         line = lines[0]
         warnings.warn(
