@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
+from npn.modules import integers
 
 from ..zoo.checks import check_resizes
 from .asking import sizes
@@ -123,3 +124,10 @@ def test_only_the_entries_that_count_follow() -> None:
     plastic.compact()
     assert plastic.model.sizes == (4, 2, 2)
     assert plastic.model.version == (5, 4)
+
+
+def test_long_lists_are_no_sizes() -> None:
+    layer = Norm(4)
+    layer.table, layer.shape = list(range(17)), list(range(16))
+    assert not any(name.startswith("table") for name in integers(layer))
+    assert integers(layer)["shape[15]"] == 15

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_MOST = 16  # entries of a tuple or list that may hold sizes; longer ones are tables, as of positions
+
 
 def integers(module: nn.Module) -> dict[str, int]:
-    """Integers in the attributes of a module, in its tuples, lists and dicts, and in objects such as a config.
+    """Integers in the attributes of a module, in its short tuples and lists, its dicts, and objects such as a config.
 
     Args:
         module: whose own attributes are looked at, not its children's.
@@ -102,7 +104,7 @@ def shared_objects(model: nn.Module) -> set[int]:
 
 def _entries(value: Any) -> dict[str, Any]:
     """What a value holds, by how it is written behind the value's name."""
-    if type(value) in (tuple, list, torch.Size):
+    if type(value) in (tuple, list, torch.Size) and len(value) <= _MOST:
         return {f"[{i}]": entry for i, entry in enumerate(value)}
     if isinstance(value, dict):
         return {f"[{key}]": entry for key, entry in value.items() if isinstance(key, str)}

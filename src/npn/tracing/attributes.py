@@ -1,5 +1,6 @@
 """Find integers that modules compute with and that must follow a group's size: `num_heads`, `groups`, `shape[0]`."""
 
+import itertools
 import re
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
@@ -153,7 +154,7 @@ class Trials:
         options, sets, found = self.options, self._sets(), list[Trial]()
         if len(sets) > 3:  # with fewer names these are the pairs, or come below
             found = [tuple(entry for entry in options if entry[1] != name) for name in {n: 0 for _, n, _ in options}]
-        pairs = [(a, b) for i, a in enumerate(sets) for b in sets[i + 1 :] if a[0][1] != b[0][1]]
+        pairs = [pair for kind in zip(*self._variants(), strict=True) for pair in itertools.combinations(kind, 2)]
         pairs.sort(key=lambda pair: sum(not moved & set(one) for one in pair))
         found += [(*a, *b) for a, b in pairs]
         found = [trial for trial in (*found, *((entry,) for entry in options)) if moved & set(trial)]
@@ -173,12 +174,13 @@ class Trials:
 
     def _sets(self) -> list[Trial]:
         """Attributes of each name: all of them, and those where the group is produced."""
-        names: dict[tuple[str, bool], Trial] = {}
-        for entry in self.options:
-            names[entry[1], False] = (*names.get((entry[1], False), ()), entry)
-            if entry[0] in self.made:
-                names[entry[1], True] = (*names.get((entry[1], True), ()), entry)
-        return list(dict.fromkeys(names.values()))
+        return list(dict.fromkeys(trial for variants in self._variants() for trial in variants))
+
+    def _variants(self) -> list[tuple[Trial, Trial]]:
+        """For each name all attributes of it, and those where the group is produced, or all without any."""
+        names = dict.fromkeys(name for _, name, _ in self.options)
+        same = [tuple(entry for entry in self.options if entry[1] == name) for name in names]
+        return [(all_, tuple(entry for entry in all_ if entry[0] in self.made) or all_) for all_ in same]
 
     def _distinct(self, trials: Sequence[Trial]) -> list[Trial]:
         return list(dict.fromkeys((*self.base, *trial) for trial in trials))
