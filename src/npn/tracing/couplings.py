@@ -15,7 +15,7 @@ from npn.tracing.dry_run import find_repair
 from npn.tracing.environment import quiet
 from npn.tracing.rehearsal import Rehearsal
 
-SECONDS = 5.0  # of CPU time, in which layers that share a size are looked for
+SECONDS = 3.0  # of CPU time, in which layers that share a size are looked for
 
 
 def find_couplings(

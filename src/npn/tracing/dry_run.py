@@ -139,7 +139,8 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
     def problem(trial: Trial, multiple: int = 1) -> Problem | None:
         return check(_with(structure, first.name, trial, multiple), [first.name], True)
 
-    following, multiple = _following(rehearsal, may_follow, problem), 1
+    tried = dict[Trial, str | None]()
+    following, multiple = _following(rehearsal, may_follow, problem, tried), 1
     if following is None:
         for multiple in divisors(rehearsal.model, structure, kind):
 
@@ -152,7 +153,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
                 break
     if following is None:
         more, multiple = trials(rehearsal.model, structure, first, held=True), 1
-        following = _following(rehearsal, more, problem) if more != may_follow else None
+        following = _following(rehearsal, more, problem, tried) if more != may_follow else None
     if following is None:
         return None
     for group in kind:
@@ -160,13 +161,23 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
     return structure
 
 
-def _following(rehearsal: Rehearsal, may_follow: Trials, problem: Callable[[Trial], Problem | None]) -> Trial | None:
+def _following(
+    rehearsal: Rehearsal,
+    may_follow: Trials,
+    problem: Callable[[Trial], Problem | None],
+    reasons: dict[Trial, str | None],
+) -> Trial | None:
     """The first attributes with which a group passes, less those without which it passes, too.
 
     Those that have helped other groups come first. Names that leave the failure as it is, to the letter, are not
     combined with each other.
+
+    Args:
+        rehearsal: of the model.
+        may_follow: the attributes.
+        problem: what fails with some of them.
+        reasons: of failures that are known, or None where there was none; added to.
     """
-    reasons = dict[Trial, str | None]()  # of a failure
 
     def passes(trial: Trial) -> bool:
         if trial not in reasons:
