@@ -2,7 +2,7 @@
 
 import copy
 import functools
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,21 +17,9 @@ import npn
 from ..zoo.checks import check_resizes
 from .asking import sizes
 
-
-@dataclass(frozen=True)
-class Frozen:
-    heads: int = 3
-    groups: int = 3
-    width: int = 12
-    layers: int = 3
-
-
-@dataclass(slots=True)
-class Slots:
-    heads: int = 3
-    groups: int = 3
-    width: int = 12
-    layers: int = 3
+SIZES = [(name, int, size) for name, size in (("heads", 3), ("groups", 3), ("width", 12), ("layers", 3))]
+Frozen = make_dataclass("Frozen", SIZES, frozen=True)
+Slots = make_dataclass("Slots", SIZES, slots=True)
 
 
 class Attention(nn.Module):

@@ -1,5 +1,6 @@
 """The op of a node of a graph, and the line of the user's code that made it or in which an error was raised."""
 
+import dis
 import inspect
 import os
 import traceback
@@ -11,6 +12,7 @@ from torch.fx import Node
 TORCH = str(Path(torch.__file__).parent)
 OWN = str(Path(__file__).parent)
 _UNKNOWN = "unknown line"
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _STAND_INS = str(Path(__file__).with_name("packed.py"))
 _NO_LAYERS = (os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))
 
@@ -51,6 +53,28 @@ def calling_line() -> tuple[str, bool]:
                 layer = f"{os.path.basename(file)}:{frame.f_lineno}"
         frame = frame.f_back
     return layer, own
+
+
+def asking_line() -> str:
+    """The innermost line of code that is neither PyTorch's nor a trace's: of a helper, not of its caller."""
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code.co_filename.startswith((TORCH, OWN)):
+        frame = frame.f_back
+    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def is_users_own(error: BaseException) -> bool:
+    """Whether an assertion or a `raise` outside of PyTorch has raised an error, and not an op that failed.
+
+    Args:
+        error: with its traceback.
+    """
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    if frame is None or frame.tb_frame.f_code.co_filename.startswith(TORCH):
+        return False
+    return frame.tb_frame.f_code.co_code[frame.tb_lasti] == _RAISE
 
 
 def raising_line(error: BaseException) -> str:

@@ -1,7 +1,5 @@
 """Forward passes that ask for values: which are given, and whether what is computed depends on made-up ones."""
 
-import dis
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -10,13 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from npn.errors import TraceError
 from npn.tracing.known_values import KnownValues, needs_values
-from npn.tracing.lines import OWN, TORCH, calling_line
+from npn.tracing.lines import asking_line, calling_line, is_users_own
 
 T = TypeVar("T")
 _NUMBERS = (0.37, 41.7, -5.3)  # that are tried in place of any one
 _MOST = 4096  # numbers and answers in one forward pass
 _RUNS = 24  # forward passes with other answers
-_RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 class MadeUp(KnownValues):
@@ -52,17 +49,9 @@ class MadeUp(KnownValues):
         self._count += 1
         dtype, self.lines[calling_line()[0]] = args[0].dtype, None
         if dtype == torch.bool:
-            line = _asking()
+            line = asking_line()
             return self.asked.setdefault(line, self.answers.get(line, False))
         return self.number if dtype.is_floating_point or dtype.is_complex else round(self.number)
-
-
-def _asking() -> str:
-    """The innermost line of code that is neither PyTorch's nor a trace's: of a helper, not of its caller."""
-    frame = inspect.currentframe()
-    while frame is not None and frame.f_code.co_filename.startswith((TORCH, OWN)):
-        frame = frame.f_back
-    return "" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 def with_known_values(call: Callable[[FakeTensorMode], T], form: Callable[[T], Any]) -> T:
@@ -136,10 +125,5 @@ def _independent(call: Callable[[FakeTensorMode], T], form: Callable[[T], Any], 
 
 
 def _refuses(error: Exception) -> bool:
-    """Whether an error is one that the code raises by itself: an assertion, a `raise`."""
-    frame = error.__traceback__
-    while frame is not None and frame.tb_next is not None:
-        frame = frame.tb_next
-    if frame is None or needs_values(error) or frame.tb_frame.f_code.co_filename.startswith(TORCH):
-        return False
-    return frame.tb_frame.f_code.co_code[frame.tb_lasti] == _RAISE
+    """Whether the code has refused an answer, by an assertion or a `raise` of its own."""
+    return not needs_values(error) and is_users_own(error)
