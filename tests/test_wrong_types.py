@@ -82,11 +82,6 @@ REFUSED = {
         lambda: npn.Growth(only=3),
         'only must be a name pattern such as "fc*", or several, got 3',
     ),
-    "several sizes at once": (
-        lambda: npn.Growth(units={"0": 2.0}),
-        "units=2.0 would add 2 times a group's size at once: a float is a fraction of the size, up to 1. For a number "
-        "of units write an int, such as 2",
-    ),
     "growth of nothing": (
         lambda: npn.Growth(units={}),
         "units must name at least one group, got {}: nothing would grow",

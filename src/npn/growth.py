@@ -111,9 +111,9 @@ class Growth:
     Units that come in sets, that have tied or normalised weights or a frozen fan-in start as in "zero" or "select".
 
     Args:
-        units: units that a group gets at a time: an int, or a float fraction of its present size, up to 1 (at least 1
-            unit); or a dict from name pattern to one of these, in which the first match counts and groups without a
-            match do not grow.
+        units: units that a group gets at a time: an int, or a float fraction of its present size (at least 1 unit; 1.0
+            doubles it); or a dict from name pattern to one of these, in which the first match counts and groups without
+            a match do not grow.
         limit: largest number of units of a group: an int for all groups, or a dict from name pattern to int, in which
             the first match counts and groups without a match have no limit.
         max_params: growth ends once the model has this many parameters (`plastic.weights()`, biases included); the last
@@ -173,11 +173,6 @@ class Growth:
         for each in pace.values():
             if not is_number(each) or not (0.0 < each < math.inf and (each >= 1 or isinstance(each, float))):
                 raise ConfigurationError(f"units must be an int >= 1 or a float fraction > 0 of the size, got {each!r}")
-            if isinstance(each, float) and each > 1:
-                raise ConfigurationError(
-                    f"units={each} would add {each:g} times a group's size at once: a float is a fraction of the size, "
-                    f"up to 1. For a number of units write an int, such as {round(each)}"
-                )
         if not pace:
             raise ConfigurationError("units must name at least one group, got {}: nothing would grow")
         limits = {} if limit is None else dict(limit) if isinstance(limit, Mapping) else {"*": limit}

@@ -18,7 +18,7 @@ from npn.structure import MIXES
 from npn.tracing.labels import KERNEL, Ledger, Part, canonical, squeeze_constant
 from npn.tracing.nonlinear import NONLINEAR, mark_nonlinear
 from npn.tracing.places import moved_alike, repeats, restrided
-from npn.tracing.values import OPAQUE, Value, contract, fixed_input, merge, reduce, restrict
+from npn.tracing.values import OPAQUE, Value, contract, fixed_input, merge, reduce, restrict, with_repeats
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def pointwise(call: Call) -> Any:
         if call.name == "where" and len(terms) == 2 and not values[0].neutral:
             zero = "never"
         values = [*terms, *values[: len(values) - len(terms)]]
-    results = [merge(call.ledger, values, shape, call.where, zero) for shape in call.shapes]
+    results = [with_repeats(merge(call.ledger, values, shape, call.where, zero), values) for shape in call.shapes]
     return results[0] if len(results) == 1 else results
 
 

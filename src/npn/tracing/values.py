@@ -86,7 +86,7 @@ class Value:
         const = None if self.const is None else self.const.reshape(tuple(shape))
         old, new = ([axis for axis, size in enumerate(sizes) if size > 1] for sizes in (self.shape, shape))
         loose = frozenset(after for before, after in zip(old, new, strict=True) if before in self.loose)
-        return Value(tuple(shape), parts, self.free, const, self.own, loose)
+        return Value(tuple(shape), parts, self.free, const, self.own, loose, cause=self.cause)
 
     def reshaped(self, shape: Sequence[int]) -> "Value":
         """The elements in the same order, in another shape.
@@ -232,16 +232,22 @@ def merge(ledger: Ledger, values: Sequence[Value], shape: Sequence[int], where: 
         if not (part.axes and positions):  # a table of positions: from here on the axis is one of the data
             result.append(restricted)
     neutral = all(v.neutral for v in operands)
-    loose = frozenset() if neutral else _loose(operands, shape, result)
-    return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral, loose=loose)
+    return Value(tuple(shape), tuple(result), free=neutral, own=own and not neutral)
 
 
-def _loose(operands: Sequence[Value], shape: Sequence[int], parts: Sequence[Part]) -> frozenset[int]:
-    """Axes along which an elementwise result repeats one entry, as scores that zeros of another shape are added to."""
-    kept = {axis for part in parts for axis in part.axes}
-    wide = [axis for axis, size in enumerate(shape) if size > 1 and axis not in kept]
+def with_repeats(result: Value, values: Sequence[Value]) -> Value:
+    """An elementwise result with the axes along which it repeats one entry, as a mask with zeros of another shape does.
+
+    Args:
+        result, values: the result without them, and the operands with all their axes.
+    """
+    if result.neutral:
+        return result
+    operands = [value.aligned(len(result.shape)) for value in values]
+    kept = {axis for part in result.parts for axis in part.axes}
+    wide = [a for a, size in enumerate(result.shape) if size > 1 and a not in kept]
     wide = [a for a in wide if all(v.neutral or v.shape[a] == 1 or a in v.loose for v in operands)]
-    return frozenset(axis for axis in wide if not any(v.fixed(axis) for v in operands))
+    return replace(result, loose=frozenset(axis for axis in wide if not any(v.fixed(axis) for v in operands)))
 
 
 def _pad(ledger: Ledger, a: Tensor, b: Tensor, where: str) -> None:
