@@ -165,7 +165,7 @@ def _following(
     rehearsal: Rehearsal,
     may_follow: Trials,
     problem: Callable[[Trial], Problem | None],
-    reasons: dict[Trial, str | None],
+    reasons: dict[Trial, str | None] | None = None,
 ) -> Trial | None:
     """The first attributes with which a group passes, less those without which it passes, too.
 
@@ -178,6 +178,7 @@ def _following(
         problem: what fails with some of them.
         reasons: of failures that are known, or None where there was none; added to.
     """
+    reasons = {} if reasons is None else reasons
 
     def passes(trial: Trial) -> bool:
         if trial not in reasons:
