@@ -49,6 +49,11 @@ def close_half(plastic: npn.Plasticity) -> None:
         plastic.close(group, range(i % 2, group.size, 2))
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """In double precision, real or complex."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.double))
+
+
 def assert_close(a: list[Tensor], b: list[Tensor], tolerance: float, what: str) -> None:
     assert len(a) == len(b)
     for x, y in zip(a, b, strict=True):
@@ -121,15 +126,14 @@ def check_training(
     a, b = first.model.state_dict(), second.model.state_dict()
     assert list(a) == list(b)
     for name in a:
-        wide = torch.promote_types(a[name].dtype, torch.double)
-        assert_close([a[name].to(wide)], [b[name].to(wide)], tolerance, name)
+        assert_close([widened(a[name])], [widened(b[name])], tolerance, name)
     names = [name for name, _ in first.model.named_parameters()]
     for name, p, q in zip(names, first.weights(), second.weights(), strict=True):
         x, y = optimizers[0].state.get(p, {}), optimizers[1].state.get(q, {})
         assert set(x) == set(y), name
         for key in x:
             if isinstance(x[key], Tensor):
-                assert_close([x[key].double()], [y[key].double()], tolerance, f"{key} of {name}")
+                assert_close([widened(x[key])], [widened(y[key])], tolerance, f"{key} of {name}")
 
 
 def check_resizes(attached: Callable[[], tuple[npn.Plasticity, Any]], grows: bool = True) -> None:
