@@ -66,6 +66,7 @@ def plain(reason: str) -> str:
         >>> plain("the code fixes this size at vit.py:12: shape '[2, 5]' is invalid")
         'the code fixes this size'
     """
+    reason = re.sub(r" \(streams=True may let them go\)|, which (comes from here|the code computes for).*", "", reason)
     reason = re.sub(r"it shares the attribute .*", "it shares an integer attribute with other groups", reason)
     reason = re.sub(r",? (?:called )?at (?:\S+\.py:\d+(?: \(\w+\))?|unknown line)", "", reason).split(": ")[0]
     return re.sub(r"\d+", "#", reason)[:120]
