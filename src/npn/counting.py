@@ -15,6 +15,7 @@ from npn._utils.models import model_tensors
 from npn._utils.validation import instance
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
+from npn.tracing.capture import fake_tensor
 from npn.tracing.environment import alone, average_at_once, plain_kernels, preserved, quiet
 from npn.tracing.failures import explained
 from npn.tracing.known_values import KnownValues, fake_inputs
@@ -105,11 +106,8 @@ def _counted(model: nn.Module, example_inputs: Any, shapes: Mapping[str, tuple[i
     real = isinstance(mode, KnownValues) and mode.assume_half and not shapes
     state: dict[str, Tensor] = {}
     for name, tensor in model_tensors(model).items():
-        known = isinstance(mode, KnownValues) and not isinstance(tensor, nn.Parameter)
-        fake = mode.from_input if known else mode.from_tensor  # type: ignore[attr-defined]
-        state[name] = tensor.detach().clone() if real else fake(tensor.detach())  # code may write into it
-        if shapes.get(name, tensor.shape) != tensor.shape:
-            state[name] = state[name].new_empty(shapes[name])
+        # a copy of its own, since code may write into it
+        state[name] = tensor.detach().clone() if real else fake_tensor(mode, tensor, shapes.get(name))
     inputs = split_inputs(example_inputs)
     args, kwargs = copied(inputs) if real else fake_inputs(mode, inputs)
     more = {torch.ops.aten._trilinear: _trilinear, torch.ops.aten.mv: _matrix_vector}

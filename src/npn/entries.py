@@ -106,7 +106,7 @@ def all_places(structure: Structure, names: Iterable[str]) -> Iterator[Place]:
         structure: the structure.
         names: of tensors; the others do not count.
     """
-    names = list(names)
+    names = dict.fromkeys(names)  # in their order
     for part, first in zip(structure.parts, structure.firsts, strict=True):
         units = cpu.arange(first, first + part.size)
         if isinstance(part, Branches):

@@ -19,7 +19,7 @@ from npn._utils.validation import instance
 from npn.checkpoint import save
 from npn.errors import CheckpointError, ConfigurationError, PlasticityError
 from npn.gates.single import packed, unpacked
-from npn.masking.calls import attached_parts
+from npn.masking.calls import has_closed_units
 from npn.sparse import to_csr
 from npn.tracing.environment import preserved, quiet
 
@@ -57,7 +57,7 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
     """
     instance("model", model, nn.Module, "a torch.nn.Module (of a handle, plastic.export())")
     format = chosen_format(path, format)
-    if any(call.mask() is not None for call in attached_parts(model).values()):
+    if has_closed_units(model):
         raise ConfigurationError(CLOSED)
     path = Path(path)
     if reason := why_not_writable(path):

@@ -87,13 +87,22 @@ def _parts(model: nn.Module) -> dict[int, Any]:
     return found
 
 
-def _taken(function: FunctionType) -> list[Any]:
-    """What a function has in its closure and as defaults."""
-    found = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
+def closed_over(function: Any) -> list[Any]:
+    """What a function has in its closure; nothing of what has none.
+
+    Args:
+        function: any callable.
+    """
+    found = list[Any]()
+    for cell in getattr(function, "__closure__", None) or ():
         with contextlib.suppress(ValueError):  # an empty cell
             found.append(cell.cell_contents)
     return found
+
+
+def _taken(function: FunctionType) -> list[Any]:
+    """What a function has in its closure and as defaults."""
+    return [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *closed_over(function)]
 
 
 def _reads(value: Any, own: Mapping[int, Any], outer: tuple[int, ...]) -> bool:

@@ -38,7 +38,7 @@ from npn.checkpoint.matching import (
 from npn.checkpoint.order import matching_states, pack_parameters
 from npn.checkpoint.plain import plain
 from npn.errors import CheckpointError
-from npn.masking.calls import attached_parts
+from npn.masking.calls import attached_parts, has_closed_units
 from npn.modules import absent_paths, assigned, integers, materialize_selects, parsed, shared_objects
 from npn.plasticity import Plasticity
 from npn.structure import selected_columns
@@ -92,7 +92,7 @@ def pack(
             )
     if isinstance(target, Plasticity):
         check_decision(target, (stateful or {}).values(), "npn.save(path, plastic, method=method)")
-    if isinstance(target, nn.Module) and any(call.mask() is not None for call in attached_parts(target).values()):
+    if isinstance(target, nn.Module) and has_closed_units(target):
         raise CheckpointError(
             "units of the model are closed, which its weights do not tell; save the handle that npn.attach returned, "
             "or plastic.export()"

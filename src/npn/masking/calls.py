@@ -263,6 +263,15 @@ def attached_parts(model: nn.Module) -> dict[str, MaskedCall]:
     }
 
 
+def has_closed_units(model: nn.Module) -> bool:
+    """Whether units of a module, or of one inside of it, are closed, which its weights do not tell.
+
+    Args:
+        model: any module.
+    """
+    return any(call.mask() is not None for call in attached_parts(model).values())
+
+
 def detached_leftovers(model: nn.Module) -> dict[int, Tensor]:
     """Copy the non-leaf tensors that forward passes have left in modules, since `copy.deepcopy` refuses them.
 

@@ -3,10 +3,13 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch import Tensor
 
 from npn._utils import cpu
+
+Key = tuple[str, int]  # tensor name, axis
 
 LEFT_OUT = "left out by only= or skip="  # reason of units that could have gates
 MIXES = "mixes every unit of the axis"  # within the reasons of units that a norm, a mean, ... makes one
@@ -35,7 +38,7 @@ class Slot:
     plain: bool = True
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """Tensor name and axis."""
         return (self.tensor, self.axis)
 
@@ -81,7 +84,7 @@ class Columns:
     kept: Tensor
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """Tensor name and axis."""
         return (self.tensor, self.axis)
 
@@ -174,7 +177,7 @@ class Norm:
     along: int
 
     @property
-    def key(self) -> tuple[str, int]:
+    def key(self) -> Key:
         """The tensor and its axis."""
         return (self.tensor, self.along)
 
@@ -194,6 +197,24 @@ class Frozen:
     reason: str
     slots: tuple[tuple[str, int], ...] = ()
     size: int = 0
+
+
+class Decisions(NamedTuple):
+    """Lines at which a forward pass decides by values, in their order.
+
+    Attributes:
+        by_inputs: by values that follow from its inputs.
+        by_buffers: by values that follow from buffers, and not from inputs.
+        by_others: by values of which half are assumed to hold, where it picks rows by some.
+        held: the same, where it picks none: another path may be taken where they do not hold.
+        leaving: at which values leave it that change nothing in it.
+    """
+
+    by_inputs: tuple[str, ...] = ()
+    by_buffers: tuple[str, ...] = ()
+    by_others: tuple[str, ...] = ()
+    held: tuple[str, ...] = ()
+    leaving: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -217,11 +238,7 @@ class Structure:
         products: products that no single weight accounts for; they cost multiply-adds, too.
         norms: calls that compute statistics over units.
         streams: whether the model was traced so that such units can be resized.
-        decided: lines at which the forward pass decides by values of its inputs, as the example inputs have them.
-        settled: lines at which it decides by values of its buffers, as they are now.
-        assumed: lines at which it picks rows by what weights have computed; half of them are assumed.
-        held: lines at which it decides by what weights have computed, as if that held for some rows.
-        leaving: lines at which values leave the forward pass, as for a log, that change nothing in it.
+        decisions: lines at which the forward pass decides by values.
         couplings: (tensor name, axis) -> such a place with which it is coupled, or itself, and the number of its equal
             chunks; units at the same place of all these chunks are one unit.
         bare: path of a module that has no tensors and keeps numbers -> places of the units that go into it; of a norm,
@@ -244,13 +261,9 @@ class Structure:
     products: tuple[Product, ...] = field(default=(), repr=False, compare=False)
     norms: tuple[Norm, ...] = field(default=(), repr=False)
     streams: bool = False
-    decided: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    settled: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    assumed: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    held: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    leaving: tuple[str, ...] = field(default=(), repr=False, compare=False)
-    couplings: Mapping[tuple[str, int], tuple[tuple[str, int], int]] = field(default_factory=dict, repr=False)
-    bare: Mapping[str, tuple[tuple[str, int], ...]] = field(default_factory=dict, repr=False, compare=False)
+    decisions: Decisions = field(default=Decisions(), repr=False, compare=False)
+    couplings: Mapping[Key, tuple[Key, int]] = field(default_factory=dict, repr=False)
+    bare: Mapping[str, tuple[Key, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def resizable(self) -> set[tuple[str, int]]:

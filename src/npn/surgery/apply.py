@@ -27,7 +27,7 @@ from npn.surgery.edits import (
 )
 from npn.surgery.fill import initial_entries
 from npn.surgery.initial import Finish
-from npn.surgery.optimizer import gather, gather_gradient, moved_state
+from npn.surgery.optimizer import gather, gather_gradient, moved_state, weight_copies
 from npn.surgery.plan import Plan
 from npn.surgery.verify import check_shapes
 
@@ -101,7 +101,8 @@ def _edits(model: nn.Module, plan: Plan, optimizers: Sequence[Optimizer], finish
         values[name] = like(value, tensors[name])
     start = dict[str, Tensor]()
     if finish is not None:
-        start = {name: full(value).clone() for name, value in values.items()}
+        if weight_copies(optimizers):  # which change as the kept weights do
+            start = {name: full(value).clone() for name, value in values.items()}
         finish(values)
     for name, sources in plan.sources.items():
         owner = sharded.get(id(tensors[name]))

@@ -11,12 +11,11 @@ from torch.utils._pytree import tree_leaves
 
 from npn._utils.models import is_torch_layer, model_tensors
 from npn.modules import integers
+from npn.structure import Key
 
 _NORMS = (nn.GroupNorm, nn.modules.batchnorm._NormBase)  # they count the channels along axis 1
 _OF_TORCH = (*_NORMS, nn.Unflatten)  # torch's other layers without tensors keep no number of units
 _MARK = "into"
-
-Place = tuple[str, int]  # tensor name, axis
 
 
 @contextlib.contextmanager
@@ -69,9 +68,9 @@ def probe_of(node: Node) -> tuple[str, int | None] | None:
 def places_of(
     probes: Sequence[tuple[str, int | None, Sequence[Tensor]]],
     unit: np.ndarray,
-    slots: Sequence[Place],
+    slots: Sequence[Key],
     members: Mapping[int, np.ndarray],
-) -> dict[str, tuple[Place, ...]]:
+) -> dict[str, tuple[Key, ...]]:
     """Where the units lie that go into such modules.
 
     Args:
@@ -84,7 +83,7 @@ def places_of(
     Returns:
         Path -> places; with an axis, those along which the units lie in the same order.
     """
-    found: dict[str, dict[Place, None]] = {}
+    found: dict[str, dict[Key, None]] = {}
     for path, axis, parts in probes:
         lines = [unit[_along(part, axis)] for part in parts if part.numel()]
         met = np.zeros(int(unit.max()) + 1, dtype=bool)

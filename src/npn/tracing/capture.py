@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.inputs import output_tensors, split_inputs
 from npn._utils.models import model_tensors
+from npn.structure import Decisions
 from npn.tracing.bare import probed
 from npn.tracing.deadline import Deadline
 from npn.tracing.environment import (
@@ -30,7 +31,7 @@ from npn.tracing.environment import (
     preserved,
     quiet,
 )
-from npn.tracing.known_values import Decisions, KnownValues, decisions, fake_inputs
+from npn.tracing.known_values import KnownValues, decisions, fake_inputs
 from npn.tracing.made_up import MadeUp, with_known_values
 from npn.tracing.norm_calls import marking
 from npn.tracing.recorder import Recorder
@@ -110,7 +111,7 @@ def _captured(
     args, kwargs = split_inputs(example_inputs)
     tensors = model_tensors(model)
     names = tuple(tensors)
-    fakes = [_fake(mode, tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
+    fakes = [fake_tensor(mode, tensor, (shapes or {}).get(name)) for name, tensor in tensors.items()]
     fake_args, fake_kwargs = fake_inputs(mode, (args, kwargs))
 
     def record() -> tuple[Recorder, list[Tensor]]:
@@ -176,7 +177,7 @@ def _shapes_in(
         args, kwargs = tree_map(lambda x: x.to(mode) if isinstance(x, Tensor) else x, inputs)
     else:
         args, kwargs = fake_inputs(mode, inputs)
-    state = {name: _fake(mode, tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
+    state = {name: fake_tensor(mode, tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
     contexts = (alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
         for context in (*contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
@@ -186,8 +187,14 @@ def _shapes_in(
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
 
 
-def _fake(mode: Any, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
-    """A tensor of the model without values; a buffer of its own size has some in a mode that knows values."""
+def fake_tensor(mode: Any, tensor: Tensor, shape: tuple[int, ...] | None) -> Tensor:
+    """A tensor of the model without values; a buffer of its own size has some in a mode that knows values.
+
+    Args:
+        mode: of fake tensors, or the meta device.
+        tensor: of the model.
+        shape: that it has in the trace; None for its own.
+    """
     sized = shape is None or shape == tuple(tensor.shape)
     if isinstance(mode, KnownValues) and sized and not isinstance(tensor, nn.Parameter):
         known: Tensor = mode.from_input(tensor.detach())

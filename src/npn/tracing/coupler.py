@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from npn.structure import Key
 from npn.tracing.labels import Ledger
 
-Place = tuple[str, int]  # tensor name, axis
-Couplings = Mapping[Place, tuple[Place, int]]  # see `Structure.couplings`
+Couplings = Mapping[Key, tuple[Key, int]]  # see `Structure.couplings`
 
 
 class Coupler:
@@ -19,9 +19,9 @@ class Coupler:
 
     def __init__(self, places: Couplings) -> None:
         self._places = places
-        self._first: dict[Place, Tensor] = {}
+        self._first: dict[Key, Tensor] = {}
 
-    def unite(self, ledger: Ledger, place: Place, labels: Tensor) -> None:
+    def unite(self, ledger: Ledger, place: Key, labels: Tensor) -> None:
         """Unite the labels of one place with each other and with those of places before it.
 
         Args:

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from npn._utils import cpu
-from npn.structure import NOT_PRODUCED, Group, Slot, Structure
+from npn.structure import NOT_PRODUCED, Group, Key, Slot, Structure
 from npn.tracing.attributes import pattern
-from npn.tracing.coupler import Place
 from npn.tracing.dry_run import find_repair
 from npn.tracing.environment import quiet
 from npn.tracing.rehearsal import Rehearsal
@@ -20,7 +19,7 @@ SECONDS = 3.0  # of CPU time, in which layers that share a size are looked for
 
 def find_couplings(
     model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure
-) -> dict[Place, tuple[Place, int]]:
+) -> dict[Key, tuple[Key, int]]:
     """Find what may be coupled among the groups that the dry run has frozen.
 
     Args:
@@ -32,14 +31,14 @@ def find_couplings(
     return {**shared_sizes(model, example_inputs, traced, rehearsed), **chunks, **recurrent(model, traced)}
 
 
-def recurrent(model: nn.Module, traced: Structure) -> dict[Place, tuple[Place, int]]:
+def recurrent(model: nn.Module, traced: Structure) -> dict[Key, tuple[Key, int]]:
     """Find recurrent layers of which a single step was seen: their weights read zeros in place of the hidden units.
 
     Args:
         model, traced: see `find_couplings`.
     """
     unseen = {entry.slots[0] for entry in traced.frozen if entry.reason == NOT_PRODUCED}
-    found: dict[Place, tuple[Place, int]] = {}
+    found: dict[Key, tuple[Key, int]] = {}
     for path, module in model.named_modules():
         if isinstance(module, (nn.RNNCellBase, nn.RNNBase)) and not getattr(module, "proj_size", 0):
             names = [f"{path}.{n}".lstrip(".") for n, _ in module.named_parameters() if n.startswith("weight_hh")]
@@ -53,7 +52,7 @@ def recurrent(model: nn.Module, traced: Structure) -> dict[Place, tuple[Place, i
 
 def shared_sizes(
     model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure
-) -> dict[Place, tuple[Place, int]]:
+) -> dict[Key, tuple[Key, int]]:
     """Find groups of one size with which the code runs at other sizes only if all of them change alike.
 
     One attribute, `self.width`, may hold the size of several layers; or one layer makes zeros of the shape of another's
@@ -62,11 +61,10 @@ def shared_sizes(
     Args:
         model, example_inputs, traced, rehearsed: see `find_couplings`.
     """
-    kept, found = {group.name for group in rehearsed.groups}, dict[Place, tuple[Place, int]]()
-    lost = [group for group in traced.groups if group.name not in kept]
+    found = dict[Key, tuple[Key, int]]()
     with quiet():
         rehearsal = Rehearsal(model, example_inputs, rehearsed, SECONDS)
-        for groups in _of_one_size(lost):
+        for groups in _of_one_size(_lost(traced, rehearsed)):
             places = _whole_axes(groups, traced)
             if len(groups) < 2 or not places or found.keys() & set(places) or rehearsal.expired:
                 continue
@@ -75,6 +73,12 @@ def shared_sizes(
             if find_repair(rehearsal, structure, [whole], rehearsal.run) is not None:
                 found |= {place: (places[0], 1) for place in places}
     return found
+
+
+def _lost(traced: Structure, rehearsed: Structure) -> list[Group]:
+    """Groups that the dry run has frozen."""
+    kept = {group.name for group in rehearsed.groups}
+    return [group for group in traced.groups if group.name not in kept]
 
 
 def _of_one_size(groups: Sequence[Group]) -> list[list[Group]]:
@@ -87,7 +91,7 @@ def _of_one_size(groups: Sequence[Group]) -> list[list[Group]]:
     return [*sizes.values(), *kinds.values()]
 
 
-def _whole_axes(groups: Sequence[Group], structure: Structure) -> list[Place]:
+def _whole_axes(groups: Sequence[Group], structure: Structure) -> list[Key]:
     """One axis of each group on which nothing but its units lie, in the same order in all groups; empty without."""
     places = []
     for first in groups[0].slots:
@@ -97,7 +101,7 @@ def _whole_axes(groups: Sequence[Group], structure: Structure) -> list[Place]:
     return []
 
 
-def _like(first: Slot, group: Group, structure: Structure) -> Place | None:
+def _like(first: Slot, group: Group, structure: Structure) -> Key | None:
     for slot in group.slots:
         whole = slot.index.numel() == structure.shapes[slot.tensor][slot.axis]
         if whole and not slot.reads and torch.equal(slot.index, first.index):
@@ -105,7 +109,7 @@ def _like(first: Slot, group: Group, structure: Structure) -> Place | None:
     return None
 
 
-def equal_chunks(traced: Structure, rehearsed: Structure) -> dict[Place, int]:
+def equal_chunks(traced: Structure, rehearsed: Structure) -> dict[Key, int]:
     """Find axes of which each chunk was a group that could not change by itself.
 
     `x.chunk(2, 1)` and `x.split(self.width, 1)` cut at places that depend on the size of the axis or on one width for
@@ -118,9 +122,8 @@ def equal_chunks(traced: Structure, rehearsed: Structure) -> dict[Place, int]:
     Returns:
         Axis -> number of chunks, in which units at the same place may be one unit.
     """
-    left = {group.name for group in rehearsed.groups}
-    starts: dict[Place, list[tuple[int, int]]] = {}
-    for group in (group for group in traced.groups if group.name not in left):
+    starts: dict[Key, list[tuple[int, int]]] = {}
+    for group in _lost(traced, rehearsed):
         for slot in (slot for slot in group.slots if not slot.reads):
             places = cpu.arange(group.size)[:, None]
             if torch.equal(slot.index, slot.index[:1] + places):  # each entry of the units lies in a chunk of its own

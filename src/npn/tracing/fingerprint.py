@@ -14,6 +14,7 @@ from npn.tracing.places import numbered, repetitions
 from npn.tracing.rules import MOVEMENT, RULES
 from npn.tracing.rules_constants import SHAPE_ONLY
 from npn.tracing.rules_indexing import uniform
+from npn.tracing.rules_matmul import ALONE, WITH_BIAS
 from npn.tracing.rules_mixing import REDUCTIONS, reduced_axes
 from npn.tracing.values import Value
 
@@ -22,9 +23,8 @@ _SIZED = frozenset((  # ops among whose whole numbers some may be numbers of uni
     "convolution", "native_group_norm", "native_layer_norm", "_fused_rms_norm", "rms_norm", "native_channel_shuffle",
     "topk", "kthvalue", "slice_scatter", "select_scatter",
 ))  # fmt: skip
-_PRODUCTS = {  # position of the first factor; its last axis and the last but one of the second are summed over
-    "mm": 0, "bmm": 0, "mv": 0, "dot": 0, "vdot": 0, "addmm": 1, "baddbmm": 1, "addmv": 1, "_sparse_addmm": 1,
-}  # fmt: skip
+# position of the first factor; its last axis and the last but one of the second are summed over
+_PRODUCTS = dict.fromkeys(ALONE, 0) | dict.fromkeys(WITH_BIAS, 1)
 _COUNTLESS = ("mean", "amax", "amin", "max", "min", "any", "all", "median", "mode")  # of n equal numbers, that number
 _LITERAL = ("im2col", "diagonal", "rot90")  # ops that only move elements, by numbers that are none of units
 

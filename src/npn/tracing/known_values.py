@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from npn.errors import TraceError
+from npn.structure import Decisions
 from npn.tracing.lines import source_line
 
 T = TypeVar("T")
@@ -151,24 +152,6 @@ def needs_values(error: Exception) -> bool:
     """
     name = type(error).__name__
     return "DynamicOutputShape" in name or "DataDependent" in name
-
-
-class Decisions(NamedTuple):
-    """Lines at which a forward pass decides by values, in their order.
-
-    Attributes:
-        by_inputs: by values that follow from its inputs.
-        by_buffers: by values that follow from buffers, and not from inputs.
-        by_others: by values of which half are assumed to hold, where it picks rows by some.
-        held: the same, where it picks none: another path may be taken where they do not hold.
-        leaving: at which values leave it that change nothing in it.
-    """
-
-    by_inputs: tuple[str, ...] = ()
-    by_buffers: tuple[str, ...] = ()
-    by_others: tuple[str, ...] = ()
-    held: tuple[str, ...] = ()
-    leaving: tuple[str, ...] = ()
 
 
 def decisions(graph: Graph, learned: Sequence[bool], leaving: tuple[str, ...] = ()) -> Decisions:

@@ -1,6 +1,5 @@
 """Put back what a forward pass writes into the attributes of modules: lists of outputs, counters, caches."""
 
-import contextlib
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from npn._utils.copies import closed_over
 
 _LOOKED_INTO = 1000  # entries of a container; of larger ones, such as a vocabulary, the entries alone are put back
 _OWN = ("_parameters", "_buffers", "_modules")  # of `nn.Module`, whose tensors a trace does not write to
@@ -73,11 +74,5 @@ def _rewrite(tensor: Tensor, value: Tensor) -> None:
 
 def _in_closures(model: nn.Module) -> list[Any]:
     """Lists, sets and dicts that forward hooks can write to through their closure."""
-    boxes = []
-    for module in model.modules():
-        for hook in [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]:
-            for cell in getattr(hook, "__closure__", None) or ():
-                with contextlib.suppress(ValueError):  # an empty cell
-                    if isinstance(cell.cell_contents, (list, set, dict)):
-                        boxes.append(cell.cell_contents)
-    return boxes
+    hooks = (h for m in model.modules() for h in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+    return [value for hook in hooks for value in closed_over(hook) if isinstance(value, (list, set, dict))]

@@ -6,14 +6,17 @@ from dataclasses import replace
 from npn.tracing.rules import Call, rule, unknown
 from npn.tracing.values import Value, contract, merge, restrict
 
+ALONE = ("mm", "bmm", "mv", "dot", "vdot")
+WITH_BIAS = ("addmm", "baddbmm", "addmv", "addbmm", "_sparse_addmm")  # which comes before the factors
 
-@rule("mm", "bmm", "mv", "dot", "vdot")
+
+@rule(*ALONE)
 def product(call: Call) -> Value:
     """Matrix product of two values."""
     return _product(call, call.args[0], call.args[1])
 
 
-@rule("addmm", "baddbmm", "addmv", "addbmm", "_sparse_addmm")
+@rule(*WITH_BIAS)
 def add_product(call: Call) -> Value:
     """Bias plus matrix product."""
     out = _product(call, call.args[1], call.args[2])

@@ -14,7 +14,7 @@ from npn.tracing.labels import Normed, Part, canonical
 from npn.tracing.lines import op_name
 from npn.tracing.norm_calls import call_of
 from npn.tracing.rules import LINEAR_REDUCTIONS, Call, movement, rule, unknown
-from npn.tracing.values import Value, merge, reduce, restrict
+from npn.tracing.values import Value, merge, reduce, restrict, with_repeats
 
 REDUCTIONS = (
     "sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "std_mean", "linalg_vector_norm",
@@ -290,11 +290,8 @@ def scatter(call: Call) -> Value:
 @rule("copy")
 def copied(call: Call) -> Value:
     """What is copied, in the shape of what it is written over."""
-    shape = call.shapes[0]
-    source = call.args[1].aligned(len(shape))
-    again = {axis for axis, size in enumerate(shape) if size > source.shape[axis]}
-    out = merge(call.ledger, [source], shape, call.where, zero="any")
-    return replace(out, loose=frozenset(again | source.loose))
+    source = call.args[1]
+    return with_repeats(merge(call.ledger, [source], call.shapes[0], call.where, zero="any"), [source])
 
 
 def written(call: Call, base: Value, source: Value, dim: int, start: Any, end: Any, step: Any) -> Value:

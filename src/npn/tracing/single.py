@@ -112,10 +112,8 @@ def _attempt(
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
         walked = walk(captured, tensors, deadline, Coupler(couplings))
-        structure = replace(group_units(walked, sizes, captured.outputs), streams=streams, couplings=couplings)
-        decided, settled, assumed, held, leaving = captured.decisions
-        structure = replace(structure, decided=decided, settled=settled, assumed=assumed)
-        return replace(structure, held=held, leaving=leaving)
+        found = group_units(walked, sizes, captured.outputs)
+        return replace(found, streams=streams, couplings=couplings, decisions=captured.decisions)
 
 
 @contextlib.contextmanager

@@ -83,47 +83,48 @@ def _listed(frozen: Sequence[Frozen], streams: bool) -> tuple[Frozen, ...]:
 
 def _tell_of_values(structure: Structure) -> None:
     """Warn of what the structure takes from the values of the example inputs; refuse norms whose calls they decide."""
+    found = structure.decisions
     if structure.norms:
-        for values, lines in (("inputs", structure.decided), ("buffers", structure.settled)):
+        for values, lines in (("inputs", found.by_inputs), ("buffers", found.by_buffers)):
             if lines:
                 raise TraceError(
                     f"streams=True follows norms in the order of their calls, which values of the {values} may change "
                     f"at {lines[0]}; attach without streams=True"
                 )
-    if structure.assumed:
+    if found.by_others:
         warnings.warn(
-            f"the forward pass picks rows by values that it computes itself at {', '.join(structure.assumed[:5])}: "
+            f"the forward pass picks rows by values that it computes itself at {', '.join(found.by_others[:5])}: "
             "multiply-adds count half of the rows there",
             stacklevel=4,
         )
-    if structure.decided:
+    if found.by_inputs:
         warnings.warn(
-            f"the forward pass decides by values of its inputs at {', '.join(structure.decided[:5])}: what was found "
+            f"the forward pass decides by values of its inputs at {', '.join(found.by_inputs[:5])}: what was found "
             "holds for inputs that decide as example_inputs do; others have to use the weights in the same way",
             stacklevel=4,
         )
-    if structure.settled:
+    if found.by_buffers:
         warnings.warn(
-            f"the forward pass decides by values of its buffers at {', '.join(structure.settled[:5])}: what was found "
+            f"the forward pass decides by values of its buffers at {', '.join(found.by_buffers[:5])}: what was found "
             "holds while they decide as they do now; other values have to use the weights in the same way, and what a "
             "first call sets up has to be set up before npn.attach",
             stacklevel=4,
         )
-    if structure.held:
+    if found.held:
         warnings.warn(
-            f"the forward pass decides by values that it computes itself at {', '.join(structure.held[:5])}, and half "
+            f"the forward pass decides by values that it computes itself at {', '.join(found.held[:5])}, and half "
             "of them were assumed to hold: what was found holds for passes in which some do; others have to use the "
             "weights in the same way",
             stacklevel=4,
         )
-    if structure.leaving:
+    if found.leaving:
         warnings.warn(
-            f"values that the model computes leave its forward pass at {', '.join(structure.leaving[:5])}, as for a "
+            f"values that the model computes leave its forward pass at {', '.join(found.leaving[:5])}, as for a "
             "log or a check: several made-up ones were tried, and changed nothing in what is computed. What was found "
             "holds as long as no other value does",
             stacklevel=4,
         )
-    lines = structure.decided + structure.settled + structure.assumed + structure.held
+    lines = found.by_inputs + found.by_buffers + found.by_others + found.held
     if structure.unreached and lines:
         line = lines[0]
         warnings.warn(
