@@ -86,9 +86,9 @@ def parts(model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Callable[[], None
             evaluated(weights, loss)
 
     def summed() -> None:
-        with weights.step(), weights.applied(mask, collect=True):
+        with weights.step(), weights.applied(mask, collect=True) as under:
             evaluated(weights, loss)
-        weights.mask_gradient()
+        under.mask_gradient()
 
     def whole() -> None:
         plastic.backward(loss)

@@ -45,9 +45,9 @@ def test_two_reading_axes_of_one_weight():
     z = torch.ones(sum(sizes))
     z[0] = 0.0
     weights = {n: p.detach().clone() for n, p in model.named_parameters()}
-    with readers.applied(z, collect=True):
+    with readers.applied(z, collect=True) as under:
         model(x).square().sum().backward()
-    found = readers.mask_gradient()
+    found = under.mask_gradient()
     leaf = z.clone().requires_grad_()
     values = dict(weights)
     start = 0
@@ -128,11 +128,11 @@ def test_weights_of_one_shape_and_layout_share_a_stack(tiny):
     assert [stack.count for stack in readers.table.stacks] == [3, 1, 1]
     z = (torch.rand(len(plastic.gates)) < 0.6).float()
     strides = [p.stride() for p in model.parameters()]
-    with readers.applied(z, collect=True):
+    with readers.applied(z, collect=True) as under:
         assert [p.stride() for p in model.parameters()] == strides
         masked = {name: p.detach().clone() for name, p in model.named_parameters()}
         model(x).square().sum().backward()
-    found, leaf = readers.mask_gradient(), z.clone().requires_grad_()
+    found, leaf = under.mask_gradient(), z.clone().requires_grad_()
     values, factors = dict(model.named_parameters()), leaf.split([g.size for g in plastic.groups])
     for group, factor in zip(plastic.groups, factors, strict=True):
         for slot in group.slots:

@@ -206,11 +206,11 @@ def test_the_gradient_of_the_gates_has_that_of_the_statistics() -> None:
 
     z = mask.clone().requires_grad_()
     (wanted,) = torch.autograd.grad(by_hand(z), z)
-    with plastic.masked_weights.step(), plastic.masked_weights.applied(mask, collect=True):
+    with plastic.masked_weights.step(), plastic.masked_weights.applied(mask, collect=True) as under:
         loss = ((model(x) - y) ** 2).mean()
         loss.backward()
     torch.testing.assert_close(loss, by_hand(mask))
-    torch.testing.assert_close(plastic.masked_weights.mask_gradient(), wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(under.mask_gradient(), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_stream_shrinks_under_a_price_and_with_its_optimizer() -> None:

@@ -123,14 +123,15 @@ class Step:
             share = planned.weights if plastic else 1.0
             factor = scale if share == 1.0 else share * scale if share else 1.0
             again = before.repeated(self.model) if before is not None and number else contextlib.nullcontext()
-            with again, self.weights.applied(mask, collect=plastic and planned.gates):
+            with again, self.weights.applied(mask, collect=plastic and planned.gates) as under:
                 value = evaluate(factor, share > 0)
             if not plastic:
                 return value, None
             losses.append(times(value, scale))
             mean = value if share == 1.0 else mean + share * value if share else mean
             if planned.gates:
-                gradients.append(times(self.weights.mask_gradient(), 1 / share))
+                gradients.append(times(under.mask_gradient(), 1 / share))
+            del under  # and with it the gradients that it has collected
         assert isinstance(mean, Tensor)
         return mean, estimator.combine(pi, draw, losses, gradients)
 

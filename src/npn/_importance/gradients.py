@@ -58,7 +58,7 @@ def mean_of_gradients(
     before = RandomState.now(devices_of(model))
     with preserved(model), before.repeated(model), weights.step(), torch.inference_mode(False), torch.enable_grad():
         for number, batch in enumerate(batches, start=1):
-            with weights.applied(mask, collect=True):
+            with weights.applied(mask, collect=True) as under:
                 with weights.not_collecting():
                     value = loss(model, batch)
                 _check(value)
@@ -66,7 +66,7 @@ def mean_of_gradients(
                 found = torch.autograd.grad(value, weights.table.parameters, allow_unused=True)
             if all(gradient is None for gradient in found):
                 raise _independent()
-            gradient = weights.mask_gradient()
+            gradient = under.mask_gradient()
             if not bool(torch.isfinite(gradient).all()):
                 raise NonFiniteLossError(
                     f"the loss of batch {number} is {value.item()}, and its gradient is not finite; check that batch"

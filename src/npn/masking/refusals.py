@@ -8,6 +8,10 @@ UNUSED = (
     "the loss depends on no weight of the attached model that has a mask; the closure must call that model, not a "
     "copy, nor plastic.export()"
 )
+NO_SHARD_GRADIENT = (
+    "no gradient has arrived at the shards, from which dL/dz follows; leave set_requires_gradient_sync(True) on in "
+    "plastic.backward"
+)
 CHECKPOINTS = (
     'masks="example" does not reach into activation checkpoints, which run their layers again in the backward pass; '
     'use masks="batch", or no checkpoints'

@@ -1,6 +1,7 @@
 """The table from gates to the entries of the weights that they mask."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -107,6 +108,15 @@ class MaskTable:
             if place != self._places[i]:
                 self.values[i], self._places[i] = local(parameter), place
         return True
+
+    @cached_property
+    def copies(self) -> list[Tensor]:
+        """Room for masked copies, the same for all training steps: new memory costs more than multiplying."""
+        return self.empty()
+
+    def empty(self) -> list[Tensor]:
+        """Make room for a masked copy of each weight, stack by stack."""
+        return [stack.empty(self.device) for stack in self.stacks]
 
     def factors(self, mask: Tensor) -> list[list[Tensor]]:
         """Turn a mask over all gates into factors of the stacked weights.

@@ -8,6 +8,7 @@ module, because fused kernels, tied weights and recurrent layers read the same p
 import contextlib
 import copy
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from npn._utils.collectives import size, sum_
 from npn._utils.fsdp import reshard
-from npn._utils.shards import is_shard, local, replicas
+from npn._utils.shards import is_shard
 from npn.errors import ConfigurationError
 from npn.masking.guards import gradients_stay, values_stay
+from npn.masking.masked_pass import MaskedPass
 from npn.masking.norms import OpenNorms
-from npn.masking.refusals import DETACHED, UNDER_MASKED, UNUSED
+from npn.masking.refusals import DETACHED, UNDER_MASKED
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes
@@ -45,8 +46,7 @@ class MaskedWeights:
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         self.in_step = self.sharded = self.detached = False
         self._handles: dict[int, RemovableHandle] = {}
-        self._table: MaskTable | None = None
-        self._dense: dict[str, Tensor] = {}
+        self._dense: dict[str, Tensor] = {}  # see `dense_gradients`
         self.restructure(model, structure)
 
     def restructure(self, model: nn.Module, structure: Structure) -> None:
@@ -58,6 +58,17 @@ class MaskedWeights:
         """
         self.remove()
         self.model, self.structure = model, structure
+
+    def remove(self) -> None:
+        """Remove the gradient hooks from the parameters and drop the table."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self._table: MaskTable | None = None
+        self._copies: list[Tensor] | None = None  # what lies in the place of the weights now; of shards, their own data
+        self._now: MaskedPass | None = None  # the pass under way
+        self._last_call: MaskedPass | None = None  # outside a step: its gradients may arrive later
+        self._unmasked = False
 
     @property
     def table(self) -> MaskTable:
@@ -84,22 +95,10 @@ class MaskedWeights:
         """Device of the weights."""
         return self.table.device
 
-    def remove(self) -> None:
-        """Remove the gradient hooks from the parameters and drop the table."""
-        for handle in self._handles.values():
-            handle.remove()
-        self._handles.clear()
-        self._table = None
-        self.swapped = False  # whether the parameters hold masked copies now
-        self._masks: list[list[Tensor]] | None = None  # factors of each weight, while its gradients are masked
-        self._outside: list[list[Tensor]] | None = None  # those of the last call outside a step
-        self._leaf: Tensor | None = None  # the mask of a step whose gates move the statistics of norms
-        self._unmasked = False
-        self._mask: Tensor | None = None  # the mask of the last step,
-        self._factors: list[list[Tensor]] = []  # its factors of each stack,
-        self._arrived: list[Tensor | None] | None = None  # and the gradient of each masked weight, if they are wanted
-        self._saved: list[Tensor] = []  # the weights of shards, while masks are in their place
-        self._stacks: list[Tensor] = []  # memory of the masked copies of steps: new memory costs more than multiplying
+    @property
+    def swapped(self) -> bool:
+        """Whether the parameters hold masked copies now."""
+        return self._copies is not None
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -138,90 +137,46 @@ class MaskedWeights:
         return self._table.parameters if self._table is not None else []
 
     @contextlib.contextmanager
-    def applied(self, mask: Tensor, collect: bool = False) -> Iterator[None]:
+    def applied(self, mask: Tensor, collect: bool = False) -> Iterator[MaskedPass]:
         """Replace the weights by masked copies inside the context, and mask their gradients as they arrive.
 
         Args:
-            mask: (units,), 0 where closed.
-            collect: whether to accumulate dL/dz as well, see `mask_gradient`.
+            mask: (gates,), 0 where closed.
+            collect: whether to collect gradients for dL/dz as well, see `MaskedPass.mask_gradient`.
+
+        Returns:
+            A context that gives the pass.
 
         Raises:
             ConfigurationError: a weight was changed in place inside the context, where the change is lost.
         """
         table = self.table
-        with torch.inference_mode(False), torch.no_grad():
-            self._mask, self._factors = mask, table.factors(mask)
-            self._stacks = self._stacks or [stack.empty(table.device) for stack in table.stacks]
-            masks = table.unstacked(self._factors)
-        self._arrived = [None] * len(table.parameters) if collect else None
+        under = MaskedPass(table, mask, collect, self.sharded)
+        with torch.inference_mode(False):
+            copies = table.copies
+            under.leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
         lent = [(p, p.grad) for p in table.parameters if collect and not p.requires_grad]
         earlier = [p.grad for p in table.parameters] if self.sharded else None
         try:
             for parameter in table.parameters if earlier is not None else ():
                 parameter.grad = None
-            self._swap_in(self._factors, self._stacks)
-            self._masks = masks
+            self._swap_in(under.factors, copies)
+            self._now = under
             for parameter, _ in lent:  # a frozen parameter needs a gradient here, from which dL/dz follows
                 parameter.requires_grad_(True)
                 parameter.grad = None
             self._watch()
-            with torch.inference_mode(False):
-                self._leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
             stay = values_stay(table.names, table.parameters, "plastic.backward")
-            with self._norms.under(mask if self._leaf is None else self._leaf), stay:
-                yield
+            with self._norms.under(mask if under.leaf is None else under.leaf), stay:
+                yield under
         finally:
-            self._masks = None
+            self._now = None
             self._swap_out()
             if earlier is not None:
-                self._take_gradients(earlier, masks)
+                under.take_gradients(earlier)
             for parameter, grad in lent:
                 parameter.requires_grad_(False)
                 parameter.grad = grad
-
-    def _take_gradients(self, earlier: list[Tensor | None], masks: list[list[Tensor]]) -> None:
-        """Mask the gradients of a pass, which `fully_shard` has given to the shards, and add them to earlier ones."""
-        for i, (parameter, before) in enumerate(zip(self._parameters, earlier, strict=True)):
-            if parameter.grad is not None:
-                part = local(parameter.grad)
-                if self._arrived is not None:
-                    self._arrived[i] = part / replicas(parameter)  # all processes are summed over later
-                for factor in masks[i]:
-                    part.mul_(factor)
-                if before is not None:
-                    local(before).add_(part)
-            if before is not None:
-                parameter.grad = before
-
-    def mask_gradient(self) -> Tensor:
-        """dL/dz of the last `applied(collect=True)`: weight times gradient, summed over the weights that read a unit.
-
-        Returns:
-            float32 (gates,).
-        """
-        assert self._arrived is not None and self._mask is not None
-        if self.sharded and self._arrived and all(gradient is None for gradient in self._arrived):
-            raise ConfigurationError(
-                "no gradient has arrived at the shards, from which dL/dz follows; leave "
-                "set_requires_gradient_sync(True) on in plastic.backward"
-            )
-        table, arrived, self._arrived = self.table, self._arrived, None
-        if (
-            arrived
-            and all(gradient is None for gradient in arrived)
-            and (self._leaf is None or self._leaf.grad is None)
-        ):
-            raise ConfigurationError(UNUSED)
-        with torch.no_grad():
-            parts = zip(table.members(table.values), table.members(arrived), self._stacks, strict=True)
-            for (stack, values), (_, gradients), out in parts:  # the masked copies are no longer read
-                stack.product(out, values, gradients)
-            gradient, leaf, self._leaf = table.gradient(self._stacks, self._factors, self._mask), self._leaf, None
-            if leaf is not None and leaf.grad is not None:
-                gradient[: table.units] += leaf.grad[: table.units] / (size() if self.sharded else 1)
-            if self.sharded:  # each process has the gradients of its rows, which are means over all processes
-                sum_(gradient)
-            return gradient
 
     def dense_gradients(self) -> dict[str, Tensor]:
         """The last gradient of each weight with single-weight gates, before these masked it; 0 where units are closed.
@@ -258,13 +213,11 @@ class MaskedWeights:
                 "units are closed, and the backward pass of a sharded model would gather weights without masks; call "
                 "it under torch.no_grad(), inside plastic.backward, or after plastic.compact()"
             )
-        table = self.table
-        with torch.inference_mode(False), torch.no_grad():
-            factors = table.factors(mask)
-            stacks, self._masks = [stack.empty(table.device) for stack in table.stacks], table.unstacked(factors)
-            self._swap_in(factors, stacks)
-        entered = contextlib.ExitStack()
+        table, entered = self.table, contextlib.ExitStack()
+        self._now = MaskedPass(table, mask)
         try:
+            with torch.inference_mode(False):
+                self._swap_in(self._now.factors, table.empty())  # not those of steps: autograd keeps them
             self._watch()
             grad = torch.is_grad_enabled()
             if grad:  # before the norms, which notice what is entered later
@@ -287,12 +240,12 @@ class MaskedWeights:
         try:
             entered.close()
         finally:
-            self._outside, self._masks = self._masks if grad else self._outside, None
+            self._last_call, self._now = self._now if grad else self._last_call, None
             self._swap_out()
 
     def forget_call(self) -> None:
         """Stop masking gradients of an earlier call outside a training step."""
-        self._outside = None
+        self._last_call = None
 
     @contextlib.contextmanager
     def unmasked(self) -> Iterator[None]:
@@ -303,14 +256,9 @@ class MaskedWeights:
         finally:
             self._unmasked = False
 
-    @contextlib.contextmanager
-    def not_collecting(self) -> Iterator[None]:
+    def not_collecting(self) -> AbstractContextManager[None]:
         """Exclude gradients computed inside the context from dL/dz; they are still masked."""
-        arrived, self._arrived = self._arrived, None
-        try:
-            yield
-        finally:
-            self._arrived = arrived
+        return contextlib.nullcontext() if self._now is None else self._now.not_collecting()
 
     @contextlib.contextmanager
     def only_computing(self, last: bool = False) -> Iterator[None]:
@@ -325,47 +273,44 @@ class MaskedWeights:
         with gradients_stay(self.table.parameters, last), self.not_collecting():
             yield
 
-    def _swap_in(self, factors: list[list[Tensor]], stacks: list[Tensor]) -> None:
-        """Replace the weights' data by masked copies, which are written into `stacks`."""
+    def _swap_in(self, factors: list[list[Tensor]], copies: list[Tensor]) -> None:
+        """Replace the weights' data by masked copies, which are written into `copies`."""
         table = self.table
         with torch.inference_mode(False), torch.no_grad():
-            for (stack, values), out, each in zip(table.members(table.values), stacks, factors, strict=True):
+            for (stack, values), out, each in zip(table.members(table.values), copies, factors, strict=True):
                 (stack.mask_in_place if self.sharded else stack.masked)(out, values, each)
+        self._copies = copies
         if self.sharded:
-            self.swapped, self._saved = True, stacks
             return
-        copies = (copy for stack in stacks for copy in stack.unbind())
-        self.swapped = True
-        for parameter, masked in zip(table.parameters, copies, strict=True):
-            parameter.data = masked
+        masked = (copy for stack in copies for copy in stack.unbind())
+        for parameter, copy_ in zip(table.parameters, masked, strict=True):
+            parameter.data = copy_
         _clear_caches()
 
     def _swap_out(self) -> None:
         """Restore the weights' own data."""
-        if self._table is not None and self.swapped and self.sharded:
+        table, copies = self._table, self._copies
+        if table is not None and copies is not None and self.sharded:
             reshard(self.model)  # what was gathered under masks
             with torch.inference_mode(False), torch.no_grad():
-                for (_, values), out in zip(self._table.members(self._table.values), self._saved, strict=True):
-                    torch._foreach_copy_(values, out.unbind())
-        elif self._table is not None and self.swapped:
-            for parameter, value in zip(self._table.parameters, self._table.values, strict=True):
+                for (_, values), own in zip(table.members(table.values), copies, strict=True):
+                    torch._foreach_copy_(values, own.unbind())
+        elif table is not None and copies is not None:
+            for parameter, value in zip(table.parameters, table.values, strict=True):
                 parameter.data = value
-        self.swapped, self._saved = False, []
+        self._copies = None
         _clear_caches()
 
     def _hook(self, i: int) -> Any:
         """The gradient hook of one weight: keep its gradient for dL/dz, and mask it."""
-
         name, axes = self.table.names[i], len(self.table.axes[i])
 
         def mask_gradient(gradient: Tensor) -> Tensor | None:
-            masks = self._masks if self._masks is not None else self._outside
-            if masks is None or self._unmasked:
+            under = self._last_call if self._now is None else self._now
+            if under is None or self._unmasked:
                 return None
-            if self._arrived is not None:
-                before = self._arrived[i]  # a reentrant checkpoint delivers the gradient of a weight in several parts
-                self._arrived[i] = gradient if before is None else before + gradient
-            for number, factor in enumerate(masks[i]):
+            under.collect(i, gradient)
+            for number, factor in enumerate(under.masks[i]):
                 if number == axes:  # the gates of single weights come last
                     self._dense[name] = gradient.detach()
                 gradient = gradient * factor

@@ -35,10 +35,10 @@ def by_batch(plastic: Plasticity, draw: Draw, closure: Callable[[], Tensor], sca
         with weights.unmasked():
             return evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
     collect = mask.requires_grad
-    with weights.applied(mask.detach(), collect=collect):
+    with weights.applied(mask.detach(), collect=collect) as under:
         loss = evaluated(weights, closure, scale, last_checkpoint=plastic.last_checkpoint)
     if collect:
-        mask.backward(weights.mask_gradient())
+        mask.backward(under.mask_gradient())
     return loss
 
 
