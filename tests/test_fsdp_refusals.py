@@ -11,7 +11,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 import npn
 from npn import distributed
 from npn.errors import ConfigurationError, TraceError
-from npn.masking.refusals import CLOSURE
+from npn.masking.messages import CLOSURE
 
 from .processes import together
 from .sharding import EXAMPLE, GPT, TOKENS, build, loss_of, train

@@ -13,7 +13,7 @@ from torch import nn
 
 import npn
 from npn.errors import ConfigurationError, ResizeError
-from npn.masking.refusals import THREADS
+from npn.masking.messages import THREADS
 
 from .test_left_whole import X, Y, net, parts, same, state
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from npn.structure import Structure
-from npn.tracing.removal_check import why_not
+from npn.tracing.rehearsal.removal_check import why_not
 from npn.tracing.trace import trace_units
 
 _TRACED: dict[object, Structure] = {}

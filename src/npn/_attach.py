@@ -17,7 +17,7 @@ from npn.penalty import CostTerm
 from npn.plasticity import Plasticity
 from npn.structure import MIXES
 from npn.tracing import trace
-from npn.tracing.failures import nothing_left
+from npn.tracing.capture.failures import nothing_left
 from npn.tracing.single_weights import with_single_weights
 
 

@@ -15,14 +15,14 @@ from npn._utils.models import model_tensors
 from npn._utils.validation import instance
 from npn.masking.calls import attached_parts
 from npn.structure import Structure, resized_shapes
-from npn.tracing.capture import fake_tensor
-from npn.tracing.environment import alone, average_at_once, plain_kernels, preserved, quiet
-from npn.tracing.failures import explained
-from npn.tracing.known_values import KnownValues, fake_inputs
-from npn.tracing.made_up import with_known_values
+from npn.tracing.capture.environment import alone, average_at_once, plain_kernels, preserved, quiet
+from npn.tracing.capture.failures import explained
+from npn.tracing.capture.graph import fake_tensor
+from npn.tracing.capture.known_values import KnownValues, fake_inputs
+from npn.tracing.capture.made_up import with_known_values
+from npn.tracing.one_trace import in_working_mode
 from npn.tracing.refusals import check_sized
-from npn.tracing.retrace import attributes_changed
-from npn.tracing.single import in_working_mode
+from npn.tracing.rehearsal.retrace import attributes_changed
 
 MODEL = "a torch.nn.Module (of a handle, plastic.model)"  # what messages expect
 

@@ -18,10 +18,10 @@ from npn._utils.models import evaluating
 from npn._utils.validation import instance
 from npn.checkpoint import save
 from npn.errors import CheckpointError, ConfigurationError, PlasticityError
-from npn.gates.single import packed, unpacked
+from npn.gates.weight_gates import packed, unpacked
 from npn.masking.calls import has_closed_units
 from npn.sparse import to_csr
-from npn.tracing.environment import preserved, quiet
+from npn.tracing.capture.environment import preserved, quiet
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
 WITHOUT_INPUTS = ("safetensors", "bitmap")

@@ -19,7 +19,7 @@ from npn._utils.validation import shown
 from npn.errors import ConfigurationError, OptimizerError
 from npn.gates import Gates
 from npn.masking import MaskedWeights
-from npn.masking.refusals import CHANGED
+from npn.masking.messages import CHANGED
 from npn.structure import Structure
 from npn.surgery import held_by, unmovable
 

@@ -10,7 +10,7 @@ from npn._utils.losses import came_as, check_differentiable, check_finite, check
 from npn.errors import ConfigurationError
 from npn.masking import MaskedWeights
 from npn.masking.examples import ExampleMasks
-from npn.masking.refusals import CHECKPOINTS
+from npn.masking.messages import CHECKPOINTS
 
 Closure = Callable[[], Tensor]
 

@@ -23,7 +23,7 @@ from npn.errors import ConfigurationError, ResizeError
 from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.masking.calls import detached_leftovers
-from npn.masking.refusals import DETACHED
+from npn.masking.messages import DETACHED
 from npn.masking.table import MaskTable
 from npn.modules import full_length, materialize_selects
 from npn.structure import NEW, Group, Structure, with_dead_units

@@ -11,11 +11,11 @@ import npn
 from npn.errors import ConfigurationError
 from npn.experiments.engine import runner
 from npn.experiments.engine.building import redrawn
-from npn.experiments.engine.effort import passes
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.rundir import RunDirectory
 from npn.experiments.engine.teaching import distillation, taught, untaught
 from npn.experiments.engine.training import epochs
+from npn.experiments.engine.training_cost import passes
 from npn.experiments.lenet5 import recipe as lenet5
 from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.moons import recipe as moons

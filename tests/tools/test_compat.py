@@ -154,7 +154,7 @@ def test_status_of_a_record() -> None:
 def test_the_page_counts_and_explains(tmp_path: Path) -> None:
     from compat import records, sweep
 
-    place = {"raised": "tracing/walk.py:9", "began": "zoo.py:3"}
+    place = {"raised": "tracing/grouping/walk.py:9", "began": "zoo.py:3"}
     found = [
         record("plain"),
         record("slow", seconds=31.0, peer={"runs": True, "left": 0.3, "error": 0.2, "failed": {}, "version": "1.6.1"}),

@@ -17,9 +17,9 @@ import npn
 from npn._utils.inputs import output_tensors, split_inputs
 from npn._utils.models import model_tensors
 from npn.errors import TraceError
-from npn.tracing.capture import Capture, capture
-from npn.tracing.values import Value
-from npn.tracing.walk import walk
+from npn.tracing.capture.graph import Capture, capture
+from npn.tracing.grouping.walk import walk
+from npn.tracing.labels.values import Value
 
 from ..zoo.models_attention import ATTENTION
 

@@ -9,11 +9,11 @@ from torch import nn
 import npn
 from npn._utils.models import model_tensors
 from npn.errors import TraceError
-from npn.tracing import deadline
-from npn.tracing.capture import capture
-from npn.tracing.deadline import Deadline
-from npn.tracing.single import SECONDS, single_trace
-from npn.tracing.walk import walk
+from npn.tracing.capture import deadline
+from npn.tracing.capture.deadline import Deadline
+from npn.tracing.capture.graph import capture
+from npn.tracing.grouping.walk import walk
+from npn.tracing.one_trace import SECONDS, single_trace
 
 WAY_OUT = (
     "expected a graph that can be followed in this time: give shorter example_inputs if a loop there runs over them, "

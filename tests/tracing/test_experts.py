@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
-from npn.tracing.capture import capture
-from npn.tracing.walk import walk
+from npn.tracing.capture.graph import capture
+from npn.tracing.grouping.walk import walk
 
 from ..zoo.checks import as_double, check_grow, check_shrink, check_training
 

@@ -2,9 +2,9 @@
 
 from types import SimpleNamespace
 
-from npn.tracing.attributes import Trials
-from npn.tracing.dry_run import _following
-from npn.tracing.rehearsal import Problem
+from npn.tracing.rehearsal.attributes import Trials
+from npn.tracing.rehearsal.dry_run import _following
+from npn.tracing.rehearsal.rehearsal import Problem
 
 ENTRIES = tuple(("block", name, 1) for name in ("heads", "width", "inner", "states", "levels"))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import npn
 from npn.errors import TraceError
-from npn.tracing.known_values import KnownValues
+from npn.tracing.capture.known_values import KnownValues
 
 from ..zoo.checks import check_grow, check_shrink
 

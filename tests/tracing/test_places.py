@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import npn
-from npn.tracing.places import aligned, moved_alike, regular
+from npn.tracing.labels.places import aligned, moved_alike, regular
 
 from ..zoo.checks import check_grow, check_shrink
 

@@ -13,10 +13,10 @@ from torch.fx import Graph, GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import flex_attention
 
-from npn.tracing.capture import capture
-from npn.tracing.deadline import Deadline
-from npn.tracing.environment import cast_anew
-from npn.tracing.recorder import Recorder
+from npn.tracing.capture.deadline import Deadline
+from npn.tracing.capture.environment import cast_anew
+from npn.tracing.capture.graph import capture
+from npn.tracing.capture.recorder import Recorder
 from npn.tracing.trace import trace_units
 
 from .asking import reasons, sizes

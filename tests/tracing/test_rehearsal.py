@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from npn.tracing.capture import output_shapes
-from npn.tracing.rehearsal import Rehearsal
+from npn.tracing.capture.graph import output_shapes
+from npn.tracing.rehearsal.rehearsal import Rehearsal
 from npn.tracing.trace import trace
 
 X = torch.randn(2, 3, 12, generator=torch.Generator().manual_seed(0))

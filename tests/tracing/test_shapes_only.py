@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from npn.tracing.shapes_only import _STAND_INS, ShapesOnly
+from npn.tracing.capture.shapes_only import _STAND_INS, ShapesOnly
 
 INPUTS = {
     "row-major": lambda: torch.randn(2, 4, 6, 4),

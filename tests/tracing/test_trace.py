@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import flex_attention
 
 import npn
 from npn.tracing import trace
-from npn.tracing.capture import capture
+from npn.tracing.capture.graph import capture
 
 from .asking import reasons, sizes
 

@@ -11,7 +11,7 @@ from npn._utils.losses import check_scalar
 from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.plasticity import Plasticity
-from npn.tracing.environment import preserved
+from npn.tracing.capture.environment import preserved
 
 EMPTY = (
     "batches is empty; give at least one batch "

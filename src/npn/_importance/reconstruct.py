@@ -15,7 +15,7 @@ from npn._utils.rng import RandomState, devices_of
 from npn.errors import ConfigurationError, NonFiniteLossError
 from npn.plasticity import Plasticity
 from npn.structure import Group
-from npn.tracing.environment import preserved
+from npn.tracing.capture.environment import preserved
 
 CHANNELS: dict[type[nn.Module], tuple[int, int]] = {  # axis of the input's channels, axis of the weight that reads them
     nn.Linear: (-1, 1),

@@ -9,7 +9,7 @@ from npn._utils import cpu
 from npn._utils.layout import along
 from npn._utils.models import model_tensors
 from npn.errors import CheckpointError
-from npn.gates.single import packed, unpacked
+from npn.gates.weight_gates import packed, unpacked
 from npn.plasticity import Plasticity
 from npn.structure import LEFT_OUT, READER_GONE, Group, Structure
 

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 from npn._utils.inputs import split_inputs
 from npn._utils.models import evaluating
 from npn.errors import ConfigurationError
-from npn.tracing.lines import raising_line
+from npn.tracing.capture.lines import raising_line
 
 HELP = (
     'Shape of an input, "2,3,32,32"; of integers: "2,16:long"; by name: "ids:2,16:long", inside of a dict: '

@@ -5,7 +5,7 @@ from npn.gates.gate import CLOSED, OPEN, Gate, Sharpness
 from npn.gates.gates import Gates
 from npn.gates.group import UnitGroup
 from npn.gates.pricing import Costs, Pricing
-from npn.gates.single import WeightGates
+from npn.gates.weight_gates import WeightGates
 
 __all__ = [
     "CLOSED",

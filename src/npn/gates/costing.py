@@ -10,7 +10,7 @@ from npn._utils.validation import finite, instance
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates, product_cost, shared_unit_correction
 from npn.gates.cost_tables import CostTables, cost_tables
-from npn.gates.single_cost import WeightCost
+from npn.gates.weight_cost import WeightCost
 from npn.structure import Structure, unit_of_column
 
 KINDS = ("params", "weights", "macs", "units", "layerwise")

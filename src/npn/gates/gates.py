@@ -19,7 +19,7 @@ from npn.gates.decision import Decision, check_undecided
 from npn.gates.gate import OPEN, Gate, Sharpness
 from npn.gates.group import UnitGroup
 from npn.gates.saved import check_state
-from npn.gates.single import WeightGates
+from npn.gates.weight_gates import WeightGates
 from npn.structure import Branches, Columns, Group, Structure
 from npn.surgery import Extra, forget_momentum
 

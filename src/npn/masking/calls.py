@@ -19,7 +19,7 @@ from npn._utils.validation import instance
 from npn.errors import ConfigurationError, PlasticityError
 from npn.gates import Gates
 from npn.masking.guards import values_stay
-from npn.masking.refusals import EXPORTED, STALE, THREADS, UNDER_MASKED
+from npn.masking.messages import EXPORTED, STALE, THREADS, UNDER_MASKED
 from npn.masking.weights import MaskedWeights
 from npn.structure import Structure
 

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from npn.errors import ConfigurationError
 from npn.functional import effective_gates
-from npn.masking.refusals import CHECKPOINTS
+from npn.masking.messages import CHECKPOINTS
 from npn.masking.table import MaskTable
 
 _LAYERS = (F.linear, torch.conv1d, torch.conv2d, torch.conv3d)

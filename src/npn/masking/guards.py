@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor
 
 from npn.errors import ConfigurationError
-from npn.masking.refusals import CHANGED, CLOSURE
+from npn.masking.messages import CHANGED, CLOSURE
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 from npn._utils.collectives import size, sum_
 from npn._utils.shards import local, replicas
 from npn.errors import ConfigurationError
-from npn.masking.refusals import NO_SHARD_GRADIENT, UNUSED
+from npn.masking.messages import NO_SHARD_GRADIENT, UNUSED
 from npn.masking.table import MaskTable
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from npn.errors import PlasticityError
 from npn.functional.norms import over_open
 from npn.structure import Norm, Structure, gate_of_entries
-from npn.tracing.environment import unfused_layers
-from npn.tracing.norm_calls import NormCall, NormCalls, paths_of
+from npn.tracing.capture.environment import unfused_layers
+from npn.tracing.capture.norm_calls import NormCall, NormCalls, paths_of
 
 
 class OpenNorms:

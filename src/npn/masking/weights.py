@@ -21,8 +21,8 @@ from npn._utils.shards import is_shard
 from npn.errors import ConfigurationError
 from npn.masking.guards import gradients_stay, values_stay
 from npn.masking.masked_pass import MaskedPass
+from npn.masking.messages import DETACHED, UNDER_MASKED
 from npn.masking.norms import OpenNorms
-from npn.masking.refusals import DETACHED, UNDER_MASKED
 from npn.masking.table import MaskTable
 from npn.structure import Structure
 from npn.surgery import Extra, check_shapes

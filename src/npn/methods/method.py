@@ -15,7 +15,7 @@ from npn._utils.patterns import match_patterns
 from npn._utils.validation import HANDLE, complete_state, instance, is_number, shown
 from npn.errors import CheckpointError, ConfigurationError
 from npn.gates import UnitGroup, WeightGates
-from npn.masking.refusals import DETACHED
+from npn.masking.messages import DETACHED
 from npn.methods.passes import by_batch, by_example
 from npn.plasticity import Plasticity
 from npn.step import check_closure, loss_factor

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from npn._utils import cpu
 from npn.structure import NOT_PRODUCED, NOT_READ, Group, Structure, gate_of_entries
-from npn.tracing.dry_run import freeze, freeze_fixed_sizes
+from npn.tracing.rehearsal.dry_run import freeze, freeze_fixed_sizes
 
 OTHERS = "its units are other ones"
 

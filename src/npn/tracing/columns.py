@@ -12,7 +12,7 @@ from npn._utils.patterns import matches
 from npn.errors import ConfigurationError
 from npn.modules.select import input_dim, set_select
 from npn.structure import Columns, Structure
-from npn.tracing.capture import capture
+from npn.tracing.capture.graph import capture
 
 
 def with_columns(model: nn.Module, example_inputs: Any, structure: Structure, patterns: Sequence[str]) -> Structure:

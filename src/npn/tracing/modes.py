@@ -10,9 +10,9 @@ from torch import nn
 from npn._utils.models import in_mode, model_tensors
 from npn.errors import TraceError
 from npn.structure import NOT_PRODUCED, Structure
-from npn.tracing.coupler import Couplings
-from npn.tracing.single import single_trace
-from npn.tracing.warming import Seen, warm_up
+from npn.tracing.capture.warming import WarmUp, warm_up
+from npn.tracing.labels.coupler import Couplings
+from npn.tracing.one_trace import single_trace
 
 WORD = {True: "train()", False: "eval()"}
 
@@ -32,7 +32,7 @@ class Modes:
     mode: bool
 
 
-def seen_in_both(model: nn.Module, example_inputs: Any) -> dict[bool, Seen]:
+def seen_in_both(model: nn.Module, example_inputs: Any) -> dict[bool, WarmUp]:
     """Run the model for real in each mode, as before a trace: once, and again where the modes seem to differ.
 
     Args:
@@ -92,7 +92,7 @@ def trace_unchanged(
         ) from error
 
 
-def _alike(present: Seen, other: Seen) -> bool:
+def _alike(present: WarmUp, other: WarmUp) -> bool:
     """Whether the other mode need not be traced: it computes the same, or cannot run."""
     return not other.ran or (present.calls == other.calls and present.calls is not None)
 

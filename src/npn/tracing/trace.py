@@ -13,11 +13,11 @@ from npn.structure import LEFT_OUT, MIXES, Frozen, Structure
 from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
-from npn.tracing.coupler import Couplings
-from npn.tracing.couplings import find_couplings
-from npn.tracing.dry_run import freeze, freeze_fixed_sizes
+from npn.tracing.labels.coupler import Couplings
 from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
+from npn.tracing.rehearsal.couplings import find_couplings
+from npn.tracing.rehearsal.dry_run import freeze, freeze_fixed_sizes
 
 Patterns = str | Iterable[str] | None
 _NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "mean", "var", "std", "var_mean")

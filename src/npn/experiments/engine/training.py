@@ -16,8 +16,8 @@ from npn import distributed
 from npn._utils.models import evaluating
 from npn.experiments.data.splits import Data, Split
 from npn.experiments.engine import processes
-from npn.experiments.engine.effort import TrainingMacs
 from npn.experiments.engine.recipe import Recipe, Row
+from npn.experiments.engine.training_cost import TrainingMacs
 from npn.integrations.tensorboard import keep_histogram
 
 HISTOGRAM_BINS = 20

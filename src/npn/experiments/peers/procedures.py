@@ -14,8 +14,8 @@ from npn._importance.closing import best_of_each
 from npn._utils.models import evaluating
 from npn.checkpoint import Stateful
 from npn.experiments.data.splits import Split
-from npn.experiments.engine.effort import BACKWARD, FORWARD
 from npn.experiments.engine.procedure import Procedure
+from npn.experiments.engine.training_cost import BACKWARD, FORWARD
 from npn.experiments.peers.cutting import close_by_importance, keep_weights, remove, threshold
 
 PRETRAIN, SHRINK, FINETUNE = "pretrain", "shrink", "finetune"
