@@ -19,7 +19,7 @@ from npn._utils.models import model_tensors
 from npn.errors import TraceError
 from npn.tracing.capture.graph import Capture, capture
 from npn.tracing.grouping.walk import walk
-from npn.tracing.labels.values import Value
+from npn.tracing.labels import Value
 
 from ..zoo.models_attention import ATTENTION
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from npn.tracing.labels.ledger import Ledger
+from npn.tracing.labels import Ledger
 
 HEADS, FEATURES = 3, 4
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from npn.tracing.labels import Ledger, canonical, squeeze_constant, varying
 from npn.tracing.labels.joining import components
-from npn.tracing.labels.ledger import Ledger, canonical, squeeze_constant, varying
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

@@ -10,8 +10,8 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from npn.tracing.capture.lines import op_name, source_line
+from npn.tracing.labels import Value
 from npn.tracing.labels.places import numbered, repetitions
-from npn.tracing.labels.values import Value
 from npn.tracing.rules import MOVEMENT, RULES
 from npn.tracing.rules.constants import SHAPE_ONLY
 from npn.tracing.rules.indexing import uniform

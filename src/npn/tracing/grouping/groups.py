@@ -12,7 +12,7 @@ from npn.tracing.capture.bare import places_of
 from npn.tracing.grouping.multiply_adds import Met
 from npn.tracing.grouping.norms import place, settle
 from npn.tracing.grouping.walk import Walked
-from npn.tracing.labels.ledger import KERNEL
+from npn.tracing.labels import KERNEL
 
 
 def group_units(

@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Node
 
-from npn.tracing.labels.ledger import squeeze_constant
-from npn.tracing.labels.values import Value
+from npn.tracing.labels import Value, squeeze_constant
 
 _PASS = ("t", "transpose", "permute", "view", "reshape", "_unsafe_view", "clone", "_to_copy", "detach", "expand",
          "unsqueeze", "squeeze", "_weight_norm_interface", "getitem", "mul", "div", "alias", "index", "index_select",

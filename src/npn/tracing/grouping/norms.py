@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from npn.structure import Norm
+from npn.tracing.labels import Ledger, Normed, squeeze_constant, varying
 from npn.tracing.labels.joining import edge
-from npn.tracing.labels.ledger import Ledger, Normed, squeeze_constant, varying
 
 _ELSEWHERE = "no parameter lies along the axis that is normalised"
 

@@ -20,9 +20,8 @@ from npn.tracing.capture.graph import Capture
 from npn.tracing.capture.lines import op_name, source_line
 from npn.tracing.grouping.fingerprint import printed
 from npn.tracing.grouping.multiply_adds import Effort
+from npn.tracing.labels import Ledger, Part, Value, merge, squeeze_constant
 from npn.tracing.labels.coupler import Coupler
-from npn.tracing.labels.ledger import Ledger, Part, squeeze_constant
-from npn.tracing.labels.values import Value, merge
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
 from npn.tracing.rules.constants import SHAPE_ONLY, compute, constant, draw
 from npn.tracing.rules.mixing import written

@@ -1,1 +1,12 @@
 """Label tensors: the unit of each element of a value, and the ledger of labels that are one unit."""
+
+from npn.tracing.labels.contracting import OPAQUE, contract, fixed_input, reduce
+from npn.tracing.labels.ledger import KERNEL, Ledger, Normed
+from npn.tracing.labels.merging import Zero, merge, restrict, with_repeats
+from npn.tracing.labels.parts import Part, canonical, joined, squeeze_constant, varying
+from npn.tracing.labels.value import Value
+
+__all__ = [
+    "KERNEL", "OPAQUE", "Ledger", "Normed", "Part", "Value", "Zero", "canonical", "contract", "fixed_input", "joined",
+    "merge", "reduce", "restrict", "squeeze_constant", "varying", "with_repeats",
+]  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.tracing.labels.ledger import canonical, squeeze_constant, varying
+from npn.tracing.labels.parts import canonical, squeeze_constant, varying
 
 Owners = Callable[[np.ndarray], np.ndarray]
 

@@ -10,8 +10,7 @@ from torch.fx import Node
 from torch.utils._pytree import tree_leaves
 
 from npn.structure import MIXES
-from npn.tracing.labels.ledger import Ledger
-from npn.tracing.labels.values import Value
+from npn.tracing.labels import Ledger, Value
 
 
 @dataclass(frozen=True)

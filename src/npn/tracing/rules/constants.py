@@ -9,8 +9,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils import cpu
 from npn.errors import TraceError
+from npn.tracing.labels import Value
 from npn.tracing.labels.places import restrided
-from npn.tracing.labels.values import Value
 from npn.tracing.rules.call import Call
 
 LIMIT = 1 << 22  # elements of a constant that are worth computing

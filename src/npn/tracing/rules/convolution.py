@@ -5,8 +5,7 @@ from dataclasses import replace
 import torch
 
 from npn._utils import cpu
-from npn.tracing.labels.ledger import KERNEL, Part, canonical
-from npn.tracing.labels.values import OPAQUE, Value, contract, fixed_input, merge, reduce, restrict
+from npn.tracing.labels import KERNEL, OPAQUE, Part, Value, canonical, contract, fixed_input, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules, unknown
 
 RULES = Rules()

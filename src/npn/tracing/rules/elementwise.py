@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from npn.tracing.labels.ledger import Ledger
-from npn.tracing.labels.values import Value, merge, with_repeats
+from npn.tracing.labels import Ledger, Value, Zero, merge, with_repeats
 from npn.tracing.rules.call import Call
 
 NONLINEAR = frozenset((  # elementwise and not linear, but zero at zero, with a finite slope there
@@ -21,7 +20,7 @@ def pointwise(call: Call) -> Any:
     values = [v for v in [*call.args, *call.kwargs.values()] if isinstance(v, Value)]
     power = call.name == "pow" and isinstance(call.args[1], (int, float)) and call.args[1] >= 1
     mark_nonlinear(call.ledger, call.name, values, nonlinear=power or call.name in NONLINEAR)
-    zero = "any" if power or call.name in ZERO_PRESERVING else "never"
+    zero: Zero = "any" if power or call.name in ZERO_PRESERVING else "never"
     if call.name == "div":
         zero = "any"
         for part in (p for divisor in values[1:] if divisor.weight for p in divisor.parts):

@@ -14,7 +14,7 @@ from torch.fx import Node
 
 from npn._utils import cpu
 from npn.tracing.capture.lines import op_name
-from npn.tracing.labels.values import Value, merge, reduce, restrict
+from npn.tracing.labels import Value, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules
 from npn.tracing.rules.mixing import index as pick
 from npn.tracing.rules.movement import movement

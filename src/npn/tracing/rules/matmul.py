@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from npn.tracing.labels.values import Value, contract, merge, restrict
+from npn.tracing.labels import Value, contract, merge, restrict
 from npn.tracing.rules.call import Call, Rules, unknown
 
 RULES = Rules()

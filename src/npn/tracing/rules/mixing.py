@@ -12,8 +12,7 @@ from torch.fx import Node
 from npn._utils import cpu
 from npn.tracing.capture.lines import op_name
 from npn.tracing.capture.norm_calls import call_of
-from npn.tracing.labels.ledger import Normed, Part, canonical
-from npn.tracing.labels.values import Value, merge, reduce, restrict, with_repeats
+from npn.tracing.labels import Normed, Part, Value, canonical, merge, reduce, restrict, with_repeats
 from npn.tracing.rules.call import Call, Rules, unknown
 from npn.tracing.rules.movement import movement
 

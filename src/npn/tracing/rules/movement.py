@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.tracing.labels.ledger import Part, canonical, squeeze_constant
+from npn.tracing.labels import Part, Value, canonical, merge, squeeze_constant
 from npn.tracing.labels.places import moved_alike, repeats, restrided
-from npn.tracing.labels.values import Value, merge
 from npn.tracing.rules.call import Call, Rules, unknown
 
 RULES = Rules()

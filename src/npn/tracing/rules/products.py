@@ -4,8 +4,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from npn.structure import MIXES
-from npn.tracing.labels.ledger import Part, canonical
-from npn.tracing.labels.values import Value, contract, fixed_input, merge, reduce, restrict
+from npn.tracing.labels import Part, Value, canonical, contract, fixed_input, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules, unknown
 from npn.tracing.rules.elementwise import pointwise
 from npn.tracing.rules.indexing import across, line
