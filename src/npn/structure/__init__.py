@@ -10,27 +10,22 @@ from npn.structure.columns import (
     unit_of_column,
     with_unread_units,
 )
-from npn.structure.open_sizes import open_sizes
-from npn.structure.single_weights import gates_along, output_axis, with_dead_units
-from npn.structure.sizes import difference, match_groups, moved, other_outputs, resized_shapes, unmatched, without_units
-from npn.structure.units import (
+from npn.structure.freezing import (
     LEFT_OUT,
     MIXES,
     NOT_PRODUCED,
     NOT_READ,
     READER_GONE,
-    Branches,
-    Columns,
-    Decisions,
-    Frozen,
-    Group,
-    Key,
-    Norm,
-    Product,
-    Slot,
-    Structure,
-    gate_of_entries,
+    freeze,
+    freeze_tensors,
+    frozen_axis,
+    leave_out,
 )
+from npn.structure.open_sizes import open_sizes
+from npn.structure.single_weights import gates_along, output_axis, with_dead_units
+from npn.structure.sizes import difference, match_groups, moved, other_outputs, resized_shapes, unmatched, without_units
+from npn.structure.structure import Decisions, Frozen, Norm, Product, Structure, gate_of_entries
+from npn.structure.units import Branches, Columns, Group, Key, Slot
 
 __all__ = [
     "LEFT_OUT",
@@ -51,10 +46,14 @@ __all__ = [
     "Structure",
     "check_numbers",
     "difference",
+    "freeze",
+    "freeze_tensors",
+    "frozen_axis",
     "gate_of_entries",
     "gates_along",
     "inside",
     "inside_branches",
+    "leave_out",
     "match_groups",
     "moved",
     "open_sizes",

@@ -3,7 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from npn.structure.units import READER_GONE, Frozen, Group, Structure
+from npn.structure.freezing import READER_GONE
+from npn.structure.structure import Frozen, Structure
+from npn.structure.units import Group
 
 
 def inside(name: str, paths: Iterable[str]) -> bool:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from npn._utils import cpu
 from npn.errors import ResizeError
-from npn.structure.units import Branches, Columns, Group, Structure, gate_of_entries
+from npn.structure.structure import Structure, gate_of_entries
+from npn.structure.units import Branches, Columns, Group
 
 NEW = -1  # marks a new entry, which has no old position
 

@@ -9,7 +9,7 @@ from npn._utils import cpu
 from npn.functional.columns import effective_gates
 from npn.structure.branches import without_branch_entries, without_branches
 from npn.structure.columns import unit_of_column, with_unread_units
-from npn.structure.units import Structure
+from npn.structure.structure import Structure
 
 
 def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dict[str, int]:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from npn._utils import cpu
 from npn._utils.layout import along
-from npn.structure.units import Columns, Group, Structure, gate_of_entries
+from npn.structure.structure import Structure, gate_of_entries
+from npn.structure.units import Columns, Group
 
 
 def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Tensor]:

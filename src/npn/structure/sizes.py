@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.structure.units import Group, Slot, Structure, gate_of_entries
+from npn.structure.structure import Structure, gate_of_entries
+from npn.structure.units import Group, Slot
 
 
 def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from npn._utils import cpu
-from npn.structure import NOT_PRODUCED, NOT_READ, Group, Structure, gate_of_entries
-from npn.tracing.rehearsal.dry_run import freeze, freeze_fixed_sizes
+from npn.structure import NOT_PRODUCED, NOT_READ, Group, Structure, freeze, gate_of_entries
+from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
 
 OTHERS = "its units are other ones"
 

@@ -1,7 +1,7 @@
 """The entry to tracing: find everything that can have gates, and rehearse every resize."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch import nn
 
 from npn._utils.patterns import as_patterns, matches, require_matches
 from npn.errors import TraceError
-from npn.structure import LEFT_OUT, MIXES, Frozen, Structure
+from npn.structure import MIXES, Frozen, Structure, freeze, freeze_tensors, leave_out
 from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
@@ -17,7 +17,7 @@ from npn.tracing.labels.coupler import Couplings
 from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
 from npn.tracing.rehearsal.couplings import find_couplings
-from npn.tracing.rehearsal.dry_run import freeze, freeze_fixed_sizes
+from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
 
 Patterns = str | Iterable[str] | None
 _NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "mean", "var", "std", "var_mean")
@@ -160,21 +160,13 @@ def _rehearsed(
     """The structure before and after the dry run."""
     modes, changed = trace_unchanged(model, example_inputs, streams, coupled)
     structure, other = modes.structure, modes.other
-    structure, other = _without(structure, changed), None if other is None else _without(other, changed)
+    structure, other = freeze_tensors(structure, changed), other and freeze_tensors(other, changed)
     if other is None:
         return structure, freeze_fixed_sizes(model, example_inputs, structure)
     training, mode = structure.training, modes.mode
     found = freeze_fixed_sizes(model, example_inputs, replace(structure, training=mode))
     found = agreeing(model, example_inputs, found, replace(other, training=not mode), WORD[not mode])
     return structure, replace(found, training=training, modes_differ=True)
-
-
-def _without(structure: Structure, changed: Mapping[str, str]) -> Structure:
-    """The structure in which the units of some tensors are frozen, each for a reason."""
-    for name, reason in changed.items():
-        groups = [g.name for g in structure.groups if any(slot.tensor == name for slot in g.slots)]
-        structure = freeze(structure, groups, reason)
-    return structure
 
 
 def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequence[str] | None) -> Structure:
@@ -193,11 +185,5 @@ def select_groups(structure: Structure, only: Sequence[str] | None, skip: Sequen
     """
     names = [group.name for group in structure.groups]
     require_matches((*(only or ()), *(skip or ())), names)
-    kept, frozen = [], list(structure.frozen)
-    for group in structure.groups:
-        if (only is None or matches(group.name, only)) and not matches(group.name, skip or ()):
-            kept.append(group)
-        else:
-            keys = tuple(slot.key for slot in group.slots)
-            frozen.append(Frozen(group.name, LEFT_OUT, keys, group.size))
-    return replace(structure, groups=tuple(kept), frozen=tuple(frozen))
+    kept = [name for name in names if (only is None or matches(name, only)) and not matches(name, skip or ())]
+    return leave_out(structure, kept)

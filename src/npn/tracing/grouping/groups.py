@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Product, Slot, Structure
+from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Product, Slot, Structure, frozen_axis
 from npn.tracing.capture.bare import places_of
 from npn.tracing.grouping.multiply_adds import Met
 from npn.tracing.grouping.norms import place, settle
@@ -49,11 +49,11 @@ def group_units(
         for reason in dict.fromkeys(reasons[int(u)] for u in units[blocked]):
             if reason == KERNEL:
                 continue
-            frozen.append(_frozen(keys, reason, starts, where))
+            frozen.append(frozen_axis(keys, reason, starts[where[0] + 1] - starts[where[0]]))
         rest = units[~blocked]
         useless = _unusable(rest, keys, walked, members[where[0]], unit) if len(rest) else None
         if useless:
-            frozen.append(_frozen(keys, useless, starts, where))
+            frozen.append(frozen_axis(keys, useless, starts[where[0] + 1] - starts[where[0]]))
         elif len(rest):
             rank[rest] = np.arange(len(rest))
             placed = tuple(
@@ -169,12 +169,6 @@ def _unusable(
             return f"{coupled}: {cause}" if cause else coupled
         return "it has one unit only"
     return None
-
-
-def _frozen(keys: tuple[tuple[str, int], ...], reason: str, starts: list[int], where: list[int]) -> Frozen:
-    """A frozen dimension at these slots."""
-    size = starts[where[0] + 1] - starts[where[0]]
-    return Frozen(f"{keys[0][0]}[{keys[0][1]}]", reason, keys, size)
 
 
 def _module(tensor: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from npn.structure import Frozen, Group, Structure
+from npn.structure import Group, Structure, freeze
 from npn.tracing.capture.environment import quiet
 from npn.tracing.rehearsal.attributes import Trial, Trials, divisors, known, pattern, transfer, trials
 from npn.tracing.rehearsal.rehearsal import Problem, Rehearsal
@@ -244,23 +244,6 @@ def _with(structure: Structure, name: str, attributes: Sequence[Attribute], mult
         for g in structure.groups
     ]
     return replace(structure, groups=tuple(groups))
-
-
-def freeze(structure: Structure, names: Sequence[str], reason: str) -> Structure:
-    """The structure with some groups frozen.
-
-    Args:
-        structure: with the groups.
-        names: of the groups to freeze.
-        reason: of all of them.
-    """
-    frozen = list(structure.frozen)
-    for group in structure.groups:
-        if group.name in names:
-            keys = tuple(slot.key for slot in group.slots)
-            frozen.append(Frozen(f"{keys[0][0]}[{keys[0][1]}]", reason, keys, group.size))
-    rest = tuple(g for g in structure.groups if g.name not in names)
-    return replace(structure, groups=rest, frozen=tuple(frozen))
 
 
 def _separate(rehearsal: Rehearsal, structure: Structure) -> Structure:
