@@ -4,7 +4,7 @@ from npn.modules.absent import absent, absent_paths
 from npn.modules.attention import UnfusedAttention
 from npn.modules.described import described_sizes
 from npn.modules.gated import InputGate, gated_layer
-from npn.modules.integers import assigned, increased, integers, parsed, shared_objects
+from npn.modules.integers import assigned, increased, integers, parsed, replaced, shared_objects
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
 from npn.modules.unfuse import fuse, unfuse
 
@@ -24,6 +24,7 @@ __all__ = [
     "integers",
     "materialize_selects",
     "parsed",
+    "replaced",
     "set_select",
     "shared_objects",
     "unfuse",

@@ -70,11 +70,24 @@ def assigned(module: nn.Module, numbers: Mapping[str, int]) -> dict[str, Any]:
     Returns:
         Attribute -> value.
     """
-    present, values = integers(module), dict[str, Any]()
-    for name, number in numbers.items():
-        if name in present and present[name] != number:
-            attribute, at = parsed(name)
-            values[attribute] = _replaced(values.get(attribute, getattr(module, attribute)), at, number)
+    present = integers(module)
+    return replaced(module, {n: number for n, number in numbers.items() if n in present and present[n] != number})
+
+
+def replaced(module: nn.Module, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """New values of the attributes in which a module keeps integers, with something else in their place.
+
+    Args:
+        module: untouched.
+        entries: name of an integer that it has -> what is put in its place.
+
+    Returns:
+        Attribute -> value.
+    """
+    values = dict[str, Any]()
+    for name, entry in entries.items():
+        attribute, at = parsed(name)
+        values[attribute] = _replaced(values.get(attribute, getattr(module, attribute)), at, entry)
     return values
 
 
@@ -126,16 +139,16 @@ def _entry(value: Any, at: str) -> Any:
     return _entries(value)[at] if at else value
 
 
-def _replaced(value: Any, at: str, number: int) -> Any:
-    """A copy of a value with another number in one entry."""
+def _replaced(value: Any, at: str, entry: Any) -> Any:
+    """A copy of a value with something else in one entry."""
     if not at:
-        return number
+        return entry
     if isinstance(value, (tuple, list)):
         i = int(at[1:-1])
-        return type(value)((*value[:i], number, *value[i + 1 :]))
+        return type(value)((*value[:i], entry, *value[i + 1 :]))
     changed = copy.copy(value)
     if isinstance(value, dict):
-        changed[at[1:-1]] = number
+        changed[at[1:-1]] = entry
     else:
-        object.__setattr__(changed, at[1:], number)  # also of a frozen dataclass
+        object.__setattr__(changed, at[1:], entry)  # also of a frozen dataclass
     return changed

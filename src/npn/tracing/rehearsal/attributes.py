@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -159,6 +159,14 @@ class Trials:
         found += [(*a, *b) for a, b in pairs]
         found = [trial for trial in (*found, *((entry,) for entry in options)) if moved & set(trial)]
         return self._distinct(found)[:_TRIALS]
+
+    def without(self, names: Set[str]) -> "Trials":
+        """The same without some names, but for those that follow by type of layer.
+
+        Args:
+            names: see `npn.modules.integers`.
+        """
+        return replace(self, options=tuple(entry for entry in self.options if entry[1] not in names))
 
     def nearest(self, trial: Trial) -> Trial:
         """A trial in which integers of objects and dicts follow only in the modules nearest to where it is produced.

@@ -152,7 +152,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
                 following = _fewest_names(following, passes)
                 break
     if following is None:
-        more, multiple = trials(rehearsal.model, structure, first, held=True), 1
+        more, multiple = _used(rehearsal, trials(rehearsal.model, structure, first, held=True)), 1
         following = _following(rehearsal, more, problem, tried) if more != may_follow else None
     if following is None:
         return None
@@ -192,6 +192,7 @@ def _following(
     likely = [trial for trial in every if _attribute_names(trial) in rehearsal.repairs]
     found = _first(rehearsal, [*filter(None, [base]), *likely, *by_name], passes)
     if found is None:
+        may_follow = _used(rehearsal, may_follow)
         each = [trial for trial in by_name if len(_attribute_names(trial) - _attribute_names(base)) == 1]
         moved = {entry for t in each if reasons.get(t) != reasons[base] for entry in t if entry not in base}
         found = _first(rehearsal, may_follow.combined(moved), passes)
@@ -202,6 +203,12 @@ def _following(
     found = nearest if passes(nearest) else found
     rehearsal.repairs.add(_attribute_names(found))
     return found
+
+
+def _used(rehearsal: Rehearsal, may_follow: Trials) -> Trials:
+    """Those that the code computes with."""
+    names = {name for _, name, _ in may_follow.options}
+    return may_follow.without(names - rehearsal.used(names))
 
 
 def _fewest_names(found: Trial, passes: Callable[[Trial], bool]) -> Trial:

@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import process_time
 from typing import Any
@@ -23,6 +23,7 @@ from npn.structure import (
 from npn.tracing.capture.known_values import needs_values
 from npn.tracing.capture.lines import raising_line
 from npn.tracing.rehearsal.retrace import outputs_at, retrace
+from npn.tracing.rehearsal.unused import taken_away, used
 
 _UNFUSE = "; npn.unfuse(model) before attach frees its heads"
 
@@ -59,6 +60,7 @@ class Rehearsal:
         self.repairs: set[frozenset[str]] = set()
         self._end = process_time() + seconds
         self._present = structure
+        self._used: dict[str, bool] = {}  # names of integers that have been looked at
 
     @functools.cached_property
     def _cheap(self) -> bool:
@@ -74,6 +76,24 @@ class Rehearsal:
     def expired(self) -> bool:
         """Whether the time is used up."""
         return process_time() > self._end
+
+    def used(self, names: Collection[str]) -> set[str]:
+        """Those of some integers of modules that the code computes with at the present sizes; all, if it does not run.
+
+        Args:
+            names: see `npn.modules.integers`.
+        """
+        new = [name for name in dict.fromkeys(names) if name not in self._used]
+        if new:
+            found = used(new, self._works_without) if self._cheap else set(new)
+            self._used |= {name: name in found for name in new}
+        return {name for name in names if self._used[name]}
+
+    def _works_without(self, names: list[str]) -> bool:
+        if self.expired:
+            return False
+        with taken_away(self.model, names):
+            return self._run(self._present, {}) is None
 
     def run(self, structure: Structure, names: Sequence[str], quick: bool = False) -> Problem | None:
         """Run the code with fewer, then with more units; the units themselves are not looked at.
