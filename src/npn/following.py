@@ -1,6 +1,5 @@
 """Wrappers and copies that follow the sizes of an attached model: averages, momentum encoders, teachers."""
 
-import warnings
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Protocol, TypeVar
 
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 from npn._utils.models import model_tensors
 from npn._utils.rng import devices_of, preserved_rng
 from npn._utils.validation import instance
+from npn._utils.warning import warn
 from npn.errors import ConfigurationError
 from npn.gates import Gates
 from npn.masking import MaskedCall, MaskedWeights
@@ -80,10 +80,9 @@ class FollowingCopy(MaskedCall):
         problem = unlike(self.model, self.original.model)
         if problem is not None:
             self.stop()
-            warnings.warn(
+            warn(
                 f"a copy no longer follows the model, which has been loaded: {problem}. Make the copy anew, "
-                "copy.deepcopy(plastic.model), and give it to plastic.follow",
-                stacklevel=5,
+                "copy.deepcopy(plastic.model), and give it to plastic.follow"
             )
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from npn._utils.rng import preserved_rng
 from npn._utils.validation import shown
+from npn._utils.warning import warn
 from npn.errors import ConfigurationError, OptimizerError
 from npn.gates import Gates
 from npn.masking import MaskedWeights
@@ -55,10 +56,9 @@ def tracked(known: Sequence[Optimizer], more: Iterable[Optimizer], model: nn.Mod
     check_optimizers(every, names, gates)
     for optimizer in new:
         if not held_by(optimizer) & names.keys():
-            warnings.warn(
+            warn(
                 f"{type(optimizer).__name__} holds no weight and no gate of this model, so it trains none of them; "
-                "make it from plastic.weights() or plastic.logits(), after any copy or conversion of the model",
-                stacklevel=3,
+                "make it from plastic.weights() or plastic.logits(), after any copy or conversion of the model"
             )
     return every
 

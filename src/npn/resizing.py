@@ -1,7 +1,6 @@
 """From gates to resizes: the units that a model loses and gains, and the small copy that leaves it."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.models import model_tensors
 from npn._utils.shards import full
 from npn._utils.validation import instance, share, whole_number
+from npn._utils.warning import warn
 from npn.counting import count_params
 from npn.errors import ConfigurationError, ResizeError
 from npn.gates import Gates
@@ -194,10 +194,9 @@ def removable(
         fitting = next((each for each in tries if each and reason(passing | {name: each}) is None), None)
         passing |= {} if fitting is None else {name: fitting}
     stay = [name for name, units in removed.items() if len(passing.get(name, ())) < len(units)]
-    warnings.warn(
+    warn(
         f"closed units of {', '.join(stay)} stay in the model, masked: without them it would compute something else "
-        f"({why}). Leave the groups out with skip= when attaching, or write the code so that it holds at every size",
-        stacklevel=4,
+        f"({why}). Leave the groups out with skip= when attaching, or write the code so that it holds at every size"
     )
     return passing
 
@@ -335,10 +334,9 @@ def warn_of_frozen(model: nn.Module, plan: Plan) -> None:
     frozen = [name for name, parameter in model.named_parameters() if name in new and not parameter.requires_grad]
     if frozen:
         more = f" and {len(frozen) - 3} more" if len(frozen) > 3 else ""
-        warnings.warn(
+        warn(
             f"new units have entries in frozen parameters, which will not learn: {', '.join(frozen[:3])}{more}. Call "
-            "requires_grad_(True) on them and give them to an optimizer, or do not grow these groups",
-            stacklevel=4,
+            "requires_grad_(True) on them and give them to an optimizer, or do not grow these groups"
         )
 
 

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dis
 import functools
-import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import CellType, FunctionType, MethodType, ModuleType
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from npn._utils.warning import warn
 from npn.errors import ConfigurationError
 
 
@@ -126,12 +126,11 @@ def _warn_of_globals(own: Mapping[int, Any]) -> None:
         for each in dis.get_instructions(function):
             if each.opname == "LOAD_GLOBAL" and _reads(function.__globals__.get(each.argval), own, ()):
                 code = function.__code__
-                warnings.warn(
+                warn(
                     f"{function.__qualname__} at {Path(code.co_filename).name}:{code.co_firstlineno} reads the global "
                     f"variable {each.argval}, a part of this model, and in the copy goes on with the original's, so "
                     "that the copy may compute something else; register it inside of a function that is given the "
-                    "model, or take it off before the copy is made",
-                    stacklevel=5,
+                    "model, or take it off before the copy is made"
                 )
 
 

@@ -1,7 +1,6 @@
 """All gates of a model as one vector: sharpness, logits, random draws and the deterministic mask."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from npn._utils.collectives import per_rank_generator
 from npn._utils.copies import deep_copy
 from npn._utils.rng import restore_generator
 from npn._utils.validation import is_number
+from npn._utils.warning import warn
 from npn.errors import ConfigurationError
 from npn.functional import GateFunction, function_name, keep_probability
 from npn.gates.decision import Decision, check_undecided
@@ -286,7 +286,7 @@ class Gates:
             of_branches = isinstance(traced, Branches)
             why = "one branch is always kept" if of_branches else "a layer without units would cut the network in two"
             last = int(gate.logits.argmax())
-            warnings.warn(f"every unit of {called!r} is closed; unit {last} stays open, since {why}", stacklevel=3)
+            warn(f"every unit of {called!r} is closed; unit {last} stays open, since {why}")
 
     def _named(self, name: str | UnitGroup) -> tuple[Gate, str, Group | Branches | Columns | None]:
         """The gates of a group, or of a parameter with single-weight gates; their name, and where the group lies."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -17,6 +16,7 @@ from npn._utils.inputs import moved
 from npn._utils.losses import check_differentiable, check_finite
 from npn._utils.models import evaluating
 from npn._utils.rng import RandomState, devices_of
+from npn._utils.warning import warn
 from npn.checkpoint import Stateful
 from npn.counting import count_params
 from npn.errors import ConfigurationError
@@ -160,10 +160,9 @@ class Session:
         missed = [name for name, start, _ in spans if start >= epochs]
         cut = [f"{name!r} is cut short" for name, start, end in spans if start < epochs < end]
         left = [*cut, *([f"{', '.join(map(repr, missed))} never begins"] if missed else [])]
-        warnings.warn(
+        warn(
             f"the training has {epochs:g} epochs and the schedule {self.schedule.epochs}, so {' and '.join(left)}: set "
-            f"{option} to {self.schedule.epochs} or more (training stops at the schedule's end), or shorten the stages",
-            stacklevel=2,
+            f"{option} to {self.schedule.epochs} or more (training stops at the schedule's end), or shorten the stages"
         )
 
     def finish(self) -> None:
@@ -173,16 +172,14 @@ class Session:
         waiting = self.growth is not None and self.growth.state_dict()["steps"] == 0
         idle = waiting and any(math.isfinite(stage.k) for stage in begun)
         if self._validations == 0 and (idle or any(stage.until is not None for stage in begun)):
-            warnings.warn(
+            warn(
                 f"the training never validated, so nothing grew and no stage ended on a plateau, for want of "
-                f"{self.monitor!r}: give the trainer validation data, and let it validate after each epoch",
-                stacklevel=2,
+                f"{self.monitor!r}: give the trainer validation data, and let it validate after each epoch"
             )
         elif idle:
-            warnings.warn(
+            warn(
                 f"nothing grew: none of the {self._validations} validations came in an epoch of finite k before the "
-                f"last {self.settle} of its stage. Validate more often, make the stage longer, or lower settle=",
-                stacklevel=2,
+                f"last {self.settle} of its stage. Validate more often, make the stage longer, or lower settle="
             )
 
     # -- one step

@@ -1,6 +1,5 @@
 """Train and eval mode: see whether a model computes the same in both, and trace it in each where it does not."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from npn._utils.models import in_mode, model_tensors
+from npn._utils.warning import warn
 from npn.errors import TraceError
 from npn.structure import NOT_PRODUCED, Structure
 from npn.tracing.capture.warming import WarmUp, warm_up
@@ -134,10 +134,9 @@ def trace_modes(
             why = str(error)
     if other is None:
         if not alike:
-            warnings.warn(
+            warn(
                 f"in {WORD[not mode]} the forward pass computes something else than in {WORD[mode]}, and it cannot be "
-                f"traced there ({why}): what was found holds for {WORD[mode]}",
-                stacklevel=6,
+                f"traced there ({why}): what was found holds for {WORD[mode]}"
             )
         return Modes(_explained(present, f"in {WORD[mode]}, and in {WORD[not mode]} it cannot be traced"), None, mode)
     ours, theirs = set(present.unreached), set(other.unreached)

@@ -1,6 +1,5 @@
 """The entry to tracing: find everything that can have gates, and rehearse every resize."""
 
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from npn._utils.patterns import as_patterns, matches, require_matches
+from npn._utils.warning import warn
 from npn.errors import TraceError
 from npn.structure import MIXES, Frozen, Structure, freeze, freeze_tensors, leave_out
 from npn.tracing.both_modes import agreeing
@@ -92,46 +92,40 @@ def _tell_of_values(structure: Structure) -> None:
                     f"at {lines[0]}; attach without streams=True"
                 )
     if found.by_others:
-        warnings.warn(
+        warn(
             f"the forward pass picks rows by values that it computes itself at {', '.join(found.by_others[:5])}: "
-            "multiply-adds count half of the rows there",
-            stacklevel=4,
+            "multiply-adds count half of the rows there"
         )
     if found.by_inputs:
-        warnings.warn(
+        warn(
             f"the forward pass decides by values of its inputs at {', '.join(found.by_inputs[:5])}: what was found "
-            "holds for inputs that decide as example_inputs do; others have to use the weights in the same way",
-            stacklevel=4,
+            "holds for inputs that decide as example_inputs do; others have to use the weights in the same way"
         )
     if found.by_buffers:
-        warnings.warn(
+        warn(
             f"the forward pass decides by values of its buffers at {', '.join(found.by_buffers[:5])}: what was found "
             "holds while they decide as they do now; other values have to use the weights in the same way, and what a "
-            "first call sets up has to be set up before npn.attach",
-            stacklevel=4,
+            "first call sets up has to be set up before npn.attach"
         )
     if found.held:
-        warnings.warn(
+        warn(
             f"the forward pass decides by values that it computes itself at {', '.join(found.held[:5])}, and half "
             "of them were assumed to hold: what was found holds for passes in which some do; others have to use the "
-            "weights in the same way",
-            stacklevel=4,
+            "weights in the same way"
         )
     if found.leaving:
-        warnings.warn(
+        warn(
             f"values that the model computes leave its forward pass at {', '.join(found.leaving[:5])}, as for a "
             "log or a check: several made-up ones were tried, and changed nothing in what is computed. What was found "
-            "holds as long as no other value does",
-            stacklevel=4,
+            "holds as long as no other value does"
         )
     lines = found.by_inputs + found.by_buffers + found.by_others + found.held
     if structure.unreached and lines:
         line = lines[0]
-        warnings.warn(
+        warn(
             f"{', '.join(structure.unreached[:5])} take no part in the forward pass on example_inputs, which decides "
             f"by values at {line}: if other inputs use them, neither gates nor resizes reach what they read; give "
-            "example_inputs for which every part of the model has work",
-            stacklevel=4,
+            "example_inputs for which every part of the model has work"
         )
 
 
