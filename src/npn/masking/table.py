@@ -75,6 +75,8 @@ class MaskTable:
         self._places = [value.data_ptr() for value in self.values]
         self._layouts = [_layout(parameter) for parameter in self.parameters]
         self._homes = [_home(model, name) for name in self.names]
+        held = [(module._modules, module._parameters) for module in model.modules()]
+        self._tree = [(modules, tuple(modules.values()), own, tuple(own)) for modules, own in held]
         self.axes = [list(columns[name]) for name in self.names]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         pieces = [owner for name in self.names for owner in columns[name].values()]
@@ -98,9 +100,12 @@ class MaskTable:
         """Look up where the parameters' data lie at present.
 
         Returns:
-            False if parameters were replaced, or moved to another layout, dtype or device: then this table is no longer
-            right.
+            False if modules or parameters were replaced or added, or parameters moved to another layout, dtype or
+            device: then this table is no longer right.
         """
+        for modules, children, own, names in self._tree:
+            if tuple(modules.values()) != children or tuple(own) != names:
+                return False
         for i, (parameter, (home, leaf)) in enumerate(zip(self.parameters, self._homes, strict=True)):
             if home.get(leaf) is not parameter or _layout(parameter) != self._layouts[i]:
                 return False
