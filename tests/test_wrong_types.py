@@ -20,6 +20,24 @@ def attached():
     return npn.attach(net(), X, unstructured="2")
 
 
+class Price(npn.CostTerm):
+    """A price of the user's own: with or without a cost, and of any type."""
+
+    def __init__(self, price, *cost):
+        if cost:
+            super().__init__(*cost)
+        self.price = price
+
+    def loss(self, plastic):
+        return self.price
+
+
+def priced(price):
+    plastic = npn.attach(net(), X, penalty=Price(price, "units"))
+    plastic.k = 7.0
+    return plastic.backward(lambda: loss_of(plastic))
+
+
 def loss_of(plastic):
     return plastic.model(X).square().mean()
 
@@ -33,6 +51,20 @@ REFUSED = {
     "a price as a number": (
         lambda: npn.attach(net(), X, penalty=1e-4),
         "penalty must be npn.Penalty(...), npn.Budget(...) or another npn.CostTerm, got 0.0001",
+    ),
+    "a price of no cost": (
+        lambda: npn.attach(net(), X, penalty=Price(torch.tensor(1.0))),
+        'Price.__init__ has to call super().__init__(cost), with "params", "macs" or so',
+    ),
+    "a price that is a number": (
+        lambda: priced(0.5),
+        "Price.loss must return a scalar tensor, made from plastic.expected_cost(...) without .item() or float(), "
+        "got 0.5",
+    ),
+    "a price for each group": (
+        lambda: priced(torch.ones(2)),
+        "Price.loss must return a scalar tensor, made from plastic.expected_cost(...) without .item() or float(), got "
+        "tensor([1., 1.])",
     ),
     "streams in words": (lambda: npn.attach(net(), X, streams="no"), "streams must be True or False, got 'no'"),
     "reconstruct in words": (

@@ -85,6 +85,9 @@ def attach(
         raise ConfigurationError("gates made inside torch.inference_mode() cannot be trained; attach outside of it")
     if penalty is not None:
         instance("penalty", penalty, CostTerm, "npn.Penalty(...), npn.Budget(...) or another npn.CostTerm")
+        if not hasattr(penalty, "cost"):
+            kind = type(penalty).__name__
+            raise ConfigurationError(f'{kind}.__init__ has to call super().__init__(cost), with "params", "macs" or so')
     flag("streams", streams)
     unstructured = as_patterns(unstructured, "unstructured")
     check_estimator(estimator, per_example=masks == "example")

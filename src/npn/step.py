@@ -166,9 +166,18 @@ def penalise(penalty: CostTerm, priced: Priced, scale: float | Tensor) -> None:
         penalty: the price of size.
         priced: costs at the present keep probabilities.
         scale: factor on the price.
+
+    Raises:
+        ConfigurationError: a penalty of the user's own returns no scalar.
     """
     with torch.enable_grad():
-        cost = times(penalty.loss(priced), scale)
+        price = penalty.loss(priced)
+        if not isinstance(price, Tensor) or price.dim():
+            raise ConfigurationError(
+                f"{type(penalty).__name__}.loss must return a scalar tensor, made from plastic.expected_cost(...) "
+                f"without .item() or float(), got {shown(price)}"
+            )
+        cost = times(price, scale)
         if cost.requires_grad:
             cost.backward()
     penalty.update(priced)

@@ -1,5 +1,6 @@
 """What `plastic.frozen` says: each dimension once for each reason, and what to do about it."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -94,3 +95,38 @@ def test_what_reads_units_that_an_op_has_frozen_names_the_op():
             assert f", which comes from here: {cause}" in reasons["b.weight[1]"]
             assert reasons["b.weight[1]"].startswith("it reads an input of fixed size at ")
             assert "which comes" not in reasons["a.weight[1]"]
+
+
+class Tasks(nn.Module):
+    """A trunk and a head for each task, named by an argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.trunk, self.heads = nn.Linear(5, 8), nn.ModuleDict({"a": nn.Linear(8, 2), "b": nn.Linear(8, 3)})
+
+    def forward(self, x, task):
+        return self.heads[task](self.trunk(x).relu())
+
+
+class Every(nn.Module):
+    """Calls a model with each task."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return [self.model(x, task) for task in self.model.heads]
+
+
+def test_weights_that_an_argument_may_choose_are_named():
+    message = "heads.b.weight, heads.b.bias take no part in the forward pass on example_inputs, which hold 'a'"
+    with pytest.warns(UserWarning, match=message):
+        npn.attach(Tasks(), (X, "a"))
+    model = Tasks()
+    plastic = npn.attach(Every(model), X)
+    plastic.close("model.trunk", [1])
+    with npn.masked(plastic):
+        expected = model(X, "b")
+    plastic.compact()
+    torch.testing.assert_close(model(X, "b"), expected)

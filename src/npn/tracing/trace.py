@@ -5,8 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from npn._utils.patterns import as_patterns, matches, require_matches
+from npn._utils.validation import shown
 from npn._utils.warning import warn
 from npn.errors import TraceError
 from npn.structure import MIXES, Frozen, Structure, freeze, freeze_tensors, leave_out
@@ -60,6 +62,7 @@ def trace(
     branches, columns = as_patterns(branches, "branches") or (), as_patterns(columns, "columns") or ()
     structure = trace_units(model, example_inputs, streams)
     _tell_of_values(structure)
+    _tell_of_choices(structure, example_inputs)
     structure = select_groups(structure, only, skip)
     structure = with_branches(model, example_inputs, structure, branches)
     if structure.branches is not None:
@@ -126,6 +129,19 @@ def _tell_of_values(structure: Structure) -> None:
             f"{', '.join(structure.unreached[:5])} take no part in the forward pass on example_inputs, which decides "
             f"by values at {line}: if other inputs use them, neither gates nor resizes reach what they read; give "
             "example_inputs for which every part of the model has work"
+        )
+
+
+def _tell_of_choices(structure: Structure, example_inputs: Any) -> None:
+    """Warn of weights without part where an argument may choose them, as the name of a task chooses its head."""
+    chosen = [
+        each for each in tree_leaves(example_inputs) if isinstance(each, (str, int)) and not isinstance(each, bool)
+    ]
+    if structure.unreached and chosen:
+        warn(
+            f"{', '.join(structure.unreached[:5])} take no part in the forward pass on example_inputs, which hold "
+            f"{shown(chosen[0])}: if other values use them, neither gates nor resizes reach what they read; attach a "
+            "small module whose forward calls the model with each value, and train the model as before"
         )
 
 
