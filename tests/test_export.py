@@ -88,6 +88,26 @@ def test_what_takes_one_row_only_is_written_for_one_row(tmp_path, fails):
     torch.testing.assert_close(loaded(x), model(x))
 
 
+class Branching(nn.Module):
+    """Decides by its input, which no exporter can follow."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(x if x.sum() > 0 else -x)
+
+
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_an_export_that_fails_leaves_the_old_file(tmp_path, format):
+    path = tmp_path / f"small.{format}"
+    path.write_text("earlier")
+    with pytest.raises(Exception, match="data-dependent"):
+        write_model(Branching(), torch.ones(2, 4), path)
+    assert path.read_text() == "earlier" and list(tmp_path.iterdir()) == [path]
+
+
 def test_safetensors_hold_the_weights(small, tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     path = write_model(small, torch.randn(2, 1, 6, 6), tmp_path / "model.safetensors", "safetensors")

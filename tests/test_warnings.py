@@ -1,6 +1,9 @@
 """A warning names the user's line, whichever function of npn has led to it."""
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,17 @@ import torch
 from torch import nn
 
 import npn
+
+NET = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(4, 8), nn.Linear(8, 2))
+
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+"""
 
 
 class Deciding(nn.Module):
@@ -80,6 +94,15 @@ def test_installed_code_in_between_is_passed_over():
     with pytest.warns(UserWarning) as seen:
         trainer["fit"](plastic.close)
     assert seen[0].filename == __file__
+
+
+def test_the_command_line_has_no_line_to_name(tmp_path):
+    (tmp_path / "deciding.py").write_text(NET)
+    command = [sys.executable, "-m", "npn", "inspect", "deciding:Net", "--input", "2,4"]
+    environment = os.environ | {"PYTHONPATH": str(Path(npn.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("warning: the forward pass decides by values of its inputs at deciding.py:")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_no_other_warning_counts_frames():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from npn._utils.files import why_not_writable
+from npn._utils.files import why_not_writable, write_atomically
 from npn._utils.inputs import copied, output_tensors, split_inputs
 from npn._utils.models import evaluating
 from npn._utils.validation import instance
@@ -191,8 +191,8 @@ def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:
 
 
 def _pt2(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    with path.open("wb") as file:  # of a path with another ending, torch warns
-        torch.export.save(exported(model, example_inputs), file)
+    program = exported(model, example_inputs)
+    write_atomically(path, lambda file: torch.export.save(program, file))  # of a path with another ending, torch warns
 
 
 def _safetensors(model: nn.Module, example_inputs: Any, path: Path) -> None:

@@ -1,6 +1,9 @@
 """The commands of `npn`, and its own errors as one line instead of a traceback."""
 
-from typing import Annotated
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -12,7 +15,7 @@ from npn.experiments.engine import processes
 
 
 class FriendlyGroup(TyperGroup):
-    """The command group; it prints an error of npn as one line."""
+    """The command group; it prints an error of npn as one line, and a warning that no line of the user's led to."""
 
     def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
         """Run the command.
@@ -21,11 +24,25 @@ class FriendlyGroup(TyperGroup):
             ctx: of the command.
         """
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _told(warnings.showwarning)
+                return super().invoke(ctx)
         except PlasticityError as error:
             rank, text = processes.rank(), " ".join(str(error).split())
             typer.secho(f"error in process {rank}: {text}" if rank else f"error: {text}", err=True, fg="red")
             raise typer.Exit(1) from None
+
+
+def _told(show: Callable[..., None]) -> Callable[..., None]:
+    """What prints a warning: one that names a line of typer, which is no one's, as its message alone."""
+
+    def tell(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if Path(filename).parent == Path(typer.__file__).parent:
+            typer.secho(f"warning: {message}", err=True, fg="yellow")
+        else:
+            show(message, category, filename, *rest)
+
+    return tell
 
 
 app = typer.Typer(
