@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import threading
+import warnings
 
 import pytest
 import torch
@@ -375,3 +376,19 @@ def test_export_names_what_cannot_be_copied():
         plastic.export()
     del model[1].lock
     torch.testing.assert_close(plastic.export()(x), model(x))
+
+
+def test_a_reentrant_checkpoint_misses_no_gradient_in_a_trace():
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.block, self.head = nn.Linear(3, 4), nn.Linear(4, 5), nn.Linear(5, 2)
+
+        def forward(self, x):
+            return self.head(checkpoint(self.block, self.stem(x), use_reentrant=True))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plastic = npn.attach(Checkpointed(), torch.ones(2, 3))
+        plastic.close("block", [1])
+        assert plastic.compact().changes == {"block": (5, 4)}

@@ -206,8 +206,9 @@ def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> N
             continue
         held = [names[id(p)] for p, state in optimizer.state.items() if state and id(p) in names]
         if held:
+            more = f" and {len(held) - 1} more" if len(held) > 1 else ""
             raise OptimizerError(
-                f"{type(optimizer).__name__} keeps state of {held[0]} and {len(held) - 1} more, but was never tracked: "
+                f"{type(optimizer).__name__} keeps state of {held[0]}{more}, but was never tracked: "
                 "a resize would leave that state behind. Call plastic.track with every optimizer first"
             )
 

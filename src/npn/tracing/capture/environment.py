@@ -4,8 +4,9 @@ import contextlib
 import logging
 import sys
 import threading
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -123,16 +124,17 @@ def plain_functions() -> Iterator[None]:
         function.apply = before  # type: ignore[method-assign]
 
 
-def no_gradients() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def no_gradients() -> Iterator[None]:
     """Inside, in this thread, what the forward pass asks of gradients is nothing: there are none in a trace."""
-    return replaced(
-        Tensor,
-        {
-            "requires_grad_": lambda before, tensor, requires_grad=True: tensor,
-            "retain_grad": lambda before, tensor: None,
-            "register_hook": lambda before, tensor, hook: RemovableHandle(OrderedDict()),
-        },
-    )
+    asked: dict[str, Callable[..., Any]] = {
+        "requires_grad_": lambda before, tensor, requires_grad=True: tensor,
+        "retain_grad": lambda before, tensor: None,
+        "register_hook": lambda before, tensor, hook: RemovableHandle(OrderedDict()),
+    }
+    with replaced(Tensor, asked), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")  # says a reentrant checkpoint
+        yield
 
 
 @contextlib.contextmanager
