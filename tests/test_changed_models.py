@@ -89,3 +89,47 @@ def test_a_layer_of_the_same_shape_takes_the_place_of_another():
     torch.testing.assert_close(model(x), plastic.export()(x))
     plastic.backward(lambda: model(x).square().mean())
     assert model[2].weight.grad[:, 1].abs().sum() == 0 and model[2].weight.grad[:, 0].abs().sum() > 0
+
+
+class Dynamic(nn.Module):
+    """Makes its activation anew in every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        self.activation = nn.ReLU()
+        return self.b(self.activation(self.a(x)))
+
+
+def test_modules_without_parameters_come_and_go():
+    model, x = Dynamic(), torch.randn(2, 4)
+    plastic = npn.attach(model, X)
+    plastic.k = 7.0
+    plastic.close("a", [1])
+    plastic.backward(lambda: model(x).square().mean())
+    table = plastic.masked_weights.table
+    plastic.backward(lambda: model(x).square().mean())
+    assert plastic.logits()[0].grad is not None and plastic.masked_weights.table is table
+    torch.testing.assert_close(model(x), plastic.export()(x))
+
+
+class SettingUp(nn.Sequential):
+    """Registers a buffer in its first pass."""
+
+    def forward(self, x):
+        if not hasattr(self, "steps"):
+            self.register_buffer("steps", torch.zeros(6))
+        return super().forward(x)
+
+
+def test_a_buffer_of_the_first_pass_is_told():
+    model = SettingUp(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    plastic = npn.attach(model, X)
+    model(X)
+    with pytest.raises(ResizeError, match=r"steps is new, .* Call the model once before npn\.attach"):
+        plastic.export()
+    plastic = npn.attach(plastic.detach(), X)
+    plastic.close("0", [1])
+    assert plastic.compact().changes == {"0": (6, 5)}

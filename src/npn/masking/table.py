@@ -75,8 +75,7 @@ class MaskTable:
         self._places = [value.data_ptr() for value in self.values]
         self._layouts = [_layout(parameter) for parameter in self.parameters]
         self._homes = [_home(model, name) for name in self.names]
-        held = [(module._modules, module._parameters) for module in model.modules()]
-        self._tree = [(modules, tuple(modules.values()), own, tuple(own)) for modules, own in held]
+        self._model, self._tree, self._held = model, _tree(model), _held(model)
         self.axes = [list(columns[name]) for name in self.names]
         self.device = self.parameters[0].device if self.parameters else torch.device("cpu")
         pieces = [owner for name in self.names for owner in columns[name].values()]
@@ -100,12 +99,15 @@ class MaskTable:
         """Look up where the parameters' data lie at present.
 
         Returns:
-            False if modules or parameters were replaced or added, or parameters moved to another layout, dtype or
+            False if parameters were replaced or added, also with their modules, or moved to another layout, dtype or
             device: then this table is no longer right.
         """
-        for modules, children, own, names in self._tree:
-            if tuple(modules.values()) != children or tuple(own) != names:
+        if any(
+            tuple(modules.values()) != children or tuple(own) != names for modules, children, own, names in self._tree
+        ):
+            if _held(self._model) != self._held:
                 return False
+            self._tree = _tree(self._model)  # what has come and gone has no parameters
         for i, (parameter, (home, leaf)) in enumerate(zip(self.parameters, self._homes, strict=True)):
             if home.get(leaf) is not parameter or _layout(parameter) != self._layouts[i]:
                 return False
@@ -189,6 +191,16 @@ class MaskTable:
             total.index_add_(0, self.index, torch.cat(pieces))
         gates = effective_gates_gradient(total[:-1], mask[: self.units], self.unit_of_column)
         return torch.cat([gates, single]) if len(single) else gates
+
+
+def _tree(model: nn.Module) -> list[tuple[dict[str, Any], tuple[Any, ...], dict[str, Any], tuple[str, ...]]]:
+    """For each module the dicts of its submodules and parameters, and what is in them: quickly compared later."""
+    held = [(module._modules, module._parameters) for module in model.modules()]
+    return [(modules, tuple(modules.values()), own, tuple(own)) for modules, own in held]
+
+
+def _held(model: nn.Module) -> list[tuple[str, int]]:
+    return [(name, id(parameter)) for name, parameter in model.named_parameters(remove_duplicate=False)]
 
 
 def _layout(tensor: Tensor) -> tuple[Any, ...]:

@@ -11,6 +11,10 @@ OTHER = (
     "or a parametrization. Do that to the plain model that plastic.export() returns, or call plastic.detach() before "
     "and npn.attach after it"
 )
+SET_UP = (
+    "the model has a buffer that it had not when it was attached: {name} is new, as where the forward pass registers "
+    "it. Call the model once before npn.attach"
+)
 
 
 def check_shapes(model: nn.Module, structure: Structure) -> None:
@@ -30,6 +34,8 @@ def check_shapes(model: nn.Module, structure: Structure) -> None:
     for name, tensor in tensors.items():
         expected = shapes.get(name)
         if expected is None:
+            if not isinstance(tensor, nn.Parameter):
+                raise ResizeError(SET_UP.format(name=name))
             raise ResizeError(OTHER.format(what=f"{name} is new"))
         if tuple(tensor.shape) != expected:
             raise ResizeError(
