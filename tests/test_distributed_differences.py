@@ -52,7 +52,7 @@ def differences():
     plastic.open("0", [0, 1])
     said.append(message(lambda: plastic.grow({"2": 2 if other else 1})))
     assert (plastic.model[0].out_features, plastic.model[2].out_features) == (12, 8)  # nothing has changed
-    with mock.patch("npn.resizing.assert_same"), mock.patch("npn.resizing.broadcast"):
+    with mock.patch("npn.resizing.planning.assert_same"), mock.patch("npn.resizing.carrying_out.broadcast"):
         plastic.grow({"2": 2 if other else 1})
     check()
     return said

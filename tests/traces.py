@@ -102,6 +102,6 @@ def traced_once(place: Path | None = None) -> Iterator[None]:
         return _CHECKED[kind]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["npn.resizing"], "why_not", checked)
+        patch.setattr(sys.modules["npn.resizing.planning"], "why_not", checked)
         patch.setattr(sys.modules["npn.tracing.trace"], "trace_units", cached)
         yield

@@ -70,8 +70,7 @@ class Plasticity:
         masks: str,
     ) -> None:
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        self._model, self.structure = model, structure
-        self.example_inputs = example_inputs
+        self._model, self.structure, self.example_inputs = model, structure, example_inputs
         self.masks, self.estimator = masks, estimator
         self.gates = Gates(structure, function, device)
         self.masked_weights = MaskedWeights(model, structure)
@@ -270,7 +269,7 @@ class Plasticity:
         Raises:
             ResizeError, OptimizerError, DistributedError: nothing has changed.
         """
-        report = self._resize(resizing.compaction(self._call, self.structure, below, self._inputs(), score))
+        report = self._resize(resizing.compaction(self._call, self._subject(), below, score))
         return replace(report, weights=resizing.remove_weights(self.gates, self.masked_weights, below, self.optimizers))
 
     def grow(
@@ -289,7 +288,7 @@ class Plasticity:
             ResizeError, OptimizerError, ConfigurationError, DistributedError: nothing has changed.
         """
         times = candidates.check_start(grace, init, warmup, loss)
-        plan = resizing.growth(self._call, self.structure, more, self._inputs(), times)
+        plan = resizing.growth(self._call, self._subject(), more, times)
         start = resizing.start(self._call, plan, init, warmup)
         report = self._resize(plan, grace, start)
         if loss is not None and times > 1 and report:
@@ -299,7 +298,7 @@ class Plasticity:
         return report
 
     def _remove(self, units: Mapping[str, Sequence[int]]) -> ResizeReport:
-        return self._resize(resizing.removal(self.model, self.structure, units, self.masked_weights, self._inputs()))
+        return self._resize(resizing.removal(self._subject(), units))
 
     def reconnect(self, share: int | float, *, grace: int = 0) -> dict[str, int]:
         """Open the closed single weights that the last `backward` asks for most; see `npn.connections.reconnect`."""
@@ -315,6 +314,9 @@ class Plasticity:
             self.restructure(plan.after)
             resizing.warn_of_frozen(self._model, plan)
         return report
+
+    def _subject(self) -> resizing.Subject:
+        return resizing.Subject(self.model, self.structure, self._inputs(), self.masked_weights)
 
     def _inputs(self, model: nn.Module | None = None) -> Any:
         """The example inputs where the model, or a copy of it, is now, in its dtype."""
@@ -365,10 +367,7 @@ class Plasticity:
             return resizing.plain_copy(call, self.structure, self._inputs(call.weights.model))
 
     def detach(self) -> nn.Module:
-        """Remove the gates and return the model, with its closed units still present; copies follow it no longer.
-
-        Under masks, in `backward` or `npn.masked`, it raises `ConfigurationError`.
-        """
+        """Remove the gates and return the model, with closed units; under masks, raise `ConfigurationError`."""
         self._call.own_weights()
         following.stop(self.followers)
         self.masked_weights.remove()
