@@ -332,3 +332,18 @@ def test_states_of_random_generators_are_looked_at_before_weights_are_loaded(tin
     with pytest.raises(CheckpointError, match=r"holds states of random generators that cannot .*\. Nothing was loaded"):
         npn.load(path, other[1])
     assert same(before, everything(other[1])) and torch.equal(rng, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("save", [npn.save, npn.save_folder])
+def test_a_model_that_was_changed_by_hand_is_not_saved(tiny, tmp_path, save):
+    """Nothing could load the file; what was there before stays."""
+    model, plastic = tiny["mlp"].attach()
+    path = tmp_path / "run"
+    save(path, plastic)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
+    model[4] = torch.nn.Linear(3, 5)
+    with pytest.raises(
+        CheckpointError, match=r"^4.weight has shape \(5, 3\) where \(2, 3\) was planned; was the model"
+    ):
+        save(path, plastic)
+    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before

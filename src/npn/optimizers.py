@@ -199,13 +199,15 @@ def check_untracked(tracked: Sequence[Optimizer], names: Mapping[int, str]) -> N
         names: see `parameter_names`.
 
     Raises:
-        OptimizerError: an untracked optimizer keeps such state, which would retain the old shapes.
+        OptimizerError: an untracked optimizer keeps such state, which would retain the old shapes; or one that cannot
+            be tracked does.
     """
     for optimizer in list(_STEPPED):
         if any(optimizer is other for other in tracked):
             continue
         held = [names[id(p)] for p, state in optimizer.state.items() if state and id(p) in names]
         if held:
+            check_layouts([optimizer])  # one that cannot be tracked either
             more = f" and {len(held) - 1} more" if len(held) > 1 else ""
             raise OptimizerError(
                 f"{type(optimizer).__name__} keeps state of {held[0]}{more}, but was never tracked: "

@@ -170,6 +170,21 @@ def test_several_param_groups_and_schedulers(tiny):
     assert weights.state[model[2].weight]["momentum_buffer"].shape == (5, 3)
 
 
+def test_an_untracked_lbfgs_is_not_told_to_be_tracked(tiny):
+    model, plastic = tiny["mlp"].attach()
+    x, y = tiny["mlp"].data()
+    lbfgs = O.LBFGS(model.parameters(), max_iter=2)
+
+    def closure():
+        lbfgs.zero_grad()
+        return plastic.backward(lambda: F.cross_entropy(model(x), y))
+
+    lbfgs.step(closure)
+    plastic.close("0", [0])
+    with pytest.raises(OptimizerError, match=r"^LBFGS keeps one flat history of all its parameters"):
+        plastic.compact()
+
+
 @pytest.mark.parametrize("group", ["0", "2"])
 def test_lbfgs_is_refused_and_nothing_changes(tiny, tools, group):
     model, plastic = tiny["mlp"].attach()

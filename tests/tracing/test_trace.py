@@ -124,6 +124,13 @@ def test_a_dict_is_taken_for_keyword_arguments() -> None:
         npn.attach(Batch(3, 2), {"x": torch.randn(4, 3)})
 
 
+@pytest.mark.parametrize("batch", [tuple, list])
+def test_a_batch_with_its_targets_is_told_from_inputs(batch):
+    loaded = batch([torch.randn(2, 4), torch.zeros(2)])
+    with pytest.raises(npn.PlasticityError, match=r"were given; .*of a batch \(x, y\) with its targets give x$"):
+        trace(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), loaded)
+
+
 class Decides(nn.Module):
     def __init__(self) -> None:
         super().__init__()

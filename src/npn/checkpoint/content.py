@@ -37,7 +37,7 @@ from npn.checkpoint.matching import (
 )
 from npn.checkpoint.order import matching_states, pack_parameters
 from npn.checkpoint.plain import plain
-from npn.errors import CheckpointError
+from npn.errors import CheckpointError, ResizeError
 from npn.masking.calls import attached_parts, has_closed_units
 from npn.modules import absent_paths, assigned, integers, materialize_selects, parsed, shared_objects
 from npn.plasticity import Plasticity
@@ -45,6 +45,7 @@ from npn.structure import selected_columns
 from npn.surgery import (
     Edit,
     carry_out,
+    check_shapes,
     forget_edits,
     removal_edits,
     renew_places,
@@ -92,6 +93,7 @@ def pack(
             )
     if isinstance(target, Plasticity):
         check_decision(target, (stateful or {}).values(), "npn.save(path, plastic, method=method)")
+        _check_unchanged(target)
     if isinstance(target, nn.Module) and has_closed_units(target):
         raise CheckpointError(
             "units of the model are closed, which its weights do not tell; save the handle that npn.attach returned, "
@@ -118,6 +120,14 @@ def pack(
         content["parameters"] = pack_parameters(target)
         content["rng"] = rng_state_dict()
     return {key: plain(value, key) for key, value in content.items()}
+
+
+def _check_unchanged(plastic: Plasticity) -> None:
+    """Raise if the model has other tensors than its structure, so that no file of it could be loaded."""
+    try:
+        check_shapes(plastic.model, plastic.structure)
+    except ResizeError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def unpack(content: Mapping[str, Any], path: Any, target: Target, stateful: Mapping[str, Stateful]) -> Target:

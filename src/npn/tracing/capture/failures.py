@@ -13,7 +13,15 @@ from npn.tracing.capture.lines import OWN, TORCH, raising_line
 _PART = "or trace only the part of the model that lies before or after it: npn.attach(model.backbone, ...)"
 _NO_CODE = ("module.py", "_contextlib.py", "eval_frame.py")  # torch's frames between a call and the code it calls
 _USUAL = ("it is the model's output", "it reads an input of fixed size")  # true of every model
-_DICT = "example_inputs that are a dict are keyword arguments: give (batch,) where forward takes one dict"
+_HINTS = {  # what a TypeError of the call says -> what to do
+    "unexpected keyword argument": (
+        "example_inputs that are a dict are keyword arguments: give (batch,) where forward takes one dict"
+    ),
+    "positional argument": (
+        "example_inputs that are a tuple or list are the positional arguments of forward: of a batch (x, y) with its "
+        "targets give x"
+    ),
+}
 _OPS = {  # ATen op -> (what user code calls, what to do instead)
     "nonzero": ("nonzero(), x[mask] or torch.where(mask)", "multiply by the mask, use torch.where(mask, a, b)"),
     "masked_select": ("masked_select", "multiply by the mask, use torch.where(mask, a, b)"),
@@ -62,8 +70,8 @@ def _explain(error: Exception) -> str:
             "a trace cannot follow; register it with register_buffer (persistent=False keeps it out of the state_dict)"
         )
     if not needs_values(error):
-        hint = f"; {_DICT}" if isinstance(error, TypeError) and "unexpected keyword argument" in str(error) else ""
-        return f"the forward pass failed on example_inputs at {line}: {name}: {error}{hint}"
+        hints = [f"; {hint}" for said, hint in _HINTS.items() if isinstance(error, TypeError) and said in str(error)]
+        return f"the forward pass failed on example_inputs at {line}: {name}: {error}{''.join(hints)}"
     inside = _torchs_own(error)
     if inside is not None:
         return (
