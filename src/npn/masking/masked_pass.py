@@ -23,13 +23,14 @@ class MaskedPass:
         sharded: whether `fully_shard` has split the weights over processes.
 
     Attributes:
+        table: the argument.
         factors: those of each stack, see `MaskTable.factors`.
         masks: those of each weight.
         leaf: the mask of which norms over open units take a gradient; None if there are none.
     """
 
     def __init__(self, table: MaskTable, mask: Tensor, collecting: bool = False, sharded: bool = False) -> None:
-        self._table, self._mask, self._collecting, self._sharded = table, mask, collecting, sharded
+        self.table, self._mask, self._collecting, self._sharded = table, mask, collecting, sharded
         self._arrived: list[Tensor | None] = [None] * len(table.parameters)
         self.leaf: Tensor | None = None
         with torch.inference_mode(False), torch.no_grad():
@@ -62,7 +63,7 @@ class MaskedPass:
         Args:
             earlier: gradient of each weight before the pass.
         """
-        for i, (parameter, before) in enumerate(zip(self._table.parameters, earlier, strict=True)):
+        for i, (parameter, before) in enumerate(zip(self.table.parameters, earlier, strict=True)):
             if parameter.grad is not None:
                 part = local(parameter.grad)
                 self.collect(i, part / replicas(parameter))  # all processes are summed over later
@@ -82,7 +83,7 @@ class MaskedPass:
         Raises:
             ConfigurationError: no gradient has arrived.
         """
-        table, leaf = self._table, None if self.leaf is None else self.leaf.grad
+        table, leaf = self.table, None if self.leaf is None else self.leaf.grad
         if self._arrived and all(gradient is None for gradient in self._arrived):
             if self._sharded:
                 raise ConfigurationError(NO_SHARD_GRADIENT)

@@ -24,6 +24,10 @@ THREADS = (
     "another thread is inside the model's call while units are closed, with masks in its weights; serve "
     "plastic.export(), call plastic.compact() first, or put `with npn.masked(plastic):` around all threads"
 )
+CHANGED_SINCE = (
+    "the model was resized, moved or loaded between a call and its backward pass, which computes the layers of an "
+    "activation checkpoint again; call backward() first"
+)
 EXPORTED = (
     "a model with gates cannot be traced for export: its masks come and go with each call; export the plain copy that "
     "plastic.export() returns"

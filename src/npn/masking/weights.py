@@ -9,6 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from npn._utils.fsdp import reshard
 from npn._utils.shards import is_shard
 from npn.errors import ConfigurationError
+from npn.masking.checkpoints import copies_kept, masked_again
 from npn.masking.guards import gradients_stay, values_stay
 from npn.masking.masked_pass import MaskedPass
-from npn.masking.messages import DETACHED, UNDER_MASKED
+from npn.masking.messages import CHANGED_SINCE, DETACHED, UNDER_MASKED
 from npn.masking.norms import OpenNorms
 from npn.masking.table import MaskTable
 from npn.structure import Structure
@@ -221,8 +223,8 @@ class MaskedWeights:
             self._watch()
             grad = torch.is_grad_enabled()
             if grad:  # before the norms, which notice what is entered later
-                hooks = torch.autograd.graph.saved_tensors_hooks
-                entered.enter_context(hooks(lambda t: t.detach() if t.is_leaf else t, lambda t: t))
+                entered.enter_context(copies_kept())
+                entered.enter_context(masked_again(partial(self._again, self._now, mask)))
             entered.enter_context(self._norms.under(mask, self.model))
         except BaseException:
             with contextlib.suppress(RuntimeError):
@@ -241,6 +243,23 @@ class MaskedWeights:
             entered.close()
         finally:
             self._last_call, self._now = self._now if grad else self._last_call, None
+            self._swap_out()
+
+    @contextlib.contextmanager
+    def _again(self, under: MaskedPass, mask: Tensor) -> Iterator[None]:
+        """Put the masks of an earlier call on once more, for what its checkpoints compute in the backward pass."""
+        if self.swapped and self._now is under:  # inside `npn.masked`
+            yield
+            return
+        if self.swapped:
+            raise ConfigurationError(UNDER_MASKED)
+        if self.table is not under.table:
+            raise ConfigurationError(CHANGED_SINCE)
+        self._swap_in(under.factors, under.table.empty())
+        try:
+            with self._norms.under(mask):
+                yield
+        finally:
             self._swap_out()
 
     def forget_call(self) -> None:
