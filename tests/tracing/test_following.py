@@ -21,7 +21,7 @@ def search(needed, reason):
         names = {name for _, name, _ in trial}
         return None if names == needed else Problem(reason(names))
 
-    rehearsal = SimpleNamespace(repairs=set(), expired=False)
+    rehearsal = SimpleNamespace(repairs=set(), expired=False, used=set)
     return _following(rehearsal, TRIALS, problem), tried
 
 
@@ -38,7 +38,7 @@ def test_a_name_is_combined_with_those_that_matter_only_later():
 
 
 def test_what_helped_before_is_tried_first():
-    rehearsal = SimpleNamespace(repairs={frozenset({"inner", "states"})}, expired=False)
+    rehearsal = SimpleNamespace(repairs={frozenset({"inner", "states"})}, expired=False, used=set)
     tried = []
 
     def problem(trial):

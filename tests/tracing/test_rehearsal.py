@@ -1,5 +1,7 @@
 """Tries of attributes on the meta device: the same groups, attributes and reasons as with fake tensors alone."""
 
+import gc
+
 import pytest
 import torch
 from torch import nn
@@ -56,3 +58,45 @@ def test_the_meta_device_gives_the_shapes_of_fake_tensors():
     assert not any(tensor.is_meta for tensor in model.state_dict().values())
     with pytest.raises(RuntimeError):
         output_shapes(Heads("cpu"), X, {}, meta=True)
+
+
+class Chain(nn.Module):
+    """Layers of different kinds, some of which the code views at the size that they have."""
+
+    def __init__(self, stuck=()):
+        super().__init__()
+        self.stuck = [letter in stuck for letter in "abcdefghijklmnop"]
+        for i, letter in enumerate("abcdefghijklmnop"):
+            setattr(self, letter, nn.Linear(6 + i if i else 12, 7 + i))
+        self.end = nn.Linear(22, 2)
+
+    def forward(self, x):
+        for i, letter in enumerate("abcdefghijklmnop"):
+            x = getattr(self, letter)(x).relu()
+            x = x.view(2, 3, 7 + i) if self.stuck[i] else x
+        return self.end(x)
+
+
+@pytest.mark.parametrize("stuck", ["", "d", "ap", "abcdefghijklmnop"])
+def test_what_fails_is_found_by_halves(monkeypatch, stuck):
+    """Of sixteen kinds one that fails takes some runs at the cost of a few, and all are judged as each alone."""
+    runs, real = [], Rehearsal.run
+    monkeypatch.setattr(Rehearsal, "run", lambda *args, **how: runs.append(args[2]) or real(*args, **how))
+    groups, reasons = found(Chain(stuck))
+    assert [name for name, *_ in groups] == [letter for letter in "abcdefghijklmnop" if letter not in stuck]
+    assert {name[0] for name, reason in reasons if "invalid for input of size" in reason} == set(stuck)
+    tries = [names for names in runs if len(names) > 1 or names[0] not in stuck]
+    assert len(tries) <= {"": 0, "d": 10, "ap": 18}.get(stuck, 31)
+
+
+def test_collections_go_on_after_a_trace():
+    model = Heads()
+    assert gc.isenabled()
+    trace(model, X)
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        trace(model, X)
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

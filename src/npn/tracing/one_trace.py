@@ -1,8 +1,7 @@
 """Trace a model once, at its present shapes or at others: capture the graph, propagate labels, group the units."""
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from npn._utils.models import evaluating, model_tensors
 from npn.errors import TraceError
 from npn.structure import Structure
 from npn.tracing.capture.deadline import Deadline
+from npn.tracing.capture.environment import without_collections
 from npn.tracing.capture.failures import explained
 from npn.tracing.capture.graph import capture
 from npn.tracing.grouping.groups import group_units
@@ -107,22 +107,10 @@ def _attempt(
 ) -> Structure:
     """Capture, walk and group in the present mode."""
     deadline = Deadline(seconds)
-    with _without_collections(), torch.no_grad():
+    with without_collections(), torch.no_grad():
         captured = capture(model, example_inputs, shapes, streams, deadline)
         tensors = model_tensors(model)
         sizes = {name: tuple((shapes or {}).get(name, tuple(t.shape))) for name, t in tensors.items()}
         walked = walk(captured, tensors, deadline, Coupler(couplings))
         found = group_units(walked, sizes, captured.outputs)
         return replace(found, streams=streams, couplings=couplings, decisions=captured.decisions)
-
-
-@contextlib.contextmanager
-def _without_collections() -> Iterator[None]:
-    """Pause Python's search for cyclic garbage, an eighth of the time of a trace: it makes many objects that live."""
-    running = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if running:
-            gc.enable()

@@ -1,6 +1,7 @@
 """What holds while a model is traced: plain kernels and functions, no gradients, and all put back afterwards."""
 
 import contextlib
+import gc
 import logging
 import sys
 import threading
@@ -191,3 +192,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
 def _not_compiled() -> contextlib.AbstractContextManager[Any]:
     """The stance that runs compiled code as it is written; nothing is compiled before torch's compiler is imported."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Pause Python's search for cyclic garbage: a trace makes many objects, and half of its time would go there."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()

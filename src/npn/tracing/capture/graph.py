@@ -30,6 +30,7 @@ from npn.tracing.capture.environment import (
     plain_kernels,
     preserved,
     quiet,
+    without_collections,
 )
 from npn.tracing.capture.known_values import KnownValues, decisions, fake_inputs
 from npn.tracing.capture.made_up import MadeUp, with_known_values
@@ -180,7 +181,7 @@ def _shapes_in(
     state = {name: fake_tensor(mode, tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
     contexts = (alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
     with contextlib.ExitStack() as stack:
-        for context in (*contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
+        for context in (without_collections(), *contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
             stack.enter_context(context)
         average_at_once(model)
         result = torch.func.functional_call(model, state, args, kwargs)

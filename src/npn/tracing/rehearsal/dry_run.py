@@ -51,19 +51,35 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             return structure
-    ran: set[str] = set()  # groups with which the code runs at other sizes
-    for kind in _kinds(structure):
-        if rehearsal.expired:
-            break
-        if rehearsal.run(structure, [g.name for g in kind], quick=True) is not None:
-            structure = _repair(rehearsal, structure, kind, rehearsal.run)
-        ran.update(g.name for g in kind)
+    structure, ran = _running(rehearsal, structure)
     while structure.groups:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             break
         structure = _narrow(rehearsal, structure, problem, ran)
     return structure
+
+
+def _running(rehearsal: Rehearsal, structure: Structure) -> tuple[Structure, set[str]]:
+    """Repair or freeze, kind by kind, what the code does not run with at other sizes.
+
+    Most kinds pass, and are found by halves: several at once, until one that fails is alone.
+
+    Returns:
+        The structure; and the names of the groups with which the code runs, until the time was over.
+    """
+    ran, left = set[str](), [_kinds(structure)]
+    while left and not rehearsal.expired:
+        kinds = left.pop()
+        names = [group.name for kind in kinds for group in kind]
+        if names and rehearsal.run(structure, names, quick=True) is not None:
+            if len(kinds) > 1:
+                half = len(kinds) // 2
+                left += [kinds[half:], kinds[:half]]
+                continue
+            structure = _repair(rehearsal, structure, kinds[0], rehearsal.run)
+        ran.update(names)
+    return structure, ran
 
 
 def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: Set[str]) -> Structure:
