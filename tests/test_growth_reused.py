@@ -39,3 +39,17 @@ def test_a_state_goes_on_with_a_model_of_its_own():
     copied = copy.deepcopy(plastic)
     growth.step(0.6, copied)
     assert copied.sizes() == {"0": 5} and plastic.sizes() == {"0": 4}
+
+
+@pytest.mark.filterwarnings("ignore:every unit of")
+@pytest.mark.parametrize("k", [float("inf"), 7.0])
+@pytest.mark.parametrize("removed", [False, True])
+def test_the_last_unit_stays_open_beside_new_ones(k, removed):
+    plastic, x = attached(), torch.randn(5, 4)
+    plastic.k = k
+    plastic.close("0", range(3))
+    if removed:
+        plastic.compact()
+    before = plastic.model(x)
+    plastic.grow({"0": 2})
+    assert torch.equal(plastic.model(x), before) and int(plastic.group("0").gate.mask.sum()) == 3

@@ -278,6 +278,17 @@ def test_connections_of_closed_units_stay_closed():
     assert not mask[1:, 3].any() and not mask[4].any() and int(mask.sum()) == 8 + 28
 
 
+@pytest.mark.filterwarnings("ignore:every unit of")
+def test_the_last_weight_stays_open_beside_new_connections():
+    model, (x, y) = mlp(), data()
+    plastic = npn.attach(model, torch.zeros(1, 5), unstructured="2")
+    plastic.close("2.weight", range(48))
+    plastic.backward(lambda: F.cross_entropy(model(x), y))
+    before = model(x)
+    assert plastic.reconnect(3) == {"2.weight": 3}
+    assert torch.equal(model(x), before) and int(plastic.unstructured["2.weight"].mask.sum()) == 4
+
+
 @pytest.mark.parametrize(
     ("share", "grace", "message"),
     [

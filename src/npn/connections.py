@@ -55,7 +55,9 @@ def reconnect(
             index = largest.indices[largest.values > 0]
             new = torch.zeros_like(closed).view(-1).index_fill(0, index, True).view_as(closed)
             tensors[gate.name].masked_fill_(new, 0)
+            stand_in = gate.stand_in
         forget_momentum(optimizers, tensors[gate.name], new)
         gates.set(gate.name, index, OPEN, optimizers, grace)
+        gates.set(gate.name, stand_in, OPEN, optimizers)  # it would close for the others
         opened[gate.name] = len(index)
     return {name: number for name, number in opened.items() if number}

@@ -111,6 +111,11 @@ class Gate:
             return self.open_by_rule.index_fill(0, self.logits.argmax(), True)
 
     @property
+    def stand_in(self) -> Tensor:
+        """The unit that counts as open only because no gate is open, int64 (1,); of an open layer (0,)."""
+        return (self.mask & ~self.open_by_rule).reshape(-1).nonzero().reshape(-1)
+
+    @property
     def present(self) -> Tensor:
         """Whether each unit takes part, bool (size,): open in the deterministic mask, or held open in grace."""
         return self.mask | (self.grace > 0)
