@@ -129,6 +129,16 @@ def embedded(s: Any, h: Tensor) -> Tensor:
     return h + s.table((h > 0).long()).sum((1, 2))[:, None] * torch.ones_like(h)
 
 
+def seeded(h: Tensor, draw: Callable[[torch.Generator], Tensor]) -> Tensor:
+    return h * draw(torch.Generator().manual_seed(0))
+
+
+def reseeded(s: Any, h: Tensor) -> Tensor:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return h + torch.randn_like(h)
+
+
 def table(h: Tensor, rows: int) -> Tensor:
     return (torch.arange(h.shape[1]) * 0.1).expand(rows, -1).contiguous()
 
@@ -214,6 +224,12 @@ TRAPS: dict[str, Trap] = {
     "row_of_a_table": lin(lambda s, h: h * table(h, 2)[(s.g(h)[:, 0] > 0).long()], 0, "fixed size", g=lambda: nn.Linear(8, 3)),
     "strided": lin(lambda s, h: h.t().as_strided(h.shape, (h.shape[1], 1)), 8),
     "strided_beside": lin(lambda s, h: h[:, 1:].as_strided(h.shape, (h.shape[1], 1), 0), 0, "reads beside its input"),
+    # draws that repeat
+    "seeded": lin(lambda s, h: seeded(h, lambda g: torch.rand(h.shape[1], generator=g)), 0, "fixed size"),
+    "seeded_in_place": lin(lambda s, h: seeded(h, lambda g: torch.empty_like(h[0]).uniform_(generator=g)), 0, "fixed size"),
+    "seeded_by_units": lin(lambda s, h: seeded(h, lambda g: torch.bernoulli(h.sigmoid(), generator=g)), 0, "a seed of the code's own"),
+    "seeded_rows": lin(lambda s, h: seeded(h, lambda g: torch.rand(h.shape[0], 1, generator=g)), 8),
+    "reseeded": lin(reseeded, 0, "fixed size"),
     # weights computed from parameters
     "transposed": lin(lambda s, h: h @ s.w.t(), 8, "", {"w": 6}, out=6, w=param(6, 8)),
     "plain_matmul": lin(lambda s, h: h @ s.w, 8, "", {"w": 6}, out=6, w=param(8, 6)),

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import Graph, Node
 from torch.fx.node import map_aggregate
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn.tracing.capture.deadline import Deadline
@@ -22,6 +22,8 @@ _COPY = torch.ops.aten.lift_fresh_copy.default  # a constant that code writes in
 
 class Recorder(TorchDispatchMode):
     """Inside the context, ops become nodes of `graph`; `meta["val"]` is the result of each.
+
+    Where the code has seeded what a draw comes from, `meta["repeats"]` is true: it gives the same numbers each time.
 
     It does what `make_fx` does, without the objects that `make_fx` hands to code in place of tensors and the records
     that a compiler needs, which take most of its time.
@@ -55,6 +57,7 @@ class Recorder(TorchDispatchMode):
         self._deadline = deadline
         self._nodes: dict[int, tuple[Tensor, Node]] = {}  # the tensor, so that no other one gets its number
         self._names: dict[int, str] = {}  # of constants
+        self._random = _random_state()  # fake draws leave it as it is
 
     def take(self, inputs: Iterable[Any]) -> None:
         """Make a placeholder for each input, in their order; what is no tensor has one without a value."""
@@ -82,6 +85,8 @@ class Recorder(TorchDispatchMode):
             self._keep_shapes((args, kwargs))
         given: Any = map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument)
         node = self._node(_COPY if func is _LIFT else func, *given)
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()):
+            node.meta["repeats"] = kwargs.get("generator") is not None or _random_state() != self._random
         result = func(*args, **kwargs)
         self._see(result, node)
         return result
@@ -124,6 +129,12 @@ class Recorder(TorchDispatchMode):
             found = self._nodes.get(id(value))
             if found is not None and isinstance(value, Tensor):
                 found[1].meta["val"] = value.detach()
+
+
+def _random_state() -> bytes:
+    """That of the generator that draws by default, on the CPU."""
+    with _disable_current_modes():
+        return torch.get_rng_state().numpy().tobytes()
 
 
 @cache

@@ -165,6 +165,8 @@ def _call(ledger: Ledger, node: Node, env: dict[Node, Any]) -> Any:
     tags = getattr(node.target, "tags", ())
     if name in SHAPE_ONLY or (torch.Tag.nondeterministic_seeded in tags and all(v.neutral for v in values)):
         return draw(call)
+    if node.meta.get("repeats"):
+        return unknown(call, f"drawn from a seed of the code's own at {call.where}")
     known = compute(call)
     if name in _IN_PLACE_MOVES:
         env[node.args[0]] = known or RULES[_out_of_place(name)](replace(call, name=_out_of_place(name)))  # type: ignore[index]
