@@ -289,6 +289,22 @@ def test_the_last_weight_stays_open_beside_new_connections():
     assert torch.equal(model(x), before) and int(plastic.unstructured["2.weight"].mask.sum()) == 4
 
 
+@pytest.mark.filterwarnings("ignore:every unit of")
+def test_a_resize_opens_no_closed_weight_in_place_of_the_last():
+    model, (x, _) = mlp(), data()
+    plastic = npn.attach(model, torch.zeros(1, 5), unstructured="2")
+    plastic.close("2.weight", range(48))
+    row, column = plastic.unstructured["2.weight"].mask.nonzero()[0].tolist()
+    before = model(x)
+    plastic.grow({"0": 2, "2": 1})
+    assert torch.equal(model(x), before) and plastic.unstructured["2.weight"].open_by_rule[row, column]
+    plastic.close("2.weight", range(plastic.unstructured["2.weight"].logits.numel()))
+    plastic.close("0", [column])
+    before = model(x)
+    plastic.compact()
+    assert torch.allclose(model(x), before, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("share", "grace", "message"),
     [

@@ -1,0 +1,56 @@
+"""Where every gate is closed, the likeliest one counts as open: through a resize it stays the one, or nothing does."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from npn.gates.gate import OPEN
+from npn.gates.gates import Gates
+from npn.surgery import Plan, forget_momentum
+
+
+def stand_ins(gates: Gates) -> dict[str, tuple[Tensor, ...]]:
+    """Name of each group and parameter without an open gate -> where along each axis the one is that stands in."""
+    if gates.decision is not None:
+        return {}
+    found = {}
+    for gate, name in [*((group.gate, group.name) for group in gates.groups), *((g, g.name) for g in gates.weights)]:
+        index = gate.stand_in
+        if len(index):
+            found[name] = torch.unravel_index(index.cpu(), gate.logits.shape)
+    return found
+
+
+def keep_stand_ins(
+    gates: Gates,
+    before: Mapping[str, tuple[Tensor, ...]],
+    plan: Plan,
+    tensors: Mapping[str, Tensor],
+    optimizers: Sequence[Optimizer],
+) -> None:
+    """Open what stood in beside new gates, which are open; where a single weight is gone, the next one starts at zero.
+
+    Args:
+        gates: after the resize.
+        before: what `stand_ins` gave before it.
+        plan: of the resize.
+        tensors: name -> tensor of the model.
+        optimizers: that may hold weights and logits.
+    """
+    single = {gate.name: gate for gate in gates.weights}
+    for name, position in before.items():
+        gate = single.get(name) or next((group.gate for group in gates.groups if group.name == name), None)
+        sources = plan.sources.get(name, {}) if name in single else {0: plan.units[name]} if name in plan.units else {}
+        if gate is None or not sources or not gate.logits.numel():
+            continue
+        found = [(sources[a].cpu() == p).nonzero()[:, 0] if a in sources else p for a, p in enumerate(position)]
+        if name in single and not all(len(places) for places in found):
+            weight, next_one = tensors[name], gate.mask & ~gate.open_by_rule
+            with torch.no_grad():
+                weight.masked_fill_(next_one, 0)
+            forget_momentum(optimizers, weight, next_one)
+        elif gate.open_by_rule.any():
+            flat = torch.arange(gate.logits.numel()).view(gate.logits.shape)[tuple(found)]
+            gates.set(name, flat.to(gate.logits.device), OPEN, optimizers)
