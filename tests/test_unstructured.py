@@ -298,11 +298,15 @@ def test_a_resize_opens_no_closed_weight_in_place_of_the_last():
     before = model(x)
     plastic.grow({"0": 2, "2": 1})
     assert torch.equal(model(x), before) and plastic.unstructured["2.weight"].open_by_rule[row, column]
-    plastic.close("2.weight", range(plastic.unstructured["2.weight"].logits.numel()))
-    plastic.close("0", [column])
-    before = model(x)
-    plastic.compact()
-    assert torch.allclose(model(x), before, atol=1e-6)
+    weights = plastic.unstructured["2.weight"].logits
+    for opened in ((), torch.arange(weights.numel()).view_as(weights)[:, column]):
+        twin = copy.deepcopy(plastic)
+        twin.close("2.weight", range(weights.numel()))
+        twin.open("2.weight", opened)
+        twin.close("0", [column])
+        before = twin.model(x)
+        twin.compact()
+        assert torch.allclose(twin.model(x), before, atol=1e-6)
 
 
 @pytest.mark.parametrize(

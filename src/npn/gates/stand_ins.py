@@ -30,7 +30,7 @@ def keep_stand_ins(
     tensors: Mapping[str, Tensor],
     optimizers: Sequence[Optimizer],
 ) -> None:
-    """Open what stood in beside new gates, which are open; where a single weight is gone, the next one starts at zero.
+    """Open what stood in beside new gates, which are open; a closed weight that stands in for lost ones starts at zero.
 
     Args:
         gates: after the resize.
@@ -40,17 +40,20 @@ def keep_stand_ins(
         optimizers: that may hold weights and logits.
     """
     single = {gate.name: gate for gate in gates.weights}
+    kept = dict[str, bool]()
     for name, position in before.items():
         gate = single.get(name) or next((group.gate for group in gates.groups if group.name == name), None)
-        sources = plan.sources.get(name, {}) if name in single else {0: plan.units[name]} if name in plan.units else {}
-        if gate is None or not sources or not gate.logits.numel():
+        if gate is None:
             continue
+        sources = plan.sources.get(name, {}) if name in single else {0: plan.units[name]} if name in plan.units else {}
         found = [(sources[a].cpu() == p).nonzero()[:, 0] if a in sources else p for a, p in enumerate(position)]
-        if name in single and not all(len(places) for places in found):
-            weight, next_one = tensors[name], gate.mask & ~gate.open_by_rule
-            with torch.no_grad():
-                weight.masked_fill_(next_one, 0)
-            forget_momentum(optimizers, weight, next_one)
-        elif gate.open_by_rule.any():
+        kept[name] = all(len(places) for places in found)
+        if kept[name] and gate.open_by_rule.any():
             flat = torch.arange(gate.logits.numel()).view(gate.logits.shape)[tuple(found)]
             gates.set(name, flat.to(gate.logits.device), OPEN, optimizers)
+    for name, gate in single.items() if gates.decision is None else ():
+        if len(gate.stand_in) and not kept.get(name, False):  # all open ones are gone
+            weight, closed = tensors[name], gate.mask & ~gate.open_by_rule
+            with torch.no_grad():
+                weight.masked_fill_(closed, 0)
+            forget_momentum(optimizers, weight, closed)
