@@ -114,3 +114,26 @@ def test_what_cannot_be_followed_keeps_its_size_and_says_so() -> None:
     plastic = npn.attach(Model(), torch.zeros(2, 3), streams=True)
     assert [group.name for group in plastic.groups] == ["b"]
     assert any("softmax mixes every unit" in frozen.reason for frozen in plastic.frozen)
+
+
+class Shuffled(nn.Module):
+    """A channel shuffle in front of a norm: units that come and go in pairs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm, self.head = nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.embed(x)).view(len(x), 2, -1).transpose(1, 2).flatten(1)
+        return self.head(self.norm(h))
+
+
+def test_a_closed_unit_that_stays_under_a_norm_is_not_exported() -> None:
+    x = torch.randn(5, 3)
+    plastic = npn.attach(Shuffled(), x, streams=True)
+    plastic.close("embed", [1, 2, 3])
+    with pytest.raises(PlasticityError, match=r"units \[\d\] of 'embed' have to stay, .* sets of 2 can go"):
+        plastic.export()
+    plastic.close("embed", [4])
+    masked = plastic.model(x)
+    assert torch.allclose(plastic.export()(x), masked, atol=1e-6)

@@ -361,6 +361,7 @@ class Plasticity:
 
         Raises:
             ConfigurationError: an attribute of the model cannot be copied, or `of` does not follow it.
+            ResizeError: closed units have to stay under a norm, which would count them.
         """
         call = self._call if of is None else following.followed(self.followers, of)
         with torch.inference_mode(False):  # or the copy could not be trained
