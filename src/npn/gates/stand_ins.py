@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from npn._utils import cpu
 from npn.gates.gate import OPEN
 from npn.gates.gates import Gates
 from npn.surgery import Plan, forget_momentum
@@ -49,7 +50,7 @@ def keep_stand_ins(
         found = [(sources[a].cpu() == p).nonzero()[:, 0] if a in sources else p for a, p in enumerate(position)]
         kept[name] = all(len(places) for places in found)
         if kept[name] and gate.open_by_rule.any():
-            flat = torch.arange(gate.logits.numel()).view(gate.logits.shape)[tuple(found)]
+            flat = cpu.arange(gate.logits.numel()).view(gate.logits.shape)[tuple(found)]
             gates.set(name, flat.to(gate.logits.device), OPEN, optimizers)
     for name, gate in single.items() if gates.decision is None else ():
         if len(gate.stand_in) and not kept.get(name, False):  # all open ones are gone

@@ -9,9 +9,11 @@ from torch.optim import Optimizer
 from npn import optimizers as checks
 from npn import surgery
 from npn._utils.collectives import broadcast
+from npn._utils.models import model_tensors
 from npn._utils.warning import warn
 from npn.counting import count_params
 from npn.errors import ResizeError
+from npn.gates.stand_ins import keep_stand_ins, stand_ins
 from npn.masking import MaskedCall
 from npn.masking.messages import DETACHED
 from npn.structure import NEW
@@ -51,7 +53,9 @@ def resize(
     names = checks.parameter_names(model, gates)
     checks.check_optimizers(optimizers, names, gates)
     checks.check_untracked(optimizers, names)
+    stood = stand_ins(gates)
     surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), finish)
+    keep_stand_ins(gates, stood, plan, model_tensors(model), optimizers)
     return surgery.report(plan, before, count_params(model))
 
 

@@ -1,5 +1,6 @@
 """The small plain copy that leaves an attached model."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +11,15 @@ from npn._utils.copies import model_copy
 from npn._utils.fsdp import unsharded
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.shards import full
+from npn.errors import ResizeError
+from npn.gates import Gates
 from npn.masking import MaskedCall
 from npn.masking.calls import detached_leftovers
 from npn.masking.table import MaskTable
 from npn.modules import materialize_selects
 from npn.resizing.choice import decide
 from npn.resizing.planning import Subject, removable, removal
-from npn.structure import Structure
+from npn.structure import Group, Structure
 
 
 def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> nn.Module:
@@ -48,8 +51,8 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     subject = Subject(clone, structure, example_inputs, weights)
     fitting = removable(subject, some)
     removed = {name: list(fitting.get(name, ())) for name in whole}
-    mask = call.mask()
-    # closed units of incomplete sets stay, unread; a method's mask has values other than 0 and 1
+    _check_norms(gates, closed, removed)
+    mask = call.mask()  # closed units of incomplete sets stay, unread; a method's has values other than 0 and 1
     if mask is not None and (removed != closed or gates.weights or gates.decision is not None):
         table = MaskTable(clone, structure)
         with torch.no_grad():
@@ -62,3 +65,14 @@ def plain_copy(call: MaskedCall, structure: Structure, example_inputs: Any) -> n
     if gates.decision is not None:
         gates.decision.finish(clone, plan)
     return clone
+
+
+def _check_norms(gates: Gates, closed: Mapping[str, Sequence[int]], removed: Mapping[str, Sequence[int]]) -> None:
+    """Raise where closed units stay under a norm: without masks it counts them, although no weight reads them."""
+    for group in gates.groups:
+        left = sorted({*closed[group.name]} - {*removed[group.name]})
+        if left and isinstance(group.traced, Group) and group.traced.normed:
+            raise ResizeError(
+                f"closed units {left} of {group.name!r} have to stay, and a norm would count them in the export; "
+                f"open them with plastic.open({group.name!r}, {left}), or close more: sets of {group.multiple} can go"
+            )
