@@ -183,3 +183,61 @@ def test_units_that_mix_since_the_model_was_attached_stay():
     torch.testing.assert_close(model(x), masked)
     model.normed = False
     assert plastic.compact().changes == {"a": (16, 10)}
+
+
+class Wide(nn.Module):
+    """Features in threes for each unit, so that a path may change below four of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.each, self.down = nn.Linear(3, 4), nn.Parameter(torch.randn(3, 4)), nn.Linear(12, 2)
+
+    def forward(self, x):
+        h = (self.up(x).tanh()[:, :, None] * self.each.T).flatten(1)
+        return self.down(h * (2 if h.shape[1] > 4 else 3))
+
+
+ALONE = {
+    "another number": lambda h: h * (2 if h.shape[1] > 1 else 3),
+    "another op": lambda h: h.relu() if h.shape[1] > 1 else h.abs(),
+    "one op less": lambda h: h.sin() if h.shape[1] > 1 else h,
+}
+
+
+@pytest.mark.parametrize("name", [*ALONE, "in threes"])
+@pytest.mark.parametrize("unstructured", [None, "down"])
+def test_a_single_unit_is_compared_with_two(name, unstructured):
+    torch.manual_seed(0)
+    model, x = Wide() if name == "in threes" else Net(ALONE[name]), torch.randn(4, 3 if name == "in threes" else 6)
+    plastic = npn.attach(model, x, unstructured=unstructured)
+    size = plastic.groups[0].size
+    plastic.close("up", range(1, size))
+    masked = model(x)
+    with pytest.warns(
+        UserWarning, match="closed units of up stay in the model, masked: .*computation depends on the s"
+    ):
+        small = plastic.export()
+    torch.testing.assert_close(small(x), masked)
+    with pytest.warns(UserWarning, match="closed units of up stay"):
+        assert plastic.compact().changes == {"up": (size, 2)}
+    torch.testing.assert_close(model(x), masked)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        lambda h: h.view(4, -1, 2).transpose(1, 2).reshape(4, -1) if h.shape[1] % 2 == 0 else h,
+        lambda h: F.dropout(h.contiguous(), 0.0).clone(),
+        lambda h: h + torch.zeros(h.shape[1]),
+        lambda h: h.T.contiguous().T * torch.ones(h.shape[1]),
+    ],
+)
+def test_copies_and_constants_of_the_size_are_no_difference(then):
+    torch.manual_seed(0)
+    model, x = Net(then), torch.randn(4, 6)
+    plastic = npn.attach(model, x)
+    plastic.close("up", range(1, 40))
+    masked = model(x)
+    plastic.compact()
+    torch.testing.assert_close(model(x), masked)
+    assert plastic.groups[0].size == plastic.groups[0].traced.multiple

@@ -23,7 +23,16 @@ from npn.structure.freezing import (
 )
 from npn.structure.open_sizes import open_sizes
 from npn.structure.single_weights import gates_along, output_axis, with_dead_units
-from npn.structure.sizes import difference, match_groups, moved, other_outputs, resized_shapes, unmatched, without_units
+from npn.structure.sizes import (
+    difference,
+    match_groups,
+    moved,
+    other_ops,
+    other_outputs,
+    resized_shapes,
+    unmatched,
+    without_units,
+)
 from npn.structure.structure import Decisions, Frozen, Norm, Product, Structure, gate_of_entries
 from npn.structure.units import Branches, Columns, Group, Key, Slot
 
@@ -57,6 +66,7 @@ __all__ = [
     "match_groups",
     "moved",
     "open_sizes",
+    "other_ops",
     "other_outputs",
     "output_axis",
     "remaining_positions",

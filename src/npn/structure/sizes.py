@@ -74,13 +74,8 @@ def difference(expected: Structure, found: Structure, *, placement: bool = True)
     """
     if reason := other_outputs(expected.outputs, found.outputs):
         return reason
-    if expected.fingerprint != found.fingerprint:
-        for a, b in zip(expected.fingerprint, found.fingerprint, strict=False):
-            if a != b:
-                (before, _, where), (after, _, there) = a.rpartition(" at "), b.rpartition(" at ")
-                place = where if where == there else f"{where} and {there}"
-                return f"the computation depends on the size: {before} becomes {after} at {place}"
-        return "the computation depends on the size: the number of operations changes"
+    if reason := other_ops(expected.fingerprint, found.fingerprint):
+        return reason
     if dict(expected.shapes) != dict(found.shapes):
         return "the shapes differ"
     if expected.norms != found.norms:
@@ -95,6 +90,21 @@ def difference(expected: Structure, found: Structure, *, placement: bool = True)
     if len(np.unique(ours)) != len(np.unique(theirs)):
         return "units join when the size changes"
     return None
+
+
+def other_ops(expected: Sequence[str], found: Sequence[str]) -> str | None:
+    """Say which op is another one at another size; None if all are the same.
+
+    Args:
+        expected, found: ops in order, see `Structure.fingerprint`.
+    """
+    for a, b in zip(expected, found, strict=False):
+        if a != b:
+            (before, _, where), (after, _, there) = a.rpartition(" at "), b.rpartition(" at ")
+            place = where if where == there else f"{where} and {there}"
+            return f"the computation depends on the size: {before} becomes {after} at {place}"
+    same = len(expected) == len(found)
+    return None if same else "the computation depends on the size: the number of operations changes"
 
 
 def other_outputs(expected: tuple[tuple[int, ...], ...], found: tuple[tuple[int, ...], ...]) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx import Node
+from torch.fx import Graph, Node
 from torch.utils._pytree import tree_leaves
 
 from npn.tracing.capture.lines import op_name, source_line
@@ -26,6 +26,7 @@ _SIZED = frozenset((  # ops among whose whole numbers some may be numbers of uni
 # position of the first factor; its last axis and the last but one of the second are summed over
 _PRODUCTS = dict.fromkeys(ALONE, 0) | dict.fromkeys(WITH_BIAS, 1)
 _COUNTLESS = ("mean", "amax", "amin", "max", "min", "any", "all", "median", "mode")  # of n equal numbers, that number
+_COPIES = ("clone", "contiguous", "detach", "alias")  # whether one is made may depend on strides
 _LITERAL = ("im2col", "diagonal", "rot90")  # ops that only move elements, by numbers that are none of units
 
 
@@ -48,6 +49,25 @@ def printed(node: Node, env: Mapping[Node, Any], name: str) -> str:
         shown += [_digest(v.const) for v in sources if isinstance(v, Value) and v.const is not None]
         shown += [*_positions(node, env, name), *_repetitions(node, env, name), *_lengths(node, env)]
     return f"{name}({', '.join(shown)}) at {source_line(node)}"
+
+
+def computed(graph: Graph) -> list[str]:
+    """What a graph computes from its inputs but for moves of elements: ops, numbers that are no sizes, and lines.
+
+    It is coarser than `printed`, and needs no labels, which cannot follow a single unit.
+
+    Args:
+        graph: see `npn.tracing.capture.graph.Capture`.
+    """
+    shown, from_inputs = list[str](), set[Node]()
+    for node in graph.nodes:
+        if node.op == "placeholder" or from_inputs.intersection(node.all_input_nodes):
+            from_inputs.add(node)
+        name = op_name(node) if node.op == "call_function" else ""
+        if node in from_inputs and name and name not in MOVEMENT and name not in _COPIES:
+            numbers = ", ".join(str(given) for given in _numbers(node, name))
+            shown.append(f"{name}({numbers}) at {source_line(node)}")
+    return shown
 
 
 def _numbers(node: Node, name: str) -> list[Any]:

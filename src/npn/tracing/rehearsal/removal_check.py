@@ -6,10 +6,11 @@ from dataclasses import replace
 from torch import nn
 
 from npn.errors import ResizeError
-from npn.structure import Structure, difference, other_outputs, without_units
+from npn.structure import Structure, difference, other_ops, other_outputs, without_units
 from npn.tracing.capture.environment import quiet
 from npn.tracing.capture.lines import raising_line
-from npn.tracing.rehearsal.retrace import OtherUnits, outputs_at, shrunk
+from npn.tracing.grouping.fingerprint import computed
+from npn.tracing.rehearsal.retrace import OtherUnits, captured_at, shrunk
 
 CHANGED = "it has other units now than when it was attached, so that its code or one of its modules has changed"
 
@@ -66,21 +67,39 @@ def _compared(
         if found is not None:
             expected = replace(expected, fingerprint=now.fingerprint, outputs=now.outputs, norms=now.norms)
             reason = difference(expected, found, placement=not in_sets)
-    gone = {name: len(numbers) for name, numbers in removed.items()}
-    single = any(gone.get(group.name, 0) == group.size - group.multiple > 0 for group in structure.groups)
-    return True, _fails(model, example_inputs, structure, gone) if reason is None and single else reason
+    if reason is None:
+        left = {g.name: g.size - len(removed.get(g.name, ())) for g in structure.groups}
+        single = {g.name: g.multiple for g in structure.groups if left[g.name] == g.multiple < g.size}
+        reason = _differs_alone(model, example_inputs, structure, removed, single) if single else None
+    return True, reason
 
 
-def _fails(model: nn.Module, example_inputs: object, structure: Structure, fewer: Mapping[str, int]) -> str | None:
-    """Why the code does not run with a single unit in some groups, which a trace cannot follow; None if it does."""
+def _differs_alone(
+    model: nn.Module,
+    example_inputs: object,
+    structure: Structure,
+    removed: Mapping[str, Sequence[int]],
+    single: Mapping[str, int],
+) -> str | None:
+    """Why the code fails, or computes something else, with a single unit in some groups; None if it does not.
+
+    Labels that do not vary cannot be followed, so the ops are compared with those at one unit more.
+
+    Args:
+        model, example_inputs, structure, removed: see `why_not`.
+        single: groups that keep one unit or set -> units of it.
+    """
+    change = {name: -len(numbers) for name, numbers in removed.items()}
     try:
-        present = outputs_at(model, example_inputs, structure, {})
-    except Exception:
+        more = captured_at(
+            model, example_inputs, structure, {n: count + single.get(n, 0) for n, count in change.items()}
+        )
+    except Exception:  # it cannot run on fake tensors
         return None
     try:
-        found = outputs_at(model, example_inputs, structure, {name: -count for name, count in fewer.items()})
+        alone = captured_at(model, example_inputs, structure, change)
     except Exception as error:
         return (
             f"the code fails with a single unit at {raising_line(error)}: {str(error).strip() or type(error).__name__}"
         )
-    return other_outputs(present, found)
+    return other_outputs(more.outputs, alone.outputs) or other_ops(computed(more.graph), computed(alone.graph))

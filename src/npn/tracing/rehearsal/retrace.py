@@ -10,7 +10,7 @@ from npn._utils.models import in_mode
 from npn.errors import ResizeError, TraceError
 from npn.modules import described_sizes, increased
 from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
-from npn.tracing.capture.graph import output_shapes
+from npn.tracing.capture.graph import Capture, capture, output_shapes
 from npn.tracing.one_trace import single_trace
 
 Attribute = tuple[str, str, int]
@@ -62,6 +62,16 @@ def outputs_at(
     """
     with attributes_changed(model, structure, change), in_mode(model, structure.training):
         return output_shapes(model, example_inputs, resized_shapes(structure, change), meta)
+
+
+def captured_at(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Capture:
+    """The graph at other sizes.
+
+    Args:
+        model, example_inputs, structure, change: see `retrace`.
+    """
+    with attributes_changed(model, structure, change), in_mode(model, structure.training):
+        return capture(model, example_inputs, resized_shapes(structure, change))
 
 
 def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
