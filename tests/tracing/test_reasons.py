@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import npn
+from npn.tracing import trace
 
 X = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
 
@@ -130,3 +131,35 @@ def test_weights_that_an_argument_may_choose_are_named():
         expected = model(X, "b")
     plastic.compact()
     torch.testing.assert_close(model(X, "b"), expected)
+
+
+class InOneMemory(nn.Module):
+    """Two layers whose weights are two parameters in one memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.a, self.b, self.down = nn.Linear(3, 8), nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.b.weight.data = self.a.weight.data
+
+    def forward(self, x):
+        return self.down(self.b(self.a(self.up(x).tanh()).tanh()).tanh())
+
+
+def test_two_parameters_in_one_memory_are_not_parted():
+    """With each step both change; after a resize of one they would learn apart."""
+    model = InOneMemory()
+    with pytest.raises(
+        npn.PlasticityError, match=r"a.weight and b.weight are two tensors in one memory.*make them one"
+    ):
+        npn.attach(model, torch.randn(2, 3))
+    model.b.weight = model.a.weight
+    assert {group.name for group in trace(model, torch.randn(2, 3)).groups} == {"up"}
+    model.b.weight = nn.Parameter(model.a.weight.detach().clone())
+    assert [group.name for group in trace(model, torch.randn(2, 3)).groups] == ["up", "a", "b"]
+
+
+def test_a_buffer_in_the_memory_of_a_weight_keeps_its_size():
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 2))
+    model[2].register_buffer("seen", model[2].weight.detach())
+    with pytest.raises(npn.PlasticityError, match=r"2.weight and 2.seen are two tensors in one memory"):
+        npn.attach(model, torch.randn(2, 3))

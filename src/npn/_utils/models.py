@@ -11,6 +11,25 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def sharing_memory(model: nn.Module) -> dict[str, str]:
+    """Parameters and buffers that lie in the memory of another parameter, as `b.data = a.data` makes them.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name -> name of another tensor in the same place.
+    """
+    places: dict[int, list[str]] = {}
+    tensors = model_tensors(model)
+    for name, tensor in tensors.items():
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # of tensors without memory
+            if tensor.numel() and tensor.data_ptr():
+                places.setdefault(tensor.data_ptr(), []).append(name)
+    tied = [names for names in places.values() if any(isinstance(tensors[name], nn.Parameter) for name in names)]
+    return {name: names[i - 1] for names in tied if len(names) > 1 for i, name in enumerate(names)}
+
+
 def is_torch_layer(module: nn.Module) -> bool:
     """Whether a module is of a class of `torch.nn` itself.
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
+from npn._utils.models import sharing_memory
 from npn._utils.patterns import as_patterns, matches, require_matches
 from npn._utils.validation import shown
 from npn._utils.warning import warn
@@ -22,6 +23,10 @@ from npn.tracing.rehearsal.couplings import find_couplings
 from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
 
 Patterns = str | Iterable[str] | None
+SHARED = (
+    "{name} and {other} are two tensors in one memory, as .data makes them, which a resize would part; make them one "
+    "parameter: layer.weight = other.weight"
+)
 _NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "mean", "var", "std", "var_mean")
 _FOLLOWED = tuple(f"{name} {MIXES}" for name in _NORMS)  # reasons of what streams=True follows
 
@@ -169,6 +174,7 @@ def _rehearsed(
 ) -> tuple[Structure, Structure]:
     """The structure before and after the dry run."""
     modes, changed = trace_unchanged(model, example_inputs, streams, coupled)
+    changed |= {name: SHARED.format(name=name, other=other) for name, other in sharing_memory(model).items()}
     structure, other = modes.structure, modes.other
     structure, other = freeze_tensors(structure, changed), other and freeze_tensors(other, changed)
     if other is None:
