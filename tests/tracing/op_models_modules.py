@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import flex_attention
 from torch.nn.utils import parametrizations, spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from .op_models import Case, between, custom, maps, over_maps, sequence, tokens
+from .op_models import Case, between, custom, maps, over_maps, rows, sequence, tokens
 
 
 def linear(*sizes: int) -> Any:
@@ -90,6 +90,22 @@ PRODUCTS = {
     "einsum_linear": custom(
         lambda m, x: m.c(torch.tanh(einsum("bid,od->bio", m.a(x), m.w))), {"w": 6, "a": 8}, None, sequence,
         w=(6, 8), c=linear(6, 2), **A,
+    ),
+    "products_summed": custom(
+        lambda m, x: m.c(torch.tanh((torch.tanh(m.a(x))[:, None] * m.w).sum(-1))), {"w": 6, "a": 8}, None, rows,
+        w=(6, 8), c=linear(6, 2), **A,
+    ),
+    "products_summed_in_vmap": custom(
+        lambda m, x: m.c(torch.tanh(torch.vmap(lambda h: (h * m.w).sum(1, keepdim=True))(torch.tanh(m.a(x)))[..., 0])),
+        {"w": 6, "a": 8}, None, rows, w=(6, 8), c=linear(6, 2), **A,
+    ),
+    "products_summed_to_one": custom(
+        lambda m, x: m.c((torch.tanh(m.a(x)) * m.w).sum(-1, keepdim=True)), {"a": 8}, {"w[0]": ""}, rows,
+        w=(8,), c=linear(1, 2), **A,
+    ),
+    "products_and_their_sum": custom(
+        lambda m, x: m.c(torch.relu(p := torch.tanh(m.a(x)) * m.w) + p.sum(-1, keepdim=True)), {"a": 8}, None, rows,
+        w=(8,), c=linear(8, 2), **A,
     ),
     "einsum_map": custom(
         weighed_maps, {"w": 6, "a": 8}, None, maps, a=lambda: nn.Conv2d(3, 8, 1), w=(6, 8), c=linear(6, 2)

@@ -20,6 +20,7 @@ class Value:
         own: the value is made of parameters, buffers and constants alone, though no unit lies along its axes.
         loose: axes along which the code repeats one entry.
         unmerged: the value of which it is a view.
+        factors: data and the weight that it was multiplied by, elementwise: their sum is a matrix product.
         cause: why it has no units, where an op made it of which nothing is known.
     """
 
@@ -30,6 +31,7 @@ class Value:
     own: bool = False
     loose: frozenset[int] = frozenset()
     unmerged: "Value | None" = None
+    factors: "tuple[Value, Value] | None" = None
     cause: str = ""
 
     @property

@@ -1,6 +1,7 @@
 """Elementwise ops: units that meet are one; of weights, the masked function has to be the function of masked ones."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from npn.tracing.labels import Ledger, Value, Zero, merge, with_repeats
@@ -32,7 +33,15 @@ def pointwise(call: Call) -> Any:
             zero = "never"
         values = [*terms, *values[: len(values) - len(terms)]]
     results = [with_repeats(merge(call.ledger, values, shape, call.where, zero), values) for shape in call.shapes]
+    if call.name == "mul" and len(values) == 2:
+        results = [replace(result, factors=_data_and_weight(*values)) for result in results]
     return results[0] if len(results) == 1 else results
+
+
+def _data_and_weight(a: Value, b: Value) -> tuple[Value, Value] | None:
+    """The operands of a product if one is data and the other a weight; None if not."""
+    data, weight = (b, a) if a.weight else (a, b)
+    return (data, weight) if weight.weight and data.parts and not data.weight and not weight.repeated else None
 
 
 def mark_nonlinear(ledger: Ledger, name: str, values: Sequence[Value], nonlinear: bool) -> None:

@@ -12,7 +12,7 @@ from torch.fx import Node
 from npn._utils import cpu
 from npn.tracing.capture.lines import op_name
 from npn.tracing.capture.norm_calls import call_of
-from npn.tracing.labels import Normed, Part, Value, canonical, merge, reduce, restrict, with_repeats
+from npn.tracing.labels import Normed, Part, Value, canonical, contract, merge, reduce, restrict, with_repeats
 from npn.tracing.rules.call import Call, Rules, unknown
 from npn.tracing.rules.movement import movement
 
@@ -49,6 +49,8 @@ def reduction(call: Call) -> Any:
     axes = reduced_axes(call.name, call.args, call.kwargs, rank)
     shape = call.shapes[0]
     keepdim = len(shape) == rank and rank > 0
+    if call.name == "sum" and (product := _contraction(call, value, axes)) is not None:
+        return product.viewed(shape)
     order = call.arg(1, "ord", 2) if call.name in ("linalg_vector_norm", "norm") else 2
     least = isinstance(order, (int, float)) and order < 0  # a minimum
     linear = (call.name in LINEAR_REDUCTIONS and not least) or _of_magnitudes(call)
@@ -57,6 +59,17 @@ def reduction(call: Call) -> Any:
         value = replace(value, parts=tuple(part for part in left if part is not None))
     out = reduce(call.ledger, value, axes, keepdim, call.mixes, linear)
     return out if len(call.shapes) == 1 else [out] * len(call.shapes)
+
+
+def _contraction(call: Call, value: Value, axes: Sequence[int]) -> Value | None:
+    """The sum of what data and a weight give elementwise, if the weight reads units of the data along summed axes."""
+    if value.factors is None:
+        return None
+    data, weight = (factor.aligned(len(value.shape)) for factor in value.factors)
+    gone = set(axes)
+    if not all(any(part.axes & gone for part in factor.parts) for factor in (data, weight)):
+        return None
+    return contract(call.ledger, data, weight, sorted(gone), call.where)
 
 
 def _of_magnitudes(call: Call) -> bool:
