@@ -11,7 +11,7 @@ from npn._utils.models import model_tensors
 from npn.errors import CheckpointError
 from npn.gates.weight_gates import packed, unpacked
 from npn.plasticity import Plasticity
-from npn.structure import LEFT_OUT, READER_GONE, Group, Structure
+from npn.structure import LEFT_OUT, READER_GONE, Group, Key, Structure
 
 
 def pack_columns(plastic: Plasticity) -> list[dict[str, Any]]:
@@ -113,7 +113,7 @@ def pack_masks(plastic: Plasticity) -> dict[str, Any]:
     return partial if decision.folds else partial | {"needs": type(decision).__name__}
 
 
-def pack_fixed(plastic: Plasticity) -> list[tuple[str, int]]:
+def pack_fixed(plastic: Plasticity) -> list[Key]:
     """The tensors and axes that no resize changes: the model's outputs, inputs, and what its code fixes.
 
     Args:
@@ -127,7 +127,7 @@ def check_fixed(
     path: Any,
     target: nn.Module | Plasticity,
     pairs: Mapping[str, tuple[Tensor, Tensor]],
-    known: Sequence[tuple[str, int]],
+    known: Sequence[Key],
 ) -> None:
     """Raise unless axes without units have the saved length.
 
@@ -158,7 +158,7 @@ def check_fixed(
                 )
 
 
-def _unit_axes(structure: Structure) -> set[tuple[str, int]]:
+def _unit_axes(structure: Structure) -> set[Key]:
     """Tensor name and axis of all units, including those that `only` or `skip` left without gates."""
     ungated = (frozen for frozen in structure.frozen if frozen.reason in (LEFT_OUT, READER_GONE))
     return {slot.key for part in structure.parts for slot in part.slots} | {k for each in ungated for k in each.slots}

@@ -33,8 +33,8 @@ from npn.structure.sizes import (
     unmatched,
     without_units,
 )
-from npn.structure.structure import Decisions, Frozen, Norm, Product, Structure, gate_of_entries
-from npn.structure.units import Branches, Columns, Group, Key, Slot
+from npn.structure.structure import Couplings, Decisions, Frozen, Norm, Product, Structure, gate_of_entries
+from npn.structure.units import Attribute, Branches, Columns, Group, Key, Slot
 
 __all__ = [
     "LEFT_OUT",
@@ -43,8 +43,10 @@ __all__ = [
     "NOT_PRODUCED",
     "NOT_READ",
     "READER_GONE",
+    "Attribute",
     "Branches",
     "Columns",
+    "Couplings",
     "Decisions",
     "Frozen",
     "Group",

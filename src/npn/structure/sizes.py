@@ -9,7 +9,7 @@ from torch import Tensor
 
 from npn._utils import cpu
 from npn.structure.structure import Structure, gate_of_entries
-from npn.structure.units import Group, Slot
+from npn.structure.units import Group, Key, Slot
 
 
 def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -39,7 +39,7 @@ def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
     Returns:
         The structure with the remaining units.
     """
-    gone: dict[tuple[str, int], list[Tensor]] = {}
+    gone: dict[Key, list[Tensor]] = {}
     numbers = {group.name: cpu.tensor([*removed.get(group.name, ())], dtype=torch.int64) for group in structure.groups}
     for group in structure.groups:
         for slot in group.slots:

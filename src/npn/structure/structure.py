@@ -10,6 +10,8 @@ from torch import Tensor
 from npn._utils import cpu
 from npn.structure.units import Branches, Columns, Group, Key, Slot
 
+Couplings = Mapping[Key, tuple[Key, int]]  # see `Structure.couplings`
+
 
 @dataclass(frozen=True)
 class Product:
@@ -133,11 +135,11 @@ class Structure:
     norms: tuple[Norm, ...] = field(default=(), repr=False)
     streams: bool = False
     decisions: Decisions = field(default=Decisions(), repr=False, compare=False)
-    couplings: Mapping[Key, tuple[Key, int]] = field(default_factory=dict, repr=False)
+    couplings: Couplings = field(default_factory=dict, repr=False)
     bare: Mapping[str, tuple[Key, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
-    def resizable(self) -> set[tuple[str, int]]:
+    def resizable(self) -> set[Key]:
         """Tensor name and axis of everything on which units of groups lie."""
         return {slot.key for group in self.groups for slot in group.slots}
 
@@ -170,9 +172,7 @@ class Structure:
         return shapes
 
 
-def gate_of_entries(
-    structure: Structure, wanted: Callable[[Slot], bool], none: int | None = None
-) -> dict[tuple[str, int], Tensor]:
+def gate_of_entries(structure: Structure, wanted: Callable[[Slot], bool], none: int | None = None) -> dict[Key, Tensor]:
     """The gate of every entry along some axes of the model's tensors.
 
     Args:
@@ -183,7 +183,7 @@ def gate_of_entries(
     Returns:
         (tensor name, axis) -> int64 (length of the axis,), number of the gate.
     """
-    found: dict[tuple[str, int], Tensor] = {}
+    found: dict[Key, Tensor] = {}
     none = structure.units if none is None else none
     for group, start in zip(structure.groups, structure.firsts, strict=False):
         numbers = cpu.arange(start, start + group.size)[:, None]

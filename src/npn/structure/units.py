@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Key = tuple[str, int]  # tensor name, axis
+Attribute = tuple[str, str, int]  # module path, name of an integer in it, its amount per unit of a group
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Group:
     name: str
     size: int
     slots: tuple[Slot, ...]
-    attributes: tuple[tuple[str, str, int], ...] = ()
+    attributes: tuple[Attribute, ...] = ()
     multiple: int = 1
     normed: bool = False
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from npn._utils import cpu
-from npn.structure import NOT_PRODUCED, NOT_READ, Group, Structure, freeze, gate_of_entries
+from npn.structure import NOT_PRODUCED, NOT_READ, Group, Key, Structure, freeze, gate_of_entries
 from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
 
 OTHERS = "its units are other ones"
@@ -86,7 +86,7 @@ class _Entries:
         every = cpu.arange(first, first + found.size)
         return found if torch.equal(there.sort().values, every) and _within(found, group) else OTHERS
 
-    def _reason(self, key: tuple[str, int]) -> str | None:
+    def _reason(self, key: Key) -> str | None:
         """Why no units lie along an axis, or along a part of it; None if it takes no part in the other mode."""
         reasons = [entry.reason for entry in self.other.frozen if key in entry.slots]
         told = [reason for reason in reasons if reason not in (NOT_PRODUCED, NOT_READ)]

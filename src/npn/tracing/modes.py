@@ -9,9 +9,8 @@ from torch import nn
 from npn._utils.models import in_mode, model_tensors
 from npn._utils.warning import warn
 from npn.errors import TraceError
-from npn.structure import NOT_PRODUCED, Structure
+from npn.structure import NOT_PRODUCED, Couplings, Structure
 from npn.tracing.capture.warming import WarmUp, warm_up
-from npn.tracing.labels.coupler import Couplings
 from npn.tracing.one_trace import single_trace
 
 WORD = {True: "train()", False: "eval()"}

@@ -13,14 +13,14 @@ from torch.utils._pytree import tree_leaves
 from npn._utils.inputs import split_inputs
 from npn._utils.models import evaluating, model_tensors
 from npn.errors import TraceError
-from npn.structure import Structure
+from npn.structure import Couplings, Structure
 from npn.tracing.capture.deadline import Deadline
 from npn.tracing.capture.environment import without_collections
 from npn.tracing.capture.failures import explained
 from npn.tracing.capture.graph import capture
 from npn.tracing.grouping.groups import group_units
 from npn.tracing.grouping.walk import walk
-from npn.tracing.labels.coupler import Coupler, Couplings
+from npn.tracing.labels.coupler import Coupler
 
 T = TypeVar("T")
 SECONDS = 120.0  # of CPU time for one trace: a hundred times what a transformer of twelve blocks takes

@@ -12,11 +12,10 @@ from npn._utils.patterns import as_patterns, matches, require_matches
 from npn._utils.validation import shown
 from npn._utils.warning import warn
 from npn.errors import TraceError
-from npn.structure import MIXES, Frozen, Structure, freeze, freeze_tensors, leave_out
+from npn.structure import MIXES, Couplings, Frozen, Structure, freeze, freeze_tensors, leave_out
 from npn.tracing.both_modes import agreeing
 from npn.tracing.branches import with_branches
 from npn.tracing.columns import with_columns
-from npn.tracing.labels.coupler import Couplings
 from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
 from npn.tracing.rehearsal.couplings import find_couplings

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Product, Slot, Structure, frozen_axis
+from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Key, Product, Slot, Structure, frozen_axis
 from npn.tracing.capture.bare import places_of
 from npn.tracing.grouping.multiply_adds import Met
 from npn.tracing.grouping.norms import place, settle
@@ -145,7 +145,7 @@ def _positions(rank: np.ndarray) -> Tensor:
 
 
 def _unusable(
-    units: np.ndarray, keys: tuple[tuple[str, int], ...], walked: Walked, member: np.ndarray, unit: np.ndarray
+    units: np.ndarray, keys: tuple[Key, ...], walked: Walked, member: np.ndarray, unit: np.ndarray
 ) -> str | None:
     """Why units that are not frozen cannot have gates either, or None.
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from npn.structure import Key
 from npn.tracing.labels.ledger import Ledger
 from npn.tracing.labels.merging import SHIFTED, TWO_KINDS, merge, restrict
 from npn.tracing.labels.parts import Part
@@ -103,7 +104,7 @@ def fixed_input(data: Value, where: str) -> str:
 
 def _of_layer(ledger: Ledger, weight: Value, axes: set[int]) -> bool:
     """Whether a product sums over the inputs of a layer, which reads a parameter then as it would read data."""
-    slots = set[tuple[str, int]]()
+    slots = set[Key]()
     for part in weight.parts:
         if part.axes & axes:
             ledger.mark(part.labels, slots)

@@ -1,13 +1,9 @@
 """Unite units that can only come and go together, while a graph is walked."""
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from npn.structure import Key
+from npn.structure import Couplings, Key
 from npn.tracing.labels.ledger import Ledger
-
-Couplings = Mapping[Key, tuple[Key, int]]  # see `Structure.couplings`
 
 
 class Coupler:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
+from npn.structure import Key
 from npn.tracing.capture.norm_calls import NormCall
 from npn.tracing.labels.joining import Served, decide, distinct, edge
 from npn.tracing.labels.parts import squeeze_constant, varying
@@ -53,11 +54,11 @@ class Ledger:
         layers: names of the weights of linear layers and convolutions.
     """
 
-    slots: list[tuple[str, int]] = field(default_factory=list)
+    slots: list[Key] = field(default_factory=list)
     starts: list[int] = field(default_factory=lambda: [1])
-    reads: set[tuple[str, int]] = field(default_factory=set)
-    produces: set[tuple[str, int]] = field(default_factory=set)
-    nonlinear: set[tuple[str, int]] = field(default_factory=set)
+    reads: set[Key] = field(default_factory=set)
+    produces: set[Key] = field(default_factory=set)
+    nonlinear: set[Key] = field(default_factory=set)
     normed: list[Normed] = field(default_factory=list)
     layers: frozenset[str] = frozenset()
     _edges: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -69,7 +70,7 @@ class Ledger:
     _divisors: list[tuple[Tensor, str]] = field(default_factory=list)
     _aligned: list[tuple[Tensor, int]] = field(default_factory=list)
     _served: list[Served] = field(default_factory=list)
-    _known: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    _known: dict[Key, Tensor] = field(default_factory=dict)
 
     def fresh(self, name: str, axis: int, size: int) -> Tensor:
         """Labels of one axis of a parameter or buffer; the same ones at every call.
@@ -220,7 +221,7 @@ class Ledger:
         """
         self._frozen.append((squeeze_constant(labels).reshape(-1), reason))
 
-    def mark(self, labels: Tensor, roles: set[tuple[str, int]]) -> None:
+    def mark(self, labels: Tensor, roles: set[Key]) -> None:
         """Add the parameter axes that own these labels to a role.
 
         Args:

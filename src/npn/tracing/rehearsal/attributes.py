@@ -9,8 +9,7 @@ from torch import nn
 
 from npn._utils.models import is_torch_layer
 from npn.modules import integers, parsed
-from npn.structure import Group, Slot, Structure
-from npn.tracing.rehearsal.retrace import Attribute
+from npn.structure import Attribute, Group, Slot, Structure
 
 # integer attributes that torch's own layers compute with; their other ones only describe the parameters
 _SEMANTIC = ("groups", "num_groups", "num_features", "hidden_size", "input_size", "proj_size", "num_heads", "embed_dim",

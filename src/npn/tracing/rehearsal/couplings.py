@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from npn._utils import cpu
-from npn.structure import NOT_PRODUCED, Group, Key, Slot, Structure
+from npn.structure import NOT_PRODUCED, Couplings, Group, Key, Slot, Structure
 from npn.tracing.capture.environment import quiet
 from npn.tracing.rehearsal.attributes import pattern
 from npn.tracing.rehearsal.dry_run import find_repair
@@ -17,9 +17,7 @@ from npn.tracing.rehearsal.rehearsal import Rehearsal
 SECONDS = 3.0  # of CPU time, in which layers that share a size are looked for
 
 
-def find_couplings(
-    model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure
-) -> dict[Key, tuple[Key, int]]:
+def find_couplings(model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure) -> Couplings:
     """Find what may be coupled among the groups that the dry run has frozen.
 
     Args:
@@ -31,7 +29,7 @@ def find_couplings(
     return {**shared_sizes(model, example_inputs, traced, rehearsed), **chunks, **recurrent(model, traced)}
 
 
-def recurrent(model: nn.Module, traced: Structure) -> dict[Key, tuple[Key, int]]:
+def recurrent(model: nn.Module, traced: Structure) -> Couplings:
     """Find recurrent layers of which a single step was seen: their weights read zeros in place of the hidden units.
 
     Args:
@@ -50,9 +48,7 @@ def recurrent(model: nn.Module, traced: Structure) -> dict[Key, tuple[Key, int]]
     return found
 
 
-def shared_sizes(
-    model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure
-) -> dict[Key, tuple[Key, int]]:
+def shared_sizes(model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure) -> Couplings:
     """Find groups of one size with which the code runs at other sizes only if all of them change alike.
 
     One attribute, `self.width`, may hold the size of several layers; or one layer makes zeros of the shape of another's

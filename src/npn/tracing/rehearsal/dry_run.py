@@ -8,11 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from npn.structure import Group, Structure, freeze
+from npn.structure import Attribute, Group, Key, Structure, freeze
 from npn.tracing.capture.environment import quiet
 from npn.tracing.rehearsal.attributes import Trial, Trials, divisors, known, pattern, transfer, trials
 from npn.tracing.rehearsal.rehearsal import Problem, Rehearsal
-from npn.tracing.rehearsal.retrace import Attribute
 
 SECONDS = 30.0  # of rehearsals; what is left then is frozen
 
@@ -252,7 +251,7 @@ def _names(structure: Structure) -> list[str]:
 def _kinds(structure: Structure) -> list[list[Group]]:
     """Groups by the pattern of their slots: repeated layers are of one kind, parts of one axis are not."""
     kinds: dict[tuple[tuple[str, ...], int], list[Group]] = {}
-    parts: dict[tuple[str, int], int] = {}
+    parts: dict[Key, int] = {}
     for group in structure.groups:
         made = [slot.key for slot in group.slots if not slot.reads]
         number = max((parts.get(key, 0) for key in made), default=0)

@@ -9,11 +9,9 @@ from torch import nn
 from npn._utils.models import in_mode
 from npn.errors import ResizeError, TraceError
 from npn.modules import described_sizes, increased
-from npn.structure import Structure, difference, match_groups, resized_shapes, without_units
+from npn.structure import Key, Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.capture.graph import Capture, capture, output_shapes
 from npn.tracing.one_trace import single_trace
-
-Attribute = tuple[str, str, int]
 
 
 class OtherUnits(ResizeError):
@@ -31,7 +29,7 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
     """
     edits: list[tuple[nn.Module, str, int]] = []
     follow: set[tuple[str, str]] = set()
-    lengths: dict[tuple[str, int], int] = {}
+    lengths: dict[Key, int] = {}
     for group in structure.groups:
         count = change.get(group.name, 0)
         for path, name, each in group.attributes:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from npn.structure import Key
 from npn.tracing.labels import Ledger, Value, Zero, merge, with_repeats
 from npn.tracing.rules.call import Call
 
@@ -55,7 +56,7 @@ def mark_nonlinear(ledger: Ledger, name: str, values: Sequence[Value], nonlinear
         values: its operands.
         nonlinear: whether it is one that is zero at zero and not linear.
     """
-    slots = [set[tuple[str, int]]() for _ in values]
+    slots = [set[Key]() for _ in values]
     for value, own in zip(values, slots, strict=True):
         for part in value.parts if value.weight else ():
             ledger.mark(part.labels, own)
