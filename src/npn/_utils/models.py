@@ -48,6 +48,22 @@ def evaluating(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     return in_mode(model, False)
 
 
+def home_of(name: str) -> tuple[str, str]:
+    """Path of the module that a tensor belongs to, and the tensor's name in it, seen through parametrizations.
+
+    Args:
+        name: of a parameter or buffer.
+
+    Example:
+        >>> home_of("fc.bias"), home_of("fc.parametrizations.weight.original")
+        (('fc', 'bias'), ('fc', 'weight'))
+    """
+    path, _, leaf = name.rpartition(".")
+    if ".parametrizations." in f".{path}.":
+        path, _, leaf = path.rpartition("parametrizations.")
+    return path.rstrip("."), leaf
+
+
 @contextlib.contextmanager
 def in_mode(model: nn.Module, training: bool | None) -> Iterator[None]:
     """Set train or eval mode inside the context; restore every module's own mode when it ends.

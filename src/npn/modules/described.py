@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from npn._utils.models import home_of
+
 # attributes in which PyTorch's layers record their sizes: (parameter, axis) -> attribute
 _DESCRIBED: tuple[tuple[type[nn.Module], dict[tuple[str, int], str]], ...] = (
     (nn.Linear, {("weight", 0): "out_features", ("weight", 1): "in_features"}),
@@ -44,10 +46,7 @@ def described_sizes(
     """
     found: dict[tuple[str, str], tuple[nn.Module, str, int]] = {}
     for (tensor, axis), delta in changes.items():
-        path, _, leaf = tensor.rpartition(".")
-        if ".parametrizations." in f".{path}.":
-            head, _, leaf = path.rpartition("parametrizations.")
-            path = head.rstrip(".")
+        path, leaf = home_of(tensor)
         module = model.get_submodule(path)
         table = next((t for kind, t in _DESCRIBED if isinstance(module, kind)), {})
         attribute = table.get((leaf, axis))

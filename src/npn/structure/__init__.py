@@ -1,6 +1,6 @@
 """Units, input columns and branches of a model, and operations on them; knows names and shapes, but no model."""
 
-from npn.structure.branches import inside, inside_branches, removed_paths, without_branch_entries, without_branches
+from npn.structure.branches import inside_branches, removed_paths, without_branch_entries, without_branches
 from npn.structure.columns import (
     NEW,
     check_numbers,
@@ -34,7 +34,7 @@ from npn.structure.sizes import (
     without_units,
 )
 from npn.structure.structure import Couplings, Decisions, Frozen, Norm, Product, Structure, gate_of_entries
-from npn.structure.units import Attribute, Branches, Columns, Group, Key, Slot
+from npn.structure.units import Attribute, Branches, Columns, Group, Key, Slot, inside
 
 __all__ = [
     "LEFT_OUT",

@@ -1,21 +1,11 @@
 """Remove branches from a structure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from npn.structure.freezing import READER_GONE
 from npn.structure.structure import Frozen, Structure
-from npn.structure.units import Group
-
-
-def inside(name: str, paths: Iterable[str]) -> bool:
-    """Whether a tensor or module lies in one of the submodules.
-
-    Args:
-        name: name of the tensor or module.
-        paths: paths of the submodules.
-    """
-    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+from npn.structure.units import Group, inside
 
 
 def without_branches(structure: Structure, removed: Mapping[str, Sequence[int]]) -> Structure:

@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
 
 from npn._utils import cpu
 from npn.functional.columns import effective_gates
 from npn.structure.branches import without_branch_entries, without_branches
 from npn.structure.columns import unit_of_column, with_unread_units
 from npn.structure.structure import Structure
+from npn.structure.units import remaining
 
 
 def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dict[str, int]:
@@ -24,14 +24,7 @@ def open_sizes(structure: Structure, closed: Mapping[str, Sequence[int]]) -> dic
     """
     left = without_branches(structure, closed)
     gone = with_unread_units(left, without_branch_entries(left, closed))
-    gates = torch.cat([*(_stays(part.size, gone.get(part.name, ())) for part in left.parts), cpu.zeros(0)])
+    gates = torch.cat([*(remaining(part.size, gone.get(part.name, [])).float() for part in left.parts), cpu.zeros(0)])
     pieces = effective_gates(gates, unit_of_column(left)).split([part.size for part in left.parts])
     sizes = {part.name: int(piece.sum()) for part, piece in zip(left.parts, pieces, strict=True)}
     return {part.name: sizes.get(part.name, 0) for part in structure.parts}
-
-
-def _stays(size: int, gone: Sequence[int]) -> Tensor:
-    """float (size,): 0 for removed units, 1 for the others."""
-    stays = cpu.ones(size)
-    stays[list(gone)] = 0
-    return stays

@@ -8,7 +8,7 @@ from torch import Tensor
 from npn._utils import cpu
 from npn._utils.layout import along
 from npn.structure.structure import Structure, gate_of_entries
-from npn.structure.units import Columns, Group
+from npn.structure.units import Columns, Group, remaining
 
 
 def gates_along(structure: Structure, name: str, axis: int) -> tuple[Tensor, Tensor]:
@@ -74,7 +74,7 @@ def with_dead_units(
     left = {name: ~weights.cpu() for name, weights in gone.items()}
     gates_on = {(n, a): gates_along(structure, n, a) for n, w in left.items() for a in range(w.dim())}
     while True:
-        stay = [_stays(part.size, done.get(part.name, ())) for part in structure.parts]
+        stay = [remaining(part.size, list(done.get(part.name, ()))) for part in structure.parts]
         stays = torch.cat([*stay, cpu.ones(1, dtype=torch.bool)])
         for (name, axis), (unit, column) in gates_on.items():
             there = stays[unit] & stays[column]
@@ -103,10 +103,3 @@ def with_dead_units(
             known.update(dead)
         if not more:
             return {name: sorted(numbers) for name, numbers in done.items() if numbers}
-
-
-def _stays(size: int, gone: set[int] | tuple[()]) -> Tensor:
-    """bool (size,): False for removed units."""
-    stays = cpu.ones(size, dtype=torch.bool)
-    stays[list(gone)] = False
-    return stays

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from npn._utils import cpu
 from npn.structure.structure import Structure, gate_of_entries
-from npn.structure.units import Group, Key, Slot
+from npn.structure.units import Group, Key, Slot, remaining
 
 
 def resized_shapes(structure: Structure, change: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
@@ -47,15 +47,12 @@ def without_units(structure: Structure, removed: Mapping[str, Sequence[int]]) ->
     new_position = {}
     shapes = {name: list(shape) for name, shape in structure.shapes.items()}
     for key, pieces in gone.items():
-        keep = cpu.ones(structure.shapes[key[0]][key[1]], dtype=torch.bool)
-        keep[torch.cat(pieces)] = False
+        keep = remaining(structure.shapes[key[0]][key[1]], torch.cat(pieces))
         new_position[key] = keep.cumsum(0) - 1
         shapes[key[0]][key[1]] = int(keep.sum())
     groups = []
     for group in structure.groups:
-        stays = cpu.ones(group.size, dtype=torch.bool)
-        stays[numbers[group.name]] = False
-        stay = stays.nonzero().reshape(-1)
+        stay = remaining(group.size, numbers[group.name]).nonzero().reshape(-1)
         slots = tuple(replace(slot, index=new_position[slot.key][slot.index[stay]]) for slot in group.slots)
         groups.append(replace(group, size=len(stay), slots=slots))
     return replace(structure, groups=tuple(groups), shapes={n: tuple(s) for n, s in shapes.items()})

@@ -1,8 +1,12 @@
 """Units, input columns and branches: what can have gates, by the places where it lies."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from npn._utils import cpu
 
 Key = tuple[str, int]  # tensor name, axis
 Attribute = tuple[str, str, int]  # module path, name of an integer in it, its amount per unit of a group
@@ -127,4 +131,26 @@ class Branches:
         Returns:
             Number of the branch; the number of branches if none contains it.
         """
-        return next((i for i, path in enumerate(self.paths) if f"{name}.".startswith(f"{path}.")), self.size)
+        return next((i for i, path in enumerate(self.paths) if inside(name, [path])), self.size)
+
+
+def inside(name: str, paths: Iterable[str]) -> bool:
+    """Whether a tensor or module lies in one of the submodules.
+
+    Args:
+        name: name of the tensor or module.
+        paths: paths of the submodules.
+    """
+    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+
+
+def remaining(size: int, gone: Sequence[int] | Tensor) -> Tensor:
+    """Which of some units stay, bool (size,).
+
+    Args:
+        size: number of units.
+        gone: numbers of those that go.
+    """
+    stays = cpu.ones(size, dtype=torch.bool)
+    stays[gone] = False
+    return stays

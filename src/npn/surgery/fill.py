@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from npn._utils.models import home_of
+
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _NEUTRAL = {"weight": 1.0, "bias": 0.0, "running_mean": 0.0, "running_var": 1.0}
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -90,9 +92,6 @@ def _uniform(old: Tensor, shape: tuple[int, ...], fan_in: int) -> Tensor:
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Module that owns a tensor and the tensor's name in it, seen through parametrizations."""
-    path, _, leaf = name.rpartition(".")
-    if ".parametrizations." in f".{path}":
-        path, _, leaf = path.rpartition("parametrizations.")
-        path = path.rstrip(".")
+    """Module that a tensor belongs to, and the tensor's name in it."""
+    path, leaf = home_of(name)
     return model.get_submodule(path), leaf

@@ -189,6 +189,18 @@ def preserved(model: nn.Module) -> Iterator[None]:
         put_back()
 
 
+@contextlib.contextmanager
+def traceable(model: nn.Module) -> Iterator[None]:
+    """Inside, in this thread, the model's forward pass consists of elementary ops; all of it is put back afterwards.
+
+    Args:
+        model: to be run on tensors without values.
+    """
+    with alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients():
+        average_at_once(model)
+        yield
+
+
 def _not_compiled() -> contextlib.AbstractContextManager[Any]:
     """The stance that runs compiled code as it is written; nothing is compiled before torch's compiler is imported."""
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

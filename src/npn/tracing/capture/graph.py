@@ -20,18 +20,7 @@ from npn._utils.models import model_tensors
 from npn.structure import Decisions
 from npn.tracing.capture.bare import probed
 from npn.tracing.capture.deadline import Deadline
-from npn.tracing.capture.environment import (
-    alone,
-    announced,
-    average_at_once,
-    cast_anew,
-    no_gradients,
-    plain_functions,
-    plain_kernels,
-    preserved,
-    quiet,
-    without_collections,
-)
+from npn.tracing.capture.environment import cast_anew, quiet, traceable, without_collections
 from npn.tracing.capture.known_values import KnownValues, decisions, fake_inputs
 from npn.tracing.capture.made_up import MadeUp, with_known_values
 from npn.tracing.capture.norm_calls import marking
@@ -130,11 +119,7 @@ def _captured(
         recorder.give(result)
         return recorder, result
 
-    contexts = (alone(), preserved(model), quiet(), plain_kernels(), announced(), plain_functions(), no_gradients())
-    with contextlib.ExitStack() as stack:
-        for context in (*contexts, cast_anew(), torch.enable_grad() if gradients else torch.no_grad(), mode):
-            stack.enter_context(context)
-        average_at_once(model)
+    with traceable(model), quiet(), cast_anew(), torch.enable_grad() if gradients else torch.no_grad(), mode:
         try:
             recorder, result = record()
         except RuntimeError as error:
@@ -179,11 +164,7 @@ def _shapes_in(
     else:
         args, kwargs = fake_inputs(mode, inputs)
     state = {name: fake_tensor(mode, tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
-    contexts = (alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients())
-    with contextlib.ExitStack() as stack:
-        for context in (without_collections(), *contexts, torch.no_grad(), mode, *([ShapesOnly()] if meta else [])):
-            stack.enter_context(context)
-        average_at_once(model)
+    with without_collections(), traceable(model), torch.no_grad(), mode, ShapesOnly() if meta else contextlib.nullcontext():
         result = torch.func.functional_call(model, state, args, kwargs)
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
 
