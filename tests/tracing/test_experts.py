@@ -205,7 +205,7 @@ def test_the_price_counts_each_row_at_the_experts_that_it_is_sent_to(name: str) 
     model = KINDS[name]().eval()
     with torch.no_grad():
         x = torch.randn(6, 5).to(model.up.dtype)
-        positions = walk(capture(model, x), dict(model.named_parameters())).effort.positions
+        positions = walk(capture(model, x), dict(model.named_parameters())).multiply_adds.positions
     half = 6 * CHOSEN / 2  # which rows an expert works on is not known
     applied = {"everywhere": 6, "in one product": 6, "each": 6, "routed": half}.get(name, 6 * CHOSEN / EXPERTS)
     assert positions["up"] == positions["down"] == applied

@@ -23,7 +23,7 @@ _MODES = (False, True, False, True)  # training flags to test: eval and train, w
 
 
 @dataclass
-class BranchCalls:
+class _BranchCalls:
     """Calls of the branches recorded in one forward pass.
 
     Attributes:
@@ -103,9 +103,9 @@ def _check_own(model: nn.Module, paths: Sequence[str]) -> None:
             )
 
 
-def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> BranchCalls:
+def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> _BranchCalls:
     """Run one forward pass and record the calls of the branches with hooks."""
-    seen, handles = BranchCalls({}, []), []
+    seen, handles = _BranchCalls({}, []), []
     for path, module in model.named_modules():
         if path in paths:
             handles.append(module.register_forward_pre_hook(partial(_called, seen, path), with_kwargs=True))
@@ -122,12 +122,12 @@ def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> Bra
     return seen
 
 
-def _called(seen: BranchCalls, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
+def _called(seen: _BranchCalls, path: str, module: nn.Module, args: Any, kwargs: Any) -> None:
     """Forward pre-hook: record a branch's arguments."""
     seen.calls[path] = copied((args, kwargs))
 
 
-def _returned(seen: BranchCalls, path: str, module: nn.Module, args: Any, output: Any) -> None:
+def _returned(seen: _BranchCalls, path: str, module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook: record that a module has returned."""
     seen.order.append(path)
 
@@ -139,7 +139,7 @@ def _run(model: nn.Module, example_inputs: Any, values: dict[str, Tensor]) -> li
         return output_tensors(torch.func.functional_call(model, values, copied(args), copied(kwargs)))
 
 
-def _scales(model: nn.Module, path: str, seen: BranchCalls) -> tuple[str, ...]:
+def _scales(model: nn.Module, path: str, seen: _BranchCalls) -> tuple[str, ...]:
     """Find the parameters of one layer of a branch that make the branch's output exactly zero when they are zero.
 
     Called layers are tried first, from the last to return to the first; layers that are never called directly come
@@ -161,7 +161,7 @@ def _scales(model: nn.Module, path: str, seen: BranchCalls) -> tuple[str, ...]:
     )
 
 
-def _silent(branch: nn.Module, path: str, chosen: Sequence[str], seen: BranchCalls, training: bool) -> bool:
+def _silent(branch: nn.Module, path: str, chosen: Sequence[str], seen: _BranchCalls, training: bool) -> bool:
     """Whether the output is zero when these parameters are, whatever values the others have.
 
     All other values are moved off their initial ones, so that a bias initialised to zero is not mistaken for one that

@@ -11,7 +11,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from npn._utils.inputs import output_tensors
 
-Call = tuple[Any, ...]  # name, operands and numbers
+FunctionCall = tuple[Any, ...]  # name, operands and numbers
 
 _PASSED_ON = frozenset((  # functions that leave every unit to itself: the result stands for the first operand
     "dropout", "dropout_", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "alpha_dropout_", "feature_dropout",
@@ -38,9 +38,9 @@ class Calls(TorchFunctionMode):
         self._names = WeakTensorKeyDictionary()  # tensors may outlive the pass
         for number, tensor in enumerate(tensors):
             self._names[tensor] = f"given {number}"
-        self._calls = list[Call]()
+        self._calls = list[FunctionCall]()
 
-    def ended(self, result: Any) -> list[Call]:
+    def ended(self, result: Any) -> list[FunctionCall]:
         """The calls, and last what the pass returned.
 
         Args:

@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from npn._utils.rng import devices_of, preserved_rng
 from npn.tracing.capture.packed import padded_sequences
-from npn.tracing.capture.replacing import replaced
+from npn.tracing.capture.patching import patched
 from npn.tracing.capture.restoring import restoring
 from npn.tracing.capture.tensor_methods import read_by_entry
 
@@ -71,9 +71,9 @@ def alone() -> Iterator[None]:
         yield
 
 
-def announced() -> contextlib.AbstractContextManager[None]:
+def told_of_export() -> contextlib.AbstractContextManager[None]:
     """Inside, in this thread, code that asks takes no decision by the values of a tensor: it is told of an export."""
-    return replaced(torch.compiler, dict.fromkeys(("is_compiling", "is_exporting"), lambda before: True))
+    return patched(torch.compiler, dict.fromkeys(("is_compiling", "is_exporting"), lambda before: True))
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def no_gradients() -> Iterator[None]:
         "retain_grad": lambda before, tensor: None,
         "register_hook": lambda before, tensor, hook: RemovableHandle(OrderedDict()),
     }
-    with replaced(Tensor, asked), warnings.catch_warnings():
+    with patched(Tensor, asked), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "None of the inputs have requires_grad=True")  # says a reentrant checkpoint
         yield
 
@@ -158,7 +158,7 @@ def _without_decisions() -> Iterator[None]:
     lookup = {"_no_grad_embedding_renorm_": lambda before, *args: None}
     layers = {"_detect_is_causal_mask": lambda before, mask, is_causal=None, size=None: bool(is_causal)}
     try:
-        with replaced(F, lookup), replaced(torch.nn.modules.transformer, layers):
+        with patched(F, lookup), patched(torch.nn.modules.transformer, layers):
             yield
     finally:
         distribution.set_default_validate_args(before)
@@ -196,7 +196,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     Args:
         model: to be run on tensors without values.
     """
-    with alone(), preserved(model), plain_kernels(), announced(), plain_functions(), no_gradients():
+    with alone(), preserved(model), plain_kernels(), told_of_export(), plain_functions(), no_gradients():
         average_at_once(model)
         yield
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from npn._utils import cpu
-from npn.tracing.capture.replacing import replaced
+from npn.tracing.capture.patching import patched
 
 _LAYERS = ("lstm", "gru", "rnn_tanh", "rnn_relu")
 
@@ -19,7 +19,7 @@ def padded_sequences() -> contextlib.AbstractContextManager[None]:
     PyTorch's own operators read lengths in memory, which a trace does not have. What differs is which rows there are.
     """
     packing: dict[str, Callable[..., Any]] = {"_pack_padded_sequence": _pack, "_pad_packed_sequence": _pad}
-    return replaced(torch._VF, packing | dict.fromkeys(_LAYERS, _recurrent))
+    return patched(torch._VF, packing | dict.fromkeys(_LAYERS, _recurrent))
 
 
 def _pack(before: Callable[..., Any], batch: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:

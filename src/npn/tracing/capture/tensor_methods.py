@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from npn.tracing.capture.replacing import replaced
+from npn.tracing.capture.patching import patched
 
 _IN_PLACE = {  # `mask &= other`, of which PyTorch can make no function
     "__iand__": "bitwise_and_", "__ior__": "bitwise_or_", "__ixor__": "bitwise_xor_",
@@ -23,7 +23,7 @@ def read_by_entry() -> contextlib.AbstractContextManager[None]:
     PyTorch's own methods read its memory, of which a traced tensor has none.
     """
     in_place = {name: _named(instead) for name, instead in _IN_PLACE.items()}
-    return replaced(Tensor, {"tolist": _tolist, "numpy": _numpy, **in_place})
+    return patched(Tensor, {"tolist": _tolist, "numpy": _numpy, **in_place})
 
 
 def _named(name: str) -> Callable[..., Any]:

@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from npn._utils.inputs import copied, split_inputs
 from npn._utils.models import model_tensors
-from npn.tracing.capture.calls import Call, Calls, given
-from npn.tracing.capture.environment import alone, announced, no_gradients, preserved, unfused_layers
+from npn.tracing.capture.calls import Calls, FunctionCall, given
+from npn.tracing.capture.environment import alone, no_gradients, preserved, told_of_export, unfused_layers
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class WarmUp:
 
     changed: list[str] = field(default_factory=list)
     ran: bool = False
-    calls: list[Call] | None = None
+    calls: list[FunctionCall] | None = None
 
 
 def warm_up(model: nn.Module, example_inputs: Any) -> WarmUp:
@@ -51,7 +51,7 @@ def warm_up(model: nn.Module, example_inputs: Any) -> WarmUp:
     with (
         alone(),
         preserved(model),
-        announced(),
+        told_of_export(),
         no_gradients(),
         unfused_layers(),
         torch.no_grad(),

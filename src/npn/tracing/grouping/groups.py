@@ -9,7 +9,7 @@ from torch import Tensor
 
 from npn.structure import NOT_PRODUCED, NOT_READ, Frozen, Group, Key, Product, Slot, Structure, frozen_axis
 from npn.tracing.capture.bare import places_of
-from npn.tracing.grouping.multiply_adds import Met
+from npn.tracing.grouping.multiply_adds import LabelledProduct
 from npn.tracing.grouping.norms import place, settle
 from npn.tracing.grouping.walk import Walked
 from npn.tracing.labels import KERNEL
@@ -70,7 +70,7 @@ def group_units(
             group_of[rest] = len(groups)
             name, over = _unique(_module(keys[0][0]), taken), bool(normed & set(keys))
             groups.append(Group(name, len(rest), placed, multiple=multiple, normed=over))
-    known = dict(shapes), walked.effort.positions, walked.fingerprint, outputs
+    known = dict(shapes), walked.multiply_adds.positions, walked.fingerprint, outputs
     return Structure(
         tuple(groups),
         tuple(frozen),
@@ -79,16 +79,16 @@ def group_units(
         numbers=walked.numbers,
         norms=norms,
         bare=places_of(walked.probes, unit, slots, members),
-        products=_products(walked.effort.products, group_of[unit], groups),
+        products=_products(walked.multiply_adds.products, group_of[unit], groups),
     )
 
 
-def _products(found: Sequence[Met], group_of: np.ndarray, groups: Sequence[Group]) -> tuple[Product, ...]:
+def _products(found: Sequence[LabelledProduct], group_of: np.ndarray, groups: Sequence[Group]) -> tuple[Product, ...]:
     """Products after the same weight, whose factors have units of the same groups, become one."""
     macs: dict[tuple[Any, ...], float] = {}
-    for met in found:
-        key = (met.tensor, *sorted(_sharing(met.labels, group_of, groups).items()))
-        macs[key] = macs.get(key, 0.0) + met.macs
+    for product in found:
+        key = (product.tensor, *sorted(_sharing(product.labels, group_of, groups).items()))
+        macs[key] = macs.get(key, 0.0) + product.macs
     return tuple(Product(count, dict(units), tensor) for (tensor, *units), count in macs.items())
 
 

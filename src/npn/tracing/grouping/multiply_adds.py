@@ -20,7 +20,7 @@ _ONE_AXIS = {"mm": (0, 1), "addmm": (0, 1), "convolution": (1, 1)}  # contracted
 
 
 @dataclass(frozen=True)
-class Met:
+class LabelledProduct:
     """A product of two values or of two weights, or of a weight that is used once for each of some units.
 
     Attributes:
@@ -35,7 +35,7 @@ class Met:
 
 
 @dataclass
-class Effort:
+class MultiplyAdds:
     """The multiply-adds of the part of a graph that has been seen.
 
     Attributes:
@@ -46,7 +46,7 @@ class Effort:
 
     origin: dict[Node, tuple[str, Node]] = field(default_factory=dict)
     positions: dict[str, float] = field(default_factory=dict)
-    products: list[Met] = field(default_factory=list)
+    products: list[LabelledProduct] = field(default_factory=list)
     _used: dict[Node, str] = field(default_factory=dict)  # the last weight on the way to each node
 
     def see(self, node: Node, name: str, env: Mapping[Node, Any]) -> None:
@@ -72,7 +72,8 @@ class Effort:
                 self.positions[source] = self.positions.get(source, 0.0) + each
             else:
                 parts = [part for value in values if isinstance(value, Value) for part in value.parts]
-                self.products.append(Met(macs, tuple(squeeze_constant(part.labels) for part in parts), used))
+                labels = tuple(squeeze_constant(part.labels) for part in parts)
+                self.products.append(LabelledProduct(macs, labels, used))
         if used is not None:
             self._used[node] = used
 

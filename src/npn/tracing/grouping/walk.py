@@ -19,7 +19,7 @@ from npn.tracing.capture.deadline import Deadline
 from npn.tracing.capture.graph import Capture
 from npn.tracing.capture.lines import op_name, source_line
 from npn.tracing.grouping.fingerprint import printed
-from npn.tracing.grouping.multiply_adds import Effort
+from npn.tracing.grouping.multiply_adds import MultiplyAdds
 from npn.tracing.labels import Ledger, Part, Value, merge, squeeze_constant
 from npn.tracing.labels.coupler import Coupler
 from npn.tracing.rules import MOVEMENT, RULES, Call, pointwise, unknown
@@ -36,7 +36,7 @@ class Walked:
 
     Attributes:
         ledger: labels and how they join.
-        effort: multiply-adds.
+        multiply_adds: multiply-adds.
         fingerprint: the ops in order with their float arguments; equal for the same computation at other widths.
         unreached: parameters that took no part.
         numbers: integers above 1 in the shapes that the code asks for.
@@ -45,7 +45,7 @@ class Walked:
     """
 
     ledger: Ledger
-    effort: Effort
+    multiply_adds: MultiplyAdds
     fingerprint: tuple[str, ...]
     unreached: tuple[str, ...] = ()
     numbers: frozenset[int] = frozenset()
@@ -70,7 +70,7 @@ def walk(
     deadline, coupler = deadline or Deadline(math.inf), coupler or Coupler({})
     ledger = Ledger(layers=captured.layers)
     env: dict[Node, Any] = {}
-    effort = Effort()
+    multiply_adds = MultiplyAdds()
     fingerprint: list[str] = []
     unreached: list[str] = []
     numbers: set[int] = set()
@@ -88,7 +88,7 @@ def walk(
             name = next(names, None)
             env[node] = _leaf(ledger, node, name, tensors, coupler)
             if name is not None:
-                effort.origin[node] = (name, node)
+                multiply_adds.origin[node] = (name, node)
                 if not node.users and isinstance(tensors[name], nn.Parameter):
                     unreached.append(name)
         elif node.op == "get_attr":
@@ -105,10 +105,10 @@ def walk(
             env[node] = _call(ledger, node, env)
             deadline.check(f"{i:,} of {total:,} operations followed", op_name(node), source_line(node))
             fingerprint.append(printed(node, env, _out_of_place(op_name(node))))
-            effort.see(node, op_name(node), env)
+            multiply_adds.see(node, op_name(node), env)
             if op_name(node) in _RESHAPING:
                 numbers.update(n for n in tree_leaves(node.args[1:]) if type(n) is int and n > 1)
-    return Walked(ledger, effort, tuple(fingerprint), tuple(unreached), frozenset(numbers), tuple(probes), env)
+    return Walked(ledger, multiply_adds, tuple(fingerprint), tuple(unreached), frozenset(numbers), tuple(probes), env)
 
 
 def _idle(graph: Graph) -> set[Node]:

@@ -3,10 +3,10 @@
 from npn.tracing.labels.contracting import OPAQUE, contract, fixed_input, reduce
 from npn.tracing.labels.ledger import KERNEL, Ledger, Normed
 from npn.tracing.labels.merging import Zero, merge, restrict, with_repeats
-from npn.tracing.labels.parts import Part, canonical, joined, squeeze_constant, varying
+from npn.tracing.labels.parts import Part, canonical, overlaid, squeeze_constant, varying
 from npn.tracing.labels.value import Value
 
 __all__ = [
-    "KERNEL", "OPAQUE", "Ledger", "Normed", "Part", "Value", "Zero", "canonical", "contract", "fixed_input", "joined",
-    "merge", "reduce", "restrict", "squeeze_constant", "varying", "with_repeats",
+    "KERNEL", "OPAQUE", "Ledger", "Normed", "Part", "Value", "Zero", "canonical", "contract", "fixed_input", "merge",
+    "overlaid", "reduce", "restrict", "squeeze_constant", "varying", "with_repeats",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from npn.tracing.labels.joining import unmet
 from npn.tracing.labels.ledger import Ledger
-from npn.tracing.labels.parts import Part, canonical, joined, squeeze_constant
+from npn.tracing.labels.parts import Part, canonical, overlaid, squeeze_constant
 from npn.tracing.labels.places import aligned
 from npn.tracing.labels.value import Value
 
@@ -145,7 +145,7 @@ def _united(ledger: Ledger, operands: Sequence[Value], old: _Met, new: _Met, sha
     for labels in unmet(squeeze_constant(a.labels), squeeze_constant(b.labels)):
         ledger.freeze(labels, f"added to zero padding at {where}")  # the amount of padding is a number in the code
     opaque, table, repeated = a.opaque or b.opaque, a.table and b.table, max(a.repeated, b.repeated)
-    both = replace(b, labels=joined(a.labels, b.labels), opaque=opaque, table=table, repeated=repeated)
+    both = replace(b, labels=overlaid(a.labels, b.labels), opaque=opaque, table=table, repeated=repeated)
     return _Met(sources, both)
 
 

@@ -65,7 +65,7 @@ def canonical(labels: Tensor) -> Tensor:
     return small.expand(labels.shape)
 
 
-def joined(a: Tensor, b: Tensor) -> Tensor:
+def overlaid(a: Tensor, b: Tensor) -> Tensor:
     """Take labels from `a`, and from `b` where `a` has none.
 
     Args:

@@ -23,7 +23,7 @@ from npn.structure import (
 from npn.tracing.capture.known_values import needs_values
 from npn.tracing.capture.lines import raising_line
 from npn.tracing.rehearsal.retrace import outputs_at, retrace
-from npn.tracing.rehearsal.unused import taken_away, used
+from npn.tracing.rehearsal.unused import needed, taken_away
 
 _UNFUSE = "; npn.unfuse(model) before attach frees its heads"
 
@@ -85,7 +85,7 @@ class Rehearsal:
         """
         new = [name for name in dict.fromkeys(names) if name not in self._used]
         if new:
-            found = used(new, self._works_without) if self._cheap else set(new)
+            found = needed(new, self._works_without) if self._cheap else set(new)
             self._used |= {name: name in found for name in new}
         return {name for name in names if self._used[name]}
 

@@ -43,7 +43,7 @@ def taken_away(model: nn.Module, names: Collection[str]) -> Iterator[None]:
             object.__setattr__(module, attribute, value)
 
 
-def used(names: list[str], works_without: Callable[[list[str]], bool]) -> set[str]:
+def needed(names: list[str], works_without: Callable[[list[str]], bool]) -> set[str]:
     """The names without which the code does not work, found by halves.
 
     Args:
@@ -51,7 +51,7 @@ def used(names: list[str], works_without: Callable[[list[str]], bool]) -> set[st
         works_without: whether it works where all of some names are taken away.
 
     Example:
-        >>> sorted(used(["a", "b", "c", "d"], lambda names: "c" not in names))
+        >>> sorted(needed(["a", "b", "c", "d"], lambda names: "c" not in names))
         ['c']
     """
     if not names or works_without(names):
@@ -59,4 +59,4 @@ def used(names: list[str], works_without: Callable[[list[str]], bool]) -> set[st
     if len(names) == 1:
         return set(names)
     half = len(names) // 2
-    return used(names[:half], works_without) | used(names[half:], works_without)
+    return needed(names[:half], works_without) | needed(names[half:], works_without)

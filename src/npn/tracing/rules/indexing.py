@@ -23,7 +23,7 @@ RULES = Rules()
 _SAME = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "contiguous")
 
 
-def line(call: Call, value: Value, axes: Sequence[int], reason: str) -> Value:
+def collapsed(call: Call, value: Value, axes: Sequence[int], reason: str) -> Value:
     """The value with size 1 along some axes, where units must not live.
 
     Args:
@@ -44,7 +44,7 @@ def line(call: Call, value: Value, axes: Sequence[int], reason: str) -> Value:
     return replace(short, free=False, const=const if torch.equal(const.expand(value.shape), value.const) else const + 1)
 
 
-def across(call: Call, value: Value, axes: Sequence[int], reason: str) -> Any:
+def mixed_along(call: Call, value: Value, axes: Sequence[int], reason: str) -> Any:
     """The op mixes positions along some axes, and treats all others alike.
 
     Args:
@@ -53,7 +53,7 @@ def across(call: Call, value: Value, axes: Sequence[int], reason: str) -> Any:
         axes: the axes.
         reason: of units that vary along these axes only.
     """
-    parts = line(call, value, axes, reason).parts
+    parts = collapsed(call, value, axes, reason).parts
     results = [
         Value(s, tuple(replace(p, labels=p.labels.expand(s), opaque=True) for p in parts), free=value.neutral)
         for s in call.shapes
@@ -99,7 +99,7 @@ def _positions(call: Call, value: Value, node: Any, dim: int) -> tuple[Value | N
     differs = {a for a in range(len(value.shape)) if a != dim and not uniform(value, node, a)}
     if not value.parts:
         return None, differs
-    own = line(call, value, [dim], f"used as an index at {call.where}")
+    own = collapsed(call, value, [dim], f"used as an index at {call.where}")
     return own, differs - {a for part in own.parts for a in part.axes}
 
 
@@ -118,7 +118,7 @@ def gather(call: Call) -> Value:
     value = replace(value, parts=tuple(restrict(call.ledger, p, differs, reason) for p in value.parts))
     if index.const is not None and call.name == "gather":
         return cast(Value, movement(replace(call, args=(value, dim, index.const), kwargs={})))
-    values = [line(call, value, [dim, *differs], f"picked by the input at {call.where}")]
+    values = [collapsed(call, value, [dim, *differs], f"picked by the input at {call.where}")]
     out = merge(call.ledger, [*values, *([own] if own else [])], [1 if a == dim else s for a, s in enumerate(shape)],
                 call.where, zero="all")  # fmt: skip
     return Value(shape, tuple(replace(p, labels=p.labels.expand(shape)) for p in out.parts), free=out.free)
@@ -163,7 +163,7 @@ def index_put(call: Call) -> Value:
     picked = len(torch.broadcast_shapes(*(i.shape for i in tensors if not _is_mask(call, i))) or (1,)) if tensors else 0
     rank, front = picked + len(rest), axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
     reason = _along_units(call)
-    source = line(call, source.aligned(rank), range(front, front + picked), reason)
+    source = collapsed(call, source.aligned(rank), range(front, front + picked), reason)
     source = source.viewed([s for a, s in enumerate(source.shape) if not front <= a < front + picked])
     spread = [1] * len(base.shape)
     for axis, size in zip(rest, source.shape, strict=True):
@@ -190,9 +190,9 @@ def _met(call: Call, base: Value, source: Value, axes: list[int], differs: set[i
     for value in (base, source):
         differ = f"{call.name} writes at positions that differ from unit to unit at {call.where}"
         parts = tuple(restrict(call.ledger, p, differs, differ) for p in value.parts)
-        pair.append(line(call, replace(value, parts=parts), [*axes, *differs], _along_units(call)))
+        pair.append(collapsed(call, replace(value, parts=parts), [*axes, *differs], _along_units(call)))
     flat = [1 if a in axes or a in differs else s for a, s in enumerate(shape)]
-    own = own and line(call, own, [*differs], _along_units(call))  # it does not vary there
+    own = own and collapsed(call, own, [*differs], _along_units(call))  # it does not vary there
     out = merge(call.ledger, [*pair, *([own] if own else [])], flat, call.where, zero="all")
     return Value(shape, tuple(replace(p, labels=p.labels.expand(shape)) for p in out.parts), free=out.free)
 
@@ -273,7 +273,7 @@ def masked_scatter(call: Call) -> Value:
     whole = last and (wide.shape[-1] == 1 or uniform(mask, node, len(mask.shape) - 1))
     reason = f"filled in order, element by element, at {call.where}; give the mask one entry per row"
     drop = range(len(source.shape) - 1 if whole else len(source.shape))
-    flat = line(call, source, drop, reason)
+    flat = collapsed(call, source, drop, reason)
     flat = flat.viewed((1,) * (rank - 1) + (flat.shape[-1] if whole else 1,))
     return _met(call, base, flat, list(range(rank - 1 if whole else rank)), set(), None)
 
@@ -282,4 +282,4 @@ def masked_scatter(call: Call) -> Value:
 def segment_reduce(call: Call) -> Value:
     """Reduce rows in segments."""
     dim = call.arg(2, "axis", 0)
-    return cast(Value, across(call, call.args[0], [dim], call.mixes))
+    return cast(Value, mixed_along(call, call.args[0], [dim], call.mixes))

@@ -7,7 +7,7 @@ from npn.structure import MIXES
 from npn.tracing.labels import Part, Value, canonical, contract, fixed_input, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules, unknown
 from npn.tracing.rules.elementwise import pointwise
-from npn.tracing.rules.indexing import across, line
+from npn.tracing.rules.indexing import collapsed, mixed_along
 
 RULES = Rules()
 
@@ -98,7 +98,7 @@ def grid_sampler(call: Call) -> Value:
     for part in grid.parts:
         if part.axes - {0}:
             call.ledger.freeze(part.labels, f"it says where to sample at {call.where}")
-    return cast(Value, across(call, value, range(2, rank), f"a unit for each position is sampled at {call.where}"))
+    return cast(Value, mixed_along(call, value, range(2, rank), f"a unit for each position is sampled at {call.where}"))
 
 
 @RULES.of("max_unpool2d", "max_unpool3d")
@@ -106,7 +106,7 @@ def unpool(call: Call) -> Value:
     """Positions move inside a channel; the places are the channel's own."""
     value, index = call.args[:2]
     space = range(len(value.shape) - (2 if call.name == "max_unpool2d" else 3), len(value.shape))
-    flat = [line(call, v, list(space), call.mixes) for v in (value, index)]
+    flat = [collapsed(call, v, list(space), call.mixes) for v in (value, index)]
     out = merge(call.ledger, [flat[0], replace(flat[1], free=True, const=None)], flat[0].shape, call.where)
     return Value(call.shapes[0], tuple(replace(p, labels=p.labels.expand(call.shapes[0])) for p in out.parts))
 
@@ -114,8 +114,8 @@ def unpool(call: Call) -> Value:
 @RULES.of("_fft_r2c", "_fft_c2c", "_fft_c2r")
 def fourier(call: Call) -> Value:
     """Every frequency along the transformed axes depends on all positions; other axes are untouched."""
-    return cast(Value, across(call, call.args[0], call.args[1],
-                f"the Fourier transform {call.name} at {call.where} {MIXES}"))  # fmt: skip
+    reason = f"the Fourier transform {call.name} at {call.where} {MIXES}"
+    return cast(Value, mixed_along(call, call.args[0], call.args[1], reason))
 
 
 @RULES.of("view_as_complex")

@@ -7,7 +7,7 @@ from typing import Any
 
 
 @contextlib.contextmanager
-def replaced(owner: Any, instead: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
+def patched(owner: Any, instead: Mapping[str, Callable[..., Any]]) -> Iterator[None]:
     """Inside, in this thread, a class has other methods, or a module other functions.
 
     Args:
