@@ -16,7 +16,7 @@ from npn._utils import cpu
 from npn.tracing.capture.lines import op_name
 from npn.tracing.labels import Value, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules
-from npn.tracing.rules.mixing import index as pick
+from npn.tracing.rules.mixing import refit
 from npn.tracing.rules.movement import movement
 
 RULES = Rules()
@@ -61,6 +61,21 @@ def mixed_along(call: Call, value: Value, axes: Sequence[int], reason: str) -> A
     return results[0] if len(results) == 1 else results
 
 
+def freeze_indices(call: Call, *indices: Value) -> None:
+    """Units whose values say where to read or write keep their number.
+
+    Args:
+        call: the op.
+        indices: its indices and masks.
+    """
+    for part in (part for index in indices for part in index.parts):
+        call.ledger.freeze(part.labels, _index_at(call))
+
+
+def _index_at(call: Call) -> str:
+    return f"used as an index at {call.where}"
+
+
 def uniform(value: Value, node: Any, axis: int) -> bool:
     """Whether an index is the same all along an axis: by its elements, or since the code expands it there.
 
@@ -99,7 +114,7 @@ def _positions(call: Call, value: Value, node: Any, dim: int) -> tuple[Value | N
     differs = {a for a in range(len(value.shape)) if a != dim and not uniform(value, node, a)}
     if not value.parts:
         return None, differs
-    own = collapsed(call, value, [dim], f"used as an index at {call.where}")
+    own = collapsed(call, value, [dim], _index_at(call))
     return own, differs - {a for part in own.parts for a in part.axes}
 
 
@@ -140,8 +155,7 @@ def write_along(call: Call) -> Value:
         own, differs = _positions(call, index, call.node.args[2], dim)
         differs |= {a for a in range(len(shape)) if a != dim and index.shape[a] != shape[a]}
     else:
-        for part in index.parts:
-            call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+        freeze_indices(call, index)
     return _met(call, base, source, [dim], differs, own)
 
 
@@ -157,8 +171,7 @@ def index_put(call: Call) -> Value:
             axes += range(at, at + wide)
             tensors.append(index)
         at += wide
-    for part in (p for index in tensors for p in index.parts):
-        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+    freeze_indices(call, *tensors)
     rest = [a for a in range(len(base.shape)) if a not in axes]
     picked = len(torch.broadcast_shapes(*(i.shape for i in tensors if not _is_mask(call, i))) or (1,)) if tensors else 0
     rank, front = picked + len(rest), axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
@@ -214,14 +227,39 @@ def read_at(call: Call) -> Value:
     return cast(Value, pick(replace(call, args=(replace(value, parts=parts), *call.args[1:]))))
 
 
+@RULES.of("index_select")  # and of "index", see `read_at`
+def pick(call: Call) -> Value:
+    """Constant indices move data; indices that depend on the input pick along fixed axes only."""
+    value, indices = call.args[0], call.arg(1 if call.name == "index" else 2, "index")
+    wanted = indices if isinstance(indices, (list, tuple)) else [indices]
+    tensors = [i for i in wanted if isinstance(i, Value)]
+    freeze_indices(call, *tensors)
+    constant = all(i.const is not None for i in tensors)
+    if constant:
+        rest = [[i.const if isinstance(i, Value) else i for i in wanted]] if call.name == "index" else None
+        concrete: tuple[Any, ...] = tuple(rest) if rest else (call.args[1], tensors[0].const)
+        constant_pick: Value = movement(replace(call, args=(value, *concrete)))
+        return constant_pick
+    axes = [a for a, i in enumerate(wanted) if i is not None] if call.name == "index" else [call.args[1]]
+    axes = [a % len(value.shape) for a in axes]
+    reason = f"picked by the input at {call.where}"
+    value = replace(value, parts=tuple(restrict(call.ledger, part, axes, reason) for part in value.parts))
+    if call.name != "index":
+        return Value(call.shapes[0], tuple(refit(p, call.shapes[0]) for p in value.parts))
+    zero = [i if i is None else cpu.zeros(i.shape, dtype=torch.long) if i.const is None else i.const for i in wanted]
+    if value.const is not None and not any(value.fixed(axis) for axis in axes):  # the same wherever the input picks
+        return Value(call.shapes[0], const=call.node.target(value.const, zero))  # type: ignore[operator]
+    picked: Value = movement(replace(call, args=(value, zero)))
+    return picked
+
+
 def _positions_of_masks(call: Call) -> list[Any]:
     """The indices of a read; in place of a mask the places where it holds: one index for each of its axes."""
     given: list[Any] = list(call.args[1])
     masks = [i for i in given if isinstance(i, Value) and i.const is None and _is_mask(call, i)]
     if not masks:
         return given
-    for part in (part for mask in masks for part in mask.parts):
-        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+    freeze_indices(call, *masks)
     wide = [len(i.shape) if any(i is mask for mask in masks) else 1 for i in given]
     used = [a for a, i in enumerate(i for i, n in zip(given, wide, strict=True) for _ in range(n)) if i is not None]
     front = used[0] if used == list(range(used[0], used[-1] + 1)) else 0
@@ -265,8 +303,7 @@ def diagonal(call: Call) -> Value:
 def masked_scatter(call: Call) -> Value:
     """Elements in order into the places of a mask: where the mask is the same for whole rows, columns stay."""
     base, mask, source = call.args[:3]
-    for part in mask.parts:
-        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+    freeze_indices(call, mask)
     rank, node = len(base.shape), call.node.args[1]
     wide = mask.aligned(rank)
     last = bool(rank and source.shape) and base.shape[-1] == source.shape[-1]

@@ -1,4 +1,4 @@
-"""Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, gathering."""
+"""Rules for ops that mix along axes: reductions, normalisation, softmax, pooling, writing into a slice."""
 
 import operator
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 from torch.fx import Node
 
 from npn._utils import cpu
@@ -14,7 +13,6 @@ from npn.tracing.capture.lines import op_name
 from npn.tracing.capture.norm_calls import call_of
 from npn.tracing.labels import Normed, Part, Value, canonical, contract, merge, reduce, restrict, with_repeats
 from npn.tracing.rules.call import Call, Rules, unknown
-from npn.tracing.rules.movement import movement
 
 RULES = Rules()
 REDUCTIONS = (
@@ -192,7 +190,7 @@ def layer_norm(call: Call) -> Any:
 def _statistics(x: Value, shape: tuple[int, ...]) -> Value:
     """Mean or deviation of each unit, of a shape with size 1 along the axes that are gone."""
     fit = len(shape) == len(x.shape)
-    return Value(shape, tuple(_refit(p, shape) for p in x.parts) if fit else ())
+    return Value(shape, tuple(refit(p, shape) for p in x.parts) if fit else ())
 
 
 @RULES.of("native_group_norm")
@@ -250,38 +248,13 @@ def pool(call: Call) -> Any:
     return _along(call, value, list(range(len(value.shape) - space, len(value.shape))))
 
 
-@RULES.of("index_select")  # and of "index", see `indexing.read_at`
-def index(call: Call) -> Value:
-    """Constant indices move data; indices that depend on the input pick along fixed axes only."""
-    value, indices = call.args[0], call.arg(1 if call.name == "index" else 2, "index")
-    wanted = indices if isinstance(indices, (list, tuple)) else [indices]
-    tensors = [i for i in wanted if isinstance(i, Value)]
-    for part in (p for i in tensors for p in i.parts):
-        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
-    constant = all(i.const is not None for i in tensors)
-    if constant:
-        rest = [[i.const if isinstance(i, Value) else i for i in wanted]] if call.name == "index" else None
-        concrete: tuple[Any, ...] = tuple(rest) if rest else (call.args[1], tensors[0].const)
-        constant_pick: Value = movement(replace(call, args=(value, *concrete)))
-        return constant_pick
-    axes = [a for a, i in enumerate(wanted) if i is not None] if call.name == "index" else [call.args[1]]
-    axes = [a % len(value.shape) for a in axes]
-    reason = f"picked by the input at {call.where}"
-    value = replace(value, parts=tuple(restrict(call.ledger, part, axes, reason) for part in value.parts))
-    if call.name != "index":
-        return Value(call.shapes[0], tuple(_refit(p, call.shapes[0]) for p in value.parts))
-    zero = [None if i is None else (i.const if i.const is not None else _zeros(i.shape)) for i in wanted]
-    if value.const is not None and not any(value.fixed(axis) for axis in axes):  # the same wherever the input picks
-        return Value(call.shapes[0], const=call.node.target(value.const, zero))  # type: ignore[operator]
-    picked: Value = movement(replace(call, args=(value, zero)))
-    return picked
+def refit(part: Part, shape: tuple[int, ...]) -> Part:
+    """The labels of a part, those at the first entry of axes on which a shape has another size, in that shape.
 
-
-def _zeros(shape: tuple[int, ...]) -> Tensor:
-    return cpu.zeros(shape, dtype=torch.long)
-
-
-def _refit(part: Part, shape: tuple[int, ...]) -> Part:
+    Args:
+        part: of a value with as many axes.
+        shape: of a result.
+    """
     labels = part.labels
     for axis, size in enumerate(shape):
         if labels.shape[axis] != size:

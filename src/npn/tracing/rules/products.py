@@ -7,7 +7,7 @@ from npn.structure import MIXES
 from npn.tracing.labels import Part, Value, canonical, contract, fixed_input, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules, unknown
 from npn.tracing.rules.elementwise import pointwise
-from npn.tracing.rules.indexing import collapsed, mixed_along
+from npn.tracing.rules.indexing import collapsed, freeze_indices, mixed_along
 
 RULES = Rules()
 
@@ -50,8 +50,7 @@ def _unsqueezed(shape: tuple[int, ...], axes: list[int]) -> list[int]:
 def embedding(call: Call) -> Value:
     """A table: its rows are fixed, its columns are produced."""
     table, index = call.args[:2]
-    for part in index.parts:
-        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+    freeze_indices(call, index)
     parts = []
     for part in table.parts:
         part = restrict(call.ledger, part, [0], f"rows of the embedding at {call.where}")
@@ -70,8 +69,7 @@ def embedding_bag(call: Call) -> list[Value]:
         for part in value.parts:
             call.ledger.freeze(part.labels, f"used as an index or a weight of the bag at {call.where}")
     flat = Value((call.shapes[0][0],))
-    for part in index.parts:
-        call.ledger.freeze(part.labels, f"used as an index at {call.where}")
+    freeze_indices(call, index)
     out = cast(Value, embedding(replace(call, args=(table, flat), kwargs={})))
     return [out, *(Value(shape) for shape in call.shapes[1:])]
 
