@@ -125,7 +125,6 @@ class Growth:
         only: one or several name patterns of the groups that may grow.
         connections: closed single weights that each parameter of `unstructured` reopens at a growth, see
             `npn.Plasticity.reconnect`; no weight by default. With them, rule (b) is only about `max_params`.
-
         init: how new units start; those of "pair" and "split" need a `grace` of at least 1.
         warmup: optimizer steps, of which the t-th moves the weights of new units by t / `warmup` only; 0 for none.
         until: calls of `step` after which growth ends, so that the last units have time to learn; `None` for no end.

@@ -44,6 +44,17 @@ class CostTerm(ABC):
 
     Attributes:
         cost: the argument.
+
+    Example:
+        >>> import torch
+        >>> from types import SimpleNamespace
+        >>> class Squared(CostTerm):
+        ...     def loss(self, plastic):
+        ...         return (plastic.expected_cost(self.cost) / plastic.full_cost(self.cost)) ** 2
+        >>> plastic = SimpleNamespace(  # stands for npn.attach's result
+        ...     expected_cost=lambda kind: torch.tensor(50.0), full_cost=lambda kind: 100.0)
+        >>> Squared("params").loss(plastic)
+        tensor(0.2500)
     """
 
     def __init__(self, cost: CostKind) -> None:

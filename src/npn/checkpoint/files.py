@@ -129,6 +129,13 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     Raises:
         CheckpointError: the file is damaged, was not written by npn, or belongs to another model; or an optimizer or
             one of `stateful` refuses its state. Target, optimizers and `stateful` are unchanged.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.npn", nn.Linear(4, 3))
+        ...     load(f"{folder}/model.npn", nn.Linear(4, 8))
+        Linear(in_features=4, out_features=3, bias=True)
     """
     _check(path, target)
     content = _read(path)
@@ -147,6 +154,13 @@ def read_extra(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is damaged or was not written by npn.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save(f"{folder}/model.npn", nn.Linear(4, 3), extra={"epoch": 7})
+        ...     read_extra(f"{folder}/model.npn")
+        {'epoch': 7}
     """
     return dict(_read(path)["extra"])
 

@@ -16,6 +16,15 @@ class GateFunction(Protocol):
 
     `g(x)` returns the keep probability, `derivative(x)` returns g'(x), and `inverse(probability)` returns the x at
     which g(x) is that probability. All three take and return tensors of any one shape.
+
+    Example:
+        >>> import torch
+        >>> class Cauchy:
+        ...     def __call__(self, x): return 0.5 + torch.atan(x) / torch.pi
+        ...     def derivative(self, x): return 1 / (torch.pi * (1 + x * x))
+        ...     def inverse(self, probability): return torch.tan(torch.pi * (probability - 0.5))
+        >>> keep_probability(torch.tensor([-1.0, 0.0, 1.0]), k=1.0, function=Cauchy())
+        tensor([0.2500, 0.5000, 0.7500])
     """
 
     def __call__(self, x: Tensor) -> Tensor: ...

@@ -14,7 +14,7 @@ class Draw(NamedTuple):
     """The masks of one step.
 
     Attributes:
-        masks: one or two tensors of 0 and 1, (units,) or (B, units).
+        masks: one or two tensors of 0 and 1, (gates,) or (B, gates).
         uniform: u of the first mask, in the shape of the mask.
     """
 
@@ -44,6 +44,7 @@ class Estimator:
         combine: (pi, draw, losses, list of dL/dz) -> the log-odds gradient, in the shape of a mask; jointly linear in
             losses and dL/dz. The list of dL/dz is empty if no pass needs it.
         per_example: whether the estimator supports one mask per example.
+        unbiased: whether its expectation is the gradient.
     """
 
     draw: Callable[[Tensor, Callable[[], Tensor]], Draw]

@@ -16,6 +16,13 @@ class UnitGroup:
             branches "branches".
         gate: the gates.
         traced: positions of the units in the model.
+
+    Example:
+        >>> import npn, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> group = npn.attach(model, torch.zeros(1, 4)).groups[0]
+        >>> group, [(slot.tensor, slot.axis, slot.reads) for slot in group.slots]
+        (UnitGroup('0', size=8, open=8), [('0.weight', 0, False), ('0.bias', 0, False), ('2.weight', 1, True)])
     """
 
     name: str

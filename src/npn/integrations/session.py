@@ -96,7 +96,7 @@ class Session:
             raise ConfigurationError("there are no gates before the training has begun; call fit or train first")
         return self.handle
 
-    # -- begin training training
+    # -- begin training
 
     def begin(self, model: nn.Module, example_inputs: Callable[[], Any]) -> None:
         """Attach the model, unless this session has attached it already.

@@ -45,7 +45,7 @@ class ExampleMasks(TorchFunctionMode):
         self.make = mask
         self.mask: Tensor | None = None
         self.met: set[tuple[int, int]] = set()
-        self.without_grad = False  # whether a layer was called that records no graph
+        self.without_grad = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -205,7 +205,7 @@ class MaskedWeights:
         The call may be differentiated after the weights are restored: autograd saves the masked copies.
 
         Args:
-            mask: (units,), the deterministic mask.
+            mask: (gates,), the deterministic mask.
 
         Returns:
             The argument of `unmask_call`.

@@ -64,6 +64,13 @@ class Frozen:
         reason: cause, op and source line.
         slots: (tensor name, axis) of every slot it occupies.
         size: number of entries along the first slot.
+
+    Example:
+        >>> import npn, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> frozen = npn.attach(model, torch.zeros(1, 4)).frozen[0]
+        >>> frozen.name, frozen.size, frozen.reason
+        ('2.weight[0]', 2, "it is the model's output")
     """
 
     name: str

@@ -58,6 +58,8 @@ def plan_removal(
     Args:
         structure: the present structure.
         removed: name -> numbers to remove; at least one unit of each group and one branch must stay.
+        retraced: (structure, group name -> units that go) -> the structure without them, for groups whose units go in
+            sets: where the others are then, a re-trace says.
 
     Returns:
         The plan.

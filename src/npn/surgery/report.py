@@ -17,6 +17,15 @@ class ResizeReport:
         removed: group name -> old numbers of the removed units.
         added: group name -> numbers of the new units.
         weights: name of a parameter -> number of its single weights that were removed, and are zero from now on.
+
+    Example:
+        >>> import npn, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> plastic = npn.attach(model, torch.zeros(1, 4))
+        >>> plastic.close("0", [2, 5])
+        >>> report = plastic.compact()
+        >>> report.changes, report.params, report.removed
+        ({'0': (8, 6)}, (58, 44), {'0': (2, 5)})
     """
 
     changes: Mapping[str, tuple[int, int]]

@@ -63,6 +63,7 @@ class Decides(Procedure):
         to_the_end: whether it acts while fine-tuning, too; else its mask is fixed then.
         reopens: whether what is closed may open again, so that nothing is removed before the end of the stage.
         then: makes the method that takes over for fine-tuning.
+        method: that decides now; None before the first stage that it has a part in.
     """
 
     make: Make
@@ -125,12 +126,13 @@ class Cuts(Procedure):
         weights: of the budget.
         steps: of the shrinking stage.
         cuts: on the path; 0 for one cut at the end of the stage.
+        full: weights before the first cut; the same in a resumed run, as it begins at full size.
     """
 
     weights: float
     steps: int
     cuts: int = 0
-    full: int = 0  # weights before the first cut; the same in a resumed run, as it begins at full size
+    full: int = 0
 
     @abstractmethod
     def cut(self, plastic: npn.Plasticity, done: float, step: int) -> int:
