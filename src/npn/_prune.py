@@ -150,7 +150,6 @@ def closed_to_target(
         return counted([int(piece.sum()) - len(piece) for piece in mask.split(sizes)])
 
     numbers, counts = numbers_of_sets(scores, sizes, multiples)
-
     values = of_sets(scores, numbers, sum(counts))
 
     def price_of_sets(sets: Tensor) -> Tensor:

@@ -20,14 +20,18 @@ from npn.experiments.lenet5.options import LeNetOptions
 from npn.experiments.report.provenance import command_line
 from npn.experiments.resnet.options import ResNetOptions
 
+StopAfter = Annotated[
+    float | None,
+    typer.Option(metavar="MINUTES", help="Stop before an epoch that would end later; the same command goes on."),
+]
+
 app = typer.Typer(help="Run an experiment over several seeds and write its table.", no_args_is_help=True)
 
 
 @app.callback()
 def main() -> None:
     """Run an experiment over several seeds and write its table."""
-    if processes.launched() > 1:
-        count = processes.launched()
+    if (count := processes.launched()) > 1:
         raise ConfigurationError(f"npn bench runs on one process, got {count}; under torchrun use npn run")
 
 
@@ -51,7 +55,15 @@ def moons(
     from npn.experiments.moons.bench import bench
 
     options = Options(
-        None, None, k, estimator, function, penalty, budget, epochs, device, None, growth_init, start_from
+        k=k,
+        estimator=estimator,
+        function=function,
+        penalty=penalty,
+        budget=budget,
+        epochs=epochs,
+        device=device,
+        growth_init=growth_init,
+        start_from=start_from,
     )
     show(bench(out, runs, options, parse_seeds(seeds), train_again))
 
@@ -78,7 +90,14 @@ def lenet5(
     from npn.experiments.lenet5.bench import bench
 
     options = LeNetOptions(
-        None, None, k, estimator, function, None, None, epochs, device, data, growth_init, start_from
+        k=k,
+        estimator=estimator,
+        function=function,
+        epochs=epochs,
+        device=device,
+        data=data,
+        growth_init=growth_init,
+        start_from=start_from,
     )
     wanted = sizes(budgets) if budgets else None
     show(bench(out, runs, options, parse_seeds(seeds), listed(modes), wanted, train_or_resume))
@@ -142,9 +161,15 @@ def resnet56(
     """ResNets on CIFAR over modes and seeds: accuracy against MACs, shrunk and grown beside plain nets."""
     from npn.experiments.resnet.bench import bench
 
-    common = Options(None, None, k, estimator, function, None, None, epochs, device, data, growth_init, start_from)
     options = ResNetOptions(
-        **common.as_dict(),
+        k=k,
+        estimator=estimator,
+        function=function,
+        epochs=epochs,
+        device=device,
+        data=data,
+        growth_init=growth_init,
+        start_from=start_from,
         depth=depth,
         dataset=dataset,
         decay=decay,
@@ -180,19 +205,20 @@ def gpt_text(
         str, typer.Option(help="Ways to train, of the names in npn.experiments.language.arms.")
     ] = "dense,expand,dense-macs,sparsify,scratch,scratch-macs",
     budgets: Annotated[str, typer.Option(help="MACs to end with; up to 1: a share of the full net.")] = "0.5",
-    stop_after: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="Stop before an epoch that would end later; the same command goes on."),
-    ] = None,
+    stop_after: StopAfter = None,
     out: given.Results = Path("results/gpt-text"),
     runs: given.RunsFolder = Path("runs/bench-gpt-text"),
 ) -> None:
     """A GPT on bytes of source code: loss against training MACs and time, grown and shrunk beside plain nets."""
     from npn.experiments.language.bench import bench
 
-    common = Options(None, None, k, estimator, function, None, None, epochs, device, None, None, start_from)
     options = LanguageOptions(
-        **common.as_dict(),
+        k=k,
+        estimator=estimator,
+        function=function,
+        epochs=epochs,
+        device=device,
+        start_from=start_from,
         text=text,
         width=width,
         layers=layers,
@@ -280,10 +306,7 @@ def peers(
     seeds: given.Seeds = "0-2",
     trials: Annotated[int, typer.Option(min=1, help="Settings that each method tries at each budget.")] = 4,
     precision: given.Precision = None,
-    stop_after: Annotated[
-        float | None,
-        typer.Option(metavar="MINUTES", help="Stop before an epoch that would end later; the same command goes on."),
-    ] = None,
+    stop_after: StopAfter = None,
     out: given.Results = Path("results/peers"),
     runs: given.RunsFolder = Path("runs/bench-peers"),
 ) -> None:
