@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from npn._utils.files import why_not_writable, write_atomically
-from npn._utils.inputs import copied, output_tensors, split_inputs
+from npn._utils.inputs import split_inputs
 from npn._utils.models import evaluating
 from npn._utils.validation import instance
 from npn.checkpoint import save
@@ -21,7 +21,8 @@ from npn.errors import CheckpointError, ConfigurationError, PlasticityError
 from npn.gates.weight_gates import packed, unpacked
 from npn.masking.calls import has_closed_units
 from npn.sparse import to_csr
-from npn.tracing.capture.environment import preserved, quiet
+from npn.tracing.capture.environment import quiet
+from npn.tracing.capture.warming import outputs_of
 
 FORMATS = ("onnx", "pt2", "safetensors", "bitmap", "csr")
 WITHOUT_INPUTS = ("safetensors", "bitmap")
@@ -154,9 +155,9 @@ def _from_two_rows(model: nn.Module, example_inputs: Any) -> torch.export.Export
         return torch.cat([x, x]) if isinstance(x, Tensor) and x.dim() and len(x) == 1 else x
 
     inputs = tree_map(repeated, example_inputs)
-    _answer(model, inputs)  # quicker to fail than an export
+    outputs_of(model, inputs)  # quicker to fail than an export
     program = _of_any_batch(model, inputs)
-    found, wanted = _answer(program.module(), example_inputs), _answer(model, example_inputs)
+    found, wanted = outputs_of(program.module(), example_inputs), outputs_of(model, example_inputs)
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4, equal_nan=True)
     return program
 
@@ -164,7 +165,7 @@ def _from_two_rows(model: nn.Module, example_inputs: Any) -> torch.export.Export
 def _check_call(model: nn.Module, example_inputs: Any) -> None:
     """Raise `ConfigurationError` if the model cannot be called with the example; exporters say it at length."""
     try:
-        _answer(model, example_inputs)
+        outputs_of(model, example_inputs)
     except PlasticityError:
         raise
     except Exception as error:
@@ -174,14 +175,6 @@ def _check_call(model: nn.Module, example_inputs: Any) -> None:
             f"the model cannot be called with the example inputs, of shape {', '.join(shapes)}: {reason}; give one "
             "small batch as its forward takes it. Nothing was written"
         ) from error
-
-
-def _answer(model: nn.Module, example_inputs: Any) -> list[Tensor]:
-    """The output tensors of one call that leaves nothing behind in the model."""
-    args, kwargs = copied(split_inputs(example_inputs))
-    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    with preserved(model), torch.no_grad():
-        return output_tensors(torch.func.functional_call(model, buffers, args, kwargs))
 
 
 def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:

@@ -91,6 +91,24 @@ def test_attaching_leaves_the_model_as_it_was() -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
+class Counting(Net):
+    """It counts its calls in a buffer, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)
+        return super().forward(x)
+
+
+def test_attaching_does_not_count_as_a_call() -> None:
+    model = Counting()
+    npn.attach(model, torch.zeros(2, 1, 6, 6), branches="blocks.*.branch")
+    assert int(model.calls) == 0
+
+
 def test_a_unit_that_only_a_branch_read() -> None:
     class Side(nn.Module):
         def __init__(self) -> None:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from npn._utils.inputs import copied, output_tensors, split_inputs
+from npn._utils.inputs import copied
 from npn._utils.patterns import matches
 from npn.errors import ConfigurationError, TraceError
 from npn.modules import absent
 from npn.structure import Branches, Structure, inside
 from npn.tracing.capture.environment import preserved
 from npn.tracing.capture.lines import raising_line
+from npn.tracing.capture.warming import outputs_of
 
 _SHOWN = 12  # how many names an error message lists
 _MODES = (False, True, False, True)  # training flags to test: eval and train, with two random draws each
@@ -112,7 +113,7 @@ def _observe(model: nn.Module, example_inputs: Any, paths: Sequence[str]) -> _Br
         if inside(path, paths):
             handles.append(module.register_forward_hook(partial(_returned, seen, path)))
     try:
-        _run(model, example_inputs, {})
+        outputs_of(model, example_inputs)
     finally:
         for handle in handles:
             handle.remove()
@@ -130,13 +131,6 @@ def _called(seen: _BranchCalls, path: str, module: nn.Module, args: Any, kwargs:
 def _returned(seen: _BranchCalls, path: str, module: nn.Module, args: Any, output: Any) -> None:
     """Forward hook: record that a module has returned."""
     seen.order.append(path)
-
-
-def _run(model: nn.Module, example_inputs: Any, values: dict[str, Tensor]) -> list[Tensor]:
-    """Run the model on the example inputs with some tensors replaced; return the output tensors."""
-    args, kwargs = split_inputs(example_inputs)
-    with preserved(model):  # functional_call does not restore a module that is registered under two names
-        return output_tensors(torch.func.functional_call(model, values, copied(args), copied(kwargs)))
 
 
 def _scales(model: nn.Module, path: str, seen: _BranchCalls) -> tuple[str, ...]:
@@ -214,10 +208,10 @@ def _same_without(
     """How the model without these branches differs from the model with their outputs at zero, or None."""
     tensors = dict(model.named_parameters())
     silent = {name: torch.zeros_like(tensors[name]) for names in scales for name in names}
-    expected = _run(model, example_inputs, silent)
+    expected = outputs_of(model, example_inputs, silent)
     with _without(model, paths):
         try:
-            found = _run(model, example_inputs, {})
+            found = outputs_of(model, example_inputs)
         except Exception as error:
             return f"the model fails at {raising_line(error)}: {type(error).__name__}: {error}"
     alike = len(expected) == len(found) and all(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from npn._utils.inputs import copied, split_inputs
+from npn._utils.inputs import copied, output_tensors, split_inputs
 from npn._utils.models import model_tensors
 from npn.tracing.capture.calls import Calls, FunctionCall, given
 from npn.tracing.capture.environment import alone, no_gradients, preserved, told_of_export, unfused_layers
@@ -71,6 +71,20 @@ def warm_up(model: nn.Module, example_inputs: Any) -> WarmUp:
         now = dict(model.named_parameters())
     changed = {name for name, parameter in parameters.items() if now.get(name) is not parameter}
     return WarmUp(sorted(changed | watch.restored()), ran, found)
+
+
+def outputs_of(model: nn.Module, example_inputs: Any, values: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+    """The output tensors of one call for real, without gradients, which leaves nothing behind in the model.
+
+    Args:
+        model: as before afterwards.
+        example_inputs: of its forward pass.
+        values: name of a parameter or buffer -> value that it has in the call instead of its own.
+    """
+    args, kwargs = copied(split_inputs(example_inputs))
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # code may count in one
+    with preserved(model), torch.no_grad():  # functional_call does not restore a module registered under two names
+        return output_tensors(torch.func.functional_call(model, {**buffers, **(values or {})}, args, kwargs))
 
 
 class _Watch(TorchDispatchMode):
