@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 from npn.tracing.rehearsal.attributes import Trials
-from npn.tracing.rehearsal.dry_run import _following
+from npn.tracing.rehearsal.dry_run import fitting_attributes
 from npn.tracing.rehearsal.rehearsal import Problem
 
 ENTRIES = tuple(("block", name, 1) for name in ("heads", "width", "inner", "states", "levels"))
@@ -21,8 +21,8 @@ def search(needed, reason):
         names = {name for _, name, _ in trial}
         return None if names == needed else Problem(reason(names))
 
-    rehearsal = SimpleNamespace(repairs=set(), expired=False, used=set)
-    return _following(rehearsal, TRIALS, problem), tried
+    rehearsal = SimpleNamespace(repairs=set(), expired=False, used=set)  # the code reads every name
+    return fitting_attributes(rehearsal, TRIALS, problem), tried
 
 
 def test_names_that_change_nothing_are_not_combined():
@@ -45,5 +45,5 @@ def test_what_helped_before_is_tried_first():
         tried.append(trial)
         return None if trial == ENTRIES[2:4] else Problem("view")
 
-    assert _following(rehearsal, TRIALS, problem) == ENTRIES[2:4]
+    assert fitting_attributes(rehearsal, TRIALS, problem) == ENTRIES[2:4]
     assert tried[:2] == [(), ENTRIES[2:4]]

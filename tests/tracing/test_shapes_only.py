@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from npn.tracing.capture.shapes_only import _STAND_INS, ShapesOnly
+from npn.tracing.capture.shapes_only import STAND_INS, ShapesOnly
 
 INPUTS = {
     "row-major": lambda: torch.randn(2, 4, 6, 4),
@@ -29,7 +29,7 @@ def on_meta(args):
 
 
 @pytest.mark.parametrize("given", INPUTS)
-@pytest.mark.parametrize("function", _STAND_INS, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", STAND_INS, ids=lambda f: f.__name__)
 def test_shapes_and_strides(function, given):
     args = arguments(function, INPUTS[given]().to(torch.float32 if function in NORMS else None))
     with torch.no_grad():

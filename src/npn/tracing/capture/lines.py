@@ -13,7 +13,7 @@ TORCH = str(Path(torch.__file__).parent)
 OWN = str(Path(__file__).parents[1])  # all of tracing
 _UNKNOWN = "unknown line"
 _RAISE = dis.opmap["RAISE_VARARGS"]
-_STAND_INS = str(Path(__file__).with_name("packed.py"))
+_PACKED = str(Path(__file__).with_name("packed.py"))
 _NO_LAYERS = (os.path.join(TORCH, "_"), os.path.join(TORCH, "__init__.py"))
 
 
@@ -45,7 +45,7 @@ def calling_line() -> tuple[str, bool]:
     layer, own, frame = _UNKNOWN, False, inspect.currentframe()
     while frame is not None:  # traceback.walk_stack looks up the line of every frame
         file = frame.f_code.co_filename
-        own = own or file == _STAND_INS
+        own = own or file == _PACKED
         if frame.f_code.co_name == "forward":
             if TORCH not in file and "<eval_with_key>" not in file:
                 return f"{os.path.basename(file)}:{frame.f_lineno}", own

@@ -28,8 +28,8 @@ class ShapesOnly(TorchFunctionMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         x = args[0] if args else None
-        if func in _STAND_INS and isinstance(x, Tensor) and x.is_meta and x.is_floating_point():
-            return _STAND_INS[func](*args, **(kwargs or {}))
+        if func in STAND_INS and isinstance(x, Tensor) and x.is_meta and x.is_floating_point():
+            return STAND_INS[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -78,7 +78,7 @@ def _layer_norm(
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-_STAND_INS: dict[Any, Callable[..., Tensor]] = {
+STAND_INS: dict[Any, Callable[..., Tensor]] = {
     F.batch_norm: _batch_norm,
     F.group_norm: _group_norm,
     F.layer_norm: _layer_norm,

@@ -155,7 +155,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
         return check(_with(structure, first.name, trial, multiple), [first.name], True)
 
     tried = dict[Trial, str | None]()
-    following, multiple = _following(rehearsal, may_follow, problem, tried), 1
+    following, multiple = fitting_attributes(rehearsal, may_follow, problem, tried), 1
     if following is None:
         for multiple in divisors(rehearsal.model, structure, kind):
 
@@ -168,7 +168,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
                 break
     if following is None:
         more, multiple = _used(rehearsal, trials(rehearsal.model, structure, first, held=True)), 1
-        following = _following(rehearsal, more, problem, tried) if more != may_follow else None
+        following = fitting_attributes(rehearsal, more, problem, tried) if more != may_follow else None
     if following is None:
         return None
     for group in kind:
@@ -176,7 +176,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
     return structure
 
 
-def _following(
+def fitting_attributes(
     rehearsal: Rehearsal,
     may_follow: Trials,
     problem: Callable[[Trial], Problem | None],

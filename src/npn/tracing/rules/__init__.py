@@ -1,6 +1,7 @@
 """What each ATen op does to units: data movement runs the very op on the labels; the rest is merge, mix or contract.
 
-Keys are ATen names without overload. Ops tagged pointwise need no rule; an op with neither freezes what it touches.
+Keys are ATen names without overload. Ops tagged pointwise need no rule, see `elementwise`; an op with neither freezes
+what it touches. What depends on no input and no parameter is computed, see `constants`.
 """
 
 from npn.tracing.rules import convolution, indexing, matmul, mixing, movement, products
