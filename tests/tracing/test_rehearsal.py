@@ -44,7 +44,7 @@ def found(model):
 def test_the_same_as_with_fake_tensors(monkeypatch, device, frozen):
     model = Heads(device, frozen)
     groups, reasons = found(model)
-    monkeypatch.setattr(Rehearsal, "_cheapest", False)
+    monkeypatch.setattr(Rehearsal, "_runs_on_meta", False)
     assert (groups, reasons) == found(model)
     heads = [attributes for name, _, attributes, _ in groups if name == "q"]
     assert heads == ([] if frozen else [(("", "heads", 1),)])

@@ -63,12 +63,12 @@ class Rehearsal:
         self._used: dict[str, bool] = {}  # names of integers that have been looked at
 
     @functools.cached_property
-    def _cheap(self) -> bool:
+    def _runs_on_fakes(self) -> bool:
         """Whether the code runs at the present sizes; else fake tensors do not reach through this model."""
         return self._run(self._present, {}) is None
 
     @functools.cached_property
-    def _cheapest(self) -> bool:
+    def _runs_on_meta(self) -> bool:
         """Whether the code runs at the present sizes on the meta device."""
         return self._run(self._present, {}, meta=True) is None
 
@@ -85,7 +85,7 @@ class Rehearsal:
         """
         new = [name for name in dict.fromkeys(names) if name not in self._used]
         if new:
-            found = needed(new, self._works_without) if self._cheap else set(new)
+            found = needed(new, self._works_without) if self._runs_on_fakes else set(new)
             self._used |= {name: name in found for name in new}
         return {name for name in names if self._used[name]}
 
@@ -103,8 +103,8 @@ class Rehearsal:
             names: of the groups that change.
             quick: in a fraction of the time, for one try of many; the reason may be in other words.
         """
-        meta = quick and self._cheapest
-        if not meta and not self._cheap:
+        meta = quick and self._runs_on_meta
+        if not meta and not self._runs_on_fakes:
             return self.trace(structure, names)
         for change in (_fewer(structure, names), _more(structure, names)):
             problem = self._run(structure, change, meta)
@@ -121,7 +121,7 @@ class Rehearsal:
             quick: see `run`; most tries of many fail where the code only runs.
         """
         problem = self.run(structure, names, quick)
-        ran = (quick and self._cheapest) or self._cheap  # else `run` has traced
+        ran = (quick and self._runs_on_meta) or self._runs_on_fakes  # else `run` has traced
         return self.trace(structure, names) if problem is None and ran else problem
 
     def trace(self, structure: Structure, names: Sequence[str]) -> Problem | None:
