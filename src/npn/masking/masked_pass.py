@@ -21,19 +21,22 @@ class MaskedPass:
         mask: (gates,), 0 where closed.
         collecting: whether gradients of the weights are added up, from which `mask_gradient` follows.
         sharded: whether `fully_shard` has split the weights over processes.
+        norms: whether norms are computed over the open units, of which the mask gets a gradient, too.
 
     Attributes:
         table: the argument.
         factors: those of each stack, see `MaskTable.factors`.
         masks: those of each weight.
-        leaf: the mask of which norms over open units take a gradient; None if there are none.
+        leaf: the mask that these norms get; None if there are none.
     """
 
-    def __init__(self, table: MaskTable, mask: Tensor, collecting: bool = False, sharded: bool = False) -> None:
+    def __init__(
+        self, table: MaskTable, mask: Tensor, collecting: bool = False, sharded: bool = False, norms: bool = False
+    ) -> None:
         self.table, self._mask, self._collecting, self._sharded = table, mask, collecting, sharded
         self._arrived: list[Tensor | None] = [None] * len(table.parameters)
-        self.leaf: Tensor | None = None
         with torch.inference_mode(False), torch.no_grad():
+            self.leaf = mask.detach().clone().requires_grad_(collecting) if norms else None
             self.factors = table.factors(mask)
             self.masks = table.unstacked(self.factors)
 

@@ -153,10 +153,9 @@ class MaskedWeights:
             ConfigurationError: a weight was changed in place inside the context, where the change is lost.
         """
         table = self.table
-        under = MaskedPass(table, mask, collect, self.sharded)
+        under = MaskedPass(table, mask, collect, self.sharded, norms=bool(self._norms.norms))
         with torch.inference_mode(False):
             copies = table.copies
-            under.leaf = mask.detach().clone().requires_grad_(collect) if self._norms.norms else None
         lent = [(p, p.grad) for p in table.parameters if collect and not p.requires_grad]
         earlier = [p.grad for p in table.parameters] if self.sharded else None
         try:
