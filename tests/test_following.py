@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import npn
-from npn.errors import CheckpointError, OptimizerError
+from npn.errors import CheckpointError, ConfigurationError, OptimizerError
 
 pytestmark = pytest.mark.usefixtures("traces_are_shared")
 
@@ -140,3 +140,27 @@ def test_a_budget_out_of_reach():
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     with pytest.raises(npn.PlasticityError, match=r"with one unit left in every group the model still costs 8 of 26"):
         npn.attach(model, torch.zeros(2, 3), penalty=npn.Budget("params", 5))
+
+
+class InPlace(nn.Module):
+    """It changes what autograd has kept of `exp`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.exp(self.first(x))
+        y = self.second(h)
+        h += 1
+        return y
+
+
+def test_a_change_in_place_of_what_is_kept_is_an_error_under_masks_too() -> None:
+    model, x = InPlace(), torch.randn(2, 3)
+    plastic = npn.attach(model, x)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        model(x).sum().backward()
+    plastic.close("first", [0, 1])
+    with pytest.raises(ConfigurationError, match=r"changed in place, as h in h \+= 1"):
+        model(x).sum().backward()

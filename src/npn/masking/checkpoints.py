@@ -11,7 +11,11 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch.utils.checkpoint as checkpoints
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+
+from npn.errors import ConfigurationError
+from npn.masking.messages import CHANGED_IN_PLACE
 
 Again = Callable[[], AbstractContextManager[None]]  # puts the masks on once more
 _OTHER = "_checkpoint_without_reentrant_generator"
@@ -96,5 +100,20 @@ def masked_again(again: Again) -> Iterator[None]:
 
 
 def copies_kept() -> AbstractContextManager[Any]:
-    """Inside, autograd keeps the masked copies of weights, and not the weights, whose own data come back."""
-    return saved_tensors_hooks(lambda tensor: tensor.detach() if tensor.is_leaf else tensor, lambda tensor: tensor)
+    """Inside, autograd keeps the masked copies of weights, and not the weights, whose own data come back.
+
+    Where such hooks are, PyTorch no longer looks whether what it keeps is changed in place; these do.
+    """
+    return saved_tensors_hooks(_keep, _kept)
+
+
+def _keep(tensor: Tensor) -> tuple[Tensor, int | None]:
+    weight = tensor.is_leaf and tensor.requires_grad  # of which the copy is kept, whatever becomes of the weight
+    return tensor.detach() if tensor.is_leaf else tensor, None if weight else tensor._version
+
+
+def _kept(found: tuple[Tensor, int | None]) -> Tensor:
+    tensor, version = found
+    if version is not None and tensor._version != version:
+        raise ConfigurationError(CHANGED_IN_PLACE)
+    return tensor

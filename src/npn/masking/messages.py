@@ -28,6 +28,10 @@ CHANGED_SINCE = (
     "the model was resized, moved or loaded between a call and its backward pass, which computes the layers of an "
     "activation checkpoint again; call backward() first"
 )
+CHANGED_IN_PLACE = (
+    "a tensor that the backward pass of the model needs was changed in place, as h in h += 1, after the forward pass "
+    "had kept it, so that its gradient would be another one; write h = h + 1"
+)
 EXPORTED = (
     "a model with gates cannot be traced for export: its masks come and go with each call; export the plain copy that "
     "plastic.export() returns"
