@@ -161,7 +161,7 @@ class MaskedWeights:
         try:
             for parameter in table.parameters if earlier is not None else ():
                 parameter.grad = None
-            self._swap_in(under.factors, copies)
+            self._swap_in(under, copies)
             self._now = under
             for parameter, _ in lent:  # a frozen parameter needs a gradient here, from which dL/dz follows
                 parameter.requires_grad_(True)
@@ -218,7 +218,7 @@ class MaskedWeights:
         self._now = MaskedPass(table, mask)
         try:
             with torch.inference_mode(False):
-                self._swap_in(self._now.factors, table.empty())  # not those of steps: autograd keeps them
+                self._swap_in(self._now, table.empty())  # not those of steps: autograd keeps them
             self._watch()
             grad = torch.is_grad_enabled()
             if grad:  # before the norms, which notice what is entered later
@@ -254,7 +254,7 @@ class MaskedWeights:
             raise ConfigurationError(UNDER_MASKED)
         if self.table is not under.table:
             raise ConfigurationError(CHANGED_SINCE)
-        self._swap_in(under.factors, under.table.empty())
+        self._swap_in(under, under.table.empty())
         try:
             with self._norms.under(mask):
                 yield
@@ -291,11 +291,11 @@ class MaskedWeights:
         with gradients_stay(self.table.parameters, last), self.not_collecting():
             yield
 
-    def _swap_in(self, factors: list[list[Tensor]], copies: list[Tensor]) -> None:
-        """Replace the weights' data by masked copies, which are written into `copies`."""
-        table = self.table
+    def _swap_in(self, under: MaskedPass, copies: list[Tensor]) -> None:
+        """Replace the weights' data by the masked copies of a pass, which are written into `copies`."""
+        table = under.table  # which is up to date
         with torch.inference_mode(False), torch.no_grad():
-            for (stack, values), out, each in zip(table.members(table.values), copies, factors, strict=True):
+            for (stack, values), out, each in zip(table.members(table.values), copies, under.factors, strict=True):
                 (stack.mask_in_place if self.sharded else stack.masked)(out, values, each)
         self._copies = copies
         if self.sharded:
