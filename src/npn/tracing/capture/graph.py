@@ -164,7 +164,13 @@ def _shapes_in(
     else:
         args, kwargs = fake_inputs(mode, inputs)
     state = {name: fake_tensor(mode, tensor, shapes.get(name)) for name, tensor in model_tensors(model).items()}
-    with without_collections(), traceable(model), torch.no_grad(), mode, ShapesOnly() if meta else contextlib.nullcontext():
+    with (
+        without_collections(),
+        traceable(model),
+        torch.no_grad(),
+        mode,
+        ShapesOnly() if meta else contextlib.nullcontext(),
+    ):
         result = torch.func.functional_call(model, state, args, kwargs)
     return tuple(tuple(tensor.shape) for tensor in output_tensors(result))
 
