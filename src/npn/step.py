@@ -60,7 +60,8 @@ class Step:
             The detached loss, (), without scale and penalty.
         """
         check_closure(closure)
-        scale = loss_factor(scale, self.weights.device)
+        self.gates.to(self.weights.device)
+        scale = loss_factor(scale, self.gates.device)
 
         def evaluate(factor: float | Tensor, gradient: bool) -> Tensor:
             return evaluated(self.weights, closure, factor, gradient, self.per_example, self.last_checkpoint)
@@ -78,12 +79,12 @@ class Step:
         Returns:
             The detached loss, (), without scale and penalty.
         """
+        self.gates.to(self.weights.device)
         return self._run(evaluate, scale, None)
 
     def _run(self, evaluate: Evaluate, scale: float | Tensor, estimate: Estimate | None) -> Tensor:
         """Run the passes at the present k and set the gradients of the gates."""
         gates, weights = self.gates, self.weights
-        gates.to(weights.device)
         if gates.k == math.inf:
             closed = gates.deterministic_mask()
             with weights.step(), weights.unmasked() if closed is None else weights.applied(closed):

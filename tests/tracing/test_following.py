@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 from npn.tracing.rehearsal.attributes import Trials
-from npn.tracing.rehearsal.dry_run import fitting_attributes
 from npn.tracing.rehearsal.rehearsal import Problem
+from npn.tracing.rehearsal.repair import fitting_attributes
 
 ENTRIES = tuple(("block", name, 1) for name in ("heads", "width", "inner", "states", "levels"))
 

@@ -11,7 +11,7 @@ import npn
 from npn.errors import ResizeError
 from npn.surgery import plan_removal
 from npn.tracing.modes import trace_modes
-from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
+from npn.tracing.rehearsal.repair import freeze_fixed_sizes
 
 
 class Shuffle(nn.Module):

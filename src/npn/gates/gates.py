@@ -112,6 +112,15 @@ class Gates:
         """Device of the logits."""
         return self.each[0].logits.device
 
+    @property
+    def all_names(self) -> list[str]:
+        """Names of the groups, then of the parameters with single-weight gates, as in `each`."""
+        return [*(group.name for group in self.groups), *(gate.name for gate in self.weights)]
+
+    def pieces(self, values: Tensor) -> list[Tensor]:
+        """Split values of all gates, (gates,), into those of `each`."""
+        return list(values.split([gate.logits.numel() for gate in self.each]))
+
     def group(self, name: str | UnitGroup) -> UnitGroup:
         """Look up a group by name.
 
@@ -192,7 +201,7 @@ class Gates:
         """
         gates, more = self.each, list[tuple[Tensor, Tensor]]()
         gradient = gradient.to(gates[0].logits.dtype)  # a float64 model gives a float64 gradient
-        for gate, part in zip(gates, gradient.split([gate.logits.numel() for gate in gates]), strict=True):
+        for gate, part in zip(gates, self.pieces(gradient), strict=True):
             if isinstance(gate, WeightGates):
                 part = part.view_as(gate.logits).masked_fill(gate.removed, 0)
             if gate.logits.grad is not None and gate.logits.requires_grad:
@@ -207,9 +216,7 @@ class Gates:
         """Open what the method keeps, if its score is `least` or more, and close the rest; nothing without a method."""
         if self.decision is None:
             return
-        gates = self.each
-        kept = self.decision.kept_gates(least).split([gate.logits.numel() for gate in gates])
-        for gate, keep in zip(gates, kept, strict=True):
+        for gate, keep in zip(self.each, self.pieces(self.decision.kept_gates(least)), strict=True):
             gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
             if isinstance(gate, WeightGates):
                 gate.removed &= ~keep.view_as(gate.removed)
@@ -363,25 +370,16 @@ class Gates:
         }
 
     def check_state_dict(self, state: Mapping[str, Any], also: Sequence[str] = ()) -> None:
-        """Raise unless a state belongs to gates with the same names, sizes and function.
+        """Raise `ConfigurationError` unless a state belongs to gates with the same names, sizes and function.
 
         Args:
             state: the result of `state_dict`.
-
-        Raises:
-            ConfigurationError: the state is incomplete or belongs to other gates.
+            also: further keys that it must have.
         """
         check_state(self.state_dict(), state, also)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state_dict` saved.
-
-        Args:
-            state: the result of `state_dict`.
-
-        Raises:
-            ConfigurationError: see `check_state_dict`; nothing was loaded.
-        """
+        """Restore what `state_dict` saved; that of other gates raises `ConfigurationError`, and nothing is loaded."""
         self.check_state_dict(state)
         self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
         self._resting = state["resting"]

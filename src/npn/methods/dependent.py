@@ -196,7 +196,7 @@ class DependentBetaBernoulli(Method):
         return place.times(x, functional.relaxed_bernoulli(phi, uniform, self.temperature))
 
     def _by_name(self, values: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.names, self._pieces(values), strict=True))
+        return dict(zip(self.names, self.plastic.gates.pieces(values), strict=True))
 
 
 class _Hook:

@@ -103,7 +103,7 @@ class LpSphere(Method):
         drawn = torch.rand(len(gates), generator=gates.generator, dtype=torch.float32, device=gates.device)
         active = drawn >= share("start", start)
         dual, radius = list[Tensor](), list[Tensor]()
-        for name, mask, gate in zip(self.names, self._pieces(active), gates.each, strict=True):
+        for name, mask, gate in zip(self.names, self.plastic.gates.pieces(active), gates.each, strict=True):
             rows = self._rows(name, values[name].detach() if name in values else torch.ones_like(gate.logits))
             if not self._moves(name, rows):
                 mask.fill_(True)
@@ -215,7 +215,7 @@ class LpSphere(Method):
         if self._leaf is None or self._leaf.grad is None:
             return {}, {}
         average_([self._leaf.grad])
-        found = dict(zip(self.names, self._pieces(self._leaf.grad), strict=True))
+        found = dict(zip(self.names, self.plastic.gates.pieces(self._leaf.grad), strict=True))
         return found, {name: gradient.abs() for name, gradient in found.items()}
 
     def _by_sphere(self, name: str, sizes: Tensor) -> Tensor:

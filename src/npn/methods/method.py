@@ -59,7 +59,7 @@ class Method(ABC):
         if plastic.gates.decision is not follows:
             other = type(plastic.gates.decision).__name__
             raise ConfigurationError(f"{other} decides already which units stay; attach the model anew for {name}")
-        each = zip(plastic.gates.each, _names(plastic), strict=True)
+        each = zip(plastic.gates.each, plastic.gates.all_names, strict=True)
         shut = [] if follows is not None else [called for gate, called in each if not bool(gate.present.all())]
         if shut:
             raise ConfigurationError(
@@ -137,7 +137,7 @@ class Method(ABC):
     @property
     def names(self) -> list[str]:
         """Names of the groups, then of the parameters whose single weights have gates."""
-        return _names(self.plastic)
+        return self.plastic.gates.all_names
 
     def single_weights(self) -> dict[str, Tensor]:
         """Name -> parameter, for the parameters whose single weights have gates."""
@@ -153,13 +153,13 @@ class Method(ABC):
         """
         self.plastic.gates.to(self.plastic.masked_weights.device)
         keep, score = self.chosen()
-        pairs = zip(self._pieces(keep & (score >= least)), self._pieces(score), strict=True)
+        pairs = zip(self.plastic.gates.pieces(keep & (score >= least)), self.plastic.gates.pieces(score), strict=True)
         return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])
 
     def kept(self) -> dict[str, Tensor]:
         """Which units of a group stay, and which single weights of a parameter: name -> bool, (size,) or its shape."""
         shapes = [gate.logits.shape for gate in self.plastic.gates.each]
-        pieces = zip(self.names, self._pieces(self.kept_gates()), shapes, strict=True)
+        pieces = zip(self.names, self.plastic.gates.pieces(self.kept_gates()), shapes, strict=True)
         return {name: piece.view(shape) for name, piece, shape in pieces}
 
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
@@ -275,7 +275,7 @@ class Method(ABC):
         gates, names = self.plastic.gates, self.names
         for kind, tensors in ((nn.Parameter, learned or {}), (torch.clone, fixed or {})):
             for name, (values, new) in tensors.items():
-                pieces = zip(gates.each, self._pieces(values.to(gates.device)), strict=True)
+                pieces = zip(gates.each, self.plastic.gates.pieces(values.to(gates.device)), strict=True)
                 made = [kind(piece.clone().view_as(gate.logits)) for gate, piece in pieces]
                 self._tensors[name] = dict(zip(names, made, strict=True))
                 single = [isinstance(gate, WeightGates) for gate in gates.each]
@@ -288,10 +288,6 @@ class Method(ABC):
     def _joined(self, name: str) -> Tensor:
         """A tensor of all units and single weights, (gates,), differentiable."""
         return torch.cat([self._tensors[name][each].reshape(-1) for each in self.names])
-
-    def _pieces(self, values: Tensor) -> list[Tensor]:
-        """Split (gates,) into one piece per name."""
-        return list(values.split([gate.logits.numel() for gate in self.plastic.gates.each]))
 
     def _rows(self, name: str, values: Tensor) -> Tensor:
         """Values of a parameter as (outputs, weights that produce each); of a group as they are, (size,).
@@ -356,8 +352,3 @@ class Method(ABC):
         generator = per_rank_generator(gates.generator)
         shape = (len(gates),) if batch is None else (batch, len(gates))
         return torch.randn(shape, generator=generator, dtype=torch.float32, device=gates.device)
-
-
-def _names(plastic: Plasticity) -> list[str]:
-    """Names of the groups, then of the parameters whose single weights have gates: the order of all gates."""
-    return [*(group.name for group in plastic.groups), *(gate.name for gate in plastic.gates.weights)]

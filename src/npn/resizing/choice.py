@@ -25,13 +25,12 @@ def decide(gates: Gates, least: float = -math.inf) -> None:
         ResizeError: naming the first group of such a logit or score.
         ConfigurationError: no method gives scores.
     """
-    each, decision = gates.each, gates.decision
+    decision = gates.decision
     if decision is None and least > -math.inf:
         raise ConfigurationError("score= is for methods, which give units a score; gates have a probability, below=")
     gates.decide(least)
     values = gates.logits() if decision is None else decision.chosen()[1]
-    names = [*(group.name for group in gates.groups), *(gate.name for gate in gates.weights)]
-    for name, piece in zip(names, values.split([gate.logits.numel() for gate in each]), strict=True):
+    for name, piece in zip(gates.all_names, gates.pieces(values), strict=True):
         if count := int(piece.isnan().sum()):
             what, of = ("logits", "the gates'") if decision is None else ("scores", f"{type(decision).__name__}'s")
             raise ResizeError(

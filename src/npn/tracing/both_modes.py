@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from npn._utils import cpu
 from npn.structure import NOT_PRODUCED, NOT_READ, Group, Key, Structure, freeze, gate_of_entries
-from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
+from npn.tracing.rehearsal.repair import freeze_fixed_sizes
 
 OTHERS = "its units are other ones"
 
@@ -21,8 +21,8 @@ def agreeing(model: nn.Module, example_inputs: Any, structure: Structure, other:
     Args:
         model: untouched.
         example_inputs: as for `npn.tracing.trace`.
-        structure: of one mode, after its dry run.
-        other: of the other mode, before its dry run, with this mode as `training`.
+        structure: of one mode, after its rehearsal.
+        other: of the other mode, before its rehearsal, with this mode as `training`.
         where: the other mode, in words.
     """
     entries, there = _Entries(other), list[Group]()

@@ -18,7 +18,7 @@ WORD = {True: "train()", False: "eval()"}
 
 @dataclass(frozen=True)
 class Modes:
-    """What was traced, before the dry run.
+    """What was traced, before the rehearsal.
 
     Attributes:
         structure: in the mode in which more of the parameters and buffers take part.
@@ -53,7 +53,7 @@ def seen_in_both(model: nn.Module, example_inputs: Any) -> dict[bool, WarmUp]:
 def trace_unchanged(
     model: nn.Module, example_inputs: Any, streams: bool = False, couplings: Couplings | None = None
 ) -> tuple[Modes, dict[str, str]]:
-    """Trace a model, before the dry run, in the modes in which it changes no parameter by itself.
+    """Trace a model, before the rehearsal, in the modes in which it changes no parameter by itself.
 
     Args:
         model: any module; traced in the mode it is in, if it can be.
@@ -109,7 +109,7 @@ def trace_modes(
     alike: bool = True,
     couplings: Couplings | None = None,
 ) -> Modes:
-    """Trace a model, before the dry run, in the mode in which more of its parameters and buffers take part.
+    """Trace a model, before the rehearsal, in the mode in which more of its parameters and buffers take part.
 
     Args:
         model: any module; traced in the mode it is in.

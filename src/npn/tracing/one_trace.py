@@ -35,7 +35,7 @@ def single_trace(
     either: bool = True,
     couplings: Couplings | None = None,
 ) -> Structure:
-    """Trace a model once, before the dry run.
+    """Trace a model once, before the rehearsal.
 
     Args:
         model: any module; unchanged afterwards.

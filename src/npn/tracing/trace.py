@@ -19,7 +19,7 @@ from npn.tracing.columns import with_columns
 from npn.tracing.modes import WORD, trace_unchanged
 from npn.tracing.refusals import check_model
 from npn.tracing.rehearsal.couplings import find_couplings
-from npn.tracing.rehearsal.dry_run import freeze_fixed_sizes
+from npn.tracing.rehearsal.repair import freeze_fixed_sizes
 
 Patterns = str | Iterable[str] | None
 SHARED = (
@@ -42,7 +42,7 @@ def trace(
 ) -> Structure:
     """Find the units of a model that can be resized, and the branches and input columns that can have gates.
 
-    The forward pass is traced on fake tensors. A dry run then shrinks and grows every group; a group whose size the
+    The forward pass is traced on fake tensors. A rehearsal then shrinks and grows every group; a group whose size the
     code hard-codes is frozen, with the source line as the reason. The model is unchanged afterwards.
 
     Args:
@@ -171,7 +171,7 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
 def _rehearsed(
     model: nn.Module, example_inputs: Any, streams: bool, coupled: Couplings | None = None
 ) -> tuple[Structure, Structure]:
-    """The structure before and after the dry run."""
+    """The structure before and after the rehearsal."""
     modes, changed = trace_unchanged(model, example_inputs, streams, coupled)
     changed |= {name: SHARED.format(name=name, other=other) for name, other in sharing_memory(model).items()}
     structure, other = modes.structure, modes.other

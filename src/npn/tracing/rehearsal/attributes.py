@@ -35,7 +35,7 @@ _TRIALS = 48  # combinations of attributes tried at most
 
 
 def known(model: nn.Module, structure: Structure, group: Group) -> tuple[Attribute, ...]:
-    """Find attributes of torch's own layers that follow this group, by type of layer; the dry run confirms them.
+    """Find attributes of torch's own layers that follow this group, by type of layer; a rehearsal confirms them.
 
     Args:
         model: the model.

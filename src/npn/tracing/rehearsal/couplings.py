@@ -11,18 +11,18 @@ from npn._utils import cpu
 from npn.structure import NOT_PRODUCED, Couplings, Group, Key, Slot, Structure
 from npn.tracing.capture.environment import quiet
 from npn.tracing.rehearsal.attributes import pattern
-from npn.tracing.rehearsal.dry_run import find_repair
 from npn.tracing.rehearsal.rehearsal import Rehearsal
+from npn.tracing.rehearsal.repair import find_repair
 
 SECONDS = 3.0  # of CPU time, in which layers that share a size are looked for
 
 
 def find_couplings(model: nn.Module, example_inputs: Any, traced: Structure, rehearsed: Structure) -> Couplings:
-    """Find what may be coupled among the groups that the dry run has frozen.
+    """Find what may be coupled among the groups that the rehearsal has frozen.
 
     Args:
         model, example_inputs: see `npn.tracing.trace`.
-        traced: a structure before the dry run.
+        traced: a structure before the rehearsal.
         rehearsed: the same after it.
     """
     chunks = {place: (place, number) for place, number in equal_chunks(traced, rehearsed).items()}
@@ -72,7 +72,7 @@ def shared_sizes(model: nn.Module, example_inputs: Any, traced: Structure, rehea
 
 
 def _lost(traced: Structure, rehearsed: Structure) -> list[Group]:
-    """Groups that the dry run has frozen."""
+    """Groups that the rehearsal has frozen."""
     kept = {group.name for group in rehearsed.groups}
     return [group for group in traced.groups if group.name not in kept]
 
@@ -112,7 +112,7 @@ def equal_chunks(traced: Structure, rehearsed: Structure) -> dict[Key, int]:
     all. A unit that goes from one chunk alone moves those places, and one that goes from every chunk does not.
 
     Args:
-        traced: a structure before the dry run.
+        traced: a structure before the rehearsal.
         rehearsed: the same after it.
 
     Returns:

@@ -20,9 +20,9 @@ def why_not(
 ) -> str | None:
     """Why a model computes something else without some units than with their gates closed; None if it does not.
 
-    The dry run has tried a few sizes; code such as ``h / min(h.shape[1], 24)`` or ``h.squeeze()`` may hold at these and
-    not at others; and the code may have changed since the model was attached. Where the model cannot be traced as it is
-    now, nothing is known, and nothing is said.
+    The rehearsal has tried a few sizes; code such as ``h / min(h.shape[1], 24)`` or ``h.squeeze()`` may hold at these,
+    and not at others; and the code may have changed since the model was attached. Where the model cannot be traced as
+    it is now, nothing is known, and nothing is said.
 
     Args:
         model: as before afterwards.
