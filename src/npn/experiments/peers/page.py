@@ -47,8 +47,9 @@ def page(summary: Mapping[str, Any], picture: str) -> str:
         parts += ["### Trials", "", _trials(entry), ""]
     if "machine" in summary:
         parts += [made_by(summary, per=" a run"), ""]
-    for before in summary.get("earlier", ()):
-        parts += [made_by(before, per=" a run", first="Parts that it did not run: made by"), ""]
+    if summary.get("earlier"):
+        commands = [made_by(before, per=" a run", first="-") for before in summary["earlier"]]
+        parts += ["Parts that it did not run were made by", "", *commands, ""]
     return "\n".join(parts)
 
 
