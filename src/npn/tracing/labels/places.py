@@ -79,12 +79,26 @@ def numbered(shape: Sequence[int], loose: Set[int]) -> Tensor:
 
 def _ranks(flat: np.ndarray) -> np.ndarray:
     """How many times the label at each position came before."""
-    order = np.argsort(flat, kind="stable")
-    ordered = flat[order]
-    first = np.searchsorted(ordered, ordered)
+    order = _sorting(flat)
+    first, counts = _runs(flat[order])
     rank = np.empty_like(order)
-    rank[order] = np.arange(len(flat)) - first
+    rank[order] = np.arange(len(flat)) - np.repeat(first, counts)
     return rank
+
+
+def _sorting(labels: np.ndarray) -> np.ndarray:
+    """The order that sorts labels; equal ones stay as they are. Sorting short integers is several times as fast."""
+    there = labels[labels > 0]
+    low = there.min() if len(there) else 0
+    if len(there) and there.max() - low < 2**16 - 1:
+        labels = np.where(labels > 0, labels - low + 1, 0).astype(np.uint16)
+    return np.argsort(labels, kind="stable")
+
+
+def _runs(ordered: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First place and length of each run of equal numbers."""
+    first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
+    return first, np.diff(np.append(first, len(ordered)))
 
 
 def _alike(labels: np.ndarray, ranks: np.ndarray, times: np.ndarray, owners: Owners) -> bool:
@@ -92,11 +106,11 @@ def _alike(labels: np.ndarray, ranks: np.ndarray, times: np.ndarray, owners: Own
 
     Labels stand there more often than others where several entries are one unit already, as features of a head may be.
     """
-    order = np.argsort(labels, kind="stable")
+    order = _sorting(labels)
     order = order[labels[order] > 0]
     labels, ranks, times = labels[order], ranks[order], times[order]
-    found, first, counts = np.unique(labels, return_index=True, return_counts=True)
-    kinds = np.stack([owners(found), times[first]], 1)
+    first, counts = _runs(labels)
+    kinds = np.stack([owners(labels[first]), times[first]], 1)
     for kind in np.unique(kinds, axis=0):
         mine = (kinds == kind).all(1)
         if len(np.unique(counts[mine])) > 1:
