@@ -1,6 +1,7 @@
 """Activation checkpoints in calls outside of a step, while units are closed: gradients are those without them."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
@@ -15,20 +16,23 @@ from npn.errors import ConfigurationError
 class Blocks(nn.Module):
     """Two layers in a checkpoint between others; a batch norm and dropout, whose draws repeat."""
 
-    def __init__(self, reentrant: bool | None) -> None:
+    def __init__(self, reentrant: bool | None, around: bool = False) -> None:
         super().__init__()
-        self.first, self.last, self.reentrant = nn.Linear(4, 8), nn.Linear(8, 2), reentrant
+        self.first, self.last, self.reentrant, self.around = nn.Linear(4, 8), nn.Linear(8, 2), reentrant, around
         self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 8), nn.Tanh())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         h = self.first(x).relu()
-        h = self.block(h) if self.reentrant is None else checkpoint(self.block, h, use_reentrant=self.reentrant)
+        h = checkpoint(self.inner, h, use_reentrant=True) if self.around else self.inner(h)
         return self.last(h)
 
+    def inner(self, h: torch.Tensor) -> torch.Tensor:
+        return self.block(h) if self.reentrant is None else checkpoint(self.block, h, use_reentrant=self.reentrant)
 
-def attached(reentrant: bool | None) -> tuple[Blocks, npn.Plasticity, torch.Tensor]:
+
+def attached(reentrant: bool | None, around: bool = False) -> tuple[Blocks, npn.Plasticity, torch.Tensor]:
     torch.manual_seed(0)
-    model, x = Blocks(reentrant), torch.randn(6, 4)
+    model, x = Blocks(reentrant, around), torch.randn(6, 4)
     plastic = npn.attach(model, x)
     plastic.close("first", [1, 2])
     plastic.close("block.0", [0, 5])
@@ -50,6 +54,23 @@ def test_what_is_computed_again_is_masked(reentrant: bool) -> None:
     weights = [parameter.detach().clone() for parameter in model.parameters()]
     torch.testing.assert_close(gradients(model, x), expected, rtol=0, atol=0)
     assert all(map(torch.equal, model.parameters(), weights))
+    torch.testing.assert_close(gradients(model, x), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_a_checkpoint_inside_another_is_masked(reentrant: bool) -> None:
+    expected = gradients(*attached(None)[::2])
+    model, _, x = attached(reentrant, around=True)
+    torch.testing.assert_close(gradients(model, x), expected, rtol=0, atol=0)
+
+
+def test_a_selective_checkpoint_does_not_see_the_masks() -> None:
+    ops = [torch.ops.aten.addmm.default]
+    contexts = partial(checkpoints.create_selective_checkpoint_contexts, ops)  # type: ignore[attr-defined]
+    expected = gradients(*attached(None)[::2])
+    model, _, x = attached(None)
+    block = model.block.forward
+    model.block.forward = lambda h: checkpoint(block, h, use_reentrant=False, context_fn=contexts)
     torch.testing.assert_close(gradients(model, x), expected, rtol=0, atol=0)
 
 

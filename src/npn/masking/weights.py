@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.hooks import RemovableHandle
 
 from npn._utils.fsdp import reshard
@@ -254,9 +255,10 @@ class MaskedWeights:
             raise ConfigurationError(UNDER_MASKED)
         if self.table is not under.table:
             raise ConfigurationError(CHANGED_SINCE)
-        self._swap_in(under, under.table.empty())
+        with _disable_current_modes():  # such as that of a selective checkpoint, which takes these ops for the layers'
+            self._swap_in(under, under.table.empty())
         try:
-            with self._norms.under(mask):
+            with self._norms.under(mask), masked_again(partial(self._again, under, mask)):  # of checkpoints inside
                 yield
         finally:
             self._swap_out()
