@@ -74,6 +74,18 @@ def test_a_selective_checkpoint_does_not_see_the_masks() -> None:
     torch.testing.assert_close(gradients(model, x), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_a_call_without_gradients_before_the_backward_pass_changes_nothing(reentrant: bool | None) -> None:
+    expected = gradients(*attached(None)[::2])
+    model, _, x = attached(reentrant)
+    torch.manual_seed(1)
+    loss = model(x).square().sum()
+    with torch.no_grad():
+        model(x)
+    loss.backward()
+    torch.testing.assert_close([parameter.grad for parameter in model.parameters()], expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_inside_masked_it_is_so_too(reentrant: bool) -> None:
     expected = gradients(*attached(None)[::2])

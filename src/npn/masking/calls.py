@@ -194,7 +194,8 @@ class MaskedCall:
             self._mask_weights()
 
     def _mask_weights(self) -> None:
-        self.weights.forget_call()
+        if torch.is_grad_enabled():
+            self.weights.forget_call()
         with torch.inference_mode(False), torch.no_grad():  # training uses the tensors cached here
             transformed = torch._C._functorch.peek_interpreter_stack() is not None  # the weights have no memory then
             mask = self.gates.deterministic_mask() if transformed else self.mask()
