@@ -113,6 +113,29 @@ def test_where_code_fails_with_a_single_unit_a_second_one_stays():
     torch.testing.assert_close(model(x), masked)
 
 
+class Patches(nn.Module):
+    """PyTorch computes its products by other ops where they have a single unit, whose strides and sums are others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head, self.weight = nn.Conv2d(3, 6, 3), nn.Linear(6, 4), nn.Parameter(torch.randn(2, 4, 5))
+
+    def forward(self, x):
+        h = self.head(self.conv(x).flatten(2).transpose(1, 2))
+        return torch.einsum("btc,gcd->btd", h, self.weight)
+
+
+def test_other_ops_for_the_same_product_keep_no_second_unit(recwarn):
+    torch.manual_seed(0)
+    model, x = Patches(), torch.randn(4, 3, 5, 5)
+    plastic = npn.attach(model, x)
+    plastic.close("conv", range(5)), plastic.close("head", range(3))
+    masked = model(x)
+    assert plastic.compact().changes == {"conv": (6, 1), "head": (4, 1)}
+    assert not [warning for warning in recwarn if issubclass(warning.category, UserWarning)]
+    torch.testing.assert_close(model(x), masked)
+
+
 def test_a_model_that_can_no_longer_be_traced_shrinks_as_before():
     torch.manual_seed(0)
     model, x = Net(lambda h: h), torch.randn(4, 6)

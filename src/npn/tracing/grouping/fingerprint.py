@@ -54,7 +54,8 @@ def printed(node: Node, env: Mapping[Node, Any], name: str) -> str:
 def computed(graph: Graph) -> list[str]:
     """What a graph computes from its inputs but for moves of elements: ops, numbers that are no sizes, and lines.
 
-    It is coarser than `printed`, and needs no labels, which cannot follow a single unit.
+    It is coarser than `printed`, and needs no labels, which cannot follow a single unit. Matrix products are multiplied
+    and added: by strides and sizes PyTorch chooses between `addmm` and `mm`, and where one entry is summed, `mul`.
 
     Args:
         graph: see `npn.tracing.capture.graph.Capture`.
@@ -66,7 +67,8 @@ def computed(graph: Graph) -> list[str]:
         name = op_name(node) if node.op == "call_function" else ""
         if node in from_inputs and name and name not in MOVEMENT and name not in _COPIES:
             numbers = ", ".join(str(given) for given in _numbers(node, name))
-            shown.append(f"{name}({numbers}) at {source_line(node)}")
+            names = ["mul"] if name in ALONE else ["mul", "add"] if name in WITH_BIAS else [name]
+            shown += [f"{each}({numbers}) at {source_line(node)}" for each in names]
     return shown
 
 
