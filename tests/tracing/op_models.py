@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Make = Callable[[], nn.Module]
@@ -257,6 +258,15 @@ PLACES = {
     "roll_units": between(lambda h: h + h.roll(1, 1), frozen="one unit"),
     "renorm_units": between(lambda h: h.renorm(2, 1, 1.0)),
     "renorm_rows": between(lambda h: h.renorm(2, 0, 1.0), frozen="renorm mixes"),
+    "searchsorted": between(lambda h: h * torch.searchsorted(torch.tensor([0.0, 0.5]).to(h), h.contiguous())),
+    "searchsorted_by_rows": between(
+        lambda h: h * torch.searchsorted(h.sort(0).values.T.contiguous(), h.T.contiguous()).T, frozen="others along a"
+    ),
+    "mse_of_each": between(lambda h: F.mse_loss(h, h.detach() * 0.5, reduction="none")),
+    "huber_of_each": between(lambda h: h + F.huber_loss(h, torch.zeros_like(h), reduction="none", delta=0.5)),
+    "smooth_l1_in_mean": between(lambda h: h * F.smooth_l1_loss(h, torch.zeros_like(h)), frozen="smooth_l1_loss mixes"),
+    "mse_in_sum": between(lambda h: h * F.mse_loss(h, torch.zeros_like(h), reduction="sum"), frozen="mse_loss mixes"),
+    "polar": between(lambda h: torch.polar(h, h * 2).real),
     "bucketize": between(lambda h: h * torch.bucketize(h, torch.tensor([0.0, 0.5]))),
     "constant_of_one_column": between(
         lambda h: h + torch.meshgrid(torch.arange(6.0), torch.arange(8.0), indexing="ij")[0][:, :1]

@@ -236,7 +236,7 @@ _IN_PLACE_MOVES = ("transpose_", "t_", "squeeze_", "unsqueeze_", "as_strided_") 
 # without the tag "pointwise", some of them in older versions of torch only
 _ELEMENTWISE = ("clone", "_to_copy", "detach", "alias", "lift_fresh_copy", "native_dropout", "contiguous",
                 "where", "hardswish", "masked_fill", "fill", "bernoulli", "prelu", "_prelu_kernel", "rrelu_with_noise",
-                "leaky_relu", "_conj_physical", "ldexp", "fake_quantize_per_tensor_affine_cachemask",
+                "leaky_relu", "_conj_physical", "ldexp", "polar", "fake_quantize_per_tensor_affine_cachemask",
                 "_fake_quantize_per_tensor_affine_cachemask_tensor_qparams", "is_same_size",
                 "_has_same_storage_numel")  # fmt: skip
 

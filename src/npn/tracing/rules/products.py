@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any, cast
 
+import torch
+
 from npn.structure import MIXES
 from npn.tracing.labels import Part, Value, canonical, contract, fixed_input, merge, reduce, restrict
 from npn.tracing.rules.call import Call, Rules, unknown
@@ -150,6 +152,29 @@ def bucketize(call: Call) -> Any:
     for part in call.args[1].parts:
         call.ledger.freeze(part.labels, f"boundaries of bucketize at {call.where}")
     return pointwise(replace(call, args=call.args[:1], kwargs={}))
+
+
+@RULES.of("searchsorted")
+def searchsorted(call: Call) -> Any:
+    """As `bucketize`, if one line of boundaries serves all."""
+    boundaries, value = call.args[:2]
+    if not isinstance(value, Value) or len(boundaries.shape) > 1:
+        return unknown(call, f"boundaries of searchsorted at {call.where} are others along an axis")
+    return bucketize(replace(call, args=(value, boundaries)))
+
+
+@RULES.of("mse_loss", "smooth_l1_loss", "huber_loss")
+def distances(call: Call) -> Any:
+    """The distance of two values, element by element or as a mean."""
+    reduction = call.arg(2, "reduction", 1)
+    both = list(call.args[:2])
+    if reduction == 0:
+        return merge(call.ledger, both, call.shapes[0], call.where)
+    if reduction != 1:
+        return unknown(call, call.mixes)
+    shape = torch.broadcast_shapes(*(value.shape for value in both))
+    every = list(range(len(shape)))
+    return reduce(call.ledger, merge(call.ledger, both, shape, call.where), every, False, call.mixes)
 
 
 @RULES.of("fake_quantize_per_channel_affine_cachemask")
