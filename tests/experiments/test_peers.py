@@ -3,6 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from npn.experiments.peers import networks, outside, recipe
 from npn.experiments.peers.arms import COMMON, KINDS, NAMES
 from npn.experiments.peers.cutting import even_share, threshold
 from npn.experiments.peers.options import PeerOptions
+from npn.experiments.peers.runs import torch_pruning_problem
 
 from .conftest import Recorder
 from .test_runner import Disturbed, interrupt, same_result
@@ -179,6 +181,24 @@ def test_torch_pruning_prunes_to_the_budget():
     assert not torch.equal(model.conv2.weight.grad, before)
     small = outside.pruned(model, example, "fc", 0.3 * DENSE)
     assert npn.count_params(small, biases=False) <= 0.3 * DENSE and small(example).shape == (2, 3)
+
+
+def test_what_torch_pruning_cannot_do_is_told_before_any_run(monkeypatch):
+    """Seen with its release 1.6.1 on shortcuts that pad channels."""
+    example = torch.randn(2, 1, 6, 6)
+
+    class Fails:
+        def step(self):
+            raise IndexError("index 32 is out of bounds")
+
+    monkeypatch.setattr(outside, "pruner", lambda *_: Fails())
+    assert outside.problem(Small(), example, "fc") == "fails on this network (IndexError: index 32 is out of bounds)"
+    monkeypatch.setattr(outside, "pruner", lambda *_: SimpleNamespace(step=lambda: None))
+    assert outside.problem(Small(), example, "fc") is None
+    monkeypatch.setattr(outside, "installed", lambda: False)
+    torch_pruning_problem.cache_clear()
+    assert torch_pruning_problem("lenet300") == 'not installed: pip install "npn[peers]"'
+    torch_pruning_problem.cache_clear()
 
 
 @pytest.mark.parametrize("mode", ["reinmax", "gradual-fisher"])

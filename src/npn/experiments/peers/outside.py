@@ -41,6 +41,21 @@ def pruner(model: nn.Module, example: Tensor, last: str, strength: float) -> Any
     )
 
 
+def problem(model: nn.Module, example: Tensor, last: str) -> str | None:
+    """Why Torch-Pruning cannot prune a model; None if its first step passes.
+
+    Args:
+        model: changed in place.
+        example, last: see `pruner`.
+    """
+    try:
+        pruner(model, example, last, 0.0).step()
+        model.eval()(example)
+    except Exception as error:
+        return f"fails on this network ({type(error).__name__}: {error})"
+    return None
+
+
 def pruned(model: nn.Module, example: Tensor, last: str, weights: float) -> nn.Module:
     """Prune a model with Torch-Pruning until its weights fit into a budget.
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from npn._utils import cpu
+from npn._utils.rng import preserved_rng
 from npn.experiments.engine.campaign import Arm, Campaign, Train
 from npn.experiments.engine.options import Options
 from npn.experiments.engine.recipe import Experiment, Outcome
@@ -29,20 +32,32 @@ def absent(experiment: Experiment, options: Options, path: Path, resume: bool) -
     raise Interrupted
 
 
-def missing(name: str, network: str, installed: Callable[[], bool] = outside.installed) -> str | None:
+@cache
+def torch_pruning_problem(network: str) -> str | None:
+    """Why Torch-Pruning cannot run on a network; None if it can.
+
+    Args:
+        network: name of the network.
+    """
+    if not outside.installed():
+        return 'not installed: pip install "npn[peers]"'
+    chosen = NETWORKS[network]
+    with preserved_rng():
+        return outside.problem(chosen.full(), cpu.zeros(1, *chosen.shape), chosen.last)
+
+
+def missing(name: str, network: str, problem: Callable[[str], str | None] = torch_pruning_problem) -> str | None:
     """Say why a method cannot run; None if it can.
 
     Args:
         name: of the method.
         network: name of the network.
-        installed: whether Torch-Pruning can be imported.
+        problem: network -> why Torch-Pruning cannot run on it.
     """
     needs = KINDS[name].needs
     if needs == "BatchNorm" and not network.startswith("resnet"):
         return "needs BatchNorm"
-    if needs == "Torch-Pruning" and not installed():
-        return 'not installed: pip install "npn[peers]"'
-    return None
+    return problem(network) if needs == "Torch-Pruning" else None
 
 
 class Comparison:
