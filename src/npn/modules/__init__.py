@@ -4,7 +4,7 @@ from npn.modules.absent import absent, absent_paths
 from npn.modules.attention import UnfusedAttention
 from npn.modules.described import described_sizes
 from npn.modules.gated import InputGate, gated_layer
-from npn.modules.integers import assigned, increased, integers, parsed, replaced, shared_objects
+from npn.modules.integers import assigned, holding, increased, integers, parsed, replaced, shared_objects
 from npn.modules.select import full_length, hook_of, input_dim, materialize_selects, set_select
 from npn.modules.unfuse import fuse, unfuse
 
@@ -18,6 +18,7 @@ __all__ = [
     "full_length",
     "fuse",
     "gated_layer",
+    "holding",
     "hook_of",
     "increased",
     "input_dim",

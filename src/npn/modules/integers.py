@@ -1,11 +1,12 @@
 """Integers that modules keep, by name: `num_heads`, `shape[0]`, `config.num_heads`, `config[num_heads]` of a dict."""
 
+import contextlib
 import copy
 import dataclasses
 import enum
 import types
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -89,6 +90,23 @@ def replaced(module: nn.Module, entries: Mapping[str, Any]) -> dict[str, Any]:
         attribute, at = parsed(name)
         values[attribute] = _replaced(values.get(attribute, getattr(module, attribute)), at, entry)
     return values
+
+
+@contextlib.contextmanager
+def holding(values: Mapping[tuple[nn.Module, str], Any]) -> Iterator[None]:
+    """Inside, modules have other values in some attributes.
+
+    Args:
+        values: (module, attribute) -> value.
+    """
+    before = {(module, attribute): getattr(module, attribute) for module, attribute in values}
+    for (module, attribute), value in values.items():
+        object.__setattr__(module, attribute, value)
+    try:
+        yield
+    finally:
+        for (module, attribute), value in before.items():
+            object.__setattr__(module, attribute, value)
 
 
 def parsed(name: str) -> tuple[str, str]:

@@ -1,14 +1,14 @@
 """Trace a model at other sizes: integer attributes change temporarily, and no memory is allocated."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 from torch import nn
 
 from npn._utils.models import in_mode
 from npn.errors import ResizeError, TraceError
-from npn.modules import described_sizes, increased
+from npn.modules import described_sizes, holding, increased
 from npn.structure import Key, Structure, difference, match_groups, resized_shapes, without_units
 from npn.tracing.capture.graph import Capture, capture, output_shapes
 from npn.tracing.one_trace import single_trace
@@ -18,8 +18,9 @@ class OtherUnits(ResizeError):
     """At some sizes a model can be traced, and has other units than it had."""
 
 
-@contextlib.contextmanager
-def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[None]:
+def attributes_changed(
+    model: nn.Module, structure: Structure, change: Mapping[str, int]
+) -> AbstractContextManager[None]:
     """Change the integer attributes that follow a group's size, and those that describe parameters, inside the context.
 
     Args:
@@ -38,15 +39,7 @@ def attributes_changed(model: nn.Module, structure: Structure, change: Mapping[s
         for slot in group.slots if count else ():
             lengths[slot.key] = lengths.get(slot.key, 0) + count * slot.index.shape[1]
     edits += described_sizes(model, lengths, follow, structure.bare)
-    values = increased(edits)
-    before = {(module, name): getattr(module, name) for module, name in values}
-    for (module, name), value in values.items():
-        object.__setattr__(module, name, value)
-    try:
-        yield
-    finally:
-        for (module, name), value in before.items():
-            object.__setattr__(module, name, value)
+    return holding(increased(edits))
 
 
 def outputs_at(

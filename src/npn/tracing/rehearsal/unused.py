@@ -4,13 +4,13 @@ A config has dozens of numbers, most of which only the constructors have read. T
 size takes a run; to see that many are not read takes one for all of them.
 """
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 from torch import nn
 
-from npn.modules import integers, replaced
+from npn.modules import holding, integers, replaced
 
 
 class Unusable:
@@ -22,25 +22,19 @@ class Unusable:
     __eq__ = __ne__ = __hash__ = __bool__ = __repr__ = __str__ = __format__ = _raise
 
 
-@contextlib.contextmanager
-def taken_away(model: nn.Module, names: Collection[str]) -> Iterator[None]:
+def taken_away(model: nn.Module, names: Collection[str]) -> AbstractContextManager[None]:
     """Put something unusable in the place of all integers of some names, in all modules, inside the context.
 
     Args:
         model: the model.
         names: see `npn.modules.integers`.
     """
-    before: dict[tuple[nn.Module, str], Any] = {}
+    values: dict[tuple[nn.Module, str], Any] = {}
     for module in model.modules():
         present = integers(module)
-        for attribute, value in replaced(module, {name: Unusable() for name in names if name in present}).items():
-            before[module, attribute] = vars(module)[attribute]
-            object.__setattr__(module, attribute, value)
-    try:
-        yield
-    finally:
-        for (module, attribute), value in before.items():
-            object.__setattr__(module, attribute, value)
+        taken = replaced(module, {name: Unusable() for name in names if name in present})
+        values |= {(module, attribute): value for attribute, value in taken.items()}
+    return holding(values)
 
 
 def needed(names: list[str], works_without: Callable[[list[str]], bool]) -> set[str]:
