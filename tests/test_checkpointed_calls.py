@@ -152,6 +152,26 @@ def test_an_error_in_the_backward_pass_leaves_no_mask() -> None:
     assert all(map(torch.equal, model.parameters(), weights))
 
 
+def test_an_interrupted_swap_in_the_backward_pass_leaves_no_mask(monkeypatch) -> None:
+    """Ctrl-C after the first weight has been replaced once more."""
+    model, _, x = attached(False)
+    weights = [parameter.detach().clone() for parameter in model.parameters()]
+    loss, real, count = model(x).square().sum(), torch.Tensor.data, 0
+
+    def interrupted(self, value) -> None:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise KeyboardInterrupt
+        real.__set__(self, value)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(nn.Parameter, "data", property(real.__get__, interrupted), raising=False)
+        with pytest.raises(KeyboardInterrupt):
+            loss.backward()
+    assert count > 2 and all(map(torch.equal, model.parameters(), weights))
+
+
 def test_nothing_of_torch_stays_replaced_and_threads_have_their_own_masks() -> None:
     before = vars(checkpoints).copy(), dict(vars(checkpoints.CheckpointFunction))
     expected = gradients(*attached(None)[::2])

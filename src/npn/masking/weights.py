@@ -131,13 +131,10 @@ class MaskedWeights:
 
     def _watch(self) -> None:
         """Register a gradient hook on every parameter that requires grad and has none yet."""
-        for i, parameter in enumerate(() if self.sharded else self._parameters):
+        table = None if self.sharded else self._table
+        for i, parameter in enumerate(() if table is None else table.parameters):
             if parameter.requires_grad and i not in self._handles:
                 self._handles[i] = parameter.register_hook(self._hook(i))
-
-    @property
-    def _parameters(self) -> list[Tensor]:
-        return self._table.parameters if self._table is not None else []
 
     @contextlib.contextmanager
     def applied(self, mask: Tensor, collect: bool = False) -> Iterator[MaskedPass]:
@@ -255,9 +252,9 @@ class MaskedWeights:
             raise ConfigurationError(UNDER_MASKED)
         if self.table is not under.table:
             raise ConfigurationError(CHANGED_SINCE)
-        with _disable_current_modes():  # such as that of a selective checkpoint, which takes these ops for the layers'
-            self._swap_in(under, under.table.empty())
         try:
+            with _disable_current_modes():  # a selective checkpoint's takes these ops for those of the layers
+                self._swap_in(under, under.table.empty())
             with self._norms.under(mask), masked_again(partial(self._again, under, mask)):  # of checkpoints inside
                 yield
         finally:
