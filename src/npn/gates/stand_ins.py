@@ -17,7 +17,7 @@ def stand_ins(gates: Gates) -> dict[str, tuple[Tensor, ...]]:
     if gates.decision is not None:
         return {}
     found = {}
-    for gate, name in [*((group.gate, group.name) for group in gates.groups), *((g, g.name) for g in gates.weights)]:
+    for name, gate in zip(gates.all_names, gates.each, strict=True):
         index = gate.stand_in
         if len(index):
             found[name] = torch.unravel_index(index.cpu(), gate.logits.shape)
@@ -40,12 +40,12 @@ def keep_stand_ins(
         tensors: name -> tensor of the model.
         optimizers: that may hold weights and logits.
     """
-    single = {gate.name: gate for gate in gates.weights}
+    single, now = gates.unstructured, dict(zip(gates.all_names, gates.each, strict=True))
     kept = dict[str, bool]()
     for name, position in before.items():
-        gate = single.get(name) or next((group.gate for group in gates.groups if group.name == name), None)
-        if gate is None:
+        if name not in now:
             continue
+        gate = now[name]
         sources = plan.sources.get(name, {}) if name in single else {0: plan.units[name]} if name in plan.units else {}
         found = [(sources[a].cpu() == p).nonzero()[:, 0] if a in sources else p for a, p in enumerate(position)]
         kept[name] = all(len(places) for places in found)

@@ -103,7 +103,7 @@ class LpSphere(Method):
         drawn = torch.rand(len(gates), generator=gates.generator, dtype=torch.float32, device=gates.device)
         active = drawn >= share("start", start)
         dual, radius = list[Tensor](), list[Tensor]()
-        for name, mask, gate in zip(self.names, self.plastic.gates.pieces(active), gates.each, strict=True):
+        for name, mask, gate in zip(self.names, gates.pieces(active), gates.each, strict=True):
             rows = self._rows(name, values[name].detach() if name in values else torch.ones_like(gate.logits))
             if not self._moves(name, rows):
                 mask.fill_(True)

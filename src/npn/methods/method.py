@@ -151,16 +151,17 @@ class Method(ABC):
         Args:
             least: what has a lower score does not stay.
         """
-        self.plastic.gates.to(self.plastic.masked_weights.device)
+        gates = self.plastic.gates
+        gates.to(self.plastic.masked_weights.device)
         keep, score = self.chosen()
-        pairs = zip(self.plastic.gates.pieces(keep & (score >= least)), self.plastic.gates.pieces(score), strict=True)
+        pairs = zip(gates.pieces(keep & (score >= least)), gates.pieces(score), strict=True)
         return torch.cat([each.index_fill(0, value.argmax(), True) for each, value in pairs])
 
     def kept(self) -> dict[str, Tensor]:
         """Which units of a group stay, and which single weights of a parameter: name -> bool, (size,) or its shape."""
-        shapes = [gate.logits.shape for gate in self.plastic.gates.each]
-        pieces = zip(self.names, self.plastic.gates.pieces(self.kept_gates()), shapes, strict=True)
-        return {name: piece.view(shape) for name, piece, shape in pieces}
+        gates = self.plastic.gates
+        pieces = zip(self.names, gates.each, gates.pieces(self.kept_gates()), strict=True)
+        return {name: piece.view_as(gate.logits) for name, gate, piece in pieces}
 
     def backward(self, closure: Callable[[], Tensor], *, scale: float | Any = 1.0) -> Tensor:
         """Set the gradients of loss and penalty, for the weights and the method's parameters.
@@ -275,7 +276,7 @@ class Method(ABC):
         gates, names = self.plastic.gates, self.names
         for kind, tensors in ((nn.Parameter, learned or {}), (torch.clone, fixed or {})):
             for name, (values, new) in tensors.items():
-                pieces = zip(gates.each, self.plastic.gates.pieces(values.to(gates.device)), strict=True)
+                pieces = zip(gates.each, gates.pieces(values.to(gates.device)), strict=True)
                 made = [kind(piece.clone().view_as(gate.logits)) for gate, piece in pieces]
                 self._tensors[name] = dict(zip(names, made, strict=True))
                 single = [isinstance(gate, WeightGates) for gate in gates.each]

@@ -43,9 +43,8 @@ class _SparseTraining(Method):
         weights = self.single_weights()
         self.densities = functional.layer_densities({n: w.shape for n, w in weights.items()}, density, distribution)
         active = torch.ones(len(plastic.gates), dtype=torch.bool, device=plastic.gates.device)
-        for (each, weight), piece in zip(
-            weights.items(), self.plastic.gates.pieces(active)[-len(weights) :], strict=True
-        ):
+        pieces = plastic.gates.pieces(active)[-len(weights) :]
+        for (each, weight), piece in zip(weights.items(), pieces, strict=True):
             number = max(1, rounded_down(self.densities[each] * weight.numel()))
             piece.zero_()[self._random(weight.numel()).argsort()[:number]] = True
         self._begin(fixed={"active": (active, 1.0)})

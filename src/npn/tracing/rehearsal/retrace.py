@@ -1,6 +1,7 @@
 """Trace a model at other sizes: integer attributes change temporarily, and no memory is allocated."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 
@@ -42,6 +43,13 @@ def attributes_changed(
     return holding(increased(edits))
 
 
+@contextlib.contextmanager
+def _resized(model: nn.Module, structure: Structure, change: Mapping[str, int]) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Inside, all but the tensors is as at other sizes, in the mode that was traced; gives the tensors' shapes."""
+    with attributes_changed(model, structure, change), in_mode(model, structure.training):
+        yield resized_shapes(structure, change)
+
+
 def outputs_at(
     model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int], meta: bool = False
 ) -> tuple[tuple[int, ...], ...]:
@@ -51,8 +59,8 @@ def outputs_at(
         model, example_inputs, structure, change: see `retrace`.
         meta: see `npn.tracing.capture.graph.output_shapes`.
     """
-    with attributes_changed(model, structure, change), in_mode(model, structure.training):
-        return output_shapes(model, example_inputs, resized_shapes(structure, change), meta)
+    with _resized(model, structure, change) as shapes:
+        return output_shapes(model, example_inputs, shapes, meta)
 
 
 def captured_at(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Capture:
@@ -61,8 +69,8 @@ def captured_at(model: nn.Module, example_inputs: object, structure: Structure, 
     Args:
         model, example_inputs, structure, change: see `retrace`.
     """
-    with attributes_changed(model, structure, change), in_mode(model, structure.training):
-        return capture(model, example_inputs, resized_shapes(structure, change))
+    with _resized(model, structure, change) as shapes:
+        return capture(model, example_inputs, shapes)
 
 
 def retrace(model: nn.Module, example_inputs: object, structure: Structure, change: Mapping[str, int]) -> Structure:
@@ -80,8 +88,7 @@ def retrace(model: nn.Module, example_inputs: object, structure: Structure, chan
     Raises:
         TraceError: tracing cannot follow the forward pass at these sizes.
     """
-    with attributes_changed(model, structure, change), in_mode(model, structure.training):
-        shapes = resized_shapes(structure, change)
+    with _resized(model, structure, change) as shapes:
         found = single_trace(model, example_inputs, shapes, structure.streams, couplings=structure.couplings)
     return replace(found, training=structure.training, modes_differ=structure.modes_differ)
 
