@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from npn._utils.collectives import barrier, rank
 from npn._utils.files import why_not_writable, write_atomically
 from npn._utils.validation import HANDLE, instance
-from npn.checkpoint.content import FORMAT, VERSION, Stateful, Target, pack, unpack
 from npn.checkpoint.matching import densified
+from npn.checkpoint.packing import FORMAT, VERSION, pack
 from npn.checkpoint.spread import gathered, read_parts, split, write_parts
+from npn.checkpoint.states import Stateful
+from npn.checkpoint.unpacking import Target, unpack
 from npn.errors import CheckpointError
 from npn.plasticity import Plasticity
 
@@ -41,7 +43,7 @@ def save(
         stateful: objects whose `state_dict` is saved, under names that `load` is given again.
 
     Raises:
-        CheckpointError: a value could not be loaded again, see `npn.checkpoint.content.pack`, or there can be no file
+        CheckpointError: a value could not be loaded again, see `npn.checkpoint.pack`, or there can be no file
             at the path; nothing was written.
 
     Example:

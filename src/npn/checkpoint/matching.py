@@ -172,6 +172,28 @@ def saved_structure(path: Any, plastic: Plasticity, content: Mapping[str, Any], 
     Raises:
         CheckpointError: gates, groups, optimizers or penalty do not correspond.
     """
+    _check_same_gates(path, plastic, content, rest)
+    groups = []
+    for group, saved in zip(rest.groups, content["groups"], strict=True):
+        if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:
+            raise CheckpointError(
+                f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded"
+            )
+        slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
+        groups.append(replace(group, size=len(slots[0].index), slots=slots))
+    saved = content.get("buffers", {}) | content["model"]
+    saved_shapes = {name: tuple(t.shape) for name, t in saved.items() if isinstance(t, Tensor)}
+    shapes = {name: saved_shapes.get(name, shape) for name, shape in rest.shapes.items()}
+    columns = []
+    for part, saved in zip(rest.columns, content.get("columns", ()), strict=True):
+        columns.append(replace(part, kept=saved["kept"]))
+        shape = shapes[part.tensor]
+        shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
+    return replace(rest, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
+
+
+def _check_same_gates(path: Any, plastic: Plasticity, content: Mapping[str, Any], rest: Structure) -> None:
+    """Raise unless gates, groups, optimizers and penalty of the target are those of the file, whatever their sizes."""
     if "plastic" not in content:
         raise CheckpointError(f"{path} holds a plain model without gates; load it into the model before npn.attach")
     function = content["plastic"]["function"]
@@ -202,23 +224,6 @@ def saved_structure(path: Any, plastic: Plasticity, content: Mapping[str, Any], 
             "Nothing was loaded"
         )
     copy.deepcopy(plastic.penalty).load_state_dict(content["plastic"]["penalty"])  # raises if it is another kind
-    groups = []
-    for group, saved in zip(rest.groups, content["groups"], strict=True):
-        if [(s["tensor"], s["axis"]) for s in saved["slots"]] != [slot.key for slot in group.slots]:
-            raise CheckpointError(
-                f"{path}: the units of {group.name!r} live elsewhere in this model; nothing was loaded"
-            )
-        slots = tuple(replace(a, index=b["index"]) for a, b in zip(group.slots, saved["slots"], strict=True))
-        groups.append(replace(group, size=len(slots[0].index), slots=slots))
-    saved = content.get("buffers", {}) | content["model"]
-    saved_shapes = {name: tuple(t.shape) for name, t in saved.items() if isinstance(t, Tensor)}
-    shapes = {name: saved_shapes.get(name, shape) for name, shape in rest.shapes.items()}
-    columns = []
-    for part, saved in zip(rest.columns, content.get("columns", ()), strict=True):
-        columns.append(replace(part, kept=saved["kept"]))
-        shape = shapes[part.tensor]
-        shapes[part.tensor] = (*shape[: part.axis], saved["full"], *shape[part.axis + 1 :])
-    return replace(rest, groups=tuple(groups), shapes=shapes, columns=tuple(columns))
 
 
 def densified(content: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

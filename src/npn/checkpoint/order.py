@@ -43,7 +43,7 @@ def in_saved_order(plastic: Plasticity, content: Mapping[str, Any], number: int)
 
     Args:
         plastic: the target.
-        content: the result of `npn.checkpoint.content.pack`.
+        content: the result of `npn.checkpoint.pack`.
         number: of the optimizer.
     """
     parameters = [p for group in plastic.optimizers[number].param_groups for p in group["params"]]
@@ -64,7 +64,7 @@ def matching_states(
     Args:
         path: source of the content, for the error message.
         plastic: the target.
-        content: the result of `npn.checkpoint.content.pack`.
+        content: the result of `npn.checkpoint.pack`.
         gone: paths of the branches that the checkpoint has lost.
         lost: tensors of the gates that go with them.
 

@@ -21,7 +21,7 @@ def copied(content: Mapping[str, Any]) -> dict[str, Any]:
     """Copy the dicts of a checkpoint that hold large tensors, but not the tensors.
 
     Args:
-        content: the result of `npn.checkpoint.content.pack`.
+        content: the result of `npn.checkpoint.pack`.
     """
     new = {**content, "model": dict(content["model"])}
     if "optimizers" in content:
@@ -36,7 +36,7 @@ def large_tensors(content: Mapping[str, Any]) -> Places:
     """The tensors of the model and of optimizers' state, in the same order on all processes.
 
     Args:
-        content: the result of `npn.checkpoint.content.pack`.
+        content: the result of `npn.checkpoint.pack`.
     """
     holders = {"model": content["model"]}
     for number, (_, state) in enumerate(content.get("optimizers", ())):
@@ -51,7 +51,7 @@ def gathered(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """A checkpoint with whole tensors, one after the other; the first process keeps them in its memory, no other does.
 
     Args:
-        content: the result of `npn.checkpoint.content.pack`; returned as it is where nothing is split.
+        content: the result of `npn.checkpoint.pack`; returned as it is where nothing is split.
     """
     if not any(is_shard(value) for *_, value in large_tensors(content)):
         return content
@@ -83,7 +83,7 @@ def write_parts(folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         folder: to write to.
-        content: the result of `npn.checkpoint.content.pack`.
+        content: the result of `npn.checkpoint.pack`.
 
     Returns:
         The rest: the content, with tensors without data in their places.
