@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from npn import candidates, connections, description, following, resizing, surgery
-from npn import optimizers as checks
+from npn import candidates, connections, description, following, optimizer_steps, resizing, surgery
 from npn._utils.copies import deep_copy
 from npn._utils.inputs import model_dtype, moved_with
 from npn._utils.validation import whole_number
@@ -22,6 +21,7 @@ from npn.functional.table import check_estimator
 from npn.gates import CLOSED, OPEN, Gates, Pricing, UnitGroup, WeightGates
 from npn.masking import MaskedCall, MaskedWeights
 from npn.modules import materialize_selects
+from npn.optimizers import tracked
 from npn.penalty import CostTerm, Penalty
 from npn.step import Evaluate, Step
 from npn.structure import Frozen, Structure, open_sizes
@@ -84,7 +84,7 @@ class Plasticity:
         self._after_step = AfterStep(self.gates, self.masked_weights)
         self._call.register(model)
         self.penalty.bind(self)
-        checks.watch(self.masked_weights)
+        optimizer_steps.watch(self.masked_weights)
 
     @property
     def model(self) -> nn.Module:
@@ -194,12 +194,12 @@ class Plasticity:
         Raises:
             OptimizerError: a parameter is in two, gates decay, or no resize can move an optimizer's state.
         """
-        self.optimizers = checks.tracked(self.optimizers, optimizers, self.model, self.gates)
+        self.optimizers = tracked(self.optimizers, optimizers, self.model, self.gates)
         self._after_step.watch(self.optimizers)
 
     def untrack(self, *optimizers: Optimizer) -> None:
         """Forget tracked optimizers that no longer step, for example after the next stage has replaced them."""
-        self.optimizers = checks.forgotten(self.optimizers, optimizers)
+        self.optimizers = optimizer_steps.forgotten(self.optimizers, optimizers)
         self._after_step.watch(self.optimizers)
 
     def backward(self, closure: Loss, *, scale: float | Any = 1.0) -> Tensor:
@@ -395,5 +395,5 @@ class Plasticity:
         new = deep_copy(self, memo, fresh)
         new._after_step = AfterStep(new.gates, new.masked_weights)
         new.pricing = Pricing(new._model, new.structure, new.gates, full=self.pricing)
-        checks.watch(new.masked_weights)
+        optimizer_steps.watch(new.masked_weights)
         return new

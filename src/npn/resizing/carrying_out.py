@@ -6,7 +6,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from npn import optimizers as checks
 from npn import surgery
 from npn._utils.collectives import broadcast
 from npn._utils.models import model_tensors
@@ -16,6 +15,8 @@ from npn.errors import ResizeError
 from npn.gates.stand_ins import keep_stand_ins, stand_ins
 from npn.masking import MaskedCall
 from npn.masking.messages import DETACHED
+from npn.optimizer_steps import check_untracked
+from npn.optimizers import check_optimizers, parameter_names
 from npn.structure import NEW
 from npn.surgery import Finish, Plan, ResizeReport
 
@@ -50,9 +51,9 @@ def resize(
         )
     if not plan.units:
         return surgery.report(plan, before, before)
-    names = checks.parameter_names(model, gates)
-    checks.check_optimizers(optimizers, names, gates)
-    checks.check_untracked(optimizers, names)
+    names = parameter_names(model, gates)
+    check_optimizers(optimizers, names, gates)
+    check_untracked(optimizers, names)
     stood = stand_ins(gates)
     surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), finish)
     keep_stand_ins(gates, stood, plan, model_tensors(model), optimizers)
