@@ -88,7 +88,8 @@ def test_a_layer_of_the_same_shape_takes_the_place_of_another():
     x = torch.randn(2, 4)
     torch.testing.assert_close(model(x), plastic.export()(x))
     plastic.backward(lambda: model(x).square().mean())
-    assert model[2].weight.grad[:, 1].abs().sum() == 0 and model[2].weight.grad[:, 0].abs().sum() > 0
+    gradient = model[2].weight.grad
+    assert gradient[:, 1].abs().sum() == 0 and gradient.abs().sum() > 0
 
 
 class Dynamic(nn.Module):

@@ -43,7 +43,7 @@ class MaskedCall:
         self._inner = 0  # depth of calls of the model inside its own call
         self._held = False  # whether `held` keeps the masks on
         self._lock = threading.Lock()  # of entering
-        self._saved: Any = None
+        self._masks = contextlib.ExitStack()  # around the call under way
         self._caller: tuple[int, FrameType] | None = None  # thread and frame of the call under way
         self._ids: tuple[int, int, int, int] = (0, 0, 0, 0)  # of the hooks
         # wrappers that have called the model -> its structure then
@@ -206,7 +206,7 @@ class MaskedCall:
                 "units are closed, and torch.func transforms cannot run a model under masks; call plastic.compact() "
                 "first, or transform plastic.export()"
             )
-        self._saved = self.weights.mask_call(mask)
+        self._masks.enter_context(self.weights.in_call(mask))
         self._caller = (threading.get_ident(), next(f for f in _stack() if not _passing(f)))
         self.entered = True
 
@@ -223,8 +223,7 @@ class MaskedCall:
     def _leave(self) -> None:
         """Restore the weights after a call."""
         self.entered, self._caller = False, None
-        self.weights.unmask_call(self._saved)
-        self._saved = None
+        self._masks.close()
 
     def __reduce__(self) -> Any:
         raise PlasticityError(
@@ -237,7 +236,7 @@ class MaskedCall:
         memo[id(self)] = new
         vars(new).update(vars(self))
         new._wrappers = weakref.WeakKeyDictionary()
-        new._saved, new._caller, new._held, new._lock = None, None, False, threading.Lock()
+        new._masks, new._caller, new._held, new._lock = contextlib.ExitStack(), None, False, threading.Lock()
         new.entered, new._inner, new.copied = False, 0, True
         new.gates, new.weights = copy.deepcopy(self.gates, memo), copy.deepcopy(self.weights, memo)
         return new

@@ -196,50 +196,39 @@ class MaskedWeights:
         """What a resize moves along with the weights: their `dense_gradients`."""
         return [Extra(gradient, name, 0, True) for name, gradient in self.dense_gradients().items()]
 
-    def mask_call(self, mask: Tensor) -> Any:
-        """Replace the weights by masked copies for a call outside a training step.
+    @contextlib.contextmanager
+    def in_call(self, mask: Tensor) -> Iterator[None]:
+        """Replace the weights by masked copies inside the context, that of a call outside a training step.
 
-        The call may be differentiated after the weights are restored: autograd saves the masked copies.
+        The call may be differentiated after the weights are restored: autograd saves the masked copies, and gradients
+        that arrive later are still masked.
 
         Args:
             mask: (gates,), the deterministic mask.
 
-        Returns:
-            The argument of `unmask_call`.
+        Raises:
+            ConfigurationError: the model is sharded, and the call may be differentiated.
         """
-        if self.sharded and torch.is_grad_enabled():
+        grad = torch.is_grad_enabled()
+        if self.sharded and grad:
             raise ConfigurationError(
                 "units are closed, and the backward pass of a sharded model would gather weights without masks; call "
                 "it under torch.no_grad(), inside plastic.backward, or after plastic.compact()"
             )
-        table, entered = self.table, contextlib.ExitStack()
-        self._now = MaskedPass(table, mask)
+        table = self.table
+        self._now = under = MaskedPass(table, mask)
         try:
             with torch.inference_mode(False):
-                self._swap_in(self._now, table.empty())  # not those of steps: autograd keeps them
+                self._swap_in(under, table.empty())  # not those of steps: autograd keeps them
             self._watch()
-            grad = torch.is_grad_enabled()
-            if grad:  # before the norms, which notice what is entered later
-                entered.enter_context(copies_kept())
-                entered.enter_context(masked_again(partial(self._again, self._now, mask)))
-            entered.enter_context(self._norms.under(mask, self.model))
-        except BaseException:
-            with contextlib.suppress(RuntimeError):
-                self.unmask_call((entered, False))
-            raise
-        return entered, grad
-
-    def unmask_call(self, saved: Any) -> None:
-        """Undo `mask_call`; gradients that arrive later are still masked.
-
-        Args:
-            saved: the result of `mask_call`.
-        """
-        entered, grad = saved
-        try:
-            entered.close()
+            with contextlib.ExitStack() as entered:
+                if grad:  # before the norms, which notice what is entered later
+                    entered.enter_context(copies_kept())
+                    entered.enter_context(masked_again(partial(self._again, under, mask)))
+                entered.enter_context(self._norms.under(mask, self.model))
+                yield
         finally:
-            self._last_call, self._now = self._now if grad else self._last_call, None
+            self._last_call, self._now = under if grad else self._last_call, None
             self._swap_out()
 
     @contextlib.contextmanager
