@@ -1,6 +1,7 @@
 """Tries of attributes on the meta device: the same groups, attributes and reasons as with fake tensors alone."""
 
 import gc
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -100,3 +101,29 @@ def test_collections_go_on_after_a_trace():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+class Attention(nn.Module):
+    """The width of a head follows from the number of heads, so that the code runs at any size."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = 4
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
+
+    def forward(self, x):
+        q, k, v = (f(x).view(2, 3, self.heads, -1).transpose(1, 2) for f in (self.q, self.k, self.v))
+        return x + self.o(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_what_helps_one_layer_is_tried_on_all_others_at_once(monkeypatch):
+    tried, whole = [], Rehearsal._resized
+    monkeypatch.setattr(Rehearsal, "_resized", lambda self, *a: tried.append(a) or whole(self, *a))
+
+    def number(names):
+        tried.clear()
+        structure = trace(nn.Sequential(OrderedDict((name, Attention()) for name in names)), X)
+        assert {g.name: g.attributes for g in structure.groups} == {f"{n}.q": ((n, "heads", 1),) for n in names}
+        return len(tried)
+
+    assert number(["down", "up"]) == number(["down", "middle", "up", "first", "last"])

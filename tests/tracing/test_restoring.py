@@ -48,3 +48,21 @@ def test_everything_is_as_it_was() -> None:
     assert model.space is space and space.h is None and space.all == []
     assert model.kept.seen is seen and seen == []
     assert model.counts["calls"] is counts and float(counts) == 0.0
+
+
+class Frozen(OrderedDict):
+    """A config that refuses changes, as those of diffusers."""
+
+    def _refused(self, *_: object) -> None:
+        raise TypeError("this config cannot be changed")
+
+    __delitem__ = clear = pop = update = setdefault = _refused  # type: ignore[assignment]
+
+
+def test_a_dict_may_refuse_changes() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    model.config = config = Frozen(width=8)
+    plastic = npn.attach(model, torch.randn(3, 4))
+    plastic.close("0", [1])
+    plastic.compact()
+    assert model.config is config and config == {"width": 8} and plastic.export().config == {"width": 8}

@@ -4,6 +4,7 @@ import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from operator import is_
 from types import SimpleNamespace
 from typing import Any
 
@@ -63,8 +64,22 @@ def _holder(value: Any) -> Any:
 
 
 def _refill(holder: Any, contents: Any) -> None:
+    """Put the contents back where others are there now; a dict that refuses changes has its own still."""
+    if _same(holder, contents):
+        return
     holder.clear()
     (holder.extend if isinstance(holder, (list, deque)) else holder.update)(contents)
+
+
+def _same(holder: Any, contents: Any) -> bool:
+    """Whether a container has the very entries of another one, in the same order."""
+    if len(holder) != len(contents):
+        return False
+    if isinstance(contents, set):
+        return all(entry in holder for entry in contents)
+    if isinstance(contents, dict):
+        return all(map(is_, holder, contents)) and all(map(is_, holder.values(), contents.values()))
+    return all(map(is_, holder, contents))
 
 
 def _rewrite(tensor: Tensor, value: Tensor) -> None:

@@ -61,6 +61,7 @@ class Rehearsal:
         self._end = process_time() + seconds
         self._present = structure
         self._used: dict[str, bool] = {}  # names of integers that have been looked at
+        self._traced: dict[tuple[Any, ...], Problem | None] = {}  # what came of a trace, by what it depends on
 
     @functools.cached_property
     def _runs_on_fakes(self) -> bool:
@@ -134,6 +135,14 @@ class Rehearsal:
             structure: at the present sizes.
             names: of the groups that change.
         """
+        groups = {group.name: group for group in structure.groups}
+        key = tuple(groups), *((name, groups[name].attributes, groups[name].multiple) for name in names)
+        if key not in self._traced:
+            self._traced[key] = self._resized(structure, names)
+        return self._traced[key]
+
+    def _resized(self, structure: Structure, names: Sequence[str]) -> Problem | None:
+        """`trace`, whether or not it was done before."""
         more = _more(structure, names)
         crowded = _crowded(structure, names)
         order = list(crowded)

@@ -55,7 +55,8 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             break
-        structure = _narrow(rehearsal, structure, problem, ran)
+        helped = None if rehearsal.expired else _as_others(rehearsal, structure, problem)
+        structure = helped or _narrow(rehearsal, structure, problem, ran)
     return structure
 
 
@@ -101,6 +102,31 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: S
     repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace)
     changed = repaired != structure
     return repaired if changed else freeze(structure, names, alone.reason)
+
+
+def _as_others(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> Structure | None:
+    """The structure in which attributes that have helped other groups follow those that fail; None if that helps none.
+
+    A model has the same layers in many places, and one trace sees which of them pass so.
+    """
+    guesses = dict[str, Trial]()
+    for group in structure.groups:
+        if group.name in problem.groups:
+            may_follow = trials(rehearsal.model, structure, group)
+            likely = _likely(rehearsal, may_follow)
+            if likely and likely[0] != group.attributes:
+                guesses[group.name] = likely[0]
+    if not guesses:
+        return None
+    tried = structure
+    for name, attributes in guesses.items():
+        tried = _with(tried, name, attributes)
+    left = rehearsal.trace(tried, _names(tried))
+    if left is not None and not set(left.groups) < set(problem.groups):
+        return None
+    for name in guesses.keys() & (left.groups if left else ()):
+        tried = _with(tried, name, next(g.attributes for g in structure.groups if g.name == name))
+    return tried
 
 
 def _failing_kind(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[list[Group]]) -> list[Group]:
@@ -201,13 +227,14 @@ def fitting_attributes(
             reasons[trial] = None if found is None else found.reason
         return reasons[trial] is None
 
-    base, *by_name = may_follow.by_name()
+    base = may_follow.base
     passes(base)  # what fails without any
-    every = [*by_name, *may_follow.combined(set(may_follow.options))]
-    likely = [trial for trial in every if _attribute_names(trial) in rehearsal.repairs]
-    found = _first(rehearsal, [*filter(None, [base]), *likely, *by_name], passes)
+    found = _first(rehearsal, [*filter(None, [base]), *_likely(rehearsal, may_follow)], passes)
     if found is None:
         may_follow = _used(rehearsal, may_follow)
+        by_name = may_follow.by_name()[1:]
+        found = _first(rehearsal, by_name, passes)
+    if found is None:
         each = [trial for trial in by_name if len(_attribute_names(trial) - _attribute_names(base)) == 1]
         moved = {entry for t in each if reasons.get(t) != reasons[base] for entry in t if entry not in base}
         found = _first(rehearsal, may_follow.combined(moved), passes)
@@ -218,6 +245,12 @@ def fitting_attributes(
     found = nearest if passes(nearest) else found
     rehearsal.repairs.add(_attribute_names(found))
     return found
+
+
+def _likely(rehearsal: Rehearsal, may_follow: Trials) -> list[Trial]:
+    """Those with the names that have helped other groups."""
+    every = [*may_follow.by_name()[1:], *may_follow.combined(set(may_follow.options))]
+    return [trial for trial in every if _attribute_names(trial) in rehearsal.repairs]
 
 
 def _used(rehearsal: Rehearsal, may_follow: Trials) -> Trials:
