@@ -91,6 +91,22 @@ def test_a_plain_model_gets_the_mask_of_evaluation_in_its_weights(tiny, tmp_path
     torch.testing.assert_close(plain(x), model.eval()(x), atol=1e-6, rtol=1e-5)
 
 
+NONE_BY_RULE = {
+    "beta_bernoulli": lambda plastic: methods.BetaBernoulli(plastic, examples=10, threshold=0.9),
+    "targeted_dropout": lambda plastic: methods.TargetedDropout(plastic, targeted=1.0),
+}
+
+
+@pytest.mark.parametrize("name", NONE_BY_RULE)
+def test_a_plain_model_gets_the_mask_of_a_method_that_keeps_the_best_unit_alone(tmp_path, name):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(5, 4)
+    plastic = npn.attach(model, x)
+    npn.save(tmp_path / "a.npn", plastic, method=NONE_BY_RULE[name](plastic))  # before any call of the model
+    plain = npn.load(tmp_path / "a.npn", nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)))
+    torch.testing.assert_close(plain(x), model(x))
+
+
 @pytest.mark.parametrize("options", [{"branches": ["b1", "b2"]}, {"columns": "head"}, {"unstructured": "*"}])
 def test_masks_of_branches_columns_and_single_weights_reach_a_plain_model(tmp_path, options):
     torch.manual_seed(0)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from npn._utils import cpu
@@ -96,7 +97,7 @@ def pack_buffers(target: nn.Module | Plasticity) -> dict[str, Tensor]:
 
 
 def pack_masks(plastic: Plasticity) -> dict[str, Any]:
-    """The mask of evaluation where a method's has values between 0 and 1, which a plain model has in its weights.
+    """The mask of evaluation where a method's is not just what stays, which a plain model has in its weights.
 
     Args:
         plastic: the handle to save.
@@ -109,7 +110,7 @@ def pack_masks(plastic: Plasticity) -> dict[str, Any]:
     if decision is None:
         return {}
     mask = decision.evaluation_mask().detach().cpu()
-    partial = {"gates": mask} if bool(((mask != 0) & (mask != 1)).any()) else {}
+    partial = {} if torch.equal(mask, decision.kept_gates().to(mask)) else {"gates": mask}
     return partial if decision.folds else partial | {"needs": type(decision).__name__}
 
 

@@ -58,6 +58,7 @@ def pack(
     if isinstance(target, Plasticity):
         check_decision(target, (stateful or {}).values(), "npn.save(path, plastic, method=method)")
         _check_unchanged(target)
+        target.gates.decide()  # weights or a method's parameters may have changed since the last call of the model
     if isinstance(target, nn.Module) and has_closed_units(target):
         raise CheckpointError(
             "units of the model are closed, which its weights do not tell; save the handle that npn.attach returned, "
