@@ -107,6 +107,23 @@ def test_a_plain_model_gets_the_mask_of_a_method_that_keeps_the_best_unit_alone(
     torch.testing.assert_close(plain(x), model(x))
 
 
+def test_the_cut_of_slimming_is_in_the_checkpoint(tmp_path):
+    def build():
+        model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        plastic = npn.attach(model, torch.zeros(2, 4))
+        return model, plastic, methods.Slimming(plastic)
+
+    model, plastic, method = build()
+    nn.init.uniform_(model[1].weight)
+    method.cut(0.5)
+    npn.save(tmp_path / "a.npn", plastic, method=method)
+    again, other, same = build()
+    npn.load(tmp_path / "a.npn", other, method=same)
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+    assert same.compact().changes == {"0": (8, 4)}
+
+
 @pytest.mark.parametrize("options", [{"branches": ["b1", "b2"]}, {"columns": "head"}, {"unstructured": "*"}])
 def test_masks_of_branches_columns_and_single_weights_reach_a_plain_model(tmp_path, options):
     torch.manual_seed(0)

@@ -48,6 +48,7 @@ class Slimming(Method):
     """
 
     whole_units = True
+    saved = ("threshold",)
 
     def __init__(self, plastic: Plasticity, *, weight: float = 1e-4) -> None:
         super().__init__(plastic)
