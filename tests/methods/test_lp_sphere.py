@@ -252,3 +252,15 @@ def test_masked_weights_return_by_the_gradient_relative_to_that_of_their_row():
     chosen = promise.flatten().argsort(descending=True)[: int(back.sum())]
     assert int(back.sum()) > 2 and set(back.flatten().nonzero().flatten().tolist()) <= set(chosen.tolist())
     assert int(back[:3].sum())
+
+
+@pytest.mark.parametrize("options", [{}, {"unstructured": "*"}])
+def test_a_gradient_that_overflows_moves_nothing_to_nan(options):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(5, 4)
+    method = methods.LpSphere(npn.attach(model, x, **options), steps=10)
+    for scale in (1.0, torch.tensor(torch.inf), 1.0):  # of a GradScaler, whose optimizer skips the second step
+        method.backward(lambda: model(x).square().mean(), scale=scale)
+        method.after_step()
+        model.zero_grad()
+    assert model(x).isfinite().all()

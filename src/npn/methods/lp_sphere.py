@@ -239,7 +239,7 @@ class LpSphere(Method):
             fresh = norm == 0
             dual = torch.where(fresh, functional.dual_of(rows / length, p), dual)
             radius, norm = torch.where(fresh, length, radius), torch.where(fresh, torch.ones_like(norm), norm)
-        gradient = gradient * active
+        gradient = torch.where(gradient.isfinite().all(), gradient * active, 0.0)  # a GradScaler's factor may overflow
         velocity.mul_(self.momentum).add_(gradient).mul_(active)
         direction = self._rows(name, gradient + self.momentum * velocity)
         self._at("radius", name).copy_(self._from_rows(name, radius * norm ** (1 / (p - 1))))
