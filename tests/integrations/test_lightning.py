@@ -228,8 +228,8 @@ def test_a_trainer_does_what_npns_own_loop_does(estimator, accumulate, clip):
     torch.testing.assert_close(one.state_dict(), two.state_dict())
 
 
-@pytest.mark.parametrize("validate", [True, False])
-def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, validate):
+@pytest.mark.parametrize(("validate", "precision"), [(True, "32-true"), (False, "32-true"), (False, "bf16-true")])
+def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, validate, precision):
     kind = Plain if validate else Bare
     data = [loader(batch=8, shuffle=True), *([loader()] if validate else [])]
 
@@ -239,7 +239,7 @@ def test_a_resumed_training_ends_as_an_uninterrupted_one(tmp_path, validate):
             callback(weight=2e-2, gate_lr=0.1, growth=npn.Growth(grace=4) if validate else None),
         )
         saver = pl.callbacks.ModelCheckpoint(dirpath=tmp_path, filename=f"{epochs}", save_top_k=-1)
-        train = trainer(method, saver, max_epochs=epochs, enable_checkpointing=True)
+        train = trainer(method, saver, max_epochs=epochs, enable_checkpointing=True, precision=precision)
         train.fit(module, *data, ckpt_path=resume)
         return module, method, saver.best_model_path, train
 

@@ -212,6 +212,7 @@ class PlasticityCallback(Session, Callback):
         content = checkpoint.get("callbacks", {}).get(self.state_key)
         if content:
             trainer.strategy.model_to_device()
+            trainer.precision_plugin.convert_module(trainer.lightning_module)  # as Lightning does after loading
             self._begin(trainer)
             start = f"{self.target}." if self.target else ""
             weights = {n.removeprefix(start): v for n, v in checkpoint["state_dict"].items() if n.startswith(start)}
