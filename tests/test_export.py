@@ -52,6 +52,40 @@ def test_pt2_loads_with_any_batch(small, tmp_path):
     torch.testing.assert_close(loaded(x), small.eval()(x))
 
 
+class Heads(nn.Module):
+    """Two answers by name, and a flag before the second input."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x, twice=False, mask=None):
+        h = self.head(x if mask is None else x * mask)
+        return {"scores": 2 * h if twice else h, "sizes": (h.square(), None)}
+
+
+def test_keywords_in_any_order_leave_the_batch_free(tmp_path):
+    model = Heads().eval()
+    inputs = {"mask": torch.ones(3, 4), "twice": True, "x": torch.randn(3, 4)}
+    loaded = torch.export.load(write_model(model, inputs, tmp_path / "model.pt2")).module()
+    other = {"mask": torch.rand(5, 4), "twice": True, "x": torch.randn(5, 4)}
+    torch.testing.assert_close(loaded(**other)["scores"], model(**other)["scores"])
+
+
+@pytest.mark.parametrize(("key", "names"), [("scores", ["scores", "sizes_0"]), ("x", None)])
+def test_onnx_outputs_have_the_names_of_their_keys_unless_an_input_has_one(tmp_path, key, names):
+    runtime = pytest.importorskip("onnxruntime")
+    model = Heads().eval()
+    forward = model.forward
+    model.forward = lambda x: {key: (answer := forward(x))["scores"], "sizes": answer["sizes"]}
+    x = torch.randn(2, 4)
+    session = runtime.InferenceSession(str(write_model(model, x, tmp_path / "model.onnx")))
+    found = [output.name for output in session.get_outputs()]
+    assert found == names or (names is None and "x" not in found)
+    scores, _ = session.run(None, {"x": x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(scores), forward(x)["scores"], atol=1e-5, rtol=1e-4)
+
+
 def test_an_example_of_one_row_leaves_the_batch_free(small, tmp_path):
     """PyTorch would fix a size of 1."""
     x = torch.randn(7, 1, 6, 6)
@@ -200,6 +234,10 @@ def test_bitmaps_are_small_and_load_back_equal(tmp_path):
     dense = write_model(model, torch.zeros(1, 784), tmp_path / "b", "safetensors")
     with pytest.raises(CheckpointError, match="is no bitmap file of npn: write it with npn export --format bitmap"):
         read_bitmap(dense)
+    (tmp_path / "text").write_text("no tensors")
+    for other in ("text", "absent"):
+        with pytest.raises(CheckpointError, match=f"{other} cannot be read as a bitmap file of npn: "):
+            read_bitmap(tmp_path / other)
 
 
 def test_linear_layers_become_sparse_where_that_is_faster(tmp_path, monkeypatch):

@@ -1,16 +1,17 @@
 """Write a plain model for use elsewhere: ONNX, PyTorch's export archive, safetensors; or small, where it has zeros."""
 
 import contextlib
+import inspect
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
 from npn._utils.files import why_not_writable, write_atomically
 from npn._utils.inputs import split_inputs
@@ -44,10 +45,10 @@ def write_model(model: nn.Module, example_inputs: Any, path: str | os.PathLike[s
         model: plain model, such as the result of `plastic.export()`.
         example_inputs: one small batch.
         path: path of the file; missing folders are created.
-        format: "onnx" (needs the extra `onnx`), "pt2" (`torch.export.load` reads it), "safetensors" (weights only),
-            "bitmap" (safetensors with one bit per weight and the weights that are not zero; `read_bitmap` reads it) or
-            "csr" (linear layers sparse where that is faster, see `npn.sparse.to_csr`; `npn.load` reads it). None for
-            what the path's ending says, one of `ENDINGS`.
+        format: "onnx" (needs the extra `onnx`; outputs in dicts are named by the keys), "pt2" (`torch.export.load`
+            reads it), "safetensors" (weights only), "bitmap" (safetensors with one bit per weight and the weights that
+            are not zero; `read_bitmap` reads it) or "csr" (linear layers sparse where that is faster, see
+            `npn.sparse.to_csr`; `npn.load` reads it). None for what the path's ending says, one of `ENDINGS`.
 
     Returns:
         The path.
@@ -145,7 +146,8 @@ def _of_any_batch(model: nn.Module, example_inputs: Any) -> torch.export.Exporte
     args, kwargs = split_inputs(example_inputs)
     batch = torch.export.Dim.AUTO
     shapes = tree_map(lambda x: {0: batch} if isinstance(x, Tensor) and x.dim() else None, (args, kwargs))
-    return torch.export.export(model, args, kwargs or None, dynamic_shapes=(*shapes[0], *shapes[1].values()))
+    by_name = inspect.signature(model.forward).bind(*shapes[0], **shapes[1]).arguments  # in the order of the signature
+    return torch.export.export(model, args, kwargs or None, dynamic_shapes=by_name)
 
 
 def _from_two_rows(model: nn.Module, example_inputs: Any) -> torch.export.ExportedProgram:
@@ -178,9 +180,28 @@ def _check_call(model: nn.Module, example_inputs: Any) -> None:
 
 
 def _onnx(model: nn.Module, example_inputs: Any, path: Path) -> None:
-    program = torch.onnx.export(exported(model, example_inputs), dynamo=True, verbose=False)
+    plain = exported(model, example_inputs)
+    program = torch.onnx.export(plain, dynamo=True, verbose=False, output_names=_output_names(plain))
     assert program is not None
     program.save(str(path))
+
+
+def _output_names(program: torch.export.ExportedProgram) -> list[str] | None:
+    """Names of the outputs by the keys of the dicts that hold them; None for names that ONNX makes up."""
+    outputs = [name for name in program.graph_signature.user_outputs if name is not None]
+    with contextlib.suppress(Exception):  # a user's class of outputs need not take names in place of tensors
+        named = _named(tree_unflatten(program.graph_signature.user_outputs, program.call_spec.out_spec))
+        taken = {node.name for node in program.graph.nodes} - {*outputs}
+        return named if all(named) and len({*named} - taken) == len(outputs) else None
+    return None
+
+
+def _named(output: Any, name: str = "") -> list[str]:
+    if isinstance(output, Mapping):
+        return [leaf for key, each in output.items() for leaf in _named(each, f"{name}_{key}" if name else str(key))]
+    if isinstance(output, (tuple, list)):
+        return [leaf for i, each in enumerate(output) for leaf in _named(each, f"{name}_{i}" if name else "")]
+    return [] if output is None else [name]
 
 
 def _pt2(model: nn.Module, example_inputs: Any, path: Path) -> None:
@@ -222,9 +243,13 @@ def read_bitmap(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         CheckpointError: the file was written otherwise.
     """
     _need("safetensors")
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    with safe_open(path, "pt") as file:
+    try:
+        opened = safe_open(path, "pt")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read as a bitmap file of npn: {error}") from error
+    with opened as file:
         about = file.metadata() or {}
         if about.get("format") != BITMAP:
             raise CheckpointError(f"{path} is no bitmap file of npn: write it with npn export --format bitmap")
