@@ -59,6 +59,13 @@ def test_a_plain_net_has_no_price() -> None:
     assert str(error.value) == "scratch trains a plain net of the budget's size: give a budget, not a penalty"
 
 
+@pytest.mark.parametrize("name", ["penalty", "budget"])
+def test_the_full_net_has_no_price(name: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        Options(mode="dense", **{name: 0.5}).checked_mode(["dense"])
+    assert str(error.value) == "dense trains the full net at no price: leave out the penalty and the budget"
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
 @pytest.mark.parametrize("name", ["penalty", "budget"])
 def test_prices_and_budgets_are_finite(name: str, value: float) -> None:

@@ -84,7 +84,7 @@ class Options:
 
         Raises:
             ConfigurationError: the mode is not one of them, penalty or budget is not a finite number, both are given,
-                or a penalty is given where nothing pays it, or a start of new units where none are added.
+                or one is given where nothing pays it, or a start of new units where none are added.
         """
         if self.mode is None or self.mode not in modes:
             raise ConfigurationError(f"mode must be one of {', '.join(map(repr, modes))}, got {self.mode!r}")
@@ -95,6 +95,8 @@ class Options:
             raise ConfigurationError("give a penalty or a budget, not both: a budget finds its penalty by itself")
         if self.mode == "scratch" and self.penalty is not None:
             raise ConfigurationError("scratch trains a plain net of the budget's size: give a budget, not a penalty")
+        if self.mode == "dense" and not (self.penalty is None and self.budget is None):
+            raise ConfigurationError("dense trains the full net at no price: leave out the penalty and the budget")
         if self.start_from is not None and self.start_from not in CRITERIA:
             raise ConfigurationError(
                 f"start_from must be one of {', '.join(map(repr, CRITERIA))}, got {self.start_from!r}"
