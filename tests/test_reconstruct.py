@@ -147,6 +147,25 @@ def test_weights_in_half_precision() -> None:
     assert error(refitted, model, X.to(torch.bfloat16)) < 0.5 * error(plain, model, X.to(torch.bfloat16))
 
 
+class Constant(nn.Module):
+    """Adds what layers compute of a learned vector, which has no batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.vector, self.layers, self.head = nn.Parameter(torch.randn(4)), mlp(), nn.Linear(6, 3)
+        self.layers[0] = nn.Linear(4, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) + self.layers(self.vector)
+
+
+def test_a_layer_that_reads_a_vector_is_refitted() -> None:
+    model = Constant()
+    plain, refitted = pruned(model, X, target=0.8)
+    assert refitted.layers[0].out_features < 12
+    assert error(refitted, model, X) < 1e-6 < error(plain, model, X)
+
+
 def test_errors_say_what_is_missing() -> None:
     with pytest.raises(ConfigurationError, match=r"reconstruct=True needs data: .*; batches and loss missing$"):
         npn.prune(mlp(), X[:2], target=0.5, criterion="magnitude", reconstruct=True)

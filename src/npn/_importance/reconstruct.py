@@ -102,7 +102,8 @@ def second_moments(model: nn.Module, paths: list[str], batches: Iterable[Any], l
 
     def add(path: str, layer: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         x = args[0] if args else kwargs["input"]
-        x = x.detach().movedim(CHANNELS[type(layer)][0], -1).flatten(0, -2).float()
+        x = x.detach().movedim(CHANNELS[type(layer)][0], -1)
+        x = x.reshape(-1, x.shape[-1]).float()  # a linear layer takes a vector as well
         x = torch.cat([x, x.new_ones(len(x), 1)], 1)
         sums[path] = sums[path] + x.mT @ x if path in sums else x.mT @ x
 
