@@ -175,6 +175,40 @@ def test_a_saved_state_goes_on_where_it_was(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(values(plastic), values(again), strict=True))
 
 
+def test_a_method_trains_and_is_saved(tmp_path):
+    from npn.integrations import accelerate as ours
+
+    def build():
+        _, plastic, _, loader = parts(k=math.inf)
+        method, accelerate = npn.methods.HardConcrete(plastic), accelerator(gradient_accumulation_steps=2)
+        gates = {"params": method.parameters(), "lr": 0.3, "weight_decay": 0.0}
+        optimizer = torch.optim.AdamW([{"params": plastic.weights()}, gates], lr=1e-2)
+        optimizer, loader = accelerate.prepare(optimizer, loader)
+        plastic.track(optimizer)
+        return accelerate, method, ours.prepare(accelerate, plastic), optimizer, loader
+
+    def epoch(accelerate, method, net, optimizer, loader):
+        for x, y in loader:
+            with accelerate.accumulate(net):
+                ours.backward(accelerate, method, lambda: F.cross_entropy(net(x), y))  # noqa: B023
+                optimizer.step()
+                optimizer.zero_grad()
+            method.after_step()
+        method.compact()
+
+    first = build()
+    epoch(*first)
+    first[0].save_state(str(tmp_path))
+    epoch(*first)
+    again = build()
+    again[0].load_state(str(tmp_path))
+    epoch(*again)
+    assert again[1].plastic.sizes() == first[1].plastic.sizes()
+    pairs = zip(again[1].parameters(), first[1].parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert any(tensor.std() > 0.1 for tensor in first[1].parameters()), "the gates learn"
+
+
 def test_several_models_have_files_of_their_own(tmp_path):
     from npn.integrations import accelerate as ours
 

@@ -12,6 +12,7 @@ from npn._utils.validation import HANDLE, instance
 from npn.checkpoint import load, save
 from npn.distributed import Wrapped, wrap
 from npn.errors import CheckpointError, ConfigurationError
+from npn.methods import Method
 from npn.plasticity import Plasticity
 
 try:
@@ -32,7 +33,8 @@ def prepare(accelerator: Accelerator, plastic: Plasticity) -> Wrapped:
     prepare both.
 
     `accelerator.save_state` writes a file `npn.pt` (`npn_1.pt` for a second model) beside its own, with weights, gates,
-    sizes and tracked optimizers; `accelerator.load_state` resizes the model to it before it loads the rest.
+    sizes, tracked optimizers and the method of `npn.methods`, if one decides; `accelerator.load_state` resizes the
+    model to it before it loads the rest.
 
     Args:
         accelerator: an accelerator on one device, or with one device per process.
@@ -86,7 +88,7 @@ def _save_with(accelerator: Accelerator, plastic: Plasticity) -> None:
     def write(models: Any, weights: Any, folder: str) -> None:
         each_node = accelerator.project_configuration.save_on_each_node
         if accelerator.is_local_main_process if each_node else accelerator.is_main_process:
-            save(Path(folder) / name, plastic)
+            save(Path(folder) / name, plastic, **_method(plastic))
 
     def read(models: Any, folder: str) -> None:  # called before the optimizers load their states
         file = Path(folder) / name
@@ -95,18 +97,23 @@ def _save_with(accelerator: Accelerator, plastic: Plasticity) -> None:
                 f"{folder} holds no {name}: it was saved before npn.integrations.accelerate.prepare, which makes "
                 "save_state write it. Load a state that was saved after it"
             )
-        load(file, plastic)
+        load(file, plastic, **_method(plastic))
 
     accelerator.register_save_state_pre_hook(write)
     accelerator.register_load_state_pre_hook(read)
 
 
-def backward(accelerator: Accelerator, plastic: Plasticity, closure: Callable[[], Tensor]) -> Tensor:
+def _method(plastic: Plasticity) -> dict[str, Any]:
+    """The method that decides which units stay, by the name of its state in the file."""
+    return {} if plastic.gates.decision is None else {"method": plastic.gates.decision}
+
+
+def backward(accelerator: Accelerator, plastic: Plasticity | Method, closure: Callable[[], Tensor]) -> Tensor:
     """Run `plastic.backward` in place of `accelerator.backward`, with its precision, loss scale and accumulation.
 
     Args:
         accelerator: the accelerator; when accumulating, call this inside its `accumulate`.
-        plastic: the result of `npn.attach`.
+        plastic: the result of `npn.attach`, or the method of `npn.methods` that trains it.
         closure: returns the scalar loss, computed with the result of `prepare`; runs under the accelerator's autocast.
 
     Returns:
@@ -118,7 +125,7 @@ def backward(accelerator: Accelerator, plastic: Plasticity, closure: Callable[[]
     Example:
         See `prepare`.
     """
-    instance("plastic", plastic, Plasticity, HANDLE)
+    instance("plastic", plastic, (Plasticity, Method), HANDLE)
 
     def cast() -> Tensor:
         with accelerator.autocast():
