@@ -193,7 +193,7 @@ def test_a_folder_that_holds_other_things_is_left_alone(files: Path) -> None:
 
 
 def test_a_path_that_cannot_be_written_is_refused_before_the_work(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("npn.cli.prune.make_model", lambda factory: pytest.fail("the model was made"))
+    monkeypatch.setattr("npn.cli.inputs.make_model", lambda factory: pytest.fail("the model was made"))
     arguments = ("prune", "mine:net", *ONE_INPUT, "--target", "0.5", "--out")
     assert said(*arguments, files) == (
         f"error: {files} is a folder; --out takes the path of a file, such as {files}/model.pt2"
@@ -207,7 +207,7 @@ def test_a_path_that_cannot_be_written_is_refused_before_the_work(files: Path, m
 def test_a_missing_extra_is_named_before_the_work(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "find_spec", lambda name: None)
     monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
-    monkeypatch.setattr("npn.cli.prune.make_model", lambda factory: pytest.fail("the model was made"))
+    monkeypatch.setattr("npn.cli.inputs.make_model", lambda factory: pytest.fail("the model was made"))
     prune = ("prune", "mine:net", *ONE_INPUT, "--target", "0.5", "--format")
     for command in (prune, ("export", files, "--format")):
         assert said(*command, "onnx") == "error: onnx and onnxscript are not installed; pip install 'npn[onnx]'"

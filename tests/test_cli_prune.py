@@ -28,6 +28,9 @@ def normed():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 32), nn.LayerNorm(32), nn.Linear(32, 3))
 
+def half():
+    return net().bfloat16()
+
 number = 3
 """
 
@@ -52,6 +55,17 @@ def test_channels_under_a_norm_count_when_asked_for(models: Any) -> None:
         assert code == 0 and [row["units"] for row in json.loads(text)["groups"]] == widths
     code, text = call("prune", *arguments, "--target", "0.5", "--criterion", "magnitude", "--streams")
     assert code == 0 and json.loads(text)["groups"] == {"0": [32, 16]}
+
+
+def test_inputs_without_a_type_have_that_of_the_model(models: Any) -> None:
+    code, text = call("inspect", "my_nets:half", "--input", "2,6", "--json")
+    assert code == 0 and len(json.loads(text)["groups"]) == 2
+    code, text = call("inspect", "my_nets:half", "--input", "2,6:float")
+    assert code == 1 and "error: the model cannot be called with --input 2,6:float" in text
+    arguments = ("--input", "2,6", "--target", "0.5", "--criterion", "magnitude", "--out", "half.pt2")
+    assert call("prune", "my_nets:half", *arguments)[0] == 0
+    small = torch.export.load("half.pt2").module()
+    assert small(torch.zeros(2, 6, dtype=torch.bfloat16)).dtype == torch.bfloat16
 
 
 def test_the_command_shows_and_writes_what_prune_returns(models: Any) -> None:

@@ -49,7 +49,7 @@ def copied(inputs: Any) -> Any:
 
 def model_dtype(model: nn.Module) -> torch.dtype:
     """The dtype of a model's first floating-point parameter; float32 where it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    return next((p.dtype for p in model.parameters() if p.dtype.is_floating_point), torch.float32)
 
 
 def moved_with(model: nn.Module, inputs: Any, dtype: torch.dtype) -> Any:

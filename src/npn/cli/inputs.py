@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from npn._utils.inputs import split_inputs
+from npn._utils.inputs import model_dtype, split_inputs
 from npn._utils.models import evaluating
+from npn.cli.user_code import make_model
 from npn.errors import ConfigurationError
 from npn.tracing.capture.lines import raising_line
 
@@ -20,12 +21,30 @@ HELP = (
 )
 
 
-def make_inputs(texts: Sequence[str]) -> Any:
+def make_both(factory: str, texts: Sequence[str]) -> tuple[nn.Module, Any]:
+    """Make a model and example inputs of zeros in its dtype, with which it can be called.
+
+    Args:
+        factory: see `make_model`.
+        texts: see `make_inputs`.
+
+    Raises:
+        ConfigurationError: see `make_model`, `make_inputs` and `check_call`.
+    """
+    make_inputs(texts)  # so that a mistake in them is told before the model is made
+    model = make_model(factory)
+    inputs = make_inputs(texts, model_dtype(model))
+    check_call(model, inputs, texts)
+    return model, inputs
+
+
+def make_inputs(texts: Sequence[str], dtype: torch.dtype = torch.float) -> Any:
     """Make example inputs of zeros.
 
     Args:
         texts: one for each input: `2,3,32,32`, `2,16:long`, `ids:2,16:long` or `ids:long:2,16`; a dot in the name leads
             into a dict, as in `batch.ids:2,16`.
+        dtype: of inputs whose text has none.
 
     Returns:
         A tuple, or a dict if the inputs have names.
@@ -39,7 +58,7 @@ def make_inputs(texts: Sequence[str]) -> Any:
         >>> make_inputs(["batch.ids:1,2:long"])
         {'batch': {'ids': tensor([[0, 0]])}}
     """
-    parsed = [_parsed(text) for text in texts]
+    parsed = [_parsed(text, dtype) for text in texts]
     names = [name for name, _ in parsed]
     if not any(names):
         return tuple(value for _, value in parsed)
@@ -58,15 +77,15 @@ def make_inputs(texts: Sequence[str]) -> Any:
     return made
 
 
-def _parsed(text: str) -> tuple[str | None, Tensor]:
-    """Name and zeros of one input."""
-    name, kind, sizes = None, torch.float, None
+def _parsed(text: str, kind: torch.dtype) -> tuple[str | None, Tensor]:
+    """Name and zeros of one input, of this kind if the text names none."""
+    name, sizes = None, None
     for i, part in enumerate(text.split(":")):
-        dtype = getattr(torch, part, None)
+        named = getattr(torch, part, None)
         if sizes is None and part.replace(",", "").isdigit() and all(int(size or 0) for size in part.split(",")):
             sizes = [int(size) for size in part.split(",")]
-        elif isinstance(dtype, torch.dtype):
-            kind = dtype
+        elif isinstance(named, torch.dtype):
+            kind = named
         elif i == 0 and all(piece.isidentifier() for piece in part.split(".")):
             name = part
         else:

@@ -11,9 +11,9 @@ from torch import nn
 
 import npn
 from npn import inspection
-from npn.cli.inputs import HELP, check_call, make_inputs
+from npn.cli.inputs import HELP, make_both
 from npn.cli.options import JSON, Streams, writable
-from npn.cli.user_code import make_model, written
+from npn.cli.user_code import written
 from npn.export import chosen_format
 from npn.sparse import to_csr
 
@@ -38,8 +38,7 @@ def inspect(
     as_json: JSON = False,
 ) -> None:
     """Show which units of a model can be resized, and why the others cannot."""
-    inputs, model = make_inputs(input), make_model(factory)
-    check_call(model, inputs, input)
+    model, inputs = make_both(factory, input)
     found = inspection.inspect(model, inputs, only=only, skip=skip, streams=streams)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))

@@ -13,9 +13,9 @@ from torch import nn
 
 from npn._importance import CRITERIA, ON_DATA
 from npn._prune import closed_to_target
-from npn.cli.inputs import HELP, check_call, make_inputs
+from npn.cli.inputs import HELP, make_both
 from npn.cli.options import JSON, Streams, writable
-from npn.cli.user_code import called, imported, make_model, one_line, written
+from npn.cli.user_code import called, imported, one_line, written
 from npn.counting import count_macs, count_params
 from npn.errors import ConfigurationError
 from npn.export import chosen_format
@@ -73,8 +73,7 @@ def prune(
             f"{needs} needs data: name a pair (batches, loss) with --batches MODULE:FACTORY, or {instead}"
         )
     data, loss = (None, None) if batches is None else make_batches(batches)
-    example, model = make_inputs(input), make_model(factory)
-    check_call(model, example, input)
+    model, example = make_both(factory, input)
     with one_line(batches or factory, "call loss(model, batch) in Python with one batch first", named=False):
         plastic = closed_to_target(
             model, example, target=target, cost=cost, criterion=criterion, batches=data, loss=loss,
