@@ -245,6 +245,7 @@ class Plasticity:
             Scalar, differentiable in the logits.
         """
         self.gates.to(self.masked_weights.device)
+        self.gates.decide()  # where a method decides, its cost is that of what stays now
         return self.pricing.expected(kind, self.gates.keep_probability(), weights)
 
     def full_cost(self, kind: str, /) -> float:

@@ -242,3 +242,8 @@ def test_units_of_a_low_score_go_and_the_rule_is_as_before(tiny, method):
 def test_a_score_needs_a_method(tiny):
     with pytest.raises(ConfigurationError, match=r"^score= is for methods, which give units a score; gates have a p"):
         tiny["conv"].attach()[1].compact(score=0.5)
+
+
+def test_the_cost_is_that_of_what_stays_before_any_call(tiny):
+    _, plastic, method = build(tiny, "targeted_dropout")
+    assert float(plastic.expected_cost("params")) == npn.count_params(method.export()) < npn.count_params(plastic.model)
