@@ -371,3 +371,16 @@ def test_methods_refuse_handles_whose_units_or_weights_are_closed(unstructured):
         ConfigurationError, match="HardConcrete decides which units stay, so trained gates have no part"
     ):
         npn.start_from(plastic, {"0": torch.arange(6.0)})
+
+
+def test_a_gradient_that_overflows_moves_no_weight_of_rigl():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(5, 4)
+    method = methods.RigL(npn.attach(model, x, unstructured="*"), density=0.5, until=10, every=1)
+    before = method.kept()
+    method.backward(lambda: model(x).square().mean(), scale=torch.tensor(torch.inf))
+    method.after_step()
+    assert all(torch.equal(kept, before[name]) for name, kept in method.kept().items())
+    method.backward(lambda: model(x).square().mean())
+    method.after_step()
+    assert not all(torch.equal(kept, before[name]) for name, kept in method.kept().items())

@@ -67,6 +67,8 @@ class _SparseTraining(Method):
             part = functional.cosine_share(self.drop, self.done / self.until)
             for name, weight in self.single_weights().items():
                 active, promise = self._tensors["active"][name], self._promise(name, weight)
+                if not bool(promise.isfinite().all()):
+                    continue  # a GradScaler's factor has overflowed, and its optimizer has skipped the step as well
                 new, grown = functional.replaced(active, weight.abs(), promise, part)
                 active.copy_(new)
                 weight.masked_fill_(grown, 0)
