@@ -66,9 +66,9 @@ class Heads(nn.Module):
 
 def test_keywords_in_any_order_leave_the_batch_free(tmp_path):
     model = Heads().eval()
-    inputs = {"mask": torch.ones(3, 4), "twice": True, "x": torch.randn(3, 4)}
+    inputs = {"twice": True, "x": torch.randn(3, 4), "mask": torch.ones(3, 4)}
     loaded = torch.export.load(write_model(model, inputs, tmp_path / "model.pt2")).module()
-    other = {"mask": torch.rand(5, 4), "twice": True, "x": torch.randn(5, 4)}
+    other = {"twice": True, "x": torch.randn(5, 4), "mask": torch.rand(5, 4)}
     torch.testing.assert_close(loaded(**other)["scores"], model(**other)["scores"])
 
 
