@@ -308,7 +308,7 @@ class Plasticity:
     def _resize(self, plan: surgery.Plan, grace: int = 0, start: surgery.Start = surgery.ZERO) -> ResizeReport:
         """Carry out a plan on the model and the copies that follow it, and tell everything that knows the structure."""
         copies = following.copies_among(self.followers, self.structure)
-        report = resizing.resize(self._call, plan, self.optimizers, grace, start.model)
+        report = resizing.resize(self._call, plan, self.optimizers, grace, start)
         if report:
             resizing.agree(self._model, self.optimizers, report)
             following.resize(copies, plan, self.optimizers, start.copies)

@@ -98,6 +98,19 @@ def test_compact_takes_optimizers_along_and_training_goes_on(tiny, method):
     assert math.isfinite(train(spec, model, way, optimizer, 2))
 
 
+@pytest.mark.parametrize("method", sorted(MAKE.keys() - {"targeted_dropout"}))  # its candidates are a share of all
+def test_growth_keeps_the_function(tiny, method):
+    model, plastic, way = build(tiny, method)
+    shaken(way)
+    x, _ = tiny["conv"].data()
+    model.eval()
+    before = model(x)
+    for init in ("zero", "pair", "split"):
+        plastic.grow({"0": 2, "3": 2}, init=init, grace=1)
+        torch.testing.assert_close(model(x), before, atol=1e-6, rtol=1e-5)
+    assert len(way.kept()["0"]) == tiny["conv"].model()[0].out_channels + 6
+
+
 @EVERY
 def test_the_handles_own_backward_trains_under_the_evaluation_mask(tiny, method):
     spec = tiny["conv"]

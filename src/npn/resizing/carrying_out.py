@@ -18,11 +18,11 @@ from npn.masking.messages import DETACHED
 from npn.optimizer_steps import check_untracked
 from npn.optimizers import check_optimizers, parameter_names
 from npn.structure import NEW
-from npn.surgery import Finish, Plan, ResizeReport
+from npn.surgery import ZERO, Plan, ResizeReport, Start
 
 
 def resize(
-    call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace: int = 0, finish: Finish | None = None
+    call: MaskedCall, plan: Plan, optimizers: Sequence[Optimizer], grace: int = 0, start: Start = ZERO
 ) -> ResizeReport:
     """Carry out a plan on the model, its gates' tensors and the tracked optimizers.
 
@@ -31,7 +31,7 @@ def resize(
         plan: of the resize.
         optimizers: whose state follows.
         grace: calls of `backward` for which the gates of single weights of new units are held open.
-        finish: see `npn.surgery.apply_plan`.
+        start: how new units start.
 
     Raises:
         ResizeError, OptimizerError: nothing has changed.
@@ -55,7 +55,11 @@ def resize(
     check_optimizers(optimizers, names, gates)
     check_untracked(optimizers, names)
     stood = stand_ins(gates)
-    surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), finish)
+    surgery.apply_plan(model, plan, optimizers, gates.extras(grace) + call.weights.extras(), start.model)
+    for extra in gates.carried:  # a method masks a unit that was split and its copy alike
+        with torch.no_grad():
+            for new, origin in start.split.get(extra.name, {}).items():
+                extra.tensor[new] = extra.tensor[origin]
     keep_stand_ins(gates, stood, plan, model_tensors(model), optimizers)
     return surgery.report(plan, before, count_params(model))
 

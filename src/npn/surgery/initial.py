@@ -45,12 +45,17 @@ class Start:
     Attributes:
         model: for the model; None to leave them so.
         copies: for its copies, whose new entries are those of the model.
-        held: group name -> present units that have to stay open with the new ones, for the function to be kept.
+        split: group name -> new unit -> the present unit whose fan-out it shares.
     """
 
     model: Finish | None = None
     copies: Finish | None = None
-    held: Mapping[str, list[int]] = field(default_factory=dict)
+    split: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+    @property
+    def held(self) -> dict[str, list[int]]:
+        """Group name -> present units that have to stay open with the new ones, for the function to be kept."""
+        return {name: sorted({*origins.values()}) for name, origins in self.split.items()}
 
 
 ZERO = Start()
@@ -74,10 +79,10 @@ def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tens
     if init == "split":
         rounds = copied_units(tensors, plan.before, plan.after, added, open_units)
         finish = partial(_split_all, after=plan.after, rounds=rounds)
-        held: dict[str, list[int]] = {}
-        for name, of in ((name, of) for pairs in rounds for name, (of, _) in pairs.items()):
-            held[name] = sorted({*held.get(name, ()), *of.tolist()})
-        return Start(finish, finish, held)
+        origins: dict[str, dict[int, int]] = {}
+        for name, (of, to) in ((name, pair) for pairs in rounds for name, pair in pairs.items()):
+            origins.setdefault(name, {}).update(zip(to.tolist(), of.tolist(), strict=True))
+        return Start(finish, finish, origins)
     return ZERO
 
 
