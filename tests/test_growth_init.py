@@ -184,18 +184,22 @@ def test_a_split_shares_the_fan_out_of_the_busiest_open_units():
         assert abs(float(F.cosine_similarity(after[:, a], after[:, b], dim=0))) < 0.999
 
 
+@pytest.mark.parametrize("removed", [True, False], ids=["removed", "closed"])
 @pytest.mark.parametrize("init", ["pair", "split"])
-def test_columns_with_their_own_gates(init):
+def test_columns_with_their_own_gates(init, removed):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 2))
     x = torch.randn(5, 1, 4, 4)
     plastic = npn.attach(model, x, columns="3")
     plastic.close("3.columns", [0, 5, 6, 11])
-    plastic.compact()
+    if removed:
+        plastic.compact()
     wanted = model(x)
-    plastic.grow({"0": 2, "3": 2}, init=init)
-    assert plastic.group("3.columns").size == 16
-    assert model[3].weight[:, -8:].any()
+    plastic.grow({"0": 2, "3": 2}, init=init, grace=1)
+    columns = plastic.group("3.columns").gate
+    assert int(columns.mask.sum()) == 16 and len(columns.logits) == (16 if removed else 20)
+    shares = int(model[3].weight[:, -8:].any(0).sum())
+    assert shares > 4 and int((columns.grace > 0).sum()) == 8 + (shares if init == "split" else 0)  # and the originals
     torch.testing.assert_close(model(x), wanted, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(plastic.export()(x), wanted, rtol=1e-6, atol=1e-6)
 

@@ -159,4 +159,4 @@ def start(call: MaskedCall, plan: Plan, init: str, warmup: int) -> surgery.Start
     if init != "zero" or warmup:
         call.weights.need_whole(f"init={init!r}" if init != "zero" else "warmup")
     open_units = torch.cat([group.gate.mask for group in call.gates.groups if isinstance(group.traced, Group)])
-    return surgery.start(init, model_tensors(call.weights.model), plan, open_units)
+    return surgery.start(init, model_tensors(call.weights.model), plan, open_units, call.gates.closed())

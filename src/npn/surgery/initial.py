@@ -45,7 +45,7 @@ class Start:
     Attributes:
         model: for the model; None to leave them so.
         copies: for its copies, whose new entries are those of the model.
-        split: group name -> new unit -> the present unit whose fan-out it shares.
+        split: group name -> new unit -> the present unit whose fan-out it shares; the same for columns.
     """
 
     model: Finish | None = None
@@ -61,7 +61,9 @@ class Start:
 ZERO = Start()
 
 
-def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tensor) -> Start:
+def start(
+    init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tensor, closed: Mapping[str, Sequence[int]]
+) -> Start:
     """Choose how the new units of a plan start.
 
     Args:
@@ -69,6 +71,7 @@ def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tens
         tensors: name -> present tensor of the model.
         plan: of the growth.
         open_units: bool (units of all groups,), which of the present units may be copied.
+        closed: name -> numbers of what is closed; of it, only that of columns counts.
 
     Returns:
         What finishes the new values.
@@ -78,17 +81,35 @@ def start(init: str, tensors: Mapping[str, Tensor], plan: Plan, open_units: Tens
         return Start(partial(pair, after=plan.after, pairs=new_pairs(tensors, plan.after, added)))
     if init == "split":
         rounds = copied_units(tensors, plan.before, plan.after, added, open_units)
-        finish = partial(_split_all, after=plan.after, rounds=rounds)
-        origins: dict[str, dict[int, int]] = {}
-        for name, (of, to) in ((name, pair) for pairs in rounds for name, pair in pairs.items()):
-            origins.setdefault(name, {}).update(zip(to.tolist(), of.tolist(), strict=True))
-        return Start(finish, finish, origins)
+        shut = _closed_columns(plan, closed)
+        finish = partial(_split_all, after=plan.after, rounds=rounds, shut=shut)
+        return Start(finish, finish, _origins(plan.after, rounds, shut))
     return ZERO
 
 
-def _split_all(values: Values, after: Structure, rounds: list[dict[str, tuple[Tensor, Tensor]]]) -> None:
+def _split_all(values: Values, after: Structure, rounds: Sequence[Pairs], shut: Mapping[str, Tensor]) -> None:
     for pairs in rounds:
-        split(values, after, pairs)
+        split(values, after, pairs, shut)
+
+
+def _closed_columns(plan: Plan, closed: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:
+    """Name of columns -> which of them are closed after the resize, bool (columns,); new ones are open."""
+    behind = {each.name: plan.units.get(each.name, cpu.arange(each.size)) for each in plan.after.columns}
+    return {name: torch.isin(old, cpu.tensor(closed[name], dtype=torch.long)) for name, old in behind.items()}
+
+
+def _origins(after: Structure, rounds: Sequence[Pairs], shut: Mapping[str, Tensor]) -> dict[str, dict[int, int]]:
+    """Name of a group or of columns -> each copy -> what it is a copy of."""
+    columns = {each.key: each.name for each in after.columns}
+    found: dict[str, dict[int, int]] = {}
+    for pairs in rounds:
+        copies = [(name, of, to) for name, (of, to) in pairs.items()]
+        for group, slot, rank in _reading(after, _paired(pairs), shut):
+            if slot.key in columns:
+                copies.append((columns[slot.key], *_shared(slot, rank, pairs[group.name])))
+        for name, of, to in copies:
+            found.setdefault(name, {}).update(zip(to.tolist(), of.tolist(), strict=True))
+    return found
 
 
 def new_pairs(
@@ -176,7 +197,7 @@ def pair(values: Values, after: Structure, pairs: Pairs) -> None:
     _copy_fan_in(values, after, pairs)
 
 
-def split(values: Values, after: Structure, pairs: Pairs) -> None:
+def split(values: Values, after: Structure, pairs: Pairs, shut: Mapping[str, Tensor]) -> None:
     """Give a new unit the fan-in of an old one, and share the old one's fan-out W: W / 2 + E and W / 2 - E.
 
     The sum is W, so the function is kept. The noise E ~ N(0, (`NOISE` s)^2), s the deviation of the fan-out, lets their
@@ -187,15 +208,14 @@ def split(values: Values, after: Structure, pairs: Pairs) -> None:
         values: name -> tensor at the new size.
         after: the structure at the new sizes.
         pairs: an entry of the result of `copied_units`.
+        shut: name of columns -> which of them are closed: they have nothing to share.
 
     References:
         Chen, Goodfellow and Shlens, "Net2Net", ICLR 2016.
     """
-    for group, slot, rank in _reading(after, _paired(pairs)):
+    for group, slot, rank in _reading(after, _paired(pairs), shut):
         value = values[slot.tensor]
-        of, to = (rank(slot.index[units].reshape(-1)).to(value.device) for units in pairs[group.name])
-        there = of >= 0  # a column removed by its own gate has nothing to share
-        of, to = of[there], to[there]
+        of, to = (index.to(value.device) for index in _shared(slot, rank, pairs[group.name]))
         whole = value.index_select(slot.axis, of)
         old = slot.index[: int(pairs[group.name][1].min())].reshape(-1)
         share = whole / 2 + NOISE * _deviation(value, slot.axis, rank(old)) * torch.randn_like(whole)
@@ -252,12 +272,20 @@ def _copy_fan_in(values: Values, after: Structure, pairs: Pairs) -> None:
                 value.index_copy_(slot.axis, target, value.index_select(slot.axis, source))
 
 
-def _reading(after: Structure, names: Collection[str]) -> list[tuple[Group, Slot, Callable[[Tensor], Tensor]]]:
-    """The reading slots of some groups, each with the map from the full axis to what physically exists (else -1)."""
+def _shared(slot: Slot, rank: Callable[[Tensor], Tensor], pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Positions that read the units `of` and `to`; a column that its own gate has closed or removed is left out."""
+    of, to = (rank(slot.index[units].reshape(-1)) for units in pair)
+    return of[of >= 0], to[of >= 0]
+
+
+def _reading(
+    after: Structure, names: Collection[str], shut: Mapping[str, Tensor] | None = None
+) -> list[tuple[Group, Slot, Callable[[Tensor], Tensor]]]:
+    """The reading slots of some groups, each with the map from the full axis to what is there, not shut (else -1)."""
     ranks = {}
     for columns in after.columns:
-        rank = cpu.full((after.shapes[columns.tensor][columns.axis],), -1)
-        rank[columns.kept] = cpu.arange(columns.size)
+        rank, numbers = cpu.full((after.shapes[columns.tensor][columns.axis],), -1), cpu.arange(columns.size)
+        rank[columns.kept] = numbers if shut is None else numbers.masked_fill(shut[columns.name], -1)
         ranks[columns.key] = rank.__getitem__
     return [
         (group, slot, ranks.get(slot.key, _same))
