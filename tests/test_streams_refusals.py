@@ -1,12 +1,15 @@
 """Norms over a stream that cannot be followed: an error or a frozen dimension, never a wrong result."""
 
+import copy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import npn
-from npn.errors import PlasticityError, TraceError
+from npn.errors import CheckpointError, PlasticityError, TraceError
 
 pytestmark = pytest.mark.usefixtures("traces_are_shared")
 
@@ -137,3 +140,16 @@ def test_a_closed_unit_that_stays_under_a_norm_is_not_exported() -> None:
     plastic.close("embed", [4])
     masked = plastic.model(x)
     assert torch.allclose(plastic.export()(x), masked, atol=1e-6)
+
+
+def test_a_model_without_gates_refuses_closed_units_under_a_norm(tmp_path: Path) -> None:
+    model, x = nn.Sequential(nn.Linear(3, 6), nn.LayerNorm(6), nn.Linear(6, 2)), torch.randn(5, 3)
+    plain = copy.deepcopy(model)
+    plastic = npn.attach(model, x, streams=True)
+    plastic.close("0", [1, 4])
+    npn.save(tmp_path / "a.npn", plastic)
+    with pytest.raises(CheckpointError, match=r"has closed units of '0' under a norm.*save after plastic.compact"):
+        npn.load(tmp_path / "a.npn", plain)
+    plastic.compact()
+    npn.save(tmp_path / "a.npn", plastic)
+    assert torch.equal(npn.load(tmp_path / "a.npn", plain)(x), model(x))

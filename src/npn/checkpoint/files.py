@@ -122,7 +122,7 @@ def load(path: str | os.PathLike[str], target: Target, **stateful: Stateful) -> 
     Args:
         path: path of the file, or of the folder.
         target: a `Plasticity` that tracks as many optimizers as when it was saved; or a model of the same class at any
-            width, in which closed units stay absent: the weights that read them are set to zero.
+            width, in which closed units stay absent: the weights that read them are set to zero (refused under norms).
         stateful: the objects that `save` was given.
 
     Returns:

@@ -45,6 +45,7 @@ def pack_groups(plastic: Plasticity) -> list[dict[str, Any]]:
         {
             "name": group.name,
             "closed": group.gate.closed.cpu(),
+            "normed": group.traced.normed,
             "slots": [{"tensor": s.tensor, "axis": s.axis, "index": s.index, "reads": s.reads} for s in group.slots],
         }
         for group in plastic.groups
@@ -157,6 +158,24 @@ def check_fixed(
                     f"along axis {axis}, so its length cannot change: build the model as the saved one was. "
                     "Nothing was loaded"
                 )
+
+
+def check_norms(path: Any, content: Mapping[str, Any]) -> None:
+    """Raise if a model without gates would count closed units in a norm: zeros where they are read are not enough.
+
+    Args:
+        path: source of the content, for the error message.
+        content: the result of `pack`; in older files nothing tells of norms.
+
+    Raises:
+        CheckpointError: units under a norm are closed.
+    """
+    for group in content.get("groups", ()):
+        if group.get("normed") and len(group["closed"]):
+            raise CheckpointError(
+                f"{path} has closed units of {group['name']!r} under a norm, which a model without gates would count; "
+                "save after plastic.compact(), or save plastic.export(), or load into a handle. Nothing was loaded"
+            )
 
 
 def _unit_axes(structure: Structure) -> set[Key]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from npn._utils.fsdp import owners, replace_shard
 from npn._utils.rng import load_rng_state_dict
 from npn._utils.shards import local
-from npn.checkpoint.layout import check_fixed, fold_mask
+from npn.checkpoint.layout import check_fixed, check_norms, fold_mask
 from npn.checkpoint.matching import (
     branches_to_remove,
     chosen_columns,
@@ -95,6 +95,7 @@ def _unpack_model(match: _Match, stateful: Mapping[str, Stateful]) -> None:
             f"{path} holds gates of {content['masks']['needs']}, which depend on the input and are no part of this "
             "model; save method.export() instead. Nothing was loaded"
         )
+    check_norms(path, content)
     _check_lengths(match, model)
     edits = removal_edits(model, match.gone, ())
     edits += [load_state(path, name, thing, content["stateful"][name]) for name, thing in stateful.items()]
