@@ -98,6 +98,17 @@ def test_compact_takes_optimizers_along_and_training_goes_on(tiny, method):
     assert math.isfinite(train(spec, model, way, optimizer, 2))
 
 
+@EVERY
+def test_a_method_decides_about_new_units_at_once(tiny, method):
+    _, plastic, way = build(tiny, method)
+    plastic.grow({"0": 2, "3": 2}, grace=100)
+    shaken(way)
+    kept = {name: int(keep.sum()) for name, keep in way.kept().items()}
+    assert plastic.sizes() == kept
+    way.compact()
+    assert {group.name: group.size for group in plastic.groups} == kept
+
+
 @pytest.mark.parametrize("method", sorted(MAKE.keys() - {"targeted_dropout"}))  # its candidates are a share of all
 def test_growth_keeps_the_function(tiny, method):
     model, plastic, way = build(tiny, method)

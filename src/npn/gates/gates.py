@@ -216,7 +216,9 @@ class Gates:
         """Open what the method keeps, if its score is `least` or more, and close the rest; nothing without a method."""
         if self.decision is None:
             return
+        self.grace_left = 0  # a method holds nothing open
         for gate, keep in zip(self.each, self.pieces(self.decision.kept_gates(least)), strict=True):
+            gate.grace.zero_()
             gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
             if isinstance(gate, WeightGates):
                 gate.removed &= ~keep.view_as(gate.removed)
