@@ -51,8 +51,6 @@ def units_to_remove(gates: Gates, structure: Structure, below: float, least: flo
         least: score of a method; units with less go, too.
     """
     decide(gates, least)
-    for gate in gates.each:
-        gate.clear_reopened()
     gone = {group.name: group.gate.gone(below).nonzero().reshape(-1).tolist() for group in gates.groups}
     if gates.weights:
         held = {group.name: group.gate.grace.nonzero().reshape(-1).tolist() for group in gates.groups}
@@ -71,6 +69,8 @@ def remove_weights(
 ) -> dict[str, int]:
     """Set closed weights to zero for good: without momentum or gradient, no optimizer moves them from there.
 
+    The resize before it has succeeded: units that have reopened no longer count as closed by hand.
+
     Args:
         gates: of the model.
         weights: of the model.
@@ -80,6 +80,8 @@ def remove_weights(
     Returns:
         Name of the parameter -> number of weights removed now.
     """
+    for gate in gates.each:
+        gate.clear_reopened()
     if not gates.weights:
         return {}
     gates.to(weights.device)
