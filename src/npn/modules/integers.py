@@ -163,7 +163,8 @@ def _replaced(value: Any, at: str, entry: Any) -> Any:
         return entry
     if isinstance(value, (tuple, list)):
         i = int(at[1:-1])
-        return type(value)((*value[:i], entry, *value[i + 1 :]))
+        kind = tuple if isinstance(value, torch.Size) and type(entry) is not int else type(value)
+        return kind((*value[:i], entry, *value[i + 1 :]))
     changed = copy.copy(value)
     if isinstance(value, dict):
         changed[at[1:-1]] = entry
