@@ -66,3 +66,33 @@ def test_a_dict_may_refuse_changes() -> None:
     plastic.close("0", [1])
     plastic.compact()
     assert model.config is config and config == {"width": 8} and plastic.export().config == {"width": 8}
+
+
+class Positions:
+    """A helper that is no module, with a cache (Z-Image's rotary positions)."""
+
+    def __init__(self) -> None:
+        self.table: Tensor | None = None
+        self.last: list[Tensor] = []
+
+    def __call__(self, h: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.full((1,), 0.5)
+        self.last.append(h)
+        return h * self.table
+
+
+class Helped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.positions = nn.Linear(4, 8), nn.Linear(8, 2), Positions()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.positions(self.first(x)))
+
+
+def test_a_helper_that_is_no_module_is_as_it_was() -> None:
+    model, x = Helped(), torch.randn(3, 4)
+    plastic = npn.attach(model, x)
+    assert plastic.sizes() == {"first": 8}
+    assert model.positions.table is None and model.positions.last == []

@@ -10,6 +10,7 @@ LIBRARIES = {
     "torchvision": "compat.torchvision_models",
     "transformers": "compat.transformers_models",
     "smp": "compat.smp_models",
+    "diffusers": "compat.diffusers_models",
 }
 
 

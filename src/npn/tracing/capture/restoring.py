@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
 from operator import is_
-from types import SimpleNamespace
+from types import FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -26,15 +26,16 @@ def restoring(model: nn.Module) -> Callable[[], None]:
     Returns:
         A function that puts everything back.
     """
-    undo, seen, inside = list[Callable[[], None]](), set[int](), list[Any]()
+    undo, seen = list[Callable[[], None]](), set[int]()
+    inside = list[tuple[Any, bool]]()  # values, and whether objects of any class among them are looked into
     for module in model.modules():
         attributes = vars(module)
-        inside += [value for name, value in attributes.items() if name not in _OWN]
+        inside += [(value, True) for name, value in attributes.items() if name not in _OWN]
         for held in (attributes, *(attributes[name] for name in _OWN)):
             undo.append(partial(_refill, held, dict(held)))
-    inside += _in_closures(model)
+    inside += [(value, True) for value in _in_closures(model)]
     while inside:
-        value = inside.pop()
+        value, objects = inside.pop()
         if id(value) in seen:
             continue
         seen.add(id(value))
@@ -42,11 +43,13 @@ def restoring(model: nn.Module) -> Callable[[], None]:
             undo.append(partial(_rewrite, value, value.detach().clone()))  # code may count in a tensor of its own
             continue
         holder = _holder(value)
+        if holder is None and objects:
+            holder, objects = _attributes(value), False  # a trainer leads to everything there is
         if holder is not None:
             contents = type(holder)(holder) if type(holder) in (list, set, deque) else dict(holder)
             undo.append(partial(_refill, holder, contents))
             entries: Iterable[Any] = contents.values() if isinstance(contents, dict) else contents
-            inside += entries if len(contents) <= _LOOKED_INTO else ()
+            inside += [(entry, objects) for entry in entries] if len(contents) <= _LOOKED_INTO else ()
 
     def put_back() -> None:
         for each in undo:
@@ -61,6 +64,13 @@ def _holder(value: Any) -> Any:
         return value
     named = isinstance(value, SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type))
     return getattr(value, "__dict__", None) if named else None
+
+
+def _attributes(value: Any) -> dict[str, Any] | None:
+    """The attributes of an object that a module keeps as a helper, or None."""
+    if isinstance(value, (Tensor, nn.Module, type, ModuleType, FunctionType)):
+        return None
+    return getattr(value, "__dict__", None)
 
 
 def _refill(holder: Any, contents: Any) -> None:
