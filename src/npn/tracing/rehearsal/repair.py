@@ -190,7 +190,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
 
             following = _first(rehearsal, may_follow.by_name()[:2], passes)
             if following is not None:
-                following = _fewest_names(following, passes)
+                following = _fewest_names(following, may_follow.base, passes)
                 break
     if following is None:
         more, multiple = _used(rehearsal, trials(rehearsal.model, structure, first, held=True)), 1
@@ -240,7 +240,7 @@ def fitting_attributes(
         found = _first(rehearsal, may_follow.combined(moved), passes)
     if found is None:
         return None
-    found = _fewest_names(found, passes)
+    found = _fewest_names(found, base, passes)
     nearest = may_follow.nearest(found)
     found = nearest if passes(nearest) else found
     rehearsal.repairs.add(_attribute_names(found))
@@ -259,10 +259,10 @@ def _used(rehearsal: Rehearsal, may_follow: Trials) -> Trials:
     return may_follow.without(names - rehearsal.used(names))
 
 
-def _fewest_names(found: Trial, passes: Callable[[Trial], bool]) -> Trial:
-    """The trial without the names that it does not need."""
-    for name in dict.fromkeys(name for _, name, _ in found):
-        smaller = tuple(entry for entry in found if entry[1] != name)
+def _fewest_names(found: Trial, base: Trial, passes: Callable[[Trial], bool]) -> Trial:
+    """The trial without the names that it does not need, but for those that follow by type of layer."""
+    for name in dict.fromkeys(entry[1] for entry in found if entry not in base):
+        smaller = tuple(entry for entry in found if entry[1] != name or entry in base)
         if smaller and passes(smaller):
             found = smaller
     return found
