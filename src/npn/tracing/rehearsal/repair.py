@@ -122,9 +122,10 @@ def _as_others(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> 
     for name, attributes in guesses.items():
         tried = _with(tried, name, attributes)
     left = rehearsal.trace(tried, _names(tried))
-    if left is not None and not set(left.groups) < set(problem.groups):
+    failing = guesses.keys() & (left.groups if left else ())
+    if left is not None and (not left.groups or failing == guesses.keys()):
         return None
-    for name in guesses.keys() & (left.groups if left else ()):
+    for name in failing:
         tried = _with(tried, name, next(g.attributes for g in structure.groups if g.name == name))
     return tried
 
