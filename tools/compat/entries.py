@@ -11,6 +11,7 @@ LIBRARIES = {
     "transformers": "compat.transformers_models",
     "smp": "compat.smp_models",
     "diffusers": "compat.diffusers_models",
+    "monai": "compat.monai_models",
 }
 
 
