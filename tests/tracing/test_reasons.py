@@ -52,22 +52,32 @@ def test_nothing_is_said_twice():
 
 
 class ByHand(nn.Module):
-    def __init__(self):
+    def __init__(self, length):
         super().__init__()
+        self.length = length
         self.a, self.g = nn.Linear(5, 8), nn.Parameter(torch.ones(8))
         self.up, self.down = nn.Linear(8, 6), nn.Linear(6, 2)
 
     def forward(self, x):
         h = self.a(x)
-        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + 1e-6) * self.g
+        h = h / self.length(h) * self.g
         return self.down(self.up(h).relu())
 
 
-def test_a_norm_by_hand_is_told_of_streams():
-    reasons = dict(said(ByHand()))
-    assert reasons["a.weight[0]"].startswith("mean mixes every unit of the axis at test_reasons.py:")
+@pytest.mark.parametrize(
+    ("op", "length"),
+    [
+        ("mean", lambda h: (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()),
+        ("linalg_vector_norm", lambda h: h.norm(dim=-1, keepdim=True)),
+        ("sum", lambda h: h.abs().sum(-1, keepdim=True)),
+        ("std", lambda h: h.std(-1, keepdim=True)),
+    ],
+)
+def test_a_norm_by_hand_is_told_of_streams(op, length):
+    reasons = dict(said(ByHand(length)))
+    assert reasons["a.weight[0]"].startswith(f"{op} mixes every unit of the axis at test_reasons.py:")
     assert reasons["a.weight[0]"].endswith(" (streams=True may let them go)")
-    assert "a.weight[0]" not in dict(said(ByHand(), streams=True))
+    assert "a.weight[0]" not in dict(said(ByHand(length), streams=True))
     assert not any("streams" in reason for _, reason in said(Gated()))
 
 

@@ -26,7 +26,17 @@ SHARED = (
     "{name} and {other} are two tensors in one memory, as .data makes them, which a resize would part; make them one "
     "parameter: layer.weight = other.weight"
 )
-_NORMS = ("native_layer_norm", "_fused_rms_norm", "rms_norm", "mean", "var", "std", "var_mean")
+_NORMS = (
+    "native_layer_norm",
+    "_fused_rms_norm",
+    "rms_norm",
+    "mean",
+    "var",
+    "std",
+    "var_mean",
+    "linalg_vector_norm",
+    "sum",
+)
 _FOLLOWED = tuple(f"{name} {MIXES}" for name in _NORMS)  # reasons of what streams=True follows
 
 
