@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from compat.inputs import all_true, full, normal, numbers, uniform
 
 PACKAGE = "diffusers"
 PRELOAD = ("compat.with_torchvision", "diffusers.models")
@@ -21,22 +21,17 @@ VAE = {
 DIT = {"num_attention_heads": 4, "attention_head_dim": 8, "num_layers": 2}
 
 
-def normal(*shape: int) -> torch.Tensor:
-    """Random numbers of a shape."""
-    return torch.randn(*shape)
-
-
 def picture(channels: int, side: int = 16, **more: Any) -> dict[str, Any]:
     """A batch of two pictures, as `sample`."""
     return {"sample": normal(2, channels, side, side), **more}
 
 
-def times() -> torch.Tensor:
+def times() -> Any:
     """The timesteps of two examples."""
-    return torch.tensor([10, 500])
+    return numbers(10, 500)
 
 
-def text(width: int = 16, length: int = 6) -> torch.Tensor:
+def text(width: int = 16, length: int = 6) -> Any:
     """Encoded captions of two examples."""
     return normal(2, length, width)
 
@@ -62,7 +57,7 @@ ROWS: dict[str, Row] = {
         },
         lambda: picture(
             4, timestep=times(), encoder_hidden_states=text(),
-            added_cond_kwargs={"text_embeds": normal(2, 16), "time_ids": torch.rand(2, 6)},
+            added_cond_kwargs={"text_embeds": normal(2, 16), "time_ids": uniform(2, 6)},
         ),
     ),
     "UNet3DConditionModel": (
@@ -85,7 +80,7 @@ ROWS: dict[str, Row] = {
         },
         lambda: {
             "sample": normal(2, 2, 8, 16, 16), "timestep": times(), "encoder_hidden_states": text(length=1),
-            "added_time_ids": torch.rand(2, 3),
+            "added_time_ids": uniform(2, 3),
         },
     ),
     "ControlNetModel": (
@@ -98,7 +93,7 @@ ROWS: dict[str, Row] = {
             "conditioning_dim": 16, "down_num_layers_per_block": (1, 1), "up_num_layers_per_block": (1, 1),
             "clip_text_pooled_in_channels": 16, "timestep_ratio_embedding_dim": 8,
         },
-        lambda: picture(4, timestep_ratio=torch.rand(2), clip_text_pooled=normal(2, 1, 16)),
+        lambda: picture(4, timestep_ratio=uniform(2), clip_text_pooled=normal(2, 1, 16)),
     ),
     "AutoencoderKL": (VAE, lambda: picture(3)),
     "AsymmetricAutoencoderKL": (
@@ -154,7 +149,7 @@ ROWS: dict[str, Row] = {
     ),
     "DiTTransformer2DModel": (
         {**DIT, "sample_size": 8, "num_embeds_ada_norm": 10},
-        lambda: {"hidden_states": normal(2, 4, 8, 8), "timestep": times() % 10, "class_labels": torch.tensor([1, 2])},
+        lambda: {"hidden_states": normal(2, 4, 8, 8), "timestep": times() % 10, "class_labels": numbers(1, 2)},
     ),
     "PixArtTransformer2DModel": (
         {**DIT, "sample_size": 8, "cross_attention_dim": 32, "caption_channels": 16},
@@ -188,7 +183,7 @@ ROWS: dict[str, Row] = {
         },
         lambda: {
             "hidden_states": normal(2, 9, 16), "encoder_hidden_states": text(), "pooled_projections": normal(2, 16),
-            "timestep": torch.rand(2), "img_ids": torch.rand(9, 3), "txt_ids": torch.zeros(6, 3),
+            "timestep": uniform(2), "img_ids": uniform(9, 3), "txt_ids": full(0, 6, 3),
         },
     ),
     "Flux2Transformer2DModel": (
@@ -197,8 +192,8 @@ ROWS: dict[str, Row] = {
             "timestep_guidance_channels": 8,
         },
         lambda: {
-            "hidden_states": normal(2, 9, 16), "encoder_hidden_states": text(), "timestep": torch.rand(2),
-            "guidance": torch.ones(2), "img_ids": torch.rand(9, 4), "txt_ids": torch.zeros(6, 4),
+            "hidden_states": normal(2, 9, 16), "encoder_hidden_states": text(), "timestep": uniform(2),
+            "guidance": full(1, 2), "img_ids": uniform(9, 4), "txt_ids": full(0, 6, 4),
         },
     ),
     "ChromaTransformer2DModel": (
@@ -207,8 +202,8 @@ ROWS: dict[str, Row] = {
             "approximator_num_channels": 16, "approximator_hidden_dim": 32, "approximator_layers": 1,
         },
         lambda: {
-            "hidden_states": normal(2, 9, 16), "encoder_hidden_states": text(), "timestep": torch.rand(2),
-            "img_ids": torch.rand(9, 3), "txt_ids": torch.zeros(6, 3),
+            "hidden_states": normal(2, 9, 16), "encoder_hidden_states": text(), "timestep": uniform(2),
+            "img_ids": uniform(9, 3), "txt_ids": full(0, 6, 3),
         },
     ),
     "AuraFlowTransformer2DModel": (
@@ -216,7 +211,7 @@ ROWS: dict[str, Row] = {
             "sample_size": 8, "num_mmdit_layers": 1, "num_single_dit_layers": 1, "attention_head_dim": 8,
             "num_attention_heads": 4, "joint_attention_dim": 16, "caption_projection_dim": 32, "pos_embed_max_size": 64,
         },
-        lambda: {"hidden_states": normal(2, 4, 8, 8), "encoder_hidden_states": text(), "timestep": torch.rand(2)},
+        lambda: {"hidden_states": normal(2, 4, 8, 8), "encoder_hidden_states": text(), "timestep": uniform(2)},
     ),
     "Lumina2Transformer2DModel": (
         {
@@ -225,8 +220,8 @@ ROWS: dict[str, Row] = {
             "axes_lens": (32, 32, 32), "cap_feat_dim": 16,
         },
         lambda: {
-            "hidden_states": normal(2, 4, 8, 8), "timestep": torch.rand(2), "encoder_hidden_states": text(),
-            "encoder_attention_mask": torch.ones(2, 6, dtype=torch.bool),
+            "hidden_states": normal(2, 4, 8, 8), "timestep": uniform(2), "encoder_hidden_states": text(),
+            "encoder_attention_mask": all_true(2, 6),
         },
     ),
     "CogVideoXTransformer3DModel": (
@@ -235,7 +230,7 @@ ROWS: dict[str, Row] = {
             "sample_height": 8, "sample_frames": 9, "max_text_seq_length": 6,
         },
         lambda: {"hidden_states": normal(1, 3, 4, 8, 8), "encoder_hidden_states": normal(1, 6, 16),
-                 "timestep": torch.tensor([10])},
+                 "timestep": numbers(10)},
     ),
     "CogView4Transformer2DModel": (
         {
@@ -244,15 +239,15 @@ ROWS: dict[str, Row] = {
         },
         lambda: {
             "hidden_states": normal(2, 4, 8, 8), "encoder_hidden_states": text(), "timestep": times(),
-            "original_size": torch.tensor([[64, 64]] * 2), "target_size": torch.tensor([[64, 64]] * 2),
-            "crop_coords": torch.tensor([[0, 0]] * 2),
+            "original_size": numbers([64, 64], [64, 64]), "target_size": numbers([64, 64], [64, 64]),
+            "crop_coords": numbers([0, 0], [0, 0]),
         },
     ),
     "LTXVideoTransformer3DModel": (
         {**DIT, "in_channels": 8, "out_channels": 8, "cross_attention_dim": 32, "caption_channels": 16},
         lambda: {
-            "hidden_states": normal(2, 8, 8), "encoder_hidden_states": text(), "timestep": torch.rand(2, 8),
-            "encoder_attention_mask": torch.ones(2, 6, dtype=torch.bool), "num_frames": 2, "height": 2, "width": 2,
+            "hidden_states": normal(2, 8, 8), "encoder_hidden_states": text(), "timestep": uniform(2, 8),
+            "encoder_attention_mask": all_true(2, 6), "num_frames": 2, "height": 2, "width": 2,
         },
     ),
     "SanaTransformer2DModel": (
@@ -266,7 +261,7 @@ ROWS: dict[str, Row] = {
         {**DIT, "pooled_projection_dim": 16, "in_channels": 4, "text_embed_dim": 16, "time_embed_dim": 8},
         lambda: {
             "hidden_states": normal(2, 4, 2, 8, 8), "encoder_hidden_states": text(), "timestep": times(),
-            "encoder_attention_mask": torch.ones(2, 6, dtype=torch.bool),
+            "encoder_attention_mask": all_true(2, 6),
         },
     ),
     "WanTransformer3DModel": (
@@ -279,8 +274,8 @@ ROWS: dict[str, Row] = {
     "QwenImageTransformer2DModel": (
         {**DIT, "in_channels": 16, "out_channels": 4, "joint_attention_dim": 16, "axes_dims_rope": (4, 2, 2)},
         lambda: {
-            "hidden_states": normal(2, 16, 16), "encoder_hidden_states": text(), "timestep": torch.rand(2),
-            "img_shapes": [[(1, 4, 4)]] * 2, "encoder_hidden_states_mask": torch.ones(2, 6, dtype=torch.bool),
+            "hidden_states": normal(2, 16, 16), "encoder_hidden_states": text(), "timestep": uniform(2),
+            "img_shapes": [[(1, 4, 4)]] * 2, "encoder_hidden_states_mask": all_true(2, 6),
         },
     ),
     "AllegroTransformer3DModel": (
@@ -288,7 +283,7 @@ ROWS: dict[str, Row] = {
             **DIT, "attention_head_dim": 12, "cross_attention_dim": 48, "caption_channels": 16, "sample_height": 8,
             "sample_width": 8, "sample_frames": 2,
         },
-        lambda: {"hidden_states": normal(1, 4, 2, 8, 8), "timestep": torch.tensor([10]),
+        lambda: {"hidden_states": normal(1, 4, 2, 8, 8), "timestep": numbers(10),
                  "encoder_hidden_states": normal(1, 6, 16), "image_rotary_emb": None},
     ),
     "LatteTransformer3DModel": (
@@ -305,7 +300,7 @@ ROWS: dict[str, Row] = {
             "cap_feat_dim": 16, "axes_dims": [4, 2, 2], "axes_lens": [64, 32, 32],
         },
         lambda: {
-            "x": [normal(4, 1, 8, 8) for _ in range(2)], "t": torch.rand(2), "cap_feats": list(text()),
+            "x": [normal(4, 1, 8, 8) for _ in range(2)], "t": uniform(2), "cap_feats": list(text()),
         },
     ),
     "HunyuanDiT2DModel": (
@@ -316,9 +311,9 @@ ROWS: dict[str, Row] = {
         },
         lambda: {
             "hidden_states": normal(2, 4, 8, 8), "timestep": times().float(), "encoder_hidden_states": text(),
-            "text_embedding_mask": torch.ones(2, 6), "encoder_hidden_states_t5": text(),
-            "text_embedding_mask_t5": torch.ones(2, 6), "image_meta_size": None, "style": None,
-            "image_rotary_emb": (torch.rand(16, 8), torch.rand(16, 8)),
+            "text_embedding_mask": full(1, 2, 6), "encoder_hidden_states_t5": text(),
+            "text_embedding_mask_t5": full(1, 2, 6), "image_meta_size": None, "style": None,
+            "image_rotary_emb": (uniform(16, 8), uniform(16, 8)),
         },
     ),
     "StableAudioDiTModel": (
@@ -328,8 +323,8 @@ ROWS: dict[str, Row] = {
             "cross_attention_input_dim": 16,
         },
         lambda: {
-            "hidden_states": normal(2, 4, 8), "timestep": torch.rand(2), "encoder_hidden_states": text(),
-            "global_hidden_states": normal(2, 1, 16), "rotary_embedding": (torch.rand(9, 4), torch.rand(9, 4)),
+            "hidden_states": normal(2, 4, 8), "timestep": uniform(2), "encoder_hidden_states": text(),
+            "global_hidden_states": normal(2, 1, 16), "rotary_embedding": (uniform(9, 4), uniform(9, 4)),
         },
     ),
     "HunyuanVideoTransformer3DModel": (
@@ -339,8 +334,8 @@ ROWS: dict[str, Row] = {
         },
         lambda: {
             "hidden_states": normal(2, 4, 2, 8, 8), "timestep": times(), "encoder_hidden_states": text(),
-            "encoder_attention_mask": torch.ones(2, 6), "pooled_projections": normal(2, 16),
-            "guidance": torch.ones(2),
+            "encoder_attention_mask": full(1, 2, 6), "pooled_projections": normal(2, 16),
+            "guidance": full(1, 2),
         },
     ),
     "T2IAdapter": (
@@ -361,6 +356,7 @@ def build(name: str) -> tuple[Any, Any]:
 
     load_torchvision()
     import diffusers.models
+    import torch
 
     torch.manual_seed(0)
     settings, inputs = ROWS[name]

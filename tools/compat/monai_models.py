@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from compat.inputs import normal, numbers
 
 PACKAGE = "monai"
 PRELOAD = ("compat.with_torchvision", "monai.networks.nets")
@@ -11,14 +11,14 @@ PRELOAD = ("compat.with_torchvision", "monai.networks.nets")
 Row = tuple[tuple[Any, ...], dict[str, Any], Callable[[], Any]]  # arguments of the network, and its inputs
 
 
-def picture(channels: int = 1, side: int = 32) -> torch.Tensor:
+def picture(channels: int = 1, side: int = 32) -> Any:
     """A batch of two pictures."""
-    return torch.randn(2, channels, side, side)
+    return normal(2, channels, side, side)
 
 
-def volume(channels: int = 1, side: int = 32) -> torch.Tensor:
+def volume(channels: int = 1, side: int = 32) -> Any:
     """One volume."""
-    return torch.randn(1, channels, side, side, side)
+    return normal(1, channels, side, side, side)
 
 
 NARROW = {"features": (8, 8, 16, 16, 32, 8)}
@@ -47,7 +47,7 @@ ROWS: dict[str, Row] = {
     ),
     "Quicknat": ((), {"num_classes": 2, "num_channels": 1, "num_filters": 8}, picture),
     "DAF3D": ((1, 2), {}, volume),
-    "HoVerNet": ((), {"out_classes": 2}, lambda: torch.randn(1, 3, 256, 256)),
+    "HoVerNet": ((), {"out_classes": 2}, lambda: normal(1, 3, 256, 256)),
     "MedNeXt": (
         (2, 8, 1, 2),
         {
@@ -64,7 +64,7 @@ ROWS: dict[str, Row] = {
     ),
     "ViT": ((1, (32, 32), (16, 16)), {**VIT, "classification": True}, picture),
     "ViTAutoEnc": ((1, (32, 32), (16, 16)), VIT, picture),
-    "MILModel": ((2,), {"mil_mode": "att", "pretrained": False}, lambda: torch.randn(1, 4, 3, 64, 64)),
+    "MILModel": ((2,), {"mil_mode": "att", "pretrained": False}, lambda: normal(1, 4, 3, 64, 64)),
     "AutoEncoder": ((2, 1, 1, (8, 16), (2, 2)), {}, picture),
     "VarAutoEncoder": ((2, (1, 32, 32), 1, 8, (8, 16), (2, 2)), {}, picture),
     "VQVAE": (
@@ -77,19 +77,19 @@ ROWS: dict[str, Row] = {
         picture,
     ),
     "DiffusionModelUNet": (
-        (2, 1, 1), {**LEVELS, "num_head_channels": 8}, lambda: {"x": picture(), "timesteps": torch.tensor([1, 5])},
+        (2, 1, 1), {**LEVELS, "num_head_channels": 8}, lambda: {"x": picture(), "timesteps": numbers(1, 5)},
     ),
     "AutoencoderKL": ((2, 1, 1), {**LEVELS, "latent_channels": 4}, picture),
     "PatchDiscriminator": ((2, 8, 1), {"num_layers_d": 2}, picture),
     "Discriminator": (((1, 32, 32), (8, 16), (2, 2)), {}, picture),
-    "Generator": (((8,), (8, 4, 4), (16, 8, 1), (2, 2, 2)), {}, lambda: torch.randn(2, 8)),
+    "Generator": (((8,), (8, 4, 4), (16, 8, 1), (2, 2, 2)), {}, lambda: normal(2, 8)),
     "Regressor": (((1, 32, 32), (2,), (8, 16), (2, 2)), {}, picture),
     "LocalNet": ((2, 1, 8, (0, 1, 2)), {}, picture),
     "RegUNet": ((2, 1, 8, 2), {}, picture),
     "GlobalNet": (((32, 32), 2, 1, 8, 2), {}, picture),
     "VoxelMorphUNet": ((2, 2, 8, (8, 16, 16, 16), (16, 16)), {}, lambda: picture(2)),
-    "DecoderOnlyTransformer": ((20, 16, 32, 2, 4), {}, lambda: torch.randint(0, 20, (2, 8))),
-    "FullyConnectedNet": ((8, 2, (16, 16)), {"dropout": 0.1, "bias": True}, lambda: torch.randn(2, 8)),
+    "DecoderOnlyTransformer": ((20, 16, 32, 2, 4), {}, lambda: numbers([*range(8)], [*range(8, 16)])),
+    "FullyConnectedNet": ((8, 2, (16, 16)), {"dropout": 0.1, "bias": True}, lambda: normal(2, 8)),
 }  # fmt: skip
 
 
@@ -104,6 +104,7 @@ def build(name: str) -> tuple[Any, Any]:
 
     load_torchvision()
     import monai.networks.nets
+    import torch
 
     torch.manual_seed(0)
     given, named, inputs = ROWS[name]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from time import process_time
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,7 @@ from npn.tracing.refusals import check_model
 from npn.tracing.rehearsal.couplings import find_couplings
 from npn.tracing.rehearsal.repair import freeze_fixed_sizes
 
+AGAIN = 30.0  # seconds of CPU time: a rehearsal that took longer is not done again with couplings
 Patterns = str | Iterable[str] | None
 SHARED = (
     "{name} and {other} are two tensors in one memory, as .data makes them, which a resize would part; make them one "
@@ -169,7 +171,10 @@ def trace_units(model: nn.Module, example_inputs: Any, streams: bool = False) ->
     Returns:
         The structure, without branches and columns.
     """
+    start = process_time()
     traced, rehearsed = _rehearsed(model, example_inputs, streams)
+    if process_time() - start > AGAIN:
+        return rehearsed
     found = find_couplings(model, example_inputs, traced, rehearsed)
     if found:
         _, coupled = _rehearsed(model, example_inputs, streams, found)

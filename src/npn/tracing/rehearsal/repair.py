@@ -13,7 +13,7 @@ from npn.tracing.capture.environment import quiet
 from npn.tracing.rehearsal.attributes import Trial, Trials, divisors, known, pattern, transfer, trials
 from npn.tracing.rehearsal.rehearsal import Problem, Rehearsal
 
-SECONDS = 30.0  # of rehearsals; what is left then is frozen
+SECONDS = 60.0  # of rehearsals; what is left then is frozen
 
 Check = Callable[[Structure, Sequence[str], bool], Problem | None]  # `Rehearsal.run` or `Rehearsal.run_and_trace`
 
@@ -93,15 +93,36 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: S
         return freeze(structure, late or _names(structure), limit)
     kinds = _kinds(structure)
     suspects = [kind for kind in kinds if any(g.name in problem.groups for g in kind)]
+    changed = _each_alone(rehearsal, structure, suspects)
+    if changed is not None:
+        return changed
     if len(suspects) != 1:
         suspects = [_failing_kind(rehearsal, structure, suspects or kinds)]
+    changed = _each_alone(rehearsal, structure, suspects)
     names = [g.name for g in suspects[0]]
-    alone = rehearsal.trace(structure, names)
-    if alone is None:
-        return freeze(structure, names, f"it can only change together with others: {problem.reason}")
-    repaired = _repair(rehearsal, structure, suspects[0], rehearsal.run_and_trace)
-    changed = repaired != structure
-    return repaired if changed else freeze(structure, names, alone.reason)
+    return changed or freeze(structure, names, f"it can only change together with others: {problem.reason}")
+
+
+def _each_alone(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[list[Group]]) -> Structure | None:
+    """The structure in which kinds that fail alone are frozen, up to the first that is repaired: it may help others.
+
+    Returns:
+        None where each of them passes alone.
+    """
+    before = structure
+    for kind in kinds:
+        names = [g.name for g in kind]
+        alone = None if rehearsal.expired else rehearsal.trace(structure, names)
+        if alone is None:
+            continue
+        repaired = _repair(rehearsal, structure, kind, rehearsal.run_and_trace)
+        if repaired == structure:
+            structure = freeze(structure, names, alone.reason)
+        else:
+            structure = repaired
+            if set(names) <= set(_names(repaired)):
+                break
+    return None if structure is before else structure
 
 
 def _as_others(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> Structure | None:
