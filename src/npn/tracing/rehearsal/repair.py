@@ -94,13 +94,14 @@ def _narrow(rehearsal: Rehearsal, structure: Structure, problem: Problem, ran: S
     kinds = _kinds(structure)
     suspects = [kind for kind in kinds if any(g.name in problem.groups for g in kind)]
     changed = _each_alone(rehearsal, structure, suspects)
-    if changed is not None:
-        return changed
-    if len(suspects) != 1:
+    if changed is None and len(suspects) != 1:
         suspects = [_failing_kind(rehearsal, structure, suspects or kinds)]
-    changed = _each_alone(rehearsal, structure, suspects)
-    names = [g.name for g in suspects[0]]
-    return changed or freeze(structure, names, f"it can only change together with others: {problem.reason}")
+        changed = _each_alone(rehearsal, structure, suspects)
+    if changed is not None or rehearsal.expired:
+        return changed or structure
+    return freeze(
+        structure, [g.name for g in suspects[0]], f"it can only change together with others: {problem.reason}"
+    )
 
 
 def _each_alone(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[list[Group]]) -> Structure | None:
