@@ -216,9 +216,10 @@ class Gates:
         """Open what the method keeps, if its score is `least` or more, and close the rest; nothing without a method."""
         if self.decision is None:
             return
-        self.grace_left = 0  # a method holds nothing open
-        for gate, keep in zip(self.each, self.pieces(self.decision.kept_gates(least)), strict=True):
+        for gate in self.each if self.grace_left else ():  # a method holds nothing open
             gate.grace.zero_()
+        self.grace_left = 0
+        for gate, keep in zip(self.each, self.pieces(self.decision.kept_gates(least)), strict=True):
             gate.logits.copy_(torch.where(keep, 1.0, -1.0).view_as(gate.logits))
             if isinstance(gate, WeightGates):
                 gate.removed &= ~keep.view_as(gate.removed)
@@ -383,8 +384,7 @@ class Gates:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` saved; that of other gates raises `ConfigurationError`, and nothing is loaded."""
         self.check_state_dict(state)
-        self.sharpness.k, self.sharpness.scale = state["k"], state["scale"]
-        self._resting = state["resting"]
+        self.sharpness.k, self.sharpness.scale, self._resting = state["k"], state["scale"], state["resting"]
         for group in self.groups:
             group.gate.load_state_dict(state["gates"][group.name])
         for gate in self.weights:

@@ -29,16 +29,8 @@ SHARED = (
     "parameter: layer.weight = other.weight"
 )
 _NORMS = (
-    "native_layer_norm",
-    "_fused_rms_norm",
-    "rms_norm",
-    "mean",
-    "var",
-    "std",
-    "var_mean",
-    "linalg_vector_norm",
-    "sum",
-)
+    "native_layer_norm", "_fused_rms_norm", "rms_norm", "mean", "var", "std", "var_mean", "linalg_vector_norm", "sum",
+)  # fmt: skip
 _FOLLOWED = tuple(f"{name} {MIXES}" for name in _NORMS)  # reasons of what streams=True follows
 
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -45,8 +45,7 @@ def _passing(rehearsal: Rehearsal, structure: Structure) -> Structure:
         return structure
     guesses = {g.name: known(rehearsal.model, structure, g) for g in structure.groups}
     if any(guesses.values()):
-        for name, attributes in guesses.items():
-            structure = _with(structure, name, attributes)
+        structure = _with(structure, guesses)
         problem = rehearsal.trace(structure, _names(structure))
         if problem is None:
             return structure
@@ -140,16 +139,11 @@ def _as_others(rehearsal: Rehearsal, structure: Structure, problem: Problem) -> 
                 guesses[group.name] = likely[0]
     if not guesses:
         return None
-    tried = structure
-    for name, attributes in guesses.items():
-        tried = _with(tried, name, attributes)
-    left = rehearsal.trace(tried, _names(tried))
-    failing = guesses.keys() & (left.groups if left else ())
-    if left is not None and (not left.groups or failing == guesses.keys()):
+    left = rehearsal.trace(_with(structure, guesses), _names(structure))
+    if left is not None and not left.groups:
         return None
-    for name in failing:
-        tried = _with(tried, name, next(g.attributes for g in structure.groups if g.name == name))
-    return tried
+    helping = {name: trial for name, trial in guesses.items() if left is None or name not in left.groups}
+    return _with(structure, helping) if helping else None
 
 
 def _failing_kind(rehearsal: Rehearsal, structure: Structure, kinds: Sequence[list[Group]]) -> list[Group]:
@@ -201,7 +195,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
     may_follow = trials(rehearsal.model, structure, first)
 
     def problem(trial: Trial, multiple: int = 1) -> Problem | None:
-        return check(_with(structure, first.name, trial, multiple), [first.name], True)
+        return check(_with(structure, {first.name: trial}, multiple), [first.name], True)
 
     tried = dict[Trial, str | None]()
     following, multiple = fitting_attributes(rehearsal, may_follow, problem, tried), 1
@@ -220,9 +214,7 @@ def find_repair(rehearsal: Rehearsal, structure: Structure, kind: Sequence[Group
         following = fitting_attributes(rehearsal, more, problem, tried) if more != may_follow else None
     if following is None:
         return None
-    for group in kind:
-        structure = _with(structure, group.name, transfer(structure, first, group, following), multiple)
-    return structure
+    return _with(structure, {group.name: transfer(structure, first, group, following) for group in kind}, multiple)
 
 
 def fitting_attributes(
@@ -316,9 +308,12 @@ def _kinds(structure: Structure) -> list[list[Group]]:
     return list(kinds.values())
 
 
-def _with(structure: Structure, name: str, attributes: Sequence[Attribute], multiple: int = 1) -> Structure:
+def _with(structure: Structure, attributes: Mapping[str, Sequence[Attribute]], multiple: int = 1) -> Structure:
+    """The structure in which these attributes follow the groups of these names, which change in multiples."""
     groups = [  # a kernel may have a multiple of its own
-        replace(g, attributes=tuple(attributes), multiple=math.lcm(g.multiple, multiple)) if g.name == name else g
+        replace(g, attributes=tuple(attributes[g.name]), multiple=math.lcm(g.multiple, multiple))
+        if g.name in attributes
+        else g
         for g in structure.groups
     ]
     return replace(structure, groups=tuple(groups))
@@ -329,9 +324,8 @@ def _separate(rehearsal: Rehearsal, structure: Structure) -> Structure:
     shared = {key: groups for key, groups in _owners(structure).items() if len(groups) > 1}
     if not shared:
         return structure
-    apart = structure
-    for group in structure.groups:
-        apart = _with(apart, group.name, [entry for entry in group.attributes if entry[:2] not in shared])
+    own = {group.name: [e for e in group.attributes if e[:2] not in shared] for group in structure.groups}
+    apart = _with(structure, own)
     if rehearsal.trace(apart, _names(apart)) is None:
         return apart
     for (path, name), groups in shared.items():
